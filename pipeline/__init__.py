@@ -1,0 +1,1 @@
+"""This repository's operation: stages, command line, flow."""

@@ -1,0 +1,289 @@
+"""`params.yaml` as frozen, strict values: the only module that reads YAML.
+
+One dataclass a section; a variant is a tagged union told apart by `kind`. Everything is checked before any work
+starts: unknown, missing, mistyped, out-of-range, non-finite and contradictory values raise `UserError` with the
+key path, what was found, what is allowed and, for a misspelt key, the nearest right one.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from vaeline.errors import UserError
+
+Activation = Literal["relu", "tanh", "silu"]
+Binarise = Literal["none", "static", "dynamic"]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Download(Section):
+    """A public data set, fetched and checked against pinned SHA-256 digests."""
+
+    kind: Literal["fashion-mnist", "mnist", "kmnist", "cifar10", "svhn"]
+
+
+class Digits(Section):
+    """scikit-learn's 1,797 digits of 8 x 8 pixels; needs no network."""
+
+    kind: Literal["digits"]
+
+
+class Folder(Section):
+    """A folder of PNG or JPEG images; its subfolders, if any, are the labels."""
+
+    kind: Literal["folder"]
+    path: str
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # resize to size x size pixels
+    mode: Literal["L", "RGB"] | None = None  # convert
+
+
+class Npz(Section):
+    """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N)."""
+
+    kind: Literal["npz"]
+    path: str
+
+
+class Shapes(Section):
+    """Synthetic shapes with known factors: shape, size, position, angle, hue."""
+
+    kind: Literal["shapes"]
+    count: Annotated[int, Field(ge=10, le=10_000_000)] = 20_000
+    size: Annotated[int, Field(ge=8, le=512)] = 32  # pixels
+    seed: Seed = 1
+
+
+Source = Annotated[Download | Digits | Folder | Npz | Shapes, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Section `data`: serves the stages fetch (`data.source`) and prepare."""
+
+    source: Source
+    binarise: Binarise
+    validation: Count | Fraction
+    test: Literal["auto"] | Count | Fraction
+    seed: Seed
+
+
+class Mlp(Section):
+    """A multilayer perceptron; the decoder mirrors the encoder."""
+
+    kind: Literal["mlp"]
+    hidden: Annotated[list[Width], Field(min_length=1)] = [400]
+    activation: Activation = "relu"
+
+
+class Conv(Section):
+    """Strided convolutions, one halving of the resolution a channel count, then a dense layer."""
+
+    kind: Literal["conv"]
+    channels: Annotated[list[Width], Field(min_length=1)] = [32, 64]
+    hidden: Width = 256
+    activation: Activation = "relu"
+
+
+class Bernoulli(Section):
+    """Binary pixels; refuses grey ones."""
+
+    kind: Literal["bernoulli"]
+
+
+class Gaussian(Section):
+    """Dequantised pixels on [0, 1]; sigma is fixed, or one learned number."""
+
+    kind: Literal["gaussian"]
+    sigma: Literal["learned"] | Positive = "learned"
+
+
+class ContinuousBernoulli(Section):
+    """Dequantised pixels on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
+
+    kind: Literal["continuous-bernoulli"]
+
+
+class DiscretisedLogistic(Section):
+    """Exact 8-bit pixels (Kingma et al. 2016)."""
+
+    kind: Literal["discretised-logistic"]
+
+
+Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
+Likelihood = Annotated[
+    Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")
+]
+
+
+class Model(Section):
+    """Section `model`."""
+
+    latent_dim: Annotated[int, Field(ge=1, le=4096)]
+    network: Network
+    likelihood: Likelihood
+
+
+class Train(Section):
+    """Section `train`."""
+
+    objective: Literal["elbo", "autoencoder"]
+    beta: NonNegative
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    free_bits: NonNegative  # nats per latent dimension
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    gradient_clip: Positive
+    patience: Count
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _not_contradictory(self) -> Self:
+        if self.objective == "autoencoder" and (self.warmup_epochs or self.free_bits or self.beta != 1):
+            raise ValueError("objective 'autoencoder' has no KL: beta must be 1, warmup_epochs and free_bits 0")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
+        return self
+
+
+class Evaluate(Section):
+    """Section `evaluate`."""
+
+    importance_samples: Annotated[int, Field(ge=1, le=100_000)]
+    active_units_threshold: Positive
+    seed: Seed
+
+
+class Sample(Section):
+    """Section `sample`."""
+
+    columns: Annotated[int, Field(ge=2, le=64)]
+    rows: Annotated[int, Field(ge=1, le=64)]
+    steps: Annotated[int, Field(ge=2, le=64)]
+    traversals: Annotated[int, Field(ge=1, le=64)]
+    seed: Seed
+
+
+class Register(Section):
+    """Section `register`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    minimum_active_units: Annotated[int, Field(ge=0)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    data: Data
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    sample: Sample
+    register_: Annotated[Register, Field(alias="register")]
+
+    @model_validator(mode="after")
+    def _not_contradictory(self) -> Self:
+        kind = self.model.likelihood.kind
+        if kind == "bernoulli" and self.data.binarise == "none":
+            raise ValueError(
+                "model.likelihood.kind is 'bernoulli' but data.binarise is 'none': grey pixels have no Bernoulli "
+                "likelihood; set data.binarise to static or dynamic, or choose another likelihood"
+            )
+        if kind != "bernoulli" and self.data.binarise != "none":
+            raise ValueError(
+                f"model.likelihood.kind is '{kind}' but data.binarise is '{self.data.binarise}': "
+                "binary pixels need the bernoulli likelihood"
+            )
+        if self.register_.minimum_active_units > self.model.latent_dim:
+            raise ValueError(
+                f"register.minimum_active_units ({self.register_.minimum_active_units}) exceeds "
+                f"model.latent_dim ({self.model.latent_dim}): no model could pass"
+            )
+        return self
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse one YAML file; raises UserError where it is missing, not UTF-8 or not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}: is not YAML{where}: {getattr(error, 'problem', None) or error}") from None
+
+
+def read_params(path: Path) -> Params:
+    """Read and check params.yaml; raises UserError with one line a mistake."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold the sections data, model, train, ..., found {_short(content)}")
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Mapping[str, Any], where: str = "params.yaml") -> Params:
+    """Check already parsed params, named `where` in messages."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{where}: {_line(details)}" for details in error.errors(include_url=False)]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _line(details: ErrorDetails) -> str:
+    """One mistake as `key.path: what was found; what is allowed`."""
+    tags = {"fashion-mnist", *(str(tag) for tag in _tags())}
+    drop = ("constrained-", "literal[", "float", "int", "finite-", "function-")
+    parts = [str(p) for p in details["loc"] if str(p) not in tags and not str(p).startswith(drop)]
+    key, found, message = ".".join(parts), _short(details["input"]), details["msg"]
+    match details["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _known_keys(), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "remove it"
+            return f"{key}: unknown key (found {found}); {hint} (on the command line: -S '~{key}')"
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return f"{key + ': ' if key else ''}{message.removeprefix('Value error, ')}"
+        case "union_tag_not_found":
+            return f"{key}: needs a kind, found {found}"
+        case "union_tag_invalid":
+            allowed = details.get("ctx", {}).get("expected_tags", "")
+            return f"{key}.kind: {details.get('ctx', {}).get('tag', found)!r} is unknown; allowed: {allowed}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {found}"
+
+
+def _variants() -> list[type[Section]]:
+    return [cls for union in (Source, Network, Likelihood) for cls in get_args(get_args(union)[0])]
+
+
+def _tags() -> list[str]:
+    return [tag for cls in _variants() for tag in get_args(cls.model_fields["kind"].annotation)]
+
+
+def _known_keys() -> list[str]:
+    sections = [Params, Data, Model, Train, Evaluate, Sample, Register, *_variants()]
+    return ["register", *(name for cls in sections for name in cls.model_fields if name != "register_")]

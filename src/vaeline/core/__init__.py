@@ -1,0 +1,1 @@
+"""Pure torch: distributions, networks, bounds. No files, no logging, no config objects."""

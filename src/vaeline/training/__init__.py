@@ -1,0 +1,1 @@
+"""State, step, trainer, checkpoint. Knows only a Tracker protocol."""

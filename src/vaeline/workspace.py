@@ -1,0 +1,27 @@
+"""Where files are: a stage's inputs and outputs, and the repository's local state."""
+
+import os
+from pathlib import Path
+
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared")
+MODEL = Path("models")
+REPORTS = Path("reports")
+PARAMS = Path("params.yaml")
+
+
+def repository_root() -> Path:
+    """The repository that owns the local state.
+
+    DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
+    tracking store. Outside DVC it is the nearest folder upwards with a `.dvc`, else the current one.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def state_folder() -> Path:
+    """`.vaeline/` at the repository's root: tracking store, checkpoints, spools. Never versioned."""
+    return repository_root() / ".vaeline"
