@@ -1,20 +1,16 @@
-"""`params.yaml` as frozen, strict values: the only module that reads YAML.
+"""`params.yaml` as frozen, strict values.
 
-One dataclass a section; a variant is a tagged union told apart by `kind`. Everything is checked before any work
-starts: unknown, missing, mistyped, out-of-range, non-finite and contradictory values raise `UserError` with the
-key path, what was found, what is allowed and, for a misspelt key, the nearest right one.
+One class a section; a variant is a tagged union told apart by `kind`. Everything is checked before any work starts
+(`strict.py`): unknown, missing, mistyped, out-of-range, non-finite and contradictory values raise `UserError` with
+the key path, what was found, what is allowed and, for a misspelt key, the nearest right one.
 """
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.errors import UserError
+from vaeline.strict import Section, read_yaml, validate
 
 Activation = Literal["relu", "tanh", "silu"]
 Binarise = Literal["none", "static", "dynamic"]
@@ -24,12 +20,6 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65536)]
-
-
-class Section(BaseModel):
-    """A section of params.yaml: frozen, strict about types, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Download(Section):
@@ -86,7 +76,7 @@ class Mlp(Section):
     """A multilayer perceptron; the decoder mirrors the encoder."""
 
     kind: Literal["mlp"]
-    hidden: Annotated[list[Width], Field(min_length=1)] = [400]
+    hidden: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [400])]
     activation: Activation = "relu"
 
 
@@ -94,7 +84,7 @@ class Conv(Section):
     """Strided convolutions, one halving of the resolution a channel count, then a dense layer."""
 
     kind: Literal["conv"]
-    channels: Annotated[list[Width], Field(min_length=1)] = [32, 64]
+    channels: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [32, 64])]
     hidden: Width = 256
     activation: Activation = "relu"
 
@@ -125,9 +115,7 @@ class DiscretisedLogistic(Section):
 
 
 Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
-Likelihood = Annotated[
-    Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")
-]
+Likelihood = Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -217,73 +205,11 @@ class Params(Section):
         return self
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse one YAML file; raises UserError where it is missing, not UTF-8 or not YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: is not YAML{where}: {getattr(error, 'problem', None) or error}") from None
-
-
 def read_params(path: Path) -> Params:
     """Read and check params.yaml; raises UserError with one line a mistake."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold the sections data, model, train, ..., found {_short(content)}")
-    return parse_params(content, str(path))
+    return parse_params(read_yaml(path), str(path))
 
 
-def parse_params(content: Mapping[str, Any], where: str = "params.yaml") -> Params:
+def parse_params(content: Any, where: str = "params.yaml") -> Params:
     """Check already parsed params, named `where` in messages."""
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        lines = [f"{where}: {_line(details)}" for details in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _line(details: ErrorDetails) -> str:
-    """One mistake as `key.path: what was found; what is allowed`."""
-    tags = {"fashion-mnist", *(str(tag) for tag in _tags())}
-    drop = ("constrained-", "literal[", "float", "int", "finite-", "function-")
-    parts = [str(p) for p in details["loc"] if str(p) not in tags and not str(p).startswith(drop)]
-    key, found, message = ".".join(parts), _short(details["input"]), details["msg"]
-    match details["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _known_keys(), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "remove it"
-            return f"{key}: unknown key (found {found}); {hint} (on the command line: -S '~{key}')"
-        case "missing":
-            return f"{key}: missing"
-        case "value_error":
-            return f"{key + ': ' if key else ''}{message.removeprefix('Value error, ')}"
-        case "union_tag_not_found":
-            return f"{key}: needs a kind, found {found}"
-        case "union_tag_invalid":
-            allowed = details.get("ctx", {}).get("expected_tags", "")
-            return f"{key}.kind: {details.get('ctx', {}).get('tag', found)!r} is unknown; allowed: {allowed}"
-    return f"{key}: {message[0].lower()}{message[1:]}, found {found}"
-
-
-def _variants() -> list[type[Section]]:
-    return [cls for union in (Source, Network, Likelihood) for cls in get_args(get_args(union)[0])]
-
-
-def _tags() -> list[str]:
-    return [tag for cls in _variants() for tag in get_args(cls.model_fields["kind"].annotation)]
-
-
-def _known_keys() -> list[str]:
-    sections = [Params, Data, Model, Train, Evaluate, Sample, Register, *_variants()]
-    return ["register", *(name for cls in sections for name in cls.model_fields if name != "register_")]
+    return validate(Params, content, where)

@@ -1,0 +1,127 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vaeline.config import Gaussian, parse_params, read_params, read_yaml
+from vaeline.errors import UserError
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    content = copy.deepcopy(read_yaml(PARAMS))
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        section = content
+        for parent in parents:
+            section = section[parent]
+        if value is ...:
+            del section[key]
+        else:
+            section[key] = value
+    return content
+
+
+def _complaint(**changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_params(_changed(**changes))
+    return str(caught.value)
+
+
+def test_the_repositorys_params_are_valid() -> None:
+    assert read_params(PARAMS).register_.name
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read_params(PARAMS).train.epochs = 3  # type: ignore[misc]
+
+
+def test_a_whole_number_is_a_fine_float() -> None:
+    assert parse_params(_changed(train__beta=4)).train.beta == 4.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train__bata": 1}, "train.bata: unknown key; did you mean 'beta'? allowed: objective, beta, "),
+        ({"trian": {}}, "trian: unknown key; did you mean 'train'? allowed: data, model, train, "),
+        ({"data__source__path": "x"}, "data.source.path: unknown key; allowed: kind (to remove it: "),
+        ({"train__beta": ...}, "train.beta: missing"),
+        ({"register": ...}, "register: missing"),
+        ({"train__beta": "x"}, "train.beta: must be a valid number; found 'x'"),
+        ({"train__beta": float("nan")}, "train.beta: must be a finite number; found nan"),
+        ({"train__beta": float("inf")}, "train.beta: must be a finite number; found inf"),
+        ({"train__beta": -1}, "train.beta: must be greater than or equal to 0; found -1"),
+        ({"train__epochs": 2.0}, "train.epochs: must be a valid integer; found 2.0"),
+        ({"train__epochs": True}, "train.epochs: must be a valid integer; found True"),
+        ({"train": None}, "train: must be a section with keys, found None"),
+        ({"data__source": "mnist"}, "data.source: must be a section with keys, found 'mnist'"),
+        ({"data__source": {}}, "data.source: needs a kind, found {}"),
+        ({"data__source__kind": "mnits"}, "data.source.kind: allowed: 'fashion-mnist', 'mnist', 'kmnist', "),
+        ({"data__validation": 1.5}, "data.validation: must be a valid integer, or less than 1; found 1.5"),
+        (
+            {"data__test": "own"},
+            "data.test: must be 'auto', or a valid integer, or a valid number; found 'own'",
+        ),
+        ({"model__likelihood__sigma": -1}, "model.likelihood.sigma: must be 'learned', or greater than 0; "),
+        ({"model__network__hidden": []}, "model.network.hidden: must be "),
+        ({"model__network__hidden": [9, "a"]}, "model.network.hidden.1: must be a valid integer; found 'a'"),
+        ({"register__name": "a/b"}, "register.name: "),
+        ({"train__warmup_epochs": 50}, "train: warmup_epochs (50) must not exceed epochs (20)"),
+        ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
+        ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
+        ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
+        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20): no model could pass"),
+    ],
+)
+def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, Any], line: str) -> None:
+    complaint = _complaint(**changes)
+    assert complaint.startswith("params.yaml: ")
+    assert line in complaint
+    assert "\n" not in complaint
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    assert len(_complaint(train__beta=-1, model__latent_dim=0).splitlines()) == 2
+
+
+def test_a_variants_options_belong_to_it_alone() -> None:
+    changed = _changed(model__network={"kind": "conv", "hidden": 64, "channels": [8]})
+    assert parse_params(changed).model.network.kind == "conv"
+    assert parse_params(_changed(model__likelihood={"kind": "gaussian"})).model.likelihood == Gaussian(kind="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [", "is not valid YAML at line "),
+        ("train: {beta: 1, beta: 2}", "key 'beta' given twice"),
+        ("", "must be a section with keys, found None"),
+        ("- 1", "must be a section with keys, found [1]"),
+    ],
+)
+def test_a_file_that_is_not_params_is_named(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_params(path)
+    assert str(caught.value).startswith(str(path))
+    assert line in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_params(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_params(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", "1.e-3"])
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text(f"rate: {text}")
+    assert read_yaml(path) == {"rate": 0.001}
