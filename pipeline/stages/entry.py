@@ -1,0 +1,66 @@
+"""How every stage starts and ends: plain log lines, one clear line for what the user can mend, exit codes."""
+
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.processes import die_with_parent
+from vaeline.errors import UserError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+# numpy, safetensors and torch each have their own words for it, without an errno
+FULL_DISK_WORDS = ("No space left on device", "requested and", "file write failed", "Disk quota exceeded")
+
+
+def run_stage(main: Callable[[], None]) -> NoReturn:
+    """Run a stage's `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
+
+    `UserError`, a full disk and exhausted memory are told in one line each; any other exception is a bug
+    and keeps its traceback. SIGTERM raises SystemExit in `main`, so that open runs are closed; it also comes
+    when the parent (`dvc repro`) is killed, so that no orphan works on beside a second `dvc repro`.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("vaeline", "pipeline", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except Exception as error:
+        lines = explain(error)
+        if lines is None:
+            raise
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    sys.exit(0)
+
+
+def explain(error: BaseException) -> list[str] | None:
+    """One line for each thing that the user can mend; None where the error is a bug."""
+    if isinstance(error, UserError):
+        return str(error).splitlines()
+    if _disk_is_full(error):
+        name = getattr(error, "filename", None)
+        return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
+    return None
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return True
+    io_error = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
+    return io_error and any(words in str(error) for words in FULL_DISK_WORDS)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
