@@ -1,0 +1,45 @@
+"""The diagonal Gaussian: log-density, reparameterised samples, divergence from the standard normal."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_VARIANCE_BOUND = 20.0  # exp(+-20): far inside float32, with room for squares and sums
+
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """Bound a raw log variance softly: 20 tanh(raw / 20), elementwise.
+
+    Slope 1 at zero, always within [-20, 20]: its exponential neither overflows nor vanishes, whatever the network
+    emits. NaN stays NaN, to be noticed.
+    """
+    return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag(exp(log_variance))) over the last axis."""
+
+    mean: Tensor  # [B, Z]
+    log_variance: Tensor  # [B, Z]
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        """Reparameterised samples z = mean + exp(log_variance / 2) * noise (Kingma & Welling 2014).
+
+        `noise` is standard normal, [..., B, Z]; so is the result's shape.
+        """
+        return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log N(z; mean, variance) in nats, summed over dimensions: [..., B, Z] -> [..., B]."""
+        squares = (z - self.mean).square() * torch.exp(-self.log_variance)
+        return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(-1)
+
+    def kl_to_standard_normal(self) -> Tensor:
+        """KL(q || N(0, I)) = (mean^2 + variance - 1 - log variance) / 2 in nats, for each dimension: [B, Z].
+
+        Kingma & Welling 2014, appendix B; expm1 keeps it accurate, and not negative, close to the prior.
+        """
+        return 0.5 * (self.mean.square() + torch.expm1(self.log_variance) - self.log_variance)

@@ -1,0 +1,228 @@
+"""p(x|z) families: what a decoder's output says about the pixels.
+
+Each is a module (it may own parameters) that turns 8-bit pixels into its data space, scores them in nats per image,
+and turns an output into an expected image or a sampled one. `output` is what the decoder emits: unbounded reals,
+one a pixel, [B, C, H, W].
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from vaeline.core.distributions import bounded_log_variance
+
+Measure = Literal["binary", "density", "discrete"]
+START_SIGMA = 0.3  # about the spread of pixels on [0, 1]: where a learned sigma starts
+
+
+class Likelihood(nn.Module):
+    """What every p(x|z) offers."""
+
+    uses_noise: ClassVar[bool]  # does `observe` want fresh uniform noise when training and evaluating?
+    measure: ClassVar[Measure]  # of x: binary values, a density on [0, 1]^D, or 256 discrete values
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """The standard deviation of a pixel about its mean, in pixels on [0, 1]; None where there is no such number."""
+        return None
+
+    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """Bring uint8 pixels [B, C, H, W] to data space, float32, with uniform noise on [0, 1) of the same shape."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """log p(x|output) in nats per image: [B, C, H, W] twice -> [B]."""
+        raise NotImplementedError
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected pixels on [0, 1]: [B, C, H, W]."""
+        raise NotImplementedError
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """Sampled pixels on [0, 1] by inverse distribution function, from uniform noise on [0, 1): [B, C, H, W]."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood):
+    """Binary pixels: log p = sum_i x_i l_i - softplus(l_i), with l the output, the logit of x = 1."""
+
+    uses_noise = False
+    measure = "binary"
+
+    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """x = pixels / 255, all 0 or 1; with noise, x ~ Bernoulli(pixels / 255) (dynamic binarisation).
+
+        A grey pixel has no Bernoulli probability: without noise it becomes NaN, and so does all that follows from it.
+        """
+        if noise is not None:
+            return (255 * noise < pixels).to(torch.float32)
+        grey = (pixels > 0) & (pixels < 255)
+        return (pixels / 255).masked_fill(grey, math.nan)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """In nats per image, [B]."""
+        return -F.binary_cross_entropy_with_logits(output, x, reduction="none").flatten(1).sum(1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The probability of 1."""
+        return torch.sigmoid(output)
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """Zeros and ones."""
+        return (noise < torch.sigmoid(output)).to(output.dtype)
+
+
+class Gaussian(Likelihood):
+    """Dequantised pixels, x_i ~ N(output_i, sigma^2), with one sigma for all pixels, fixed or learned.
+
+    log p = -|x - output|^2 / (2 sigma^2) - D log sigma - D/2 log(2 pi): the squared error with the weight and the
+    constant that make it a density (Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
+    """
+
+    uses_noise = True
+    measure = "density"
+    log_sigma: Tensor  # scalar; the learned one before its soft bound
+
+    def __init__(self, sigma: float | None) -> None:
+        super().__init__()
+        self.learned = sigma is None
+        log_sigma = torch.tensor(math.log(START_SIGMA if sigma is None else sigma))
+        if self.learned:
+            self.log_sigma = nn.Parameter(log_sigma)
+        else:
+            self.register_buffer("log_sigma", log_sigma)
+
+    def _log_sigma(self) -> Tensor:
+        return 0.5 * bounded_log_variance(2 * self.log_sigma) if self.learned else self.log_sigma
+
+    @property
+    def sigma(self) -> Tensor:
+        """Scalar, in pixels on [0, 1]."""
+        return torch.exp(self._log_sigma())
+
+    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """x = (pixels + noise) / 256 (uniform dequantisation, Theis et al. 2016); without noise, the midpoints."""
+        return dequantise(pixels, noise)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """In nats per image, a density on [0, 1]^D: [B]."""
+        squared_error = F.mse_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
+        log_sigma, dimensions = self._log_sigma(), x[0].numel()
+        constant = dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
+        return -0.5 * torch.exp(-2 * log_sigma) * squared_error - constant
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The output, clamped to [0, 1]."""
+        return output.clamp(0, 1)
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """Clamped to [0, 1]."""
+        normal: Tensor = torch.special.ndtri(noise.clamp(2**-25, 1 - 2**-24))
+        return (output + self.sigma * normal).clamp(0, 1)
+
+
+class ContinuousBernoulli(Likelihood):
+    """Dequantised pixels with density p(x) = exp(x l) l / (exp(l) - 1) on [0, 1], l the output.
+
+    Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), written with the logit l of their lambda, where
+    log p = x l - log((exp(l) - 1) / l).
+    """
+
+    uses_noise = True
+    measure = "density"
+
+    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """x = (pixels + noise) / 256 (uniform dequantisation, Theis et al. 2016); without noise, the midpoints."""
+        return dequantise(pixels, noise)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """In nats per image, a density on [0, 1]^D: [B]."""
+        return (x * output - log_mean_exp_line(output)).flatten(1).sum(1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """1 / (1 - exp(-l)) - 1 / l, which is 1/2 at l = 0."""
+        near_zero = output.abs() < 0.25
+        far = torch.where(near_zero, 1.0, output)
+        exact = -1 / torch.expm1(-far) - 1 / far
+        squared = output.square()
+        return torch.where(near_zero, 0.5 + output / 12 * (1 - squared / 60 * (1 - squared / 42)), exact)
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """x = log(1 + u (exp(l) - 1)) / l; where l > 0, 1 minus a sample for -l, so that nothing overflows."""
+        slope = output.abs().clamp(min=1e-6)
+        u = torch.where(output > 0, 1 - noise, noise)
+        x = (-torch.log1p(u * torch.expm1(-slope)) / slope).clamp(0, 1)
+        return torch.where(output > 0, 1 - x, x)
+
+
+class DiscretisedLogistic(Likelihood):
+    """Exact 8-bit pixels: a logistic(output, scale) integrated over each of 256 bins, the outer two taking the tails.
+
+    Kingma et al. 2016 (arXiv:1606.04934), with one learned scale. With a and b the standardised upper and lower
+    edge of a bin, log(sigmoid(a) - sigmoid(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a)), exact and
+    stable however far the pixel lies from the output.
+    """
+
+    uses_noise = False
+    measure = "discrete"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(START_SIGMA * math.sqrt(3) / math.pi)))
+
+    def _scale(self) -> Tensor:
+        return torch.exp(0.5 * bounded_log_variance(2 * self.log_scale))
+
+    @property
+    def sigma(self) -> Tensor:
+        """The logistic's standard deviation, pi scale / sqrt(3), before discretisation."""
+        return self._scale() * (math.pi / math.sqrt(3))
+
+    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """x = pixels / 255; needs no noise."""
+        return pixels / 255
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """In nats per image, a probability: [B]."""
+        scale, half_bin = self._scale(), 0.5 / 255
+        above = F.softplus((output - x - half_bin) / scale)  # -log P(X below the upper edge)
+        below = F.softplus((x - half_bin - output) / scale)  # -log P(X above the lower edge)
+        log_width = torch.log(-torch.expm1(-2 * half_bin / scale))  # scalar
+        black, white = x < half_bin, x > 1 - half_bin
+        inner = above + below - log_width
+        return -torch.where(black, above, torch.where(white, below, inner)).flatten(1).sum(1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The mean of the logistic clamped to [0, 1], scale (softplus(m/scale) - softplus((m - 1)/scale)).
+
+        Within half a grey level of the mean over the 256 values.
+        """
+        scale = self._scale()
+        return scale * (F.softplus(output / scale) - F.softplus((output - 1) / scale))
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """One of the 256 values v / 255."""
+        pixels = output + self._scale() * torch.logit(noise, eps=2**-24)
+        return torch.round(255 * pixels.clamp(0, 1)) / 255
+
+
+def dequantise(pixels: Tensor, noise: Tensor | None) -> Tensor:
+    """x = (pixels + noise) / 256 on [0, 1), float32; noise None means the midpoints, noise = 1/2."""
+    return (pixels + (0.5 if noise is None else noise)) * (1 / 256)
+
+
+def log_mean_exp_line(slope: Tensor) -> Tensor:
+    """log of the integral of exp(slope x) over [0, 1], log((exp(l) - 1) / l), elementwise; its value at 0 is 0.
+
+    |l| < 1/4: the Taylor series of l/2 + log(sinh(l/2) / (l/2)), exact to float64; elsewhere
+    max(l, 0) + log((1 - exp(-|l|)) / |l|), which never overflows.
+    """
+    near_zero = slope.abs() < 0.25
+    squared = torch.where(near_zero, slope, 0.0).square()
+    series = squared / 24 * (1 - squared / 120 * (1 - squared / 63 * (1 - squared * (3 / 160))))
+    size = torch.where(near_zero, 1.0, slope.abs())
+    exact = slope.relu() + torch.log(-torch.expm1(-size) / size)
+    return torch.where(near_zero, slope / 2 + series, exact)

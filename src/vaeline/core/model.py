@@ -1,0 +1,50 @@
+"""The VAE: an encoder, a decoder, a likelihood and a prior. No loss here: see objectives.py."""
+
+import torch
+from torch import Tensor, nn
+
+from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
+from vaeline.core.likelihoods import Likelihood
+from vaeline.core.networks import Shape
+from vaeline.core.priors import StandardNormal
+
+
+class VAE(nn.Module):
+    """p(x, z) = p(x|z) p(z) and q(z|x) (Kingma & Welling 2014, arXiv:1312.6114).
+
+    `encoder` maps [B, C, H, W] to [B, 2 Z], the mean and the raw log variance of q(z|x); `decoder` maps [N, Z] to
+    [N, C, H, W], the likelihood's output. A `deterministic` one, a plain autoencoder, has an encoder that emits the
+    mean alone, [B, Z]: q(z|x) is then as narrow as a log variance may be, exp(-20).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: StandardNormal,
+        *,
+        shape: Shape,
+        latent_dim: int,
+        deterministic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.likelihood, self.prior = likelihood, prior
+        self.shape, self.latent_dim, self.deterministic = shape, latent_dim, deterministic
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """q(z|x) for x in the likelihood's data space, [B, C, H, W]; float32 also under autocast."""
+        raw = _at_least_float32(self.encoder(x))
+        if self.deterministic:
+            return DiagonalGaussian(raw, torch.full_like(raw, -LOG_VARIANCE_BOUND))
+        mean, raw_log_variance = raw.chunk(2, dim=1)
+        return DiagonalGaussian(mean, bounded_log_variance(raw_log_variance))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's output for z [N, Z]: [N, C, H, W]; float32 also under autocast."""
+        return _at_least_float32(self.decoder(z))
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

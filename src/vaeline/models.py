@@ -1,0 +1,186 @@
+"""Models as files: built from params, saved as safetensors and JSON, loaded strictly. Nothing is unpickled."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from vaeline import config
+from vaeline.core import likelihoods, networks
+from vaeline.core.model import VAE
+from vaeline.core.priors import StandardNormal
+from vaeline.digests import model_digest
+from vaeline.errors import UserError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Side = Annotated[int, Field(ge=1, le=65536)]
+
+
+class DataIdentity(config.Section):
+    """The data a model was trained on."""
+
+    digest: str
+    source: str
+    binarise: config.Binarise
+
+
+class Description(config.Section):
+    """The content of a model's config.json."""
+
+    format: Literal[1]
+    shape: tuple[Side, Side, Side]  # C, H, W
+    model: config.Model
+    objective: Literal["elbo", "autoencoder"]
+    data: DataIdentity
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model read from a folder, ready for inference, with what it says of itself."""
+
+    vae: VAE
+    config: Description
+    digest: str  # SHA-256 over both files
+
+
+def build_model(model: config.Model, shape: networks.Shape, objective: str, seed: int | None = None) -> VAE:
+    """Build section `model` of the params for images of `shape` (C, H, W), in float32 on the CPU.
+
+    The weights are drawn from `seed`; the global generator is left as it was. Objective "autoencoder" gives an
+    encoder without variances.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        deterministic = objective == "autoencoder"
+        encoder, decoder = _networks(model, shape, model.latent_dim * (1 if deterministic else 2))
+        likelihood = _likelihood(model.likelihood)
+        return VAE(
+            encoder,
+            decoder,
+            likelihood,
+            StandardNormal(),
+            shape=shape,
+            latent_dim=model.latent_dim,
+            deterministic=deterministic,
+        )
+
+
+def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple[nn.Module, nn.Module]:
+    match model.network:
+        case config.Mlp(hidden=widths, activation=activation):
+            return (
+                networks.mlp_encoder(shape, widths, outputs, activation),
+                networks.mlp_decoder(shape, widths, model.latent_dim, activation),
+            )
+        case config.Conv(channels=channels, hidden=hidden, activation=activation):
+            return (
+                networks.conv_encoder(shape, channels, hidden, outputs, activation),
+                networks.conv_decoder(shape, channels, hidden, model.latent_dim, activation),
+            )
+
+
+def _likelihood(likelihood: config.Likelihood) -> likelihoods.Likelihood:
+    match likelihood:
+        case config.Bernoulli():
+            return likelihoods.Bernoulli()
+        case config.Gaussian(sigma=sigma):
+            return likelihoods.Gaussian(None if sigma == "learned" else sigma)
+        case config.ContinuousBernoulli():
+            return likelihoods.ContinuousBernoulli()
+        case config.DiscretisedLogistic():
+            return likelihoods.DiscretisedLogistic()
+
+
+def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json: the same model gives the same bytes; each file appears whole or not.
+
+    `description` holds model, objective and data (see `Description`); format and shape may be left out.
+    Raises ValidationError, before anything is written, where it does not describe a model.
+    """
+    full = {"format": 1, "shape": list(vae.shape), **description}
+    Description.model_validate_json(json.dumps(full))
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    _write(folder / WEIGHTS, safetensors_save(tensors))
+    _write(folder / CONFIG, (json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Read a saved model, in evaluation mode and without gradients.
+
+    Raises UserError, naming the file, where one is missing, torn or of another format, or where the tensors are not
+    exactly those that config.json describes, finite and float32.
+    """
+    description = _read_description(folder / CONFIG)
+    with torch.device("meta"):
+        vae = build_model(description.model, description.shape, description.objective)
+    tensors = _read_tensors(folder / WEIGHTS, vae.state_dict())
+    vae.load_state_dict(tensors, assign=True)
+    vae.requires_grad_(False).eval().to(device)
+    return LoadedModel(vae, description, model_digest(folder))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_description(path: Path) -> Description:
+    try:
+        return Description.model_validate_json(_read(path))
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in details["loc"])
+        found = repr(details["input"])[:60]
+        raise UserError(f"{path}: {key + ': ' if key else ''}{details['msg']}, found {found}") from None
+
+
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors_load(_read(path))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: is not a safetensors file: {error}") from None
+    if tensors.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {missing}, unknown tensors {extra}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            found, allowed = _kind(tensor), _kind(wanted)
+            raise UserError(f"{path}: tensor {name}: found {found}, {CONFIG} wants {allowed}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: tensor {name}: holds values that are not finite")
+    return tensors
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
