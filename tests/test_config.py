@@ -74,7 +74,7 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
         ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
         ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
-        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20): no model could pass"),
+        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10): no model could pass"),
     ],
 )
 def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, Any], line: str) -> None:
