@@ -1,1 +1,1 @@
-"""MLflow: spool and shipper, runs, registry, gate. The only place that imports mlflow."""
+"""MLflow: the spool and its shipper, runs, the registry and its gate. The only place that imports mlflow."""

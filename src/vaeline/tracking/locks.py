@@ -1,0 +1,34 @@
+"""Kernel file locks: released by the kernel however their holder ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def acquire(path: Path, *, shared: bool = False, wait: bool = True) -> int | None:
+    """Lock `path` and return the descriptor that holds the lock, or None where it is taken and `wait` is false."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(descriptor, mode)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock on `path` for the length of the block, waiting for it."""
+    descriptor = acquire(path)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
