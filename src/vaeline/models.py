@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
@@ -19,12 +19,13 @@ from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
 from vaeline.digests import model_digest
 from vaeline.errors import UserError
+from vaeline.strict import Section, validate
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Side = Annotated[int, Field(ge=1, le=65536)]
 
 
-class DataIdentity(config.Section):
+class DataIdentity(Section):
     """The data a model was trained on."""
 
     digest: str
@@ -32,11 +33,11 @@ class DataIdentity(config.Section):
     binarise: config.Binarise
 
 
-class Description(config.Section):
+class Description(Section):
     """The content of a model's config.json."""
 
     format: Literal[1]
-    shape: tuple[Side, Side, Side]  # C, H, W
+    shape: Annotated[tuple[Side, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
     model: config.Model
     objective: Literal["elbo", "autoencoder"]
     data: DataIdentity
@@ -104,10 +105,10 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     """Write model.safetensors and config.json: the same model gives the same bytes; each file appears whole or not.
 
     `description` holds model, objective and data (see `Description`); format and shape may be left out.
-    Raises ValidationError, before anything is written, where it does not describe a model.
+    Raises UserError, before anything is written, where it does not describe a model.
     """
     full = {"format": 1, "shape": list(vae.shape), **description}
-    Description.model_validate_json(json.dumps(full))
+    validate(Description, full, str(folder / CONFIG))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
     _write(folder / WEIGHTS, safetensors_save(tensors))
@@ -156,12 +157,10 @@ def _read(path: Path) -> bytes:
 
 def _read_description(path: Path) -> Description:
     try:
-        return Description.model_validate_json(_read(path))
-    except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in details["loc"])
-        found = repr(details["input"])[:60]
-        raise UserError(f"{path}: {key + ': ' if key else ''}{details['msg']}, found {found}") from None
+        content = json.loads(_read(path))
+    except ValueError:
+        raise UserError(f"{path}: is not JSON") from None
+    return validate(Description, content, str(path))
 
 
 def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
