@@ -1,0 +1,38 @@
+"""Where things run, by environment variables; all of them defaults that the user's own environment overrides."""
+
+import os
+import sys
+from pathlib import Path
+
+from vaeline.workspace import state_folder
+
+SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
+
+
+def prepare_environment() -> None:
+    """Set what Prefect, MLflow and DVC read when imported or started: call it before importing them.
+
+    No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
+    in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
+    """
+    state = state_folder()
+    state.mkdir(parents=True, exist_ok=True)
+    line = "%(asctime)s | %(levelname)-7s | "
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": SERVER_START_S,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{state / 'prefect.db'}",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    here = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if here not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{here}{os.pathsep}{path}"

@@ -1,0 +1,77 @@
+"""The Prefect flow: one task a DVC stage, in the order of DVC's own graph.
+
+Prefect says when, DVC says what: no stage logic and no caching here, and torch is never imported.
+
+Stages run one after another, evaluate and sample too. Both would use every core or the one accelerator, so
+that together they take as long as in turn, and twice the memory; and DVC's lock lets two `dvc repro` compute at
+once but not check or commit. One after another keeps the log readable and the peak memory one stage's.
+"""
+
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from pipeline import report
+from pipeline.repro import (
+    Outcome,
+    Stage,
+    StageError,
+    always_stale,
+    read_stages,
+    reproduce,
+    stale_stages,
+    workspace_lock,
+)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{name}")
+def run_stage(name: str, stale: bool, force: bool) -> State[Outcome]:
+    """One stage: its task state is named after the outcome, Ran, Restored (from DVC's run cache) or Cached.
+
+    `stale` is False where DVC has already told that nothing changed: asking again would cost two seconds.
+    """
+    log = get_run_logger()
+    outcome: Outcome = "cached"
+    if stale:
+        try:
+            outcome = reproduce(name, log.info, {"VAELINE_FLOW_RUN_ID": str(runtime.flow_run.id)}, force)
+        except StageError as error:
+            return Failed(message=str(error))
+    return Completed(name=outcome.capitalize(), message=f"stage '{name}': {outcome}", data=outcome)
+
+
+@flow(name="vaeline")
+def vaeline_flow() -> State[dict[str, Outcome]]:
+    """Bring everything in dvc.yaml up to date; Failed, with nothing run after it, at the first stage that fails."""
+    log = get_run_logger()
+    with workspace_lock(log.warning):
+        stages = read_stages()
+        forced = always_stale()
+        stale = stale_stages() | forced
+        states: dict[str, State[Any]] = {}
+        outcomes: dict[str, Outcome] = {}
+        for stage in stages:
+            state: State[Any] = run_stage.with_options(description=stage.description)(
+                stage.name,
+                stage.name in stale or _fed_anew(stage, outcomes),
+                stage.name in forced,
+                wait_for=[states[name] for name in stage.upstream],
+                return_state=True,
+            )
+            if not state.is_completed():
+                waiting = [s.name for s in stages[len(states) + 1 :]]
+                not_run = f" (not run: {', '.join(waiting)})" if waiting else ""
+                return Failed(message=f"{state.message}{not_run}")
+            states[stage.name], outcomes[stage.name] = state, state.result()
+    log.info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
+    create_markdown_artifact(report.markdown(outcomes), key="vaeline-report", description="Metrics and pictures")
+    return Completed(message="all stages are up to date", data=outcomes)
+
+
+def _fed_anew(stage: Stage, outcomes: dict[str, Outcome]) -> bool:
+    """Whether something this stage reads was written in this run, so that DVC has to be asked again."""
+    return any(outcomes[name] != "cached" for name in stage.upstream)

@@ -1,0 +1,77 @@
+"""What a run leaves to look at, read from its outputs: for the end of `vaeline run` and for Prefect's artifact."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vaeline.workspace import REPORTS
+
+METRICS = REPORTS / "metrics.json"
+REGISTRATION = REPORTS / "registration.json"
+SAMPLES = REPORTS / "samples"
+THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
+
+
+def metrics(path: Path = METRICS) -> dict[str, str]:
+    """The metrics by dotted name, numbers to five significant digits; empty where there are none."""
+    return {name: _number(value) for name, value in _leaves(_read(path))}
+
+
+def registration(path: Path = REGISTRATION) -> dict[str, Any]:
+    """What the stage register decided; empty where it has not run."""
+    return _read(path)
+
+
+def pictures(folder: Path = SAMPLES) -> list[Path]:
+    """The sample sheets."""
+    return sorted(folder.glob("*.png"))
+
+
+def markdown(outcomes: Mapping[str, str]) -> str:
+    """The report as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
+    parts = ["## Stages", _table("stage", "outcome", outcomes)]
+    if values := metrics():
+        parts += ["## Metrics (test split)", _table("metric", "value", values)]
+    if decision := registration():
+        parts += ["## Registration", _table("", "", {name: _number(v) for name, v in _leaves(decision)})]
+    parts += [f"## {path.stem.replace('_', ' ').capitalize()}\n\n{_inline(path)}" for path in pictures()]
+    return "\n\n".join(parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _number(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_number, value))
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _table(first: str, second: str, rows: Mapping[str, object]) -> str:
+    lines = [f"| {first} | {second} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(lines)
+
+
+def _inline(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG", optimize=True)
+    return f"![{path.stem}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

@@ -1,0 +1,145 @@
+"""DVC seen from outside: the stages of `dvc.yaml` in order, which of them are stale, and `dvc repro` of one.
+
+DVC decides what is computed; nothing here caches, compares or skips on its own knowledge.
+"""
+
+import graphlib
+import json
+import os
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pipeline.processes import spawn, stop
+from vaeline.errors import UserError
+from vaeline.strict import read_yaml
+from vaeline.tracking.locks import acquire
+from vaeline.workspace import state_folder
+
+Outcome = Literal["ran", "restored", "cached"]
+DVC = ("dvc", "--wait-for-lock")
+LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot see a change
+
+
+class StageError(UserError):
+    """A stage that did not end well; the message is its own one line."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml and the stages whose outputs it reads."""
+
+    name: str
+    description: str
+    upstream: tuple[str, ...]
+
+
+def read_stages(path: Path = Path("dvc.yaml")) -> list[Stage]:
+    """The stages of dvc.yaml, each after everything it depends on; raises UserError where they form a circle."""
+    found: dict[str, dict[str, Any]] = read_yaml(path)["stages"]
+    outputs = {name: [*_paths(s, "outs"), *_paths(s, "metrics"), *_paths(s, "plots")] for name, s in found.items()}
+    upstream = {
+        name: tuple(
+            other
+            for other, outs in outputs.items()
+            if other != name and any(_overlap(dep, out) for dep in _paths(stage, "deps") for out in outs)
+        )
+        for name, stage in found.items()
+    }
+    try:
+        order = list(graphlib.TopologicalSorter(upstream).static_order())
+    except graphlib.CycleError as error:
+        raise UserError(f"{path}: stages depend on each other in a circle: {' -> '.join(error.args[1])}") from None
+    return [Stage(name, found[name].get("desc", ""), upstream[name]) for name in order]
+
+
+def _paths(stage: Mapping[str, Any], section: str) -> list[PurePosixPath]:
+    """The paths of a section, whose entries are either a path or `{path: options}`."""
+    return [PurePosixPath(e if isinstance(e, str) else next(iter(e))) for e in stage.get(section, [])]
+
+
+def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def stale_stages() -> set[str]:
+    """The stages that DVC finds changed by themselves (what follows from them is not told)."""
+    done = subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"dvc status: {lines[-1].removeprefix('ERROR: ')}")
+    return set(json.loads(done.stdout))
+
+
+def always_stale(params: Path = Path("params.yaml")) -> set[str]:
+    """The stages to run whatever DVC says: fetch, where the data are files that DVC does not watch."""
+    content = read_yaml(params)
+    return {"fetch"} if content["data"]["source"]["kind"] in LOCAL_SOURCES else set()
+
+
+def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, str], force: bool = False) -> Outcome:
+    """`dvc repro --single-item` in its own process group, its output to `log` as it comes.
+
+    Whatever ends this call early (an error, Ctrl-C, SIGTERM) ends the group; should this process be killed,
+    Linux does. Raises StageError with the stage's own words.
+    """
+    command = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
+    env = {**os.environ, **extra_env, "PYTHONUNBUFFERED": "1"}
+    tail: deque[str] = deque(maxlen=200)
+    outcome: Outcome = "ran"
+    process = spawn(command, env)
+    try:
+        assert process.stdout is not None
+        for line in map(str.rstrip, process.stdout):
+            if line:
+                log(line)
+                tail.append(line)
+            outcome = _outcome(stage, line) or outcome
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            stop(process)
+        if process.stdout:
+            process.stdout.close()
+    if code:
+        raise StageError(f"stage '{stage}' failed: {_reason(tail, code)}")
+    return outcome
+
+
+def _outcome(stage: str, line: str) -> Outcome | None:
+    """What DVC's own message about a stage means."""
+    if line.startswith(f"Stage '{stage}' didn't change, skipping"):
+        return "cached"
+    if line.startswith(f"Stage '{stage}' is cached - skipping run, checking out outputs"):
+        return "restored"
+    return None
+
+
+def _reason(tail: deque[str], code: int) -> str:
+    """The line that says most: the stage's `error:`, else DVC's `ERROR:`, else the last one."""
+    for mark in ("error: ", "ERROR: "):
+        for line in tail:
+            if line.startswith(mark):
+                return line.removeprefix(mark)
+    return f"exit code {code}{f': {tail[-1]}' if tail else ''}"
+
+
+@contextmanager
+def workspace_lock(log: Callable[[str], None]) -> Iterator[None]:
+    """Only one run in a workspace at a time; a second waits. The kernel frees the lock of a dead holder."""
+    path = state_folder() / "run.lock"
+    descriptor = acquire(path, wait=False)
+    if descriptor is None:
+        log(f"another run (process {path.read_text()}) is at work here: waiting for its end")
+        descriptor = acquire(path)
+    assert descriptor is not None
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
