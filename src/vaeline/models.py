@@ -64,9 +64,10 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
         deterministic = objective == "autoencoder"
         encoder, decoder = _networks(model, shape, model.latent_dim * (1 if deterministic else 2))
         likelihood = _likelihood(model.likelihood)
+        bounded = isinstance(likelihood, likelihoods.Gaussian | likelihoods.DiscretisedLogistic)
         return VAE(
             encoder,
-            decoder,
+            nn.Sequential(*decoder, networks.UnitInterval()) if bounded else decoder,  # their output is a pixel
             likelihood,
             StandardNormal(),
             shape=shape,
@@ -75,7 +76,7 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
         )
 
 
-def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple[nn.Module, nn.Module]:
+def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple[nn.Sequential, nn.Sequential]:
     match model.network:
         case config.Mlp(hidden=widths, activation=activation):
             return (

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -29,6 +30,14 @@ class Crop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H', W'] -> [B, C, height, width]."""
         return x[..., : self.height, : self.width]
+
+
+class UnitInterval(nn.Module):
+    """Reals to pixels on (0, 1), by the logistic function, in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return torch.sigmoid(x if x.dtype == torch.float64 else x.float())
 
 
 def mlp_encoder(shape: Shape, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
