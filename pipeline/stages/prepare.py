@@ -1,0 +1,15 @@
+"""Stage prepare: `data/raw` -> `data/prepared`."""
+
+from pipeline.stages.entry import run_stage
+from vaeline.config import read_params
+from vaeline.data.prepare import prepare
+from vaeline.workspace import PARAMS, PREPARED, RAW
+
+
+def main() -> None:
+    """Write the validated splits and their manifest, as section `data` of params.yaml says."""
+    prepare(read_params(PARAMS).data, RAW, PREPARED)
+
+
+if __name__ == "__main__":
+    run_stage(main)

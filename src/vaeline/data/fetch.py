@@ -1,0 +1,77 @@
+"""Stage fetch: from `data.source` to `data/raw`, the original bytes."""
+
+import importlib.util
+import logging
+import shutil
+from pathlib import Path
+
+from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.data.catalogue import DIGITS
+from vaeline.data.download import UnavailableError, store
+from vaeline.data.files import replaced
+from vaeline.data.folders import scan
+from vaeline.data.public import fetch_public
+from vaeline.data.shapes import write_shapes
+from vaeline.errors import UserError
+from vaeline.workspace import repository_root
+
+log = logging.getLogger(__name__)
+
+
+def fetch(source: Source, raw: Path) -> None:
+    """Fill the folder `raw`; it appears whole or, on any error, not at all.
+
+    Raises UserError where the source cannot be reached or is not what it should be.
+    """
+    with replaced(raw) as folder:
+        match source:
+            case Download():
+                fetch_public(source.kind, folder)
+            case Digits():
+                _fetch_digits(folder)
+            case Folder():
+                _copy_folder(_local(source.path, raw), folder)
+            case Npz():
+                _copy_npz(_local(source.path, raw), folder)
+            case Shapes():
+                write_shapes(folder, source.count, source.size, source.seed)
+                log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
+
+
+def _fetch_digits(folder: Path) -> None:
+    """Take scikit-learn's file without importing scikit-learn, which takes seconds."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with path.open("rb") as file:
+            store(file, DIGITS, folder, packed=True)
+    except (FileNotFoundError, UnavailableError) as error:
+        raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
+    log.info("digits: taken from %s", path)
+
+
+def _local(path: str, raw: Path) -> Path:
+    """A path in params: relative to the working folder or, in DVC's copies of the repository, to the original."""
+    given = Path(path).expanduser()
+    here = given if given.exists() else repository_root() / given
+    if raw.absolute() in (here.absolute(), *here.absolute().parents):
+        raise UserError(f"data.source.path: {path} lies in {raw}, which fetch writes; allowed: any other place")
+    return here
+
+
+def _copy_folder(origin: Path, folder: Path) -> None:
+    classes, files = scan(origin)
+    for name in classes or ():
+        (folder / name).mkdir()
+    for path, _ in files:
+        shutil.copyfile(path, folder / path.relative_to(origin))
+    log.info("folder: copied %d images of %s from %s", len(files), f"{len(classes or ())} classes", origin)
+
+
+def _copy_npz(origin: Path, folder: Path) -> None:
+    if not origin.is_file():
+        raise UserError(f"data.source.path: {origin}: is not a file; allowed: an .npz file")
+    shutil.copyfile(origin, folder / "data.npz")
+    log.info("npz: copied %s", origin)
