@@ -9,13 +9,14 @@ from torch import Tensor
 LOG_VARIANCE_BOUND = 20.0  # exp(+-20): far inside float32, with room for squares and sums
 
 
-def bounded_log_variance(raw: Tensor) -> Tensor:
-    """Bound a raw log variance softly: 20 tanh(raw / 20), elementwise.
+def soft_bound(raw: Tensor, bound: float) -> Tensor:
+    """bound * tanh(raw / bound), elementwise: slope 1 at zero, always within [-bound, bound]; NaN stays NaN."""
+    return bound * torch.tanh(raw / bound)
 
-    Slope 1 at zero, always within [-20, 20]: its exponential neither overflows nor vanishes, whatever the network
-    emits. NaN stays NaN, to be noticed.
-    """
-    return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """A log variance within [-20, 20]: its exponential neither overflows nor vanishes, whatever the network emits."""
+    return soft_bound(raw, LOG_VARIANCE_BOUND)
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,4 @@ class DiagonalGaussian:
 
         Kingma & Welling 2014, appendix B; expm1 keeps it accurate, and not negative, close to the prior.
         """
-        return 0.5 * (self.mean.square() + torch.expm1(self.log_variance) - self.log_variance)
+        return 0.5 * torch.addcmul(torch.expm1(self.log_variance) - self.log_variance, self.mean, self.mean)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vaeline.core.distributions import bounded_log_variance
+from vaeline.core.distributions import LOG_VARIANCE_BOUND, soft_bound
 
 Measure = Literal["binary", "density", "discrete"]
 START_SIGMA = 0.3  # about the spread of pixels on [0, 1]: where a learned sigma starts
+LOG_SIGMA_BOUND = LOG_VARIANCE_BOUND / 2
 
 
 class Likelihood(nn.Module):
@@ -96,7 +97,7 @@ class Gaussian(Likelihood):
             self.register_buffer("log_sigma", log_sigma)
 
     def _log_sigma(self) -> Tensor:
-        return 0.5 * bounded_log_variance(2 * self.log_sigma) if self.learned else self.log_sigma
+        return soft_bound(self.log_sigma, LOG_SIGMA_BOUND) if self.learned else self.log_sigma
 
     @property
     def sigma(self) -> Tensor:
@@ -111,8 +112,8 @@ class Gaussian(Likelihood):
         """In nats per image, a density on [0, 1]^D: [B]."""
         squared_error = F.mse_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         log_sigma, dimensions = self._log_sigma(), x[0].numel()
-        constant = dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
-        return -0.5 * torch.exp(-2 * log_sigma) * squared_error - constant
+        weight = 0.5 * torch.exp(-2 * log_sigma)
+        return -weight * squared_error - dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
 
     def mean(self, output: Tensor) -> Tensor:
         """The output, clamped to [0, 1]."""
@@ -174,7 +175,7 @@ class DiscretisedLogistic(Likelihood):
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SIGMA * math.sqrt(3) / math.pi)))
 
     def _scale(self) -> Tensor:
-        return torch.exp(0.5 * bounded_log_variance(2 * self.log_scale))
+        return torch.exp(soft_bound(self.log_scale, LOG_SIGMA_BOUND))
 
     @property
     def sigma(self) -> Tensor:
