@@ -9,7 +9,6 @@ from pathlib import Path
 
 def acquire(path: Path, *, shared: bool = False, wait: bool = True) -> int | None:
     """Lock `path` and return the descriptor that holds the lock, or None where it is taken and `wait` is false."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
@@ -27,8 +26,8 @@ def acquire(path: Path, *, shared: bool = False, wait: bool = True) -> int | Non
 def locked(path: Path) -> Iterator[None]:
     """Hold the exclusive lock on `path` for the length of the block, waiting for it."""
     descriptor = acquire(path)
-    assert descriptor is not None
     try:
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,7 +35,7 @@ class RunTracker:
     from a checkpoint repeats some steps. Never raises because of tracking: a full disk costs one warning.
     """
 
-    def __init__(self, spool: Spool, *, training: bool) -> None:
+    def __init__(self, spool: Spool, *, training: bool, ship: bool = True) -> None:
         self.spool = spool
         self._training = training
         self._known: dict[tuple[str, int], object] = {}
@@ -43,7 +43,9 @@ class RunTracker:
         self._writer = spool.hold_as_writer()
         for event, _ in spool.read():
             self._remember(event)
-        self._shipper = _start_shipper(spool, system_metrics=training)
+        if training and spool.status() != "RUNNING":
+            spool.append("resume")
+        self._shipper = _start_shipper(spool, system_metrics=training) if ship else None
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Report numbers, at an optimiser step or (later stages) for the whole run."""
@@ -58,11 +60,11 @@ class RunTracker:
 
         png = io.BytesIO()
         Image.fromarray(image).save(png, format="png", compress_level=1)
-        self._keep(png.getvalue(), ".png", lambda name: self._append_image(key, step, name))
+        self._keep(png.getvalue(), "image.png", lambda name: self._append_image(key, step, name))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file under `folder` of the run's artifacts."""
-        self._keep(path.read_bytes(), path.suffix, lambda name: self._append_artifact(name, folder, path.name))
+        self._keep(path.read_bytes(), path.name, lambda name: self._append_artifact(folder, name))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -101,9 +103,9 @@ class RunTracker:
         if self._is_new(f"image {key}", step, name, once=self._training):
             self._append("image", key=key, step=step, file=name)
 
-    def _append_artifact(self, name: str, folder: str, file_name: str) -> None:
-        if self._is_new(f"artifact {folder}/{file_name}", 0, name, once=False):
-            self._append("artifact", file=name, folder=folder, name=file_name)
+    def _append_artifact(self, folder: str, name: str) -> None:
+        if self._is_new(f"artifact {folder}/{Path(name).name}", 0, name, once=False):
+            self._append("artifact", file=name, folder=folder)
 
     def _is_new(self, key: str, step: int, value: object, *, once: bool) -> bool:
         """Whether to add a point; `once`: a second value at the same step is a repetition, not a correction."""
@@ -120,11 +122,11 @@ class RunTracker:
             case "image":
                 self._known[f"image {event['key']}", event["step"]] = event["file"]
             case "artifact":
-                self._known[f"artifact {event['folder']}/{event['name']}", 0] = event["file"]
+                self._known[f"artifact {event['folder']}/{Path(event['file']).name}", 0] = event["file"]
 
-    def _keep(self, content: bytes, suffix: str, announce: Any) -> None:
+    def _keep(self, content: bytes, name: str, announce: Callable[[str], None]) -> None:
         try:
-            announce(self.spool.store_file(content, suffix))
+            announce(self.spool.store_file(content, name))
         except OSError as error:
             self._give_up(error)
 
@@ -151,17 +153,15 @@ def open_training_run(key: str, start: RunStart, *, resume: bool = False) -> Run
         if spool is None or (spool.model_digest is not None and not resume):
             spool = spools.next_generation(key)
             _write_start(spool, start, training=True)
-        else:
-            spool.append("resume")
         return RunTracker(spool, training=True)
 
 
-def open_model_run(model_digest: str, fallback: RunStart) -> RunTracker:
+def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) -> RunTracker:
     """The run that trained this model, for the stages after training.
 
     It is the local spool's; else the one that the shipper finds in the tracking store by the tag
     `vaeline.model_digest`; else a new run, made from `fallback` and filled from reports/history.csv and
-    reports/metrics.json.
+    reports/metrics.json. Without `ship` no shipper is started: the caller sends the spool.
     """
     with spools.opening():
         spool = spools.find_spool(model_digest)
@@ -170,7 +170,7 @@ def open_model_run(model_digest: str, fallback: RunStart) -> RunTracker:
             _write_start(spool, fallback, training=False, model=model_digest)
             _write_history(spool, REPORTS)
             spool.remember_model(model_digest)
-        return RunTracker(spool, training=False)
+        return RunTracker(spool, training=False, ship=ship)
 
 
 def _write_start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> None:
@@ -179,8 +179,8 @@ def _write_start(spool: Spool, start: RunStart, *, training: bool, model: str | 
     nonce = f"{spool.folder.name}-{os.urandom(8).hex()}"
     spool.append("start", **fields, dataset=start.dataset, training=training, find=model, nonce=nonce)
     if start.diff:
-        name = spool.store_file(start.diff.encode(), ".diff")
-        spool.append("artifact", file=name, folder="git", name="uncommitted.diff", fallback=not training)
+        name = spool.store_file(start.diff.encode(), "uncommitted.diff")
+        spool.append("artifact", file=name, folder="git", fallback=not training)
 
 
 def _write_history(spool: Spool, reports: Path) -> None:

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from vaeline.tracking.locks import acquire, locked
 from vaeline.workspace import state_folder
 
-Event = dict[str, Any]  # {"kind": start|metrics|image|artifact|tags|resume|end, "time": ms since the epoch, ...}
+Event = dict[str, Any]  # kind: start|metrics|image|artifact|tags|resume|end; time: ms since the epoch; ...
 
 
 def spool_root() -> Path:
@@ -91,34 +92,78 @@ class Spool:
         except FileNotFoundError:
             return
 
-    def store_file(self, content: bytes, suffix: str) -> str:
-        """Keep a copy of some bytes; returns its path relative to the spool, named by content."""
-        name = f"files/{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
-        path = self.folder / name
+    def store_file(self, content: bytes, name: str) -> str:
+        """Keep a copy of some bytes; returns its path relative to the spool, a folder named by content."""
+        path = self.folder / "files" / hashlib.sha256(content).hexdigest()[:32] / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
-        return name
+        return path.relative_to(self.folder).as_posix()
 
     def hold_as_writer(self) -> int | None:
         """Say that a process is writing, until the returned descriptor is closed or the process dies."""
         return acquire(self.folder / "writers.lock", shared=True)
 
     def has_writer(self) -> bool:
-        """Whether some living process has the spool open for writing."""
+        """Whether some living process has the spool open for writing.
+
+        Where none has and a training never said how it ended, it was killed, and the log is told so.
+        """
         descriptor = acquire(self.folder / "writers.lock", wait=False)
         if descriptor is None:
             return True
-        os.close(descriptor)
+        try:
+            if self.status() == "RUNNING":
+                self.append("end", status="KILLED")
+        finally:
+            os.close(descriptor)
         return False
 
     def status(self) -> str:
-        """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED."""
-        status = "RUNNING"
+        """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED if it was never here."""
+        status = "FINISHED"
         for event, _ in self.read():
-            status = event["status"] if event["kind"] == "end" else status
-            status = "RUNNING" if event["kind"] == "resume" else status
+            match event["kind"]:
+                case "start":
+                    status = "RUNNING" if event["training"] else "FINISHED"
+                case "resume":
+                    status = "RUNNING"
+                case "end":
+                    status = event["status"]
         return status
+
+    def is_sent(self) -> bool:
+        """Whether some tracking store has all of it."""
+        end = max((offset for _, offset in self.read()), default=0)
+        return any(Progress.load(path).offset >= end for path in self.folder.glob("shipped-*.json")) or not end
+
+
+@dataclass
+class Progress:
+    """How far a spool has come in one tracking store."""
+
+    path: Path
+    offset: int = 0  # bytes of events.jsonl that the store has
+    run_id: str | None = None
+    made: bool = False  # by this spool; else an existing run was found
+
+    @classmethod
+    def of(cls, spool: Spool, uri: str) -> "Progress":
+        """A spool's progress in the store at `uri`."""
+        return cls.load(spool.folder / f"shipped-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json")
+
+    @classmethod
+    def load(cls, path: Path) -> "Progress":
+        """Read it; a missing or broken file means that nothing was sent, and sending again does no harm."""
+        try:
+            return cls(path, **json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls(path)
+
+    def write(self) -> None:
+        """Write it atomically."""
+        content = {"offset": self.offset, "run_id": self.run_id, "made": self.made}
+        write_atomically(self.path, json.dumps(content).encode())
 
 
 def _parse(line: bytes) -> Event | None:
@@ -167,9 +212,12 @@ def next_generation(key: str) -> Spool:
     return Spool(spool_root() / f"{key}-{number}")
 
 
-def opening() -> Any:
-    """A lock for whoever looks for a spool and makes one where there is none."""
-    return locked(spool_root() / ".lock")
+@contextmanager
+def opening() -> Iterator[None]:
+    """Hold a lock while looking for a spool and making one where there is none."""
+    spool_root().mkdir(parents=True, exist_ok=True)
+    with locked(spool_root() / ".lock"):
+        yield
 
 
 def discard(spool: Spool) -> None:

@@ -1,0 +1,85 @@
+"""Sends spools from the process that calls, when no shipper follows them."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vaeline.errors import UserError
+from vaeline.tracking.locks import acquire
+from vaeline.tracking.spool import Spool, all_spools, discard
+from vaeline.tracking.store import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TIMEOUT_S = 10  # of one request
+KEEP_S = 14 * 24 * 3600  # a spool that was sent is deleted when it is this old
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What `sync_all` did."""
+
+    runs: int = 0  # that had something unsent
+    events: int = 0  # sent
+    busy: int = 0  # runs that another process is writing or sending
+
+    def __str__(self) -> str:
+        busy = f"; {self.busy} still being written or sent by another process" if self.busy else ""
+        return f"{self.events} events of {self.runs} runs sent{busy}"
+
+
+def sync_all() -> SyncReport:
+    """Send everything unsent, once, whoever else is sending. Raises UserError where the store is away."""
+    waiting = [(spool, spool.has_writer()) for spool in all_spools() if not spool.is_sent()]
+    if not waiting:
+        return SyncReport()
+    client = connect(TIMEOUT_S, 0)
+    sent = [None if busy else _ship_if_free(spool, client) for spool, busy in waiting]
+    return SyncReport(
+        runs=sum(1 for count in sent if count),
+        events=sum(count or 0 for count in sent),
+        busy=sum(1 for count in sent if count is None),
+    )
+
+
+def ship_now(spool: Spool, client: "MlflowClient", wait_s: float = 60.0) -> str:
+    """Send a spool, waiting for whoever sends it already; returns the id of its MLflow run.
+
+    Raises UserError where the other one does not come to an end.
+    """
+    deadline = time.monotonic() + wait_s
+    while (lock := acquire(spool.folder / "ship.lock", wait=False)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"{spool.folder}: another process has been sending this run for {wait_s:.0f} s; try again")
+        time.sleep(0.1)
+    try:
+        from vaeline.tracking.courier import Courier
+
+        courier = Courier(spool, client)
+        courier.ship()
+        return str(courier.progress.run_id)
+    finally:
+        os.close(lock)
+
+
+def prune() -> None:
+    """Delete what is old, sent and closed."""
+    for spool in all_spools():
+        age = time.time() - spool.events.stat().st_mtime
+        if age > KEEP_S and not spool.has_writer() and spool.is_sent():
+            discard(spool)
+
+
+def _ship_if_free(spool: Spool, client: "MlflowClient") -> int | None:
+    """Send a spool; returns the number of events, or None where another process is at it."""
+    lock = acquire(spool.folder / "ship.lock", wait=False)
+    if lock is None:
+        return None
+    try:
+        from vaeline.tracking.courier import Courier
+
+        return Courier(spool, client).ship()
+    finally:
+        os.close(lock)
