@@ -89,6 +89,13 @@ class Conv(Section):
     activation: Activation = "relu"
 
 
+class Gated(Section):
+    """Gated dense layers, h = (W x + b) * sigmoid(V x + c); the decoder mirrors the encoder."""
+
+    kind: Literal["gated"]
+    hidden: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [300, 300])]
+
+
 class Bernoulli(Section):
     """Binary pixels; refuses grey ones."""
 
@@ -114,7 +121,7 @@ class DiscretisedLogistic(Section):
     kind: Literal["discretised-logistic"]
 
 
-Network = Annotated[Mlp | Conv, Field(discriminator="kind")]
+Network = Annotated[Mlp | Conv | Gated, Field(discriminator="kind")]
 Likelihood = Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")]
 
 

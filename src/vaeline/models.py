@@ -83,6 +83,11 @@ def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple
                 networks.mlp_encoder(shape, widths, outputs, activation),
                 networks.mlp_decoder(shape, widths, model.latent_dim, activation),
             )
+        case config.Gated(hidden=widths):
+            return (
+                networks.mlp_encoder(shape, widths, outputs, networks.GATED),
+                networks.mlp_decoder(shape, widths, model.latent_dim, networks.GATED),
+            )
         case config.Conv(channels=channels, hidden=hidden, activation=activation):
             return (
                 networks.conv_encoder(shape, channels, hidden, outputs, activation),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 Shape = tuple[int, int, int]  # C, H, W
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
+GATED = "gated"  # h = (W x + b) * sigmoid(V x + c): dense layers as in Tomczak & Welling 2018, arXiv:1705.07120
 
 
 class Centre(nn.Module):
@@ -75,7 +76,10 @@ def conv_decoder(shape: Shape, channels: Sequence[int], hidden: int, latent_dim:
 def _dense(widths: Sequence[int], activation: str) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        if activation == GATED:
+            layers += [nn.Linear(before, 2 * after), nn.GLU(dim=1)]
+        else:
+            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return layers
 
 
