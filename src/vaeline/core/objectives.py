@@ -1,5 +1,6 @@
-"""The evidence lower bound, and what training maximises in its place. All in nats per image, unreduced."""
+"""The bounds on log p(x), and what training maximises in the ELBO's place. All in nats per image, unreduced."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,3 +50,19 @@ def surrogate(terms: Terms, beta: float | Tensor, free_bits: float) -> Tensor:
     if free_bits > 0:
         return terms.reconstruction - beta * terms.kl_per_dimension.mean(0).clamp(min=free_bits).sum()
     return terms.reconstruction - beta * terms.kl
+
+
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
+    """IWAE-k, log((1/K) sum_k w_k) of log w = log p(x|z) + log p(z) - log q(z|x): [K, B] -> [B].
+
+    Between the ELBO (K = 1) and log p(x) in expectation, and never falls as K grows (Burda et al. 2015,
+    arXiv:1509.00519, theorem 1).
+    """
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def conditional_log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x|z) in nats for K latents an image: x [B, C, H, W], z [K, B, Z] -> [K, B]."""
+    output = model.decode(z.flatten(0, 1))  # [K B, C, H, W]
+    repeated = x.expand(len(z), *x.shape).flatten(0, 1)  # [K B, C, H, W]
+    return model.likelihood.log_prob(repeated, output).view(len(z), -1)
