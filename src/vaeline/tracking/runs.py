@@ -21,9 +21,19 @@ import numpy as np
 from vaeline.tracking import spool as spools
 from vaeline.tracking.provenance import RunStart, flatten_metrics, run_start
 from vaeline.tracking.spool import Spool
+from vaeline.tracking.sync import SyncReport, sync_all
 from vaeline.workspace import REPORTS, repository_root
 
-__all__ = ["RunStart", "RunTracker", "flatten_metrics", "open_model_run", "open_training_run", "run_start"]
+__all__ = [
+    "RunStart",
+    "RunTracker",
+    "SyncReport",
+    "flatten_metrics",
+    "open_model_run",
+    "open_training_run",
+    "run_start",
+    "sync_all",
+]
 
 log = logging.getLogger(__name__)
 

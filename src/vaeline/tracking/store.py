@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,15 +70,24 @@ def connect(timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
+    with told_in_one_line():
         ensure_store(uri)
-    except Exception as error:  # whatever the HTTP or database layer below MLflow raises
-        reason = redact(str(error)).splitlines()[0]
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: the tracking store {redact(uri)} cannot be used: {reason[:200]}"
-        ) from None
-    return mlflow.MlflowClient(uri)
+        return mlflow.MlflowClient(uri)
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turn what MLflow and the layers below it raise when the store is away into a UserError."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        reason = " ".join(redact(str(error)).split())
+        store = redact(tracking_uri())
+        raise UserError(f"tracking store {store} (MLFLOW_TRACKING_URI): {reason[:300]}") from None
 
 
 def ensure_store(uri: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire
 from vaeline.tracking.spool import Spool, all_spools, discard
-from vaeline.tracking.store import connect
+from vaeline.tracking.store import connect, told_in_one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,8 @@ def sync_all() -> SyncReport:
     if not waiting:
         return SyncReport()
     client = connect(TIMEOUT_S, 0)
-    sent = [None if busy else _ship_if_free(spool, client) for spool, busy in waiting]
+    with told_in_one_line():
+        sent = [None if busy else _ship_if_free(spool, client) for spool, busy in waiting]
     return SyncReport(
         runs=sum(1 for count in sent if count),
         events=sum(count or 0 for count in sent),

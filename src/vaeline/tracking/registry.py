@@ -1,0 +1,189 @@
+"""The registry: one version a model digest, and the alias champion on the best."""
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vaeline.tracking.gate import Decision, Evidence, decide
+from vaeline.tracking.locks import locked
+from vaeline.workspace import state_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from vaeline.models import LoadedModel
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST = "vaeline.model_digest"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that asks to be registered."""
+
+    name: str  # of the registered model
+    folder: Path  # model.safetensors and config.json
+    loaded: "LoadedModel"
+    example: np.ndarray  # a few images, uint8 [N, C, H, W]
+    evidence: Evidence
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What came of it: content only, the same for the same model and champion."""
+
+    digest: str
+    name: str
+    decision: str  # promoted | rejected | unchanged
+    reasons: tuple[str, ...]
+
+
+def register(client: "MlflowClient", candidate: Candidate, minimum_active_units: int) -> Registration:
+    """Register a model once, however often and from wherever this is called, and decide on the champion.
+
+    The alias moves last: after the upload, and after the model was loaded back. What was decided is written on the
+    version as tags; for a model that already is the champion it is read from there, so that a repetition says the same.
+    """
+    state_folder().mkdir(parents=True, exist_ok=True)
+    with locked(state_folder() / "registry.lock"):
+        version = find_version(client, candidate.name, candidate.evidence.digest) or _publish(client, candidate)
+        champion = _champion(client, candidate.name)
+        if champion is not None and champion.version == version.version:
+            log.info("%s version %s is the champion already", candidate.name, version.version)
+            return _recorded(candidate, version)
+        to_beat = read_evidence(champion.tags) if champion is not None else None
+        decision = decide(candidate.evidence, to_beat, minimum_active_units)
+        return _apply(client, candidate, version, decision)
+
+
+def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
+    """The first version of this model digest."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST}` = '{digest}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def evidence_tags(evidence: Evidence) -> dict[str, str]:
+    """What a version keeps of the evidence, for comparison with later models."""
+    return {
+        DIGEST: evidence.digest,
+        "vaeline.data_digest": evidence.data_digest,
+        "vaeline.likelihood": evidence.likelihood,
+        "vaeline.objective": evidence.objective,
+        "vaeline.validation_elbo": repr(evidence.validation_elbo),
+        "vaeline.active_units": str(evidence.active_units),
+    }
+
+
+def read_evidence(tags: Mapping[str, str]) -> Evidence:
+    """The inverse; a version that someone registered by hand has nothing to compare."""
+    try:
+        elbo, units = float(tags["vaeline.validation_elbo"]), int(tags["vaeline.active_units"])
+    except (KeyError, ValueError):
+        elbo, units = math.nan, 0
+    text = {
+        name: tags.get(f"vaeline.{name}", "") for name in ("model_digest", "data_digest", "likelihood", "objective")
+    }
+    return Evidence(text["model_digest"], text["data_digest"], text["likelihood"], text["objective"], elbo, units)
+
+
+def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    alias = client.get_registered_model(name).aliases.get(CHAMPION)
+    return client.get_model_version(name, alias) if alias else None
+
+
+def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
+    """Upload, load back, and only then make the version; where another machine was faster, its version stays."""
+    from mlflow.exceptions import MlflowException
+
+    uri, model_id = _upload(client, candidate)
+    name, run = candidate.name, client.get_run(candidate.run_id)
+    try:
+        client.create_registered_model(name, description=_how_to_use(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.") and key != "vaeline.spool"}
+    tags |= evidence_tags(candidate.evidence)
+    made = client.create_model_version(
+        name, uri, candidate.run_id, tags, description=_how_to_use(name), model_id=model_id
+    )
+    first = find_version(client, name, candidate.evidence.digest)
+    if first is None or first.version == made.version:
+        return made
+    client.delete_model_version(name, made.version)
+    return first
+
+
+def _upload(client: "MlflowClient", candidate: Candidate) -> tuple[str, str]:
+    """Store the MLflow model under its run; returns its address and id."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models.model import Model
+
+    from vaeline.tracking.package import describe, verify_package, write_package
+
+    run = client.get_run(candidate.run_id)
+    tags = {DIGEST: candidate.evidence.digest}
+    stored = client.create_logged_model(
+        run.info.experiment_id, candidate.name, candidate.run_id, tags, run.data.params, "vae"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            model = Model(
+                artifact_path=stored.artifact_location,
+                model_uuid=stored.model_id,
+                model_id=stored.model_id,
+                run_id=candidate.run_id,
+                metadata=describe(candidate.loaded),
+            )
+            folder = Path(temporary) / "model"
+            write_package(folder, candidate.folder, candidate.loaded, candidate.example, model)
+            client.log_model_artifacts(stored.model_id, str(folder))
+        uri = f"models:/{stored.model_id}"
+        verify_package(uri, candidate.loaded, candidate.example)
+    except BaseException:
+        client.finalize_logged_model(stored.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
+    client.log_outputs(candidate.run_id, [LoggedModelOutput(stored.model_id, step=0)])
+    return uri, stored.model_id
+
+
+def _apply(client: "MlflowClient", candidate: Candidate, version: "ModelVersion", decision: Decision) -> Registration:
+    """Write the decision on the version, then move the alias."""
+    word = "promoted" if decision.promote else "rejected"
+    tags = evidence_tags(candidate.evidence)
+    tags |= {"vaeline.decision": word, "vaeline.reasons": json.dumps(decision.reasons)}
+    for key, value in tags.items():
+        client.set_model_version_tag(candidate.name, version.version, key, value)
+    alias = CHAMPION if decision.promote else CHALLENGER
+    client.set_registered_model_alias(candidate.name, alias, version.version)
+    log.info("%s version %s: %s (%s)", candidate.name, version.version, word, "; ".join(decision.reasons))
+    return Registration(candidate.evidence.digest, candidate.name, word, decision.reasons)
+
+
+def _recorded(candidate: Candidate, version: "ModelVersion") -> Registration:
+    """What was decided when this champion was promoted; `unchanged` where someone else set the alias."""
+    digest, name = candidate.evidence.digest, candidate.name
+    if version.tags.get("vaeline.decision") != "promoted":
+        return Registration(digest, name, "unchanged", ("it is the champion already",))
+    return Registration(digest, name, "promoted", tuple(json.loads(version.tags["vaeline.reasons"])))
+
+
+def _how_to_use(name: str) -> str:
+    load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")'
+    return (
+        f'`{load}.predict(pixels, params={{"method": "reconstruct"}})`\n\n'
+        "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
+        "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
+    )
