@@ -7,6 +7,7 @@ that together they take as long as in turn, and twice the memory; and DVC's lock
 once but not check or commit. One after another keeps the log readable and the peak memory one stage's.
 """
 
+import sys
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, task
@@ -26,6 +27,8 @@ from pipeline.repro import (
     stale_stages,
     workspace_lock,
 )
+from pipeline.stages.entry import run_program
+from vaeline.errors import UserError
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")
@@ -75,3 +78,15 @@ def vaeline_flow() -> State[dict[str, Outcome]]:
 def _fed_anew(stage: Stage, outcomes: dict[str, Outcome]) -> bool:
     """Whether something this stage reads was written in this run, so that DVC has to be asked again."""
     return any(outcomes[name] != "cached" for name in stage.upstream)
+
+
+def main() -> None:
+    """Run the flow, then tell where to look. Raises UserError with the words of the stage that failed."""
+    state = vaeline_flow(return_state=True)
+    if not state.is_completed():
+        raise UserError(state.message or f"the flow ended {state.name}")
+    sys.stdout.write("\n" + report.summary())
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO
 
+Process = subprocess.Popen[str]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -20,8 +22,8 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def spawn(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a command as leader of its own process group, its whole output on one pipe, line by line.
+def spawn(command: Sequence[str], env: Mapping[str, str], output: int | IO[str] = subprocess.PIPE) -> Process:
+    """Start a command as leader of its own process group, its whole output on one pipe or file.
 
     The detour through this module sets the parent-death signal without code between fork and exec, which
     is unsafe in a process with threads.
@@ -30,7 +32,7 @@ def spawn(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[st
         [sys.executable, "-m", "pipeline.processes", *command],
         env=dict(env),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
@@ -38,7 +40,7 @@ def spawn(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[st
     )
 
 
-def stop(process: subprocess.Popen[str], patience: float = 10.0) -> None:
+def stop(process: Process, patience: float = 10.0) -> None:
     """End a spawned command and everything in its group: SIGTERM, and SIGKILL after `patience` seconds."""
     if not _signal_group(process, signal.SIGTERM):
         return
@@ -52,7 +54,7 @@ def stop(process: subprocess.Popen[str], patience: float = 10.0) -> None:
     process.wait()
 
 
-def _signal_group(process: subprocess.Popen[str], number: int) -> bool:
+def _signal_group(process: Process, number: int) -> bool:
     """Signal the group, whose id stays taken as long as it has members; False where none is left."""
     try:
         os.killpg(process.pid, number)

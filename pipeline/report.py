@@ -25,6 +25,25 @@ def registration(path: Path = REGISTRATION) -> dict[str, Any]:
     return _read(path)
 
 
+def summary() -> str:
+    """Where to look after a run, as lines of text."""
+    lines = []
+    if values := metrics():
+        width = max(map(len, values))
+        lines += [f"metrics on the test split ({METRICS}):", *(f"  {k:<{width}}  {v}" for k, v in values.items())]
+    if sheets := pictures():
+        lines.append(f"samples:  {SAMPLES}/  ({', '.join(path.name for path in sheets)})")
+    if decision := registration():
+        lines.append(f"model:    {verdict(decision)}")
+    lines.append("runs:     make ui  (MLflow and Prefect in the browser)")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(decision: Mapping[str, Any]) -> str:
+    """The registration in one line."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in _leaves(decision))
+
+
 def pictures(folder: Path = SAMPLES) -> list[Path]:
     """The sample sheets."""
     return sorted(folder.glob("*.png"))

@@ -120,11 +120,10 @@ def _outcome(stage: str, line: str) -> Outcome | None:
 
 
 def _reason(tail: deque[str], code: int) -> str:
-    """The line that says most: the stage's `error:`, else DVC's `ERROR:`, else the last one."""
+    """What says most: the stage's `error:` lines, else DVC's `ERROR:`, else the last line."""
     for mark in ("error: ", "ERROR: "):
-        for line in tail:
-            if line.startswith(mark):
-                return line.removeprefix(mark)
+        if lines := [line.removeprefix(mark) for line in tail if line.startswith(mark)]:
+            return "\n".join(lines)
     return f"exit code {code}{f': {tail[-1]}' if tail else ''}"
 
 

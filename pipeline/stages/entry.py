@@ -1,4 +1,4 @@
-"""How every stage starts and ends: plain log lines, one clear line for what the user can mend, exit codes."""
+"""How programs start and end here: one clear line for what the user can mend, exit codes, plain log lines."""
 
 import errno
 import logging
@@ -17,17 +17,24 @@ FULL_DISK_WORDS = ("No space left on device", "requested and", "file write faile
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:
-    """Run a stage's `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
+    """Run a stage's `main` as `run_program` does, with plain log lines.
 
-    `UserError`, a full disk and exhausted memory are told in one line each; any other exception is a bug
-    and keeps its traceback. SIGTERM raises SystemExit in `main`, so that open runs are closed; it also comes
-    when the parent (`dvc repro`) is killed, so that no orphan works on beside a second `dvc repro`.
+    It ends with its parent: a killed `dvc repro` leaves no orphan that works on beside a second one.
     """
-    signal.signal(signal.SIGTERM, _terminate)
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    run_program(main)
+
+
+def run_program(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
+
+    `UserError`, a full disk and exhausted memory are told in one line each; any other exception is a bug
+    and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except KeyboardInterrupt:

@@ -1,0 +1,85 @@
+"""The command `vaeline`: run the pipeline, look at it, send what was not sent, check the machine.
+
+What a command needs is imported in it, so that each starts as fast as it can.
+"""
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from pipeline.environment import prepare_environment
+from pipeline.stages.entry import run_program
+from vaeline.config import read_params
+from vaeline.errors import UserError
+from vaeline.workspace import PARAMS, repository_root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def main() -> NoReturn:
+    """Entry point: 0 done, 1 a clear line on stderr says what is wrong, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    run_program(app)
+
+
+@app.callback()
+def _vaeline() -> None:
+    """Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect."""
+
+
+@app.command()
+def run() -> None:
+    """Bring every stage of dvc.yaml up to date, as a Prefect flow."""
+    _enter_workspace()
+    read_params(PARAMS)  # a typing mistake is told before any server starts
+    prepare_environment()
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.flow"])  # above this module: imports point downwards
+
+
+@app.command()
+def ui() -> None:
+    """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
+    prepare_environment()
+    from pipeline.servers import serve
+
+    try:
+        serve(typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
+@app.command()
+def sync() -> None:
+    """Send to MLflow what could not be sent while the stages ran."""
+    prepare_environment()
+    from vaeline.tracking.sync import sync_all
+
+    typer.echo(str(sync_all()))
+
+
+@app.command()
+def doctor() -> None:
+    """Check everything a run needs and say how to mend what is missing."""
+    _enter_workspace()
+    prepare_environment()
+    from pipeline.doctor import examine
+
+    failed = False
+    for finding in examine():
+        typer.echo(str(finding))
+        failed |= finding.level == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
+def _enter_workspace() -> None:
+    """Go to the folder of dvc.yaml: here or above."""
+    root = repository_root()
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
+    os.chdir(root)
+
+
+if __name__ == "__main__":
+    main()
