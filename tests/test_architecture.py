@@ -1,0 +1,249 @@
+"""The rules of the tree, read from the source: arrows, stages' dependencies, sizes, names."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from vaeline import config
+from vaeline.strict import read_yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"vaeline": ROOT / "src", "pipeline": ROOT}
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+LAYERS = (  # the first that fits counts
+    (5, r"pipeline\.flow"),
+    (4, r"pipeline(\..+)?"),
+    (3, r"vaeline\.tracking(\..+)?"),
+    (2, r"vaeline\.(models|evaluation|pictures|training(\..+)?)"),
+    (1, r"vaeline\.(core|data)(\..+)?"),
+    (0, r"vaeline(\.(config|units|digests|errors|strict|workspace))?"),
+)
+# what can change no byte of a result, and what only tells about it: DVC does not watch these
+UNWATCHED = re.compile(r"pipeline\.stages\.entry|vaeline(\.(errors|strict|workspace|tracking(\..+)?))?")
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of this repository; None for other names."""
+    base = SOURCES.get(module.partition(".")[0])
+    if base is None:
+        return None
+    path = base.joinpath(*module.split("."))
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the library and the pipeline."""
+    found = {}
+    for package, base in SOURCES.items():
+        for path in sorted((base / package).rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imports(module: str, with_types: bool = True) -> frozenset[str]:
+    """Everything that a module imports, wherever in it: modules of ours in full, others by name."""
+    path = file_of(module)
+    assert path is not None
+    return frozenset(_imports(ast.parse(path.read_text(encoding="utf-8")), with_types))
+
+
+def _imports(tree: ast.AST, with_types: bool) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not with_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if file_of(name) else node.module for name in names)
+        else:
+            yield from _imports(node, with_types)
+
+
+def reached(module: str, stop: re.Pattern[str] | None = None) -> set[str]:
+    """The modules of ours that `module` imports at run time, and those import, and so on; not through `stop`."""
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        here = todo.pop()
+        if here in seen or file_of(here) is None or (stop and stop.fullmatch(here)):
+            continue
+        seen.add(here)
+        todo += imports(here, with_types=False)
+    return seen
+
+
+def layer(module: str) -> int:
+    return next(level for level, pattern in LAYERS if re.fullmatch(pattern, module))
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    for module in modules():
+        yield from ((module, other) for other in imports(module) if file_of(other))
+
+
+def test_imports_point_only_downwards():
+    assert not [f"{a} -> {b}" for a, b in arrows() if layer(a) < layer(b)]
+
+
+def test_core_and_data_do_not_know_each_other():
+    sides = ("vaeline.core", "vaeline.data")
+    assert not [f"{a} -> {b}" for a, b in arrows() if {a[:12], b[:12]} == set(sides)]
+
+
+def test_core_takes_plain_values_and_touches_no_files():
+    forbidden = {"vaeline.config", "vaeline.workspace", "vaeline.strict", "logging", "pathlib", "os", "json"}
+    core = [module for module in modules() if module.startswith("vaeline.core")]
+    assert core
+    assert not [f"{module} -> {other}" for module in core for other in imports(module) & forbidden]
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("mlflow", "vaeline.tracking"),
+        ("prefect", "pipeline.flow"),
+        ("yaml", "vaeline.strict"),
+        ("typer", "pipeline.cli"),
+    ],
+)
+def test_a_tool_is_imported_in_its_one_place(package: str, home: str):
+    users = {m for m in modules() for other in imports(m) if other.partition(".")[0] == package}
+    assert users
+    assert {user for user in users if not user.startswith(home)} == set()
+
+
+def test_only_data_batches_brings_torch_to_the_data_package():
+    data = [module for module in modules() if module.startswith("vaeline.data")]
+    assert {m for m in data if "torch" in imports(m)} <= {"vaeline.data.batches"}
+
+
+def test_prepare_imports_neither_torch_nor_what_brings_it():
+    heavy = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib"}
+    used = {other.partition(".")[0] for module in reached("pipeline.stages.prepare") for other in imports(module)}
+    assert not used & heavy
+    assert_not_loaded("pipeline.stages.prepare", heavy)
+
+
+def test_the_flow_imports_neither_torch_nor_mlflow():
+    assert_not_loaded("pipeline.flow", {"torch", "torchvision", "mlflow"})
+
+
+def test_the_command_line_starts_without_anything_heavy():
+    assert_not_loaded("pipeline.cli", {"torch", "mlflow", "prefect", "dvc", "numpy", "sklearn"})
+
+
+def test_the_training_path_imports_no_torchvision():
+    assert_not_loaded("pipeline.stages.train", {"torchvision", "mlflow", "sklearn", "matplotlib", "prefect"})
+
+
+def assert_not_loaded(module: str, forbidden: set[str]) -> None:
+    code = f"import sys, {module}; print(sorted({forbidden!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def watched(stage: str) -> set[Path]:
+    """The code files that a stage's `deps` name, folders unfolded."""
+    named = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "pipeline/"))]
+    assert all(path.exists() for path in named), f"{stage}: a dependency is missing: {named}"
+    return {file for path in named for file in (path.rglob("*.py") if path.is_dir() else [path])}
+
+
+def needed(stage: str) -> set[Path]:
+    """The code files that can change what a stage writes."""
+    files = {file_of(module) for module in reached(f"pipeline.stages.{stage}", UNWATCHED)}
+    return {file for file in files if file and file.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_all_code_that_a_stage_computes_with(stage: str):
+    missing = needed(stage) - watched(stage)
+    assert not missing, f"dvc.yaml: stages.{stage}.deps lacks {sorted(str(f.relative_to(ROOT)) for f in missing)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_no_code_that_a_stage_does_not_use(stage: str):
+    code = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "pipeline/"))]
+    unused = [path for path in code if not any(file.is_relative_to(path) for file in needed(stage))]
+    assert not unused, f"dvc.yaml: stages.{stage}.deps names without need {unused}"
+
+
+def test_a_change_in_tracking_or_in_a_data_source_retrains_nothing():
+    names = {file.relative_to(ROOT / "src" / "vaeline").as_posix() for file in watched("train") if "src" in file.parts}
+    assert not [name for name in names if name.startswith("tracking/")]
+    assert {name for name in names if name.startswith("data/")} <= {"data/prepared.py", "data/batches.py"}
+
+
+def test_packages_are_empty_so_that_importing_one_imports_nothing():
+    inits = [path for path in modules().values() if path.name == "__init__.py"]
+    assert not [path for path in inits if any(_imports(ast.parse(path.read_text(encoding="utf-8")), True))]
+
+
+def test_a_stage_is_a_module_a_section_of_params_and_a_step_of_dvc():
+    sections = set(read_yaml(ROOT / "params.yaml"))
+    programs = {m for m, path in modules().items() if "    run_stage(main)\n" in path.read_text(encoding="utf-8")}
+    assert programs - {"pipeline.stages.entry"} == {f"pipeline.stages.{name}" for name in STAGES}
+    assert sections == (set(STAGES) - {"fetch", "prepare"}) | {"data", "model"}
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"python -m pipeline.stages.{name}"
+        own = {"fetch": "data", "prepare": "data"}.get(name, name)
+        assert own in {param.partition(".")[0] for param in stage["params"]}
+        assert "frozen" not in stage
+        assert "always_changed" not in stage
+
+
+def test_every_option_is_read_somewhere():
+    """Mistake 13: an option that nothing reads."""
+    read: set[str] = set()
+    for module, path in modules().items():
+        if module != "vaeline.config":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                read |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                read |= set(node.kwd_attrs) if isinstance(node, ast.MatchClass) else set()
+    sections = [
+        value for value in vars(config).values() if isinstance(value, type) and issubclass(value, config.Section)
+    ]
+    options = {(section.__name__, field) for section in sections for field in section.model_fields}
+    assert options
+    assert not {f"{section}.{field}" for section, field in options if field not in read}
+
+
+def python_files() -> list[Path]:
+    folders = (ROOT / "src", ROOT / "pipeline", ROOT / "benchmarks", ROOT / "tests")
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+
+def test_files_and_functions_stay_short():
+    long = []
+    for path in python_files():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 300:
+            long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert not long
+
+
+@pytest.mark.parametrize(("name", "most"), [("dvc.yaml", 100), ("params.yaml", 60)])
+def test_the_pipeline_and_its_params_stay_short(name: str, most: int):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_the_lock_pins_all_with_hashes_and_names_no_address():
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|://| @ |^--|^-e", lock, re.MULTILINE)
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    assert len(entries) > 100
+    assert not [entry.splitlines()[0] for entry in entries if "==" not in entry or "--hash=sha256:" not in entry]
