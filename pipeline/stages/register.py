@@ -1,7 +1,6 @@
 """Stage `register`: put the model through the gate and into the registry, once a model."""
 
 import json
-import logging
 import math
 import os
 from pathlib import Path
@@ -21,8 +20,6 @@ from vaeline.tracking.sync import ship_now
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
 
 EXAMPLES = 2  # images kept beside the model to show what goes in
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -46,7 +43,6 @@ def main() -> None:
         "reasons": list(registration.reasons),
     }
     write_report(REPORTS / "registration.json", content)
-    log.info("%s: %s", registration.decision, "; ".join(registration.reasons))
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -43,7 +43,9 @@ class Served(PythonModel):
         """Read model.safetensors and config.json."""
         self.loaded = load_model(Path(context.artifacts["model"]))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """Do what `params["method"]` says; see the table above."""
         return self.answer(model_input, params or {})
 
