@@ -1,0 +1,171 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vaeline.config import Data, Digits, Download, Npz, Shapes
+from vaeline.data.fetch import fetch
+from vaeline.data.prepare import binarise, moments, prepare
+from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split, manifest_digest
+from vaeline.errors import UserError
+
+Section = Callable[..., Data]
+
+
+def npz_section(section: Section, folder: Path, images: np.ndarray, **changes: object) -> Data:
+    """Section `data` of an .npz source whose file already lies in folder/raw."""
+    (folder / "raw").mkdir(exist_ok=True)
+    np.savez(folder / "raw" / "data.npz", images=images, labels=np.arange(len(images)))
+    return section(Npz(kind="npz", path="data.npz"), **changes)
+
+
+def distinct_images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 5, 4), np.uint8)
+
+
+def test_the_splits_hold_every_image_once_with_its_label(tmp_path: Path, section: Section) -> None:
+    images = distinct_images(20)
+    manifest = prepare(npz_section(section, tmp_path, images, test=0.2), tmp_path / "raw", tmp_path / "out")
+    assert {name: split.count for name, split in manifest.splits.items()} == {"train": 13, "validation": 3, "test": 4}
+    assert (manifest.shape, manifest.source, manifest.classes) == ((1, 5, 4), "npz", None)
+    seen = []
+    for name in SPLITS:
+        pixels, labels = load_split(tmp_path / "out", name), load_labels(tmp_path / "out", name)
+        assert labels is not None and isinstance(pixels, np.memmap) and pixels.flags.c_contiguous
+        np.testing.assert_array_equal(pixels[:, 0], images[labels])
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(20))
+    assert load_factors(tmp_path / "out", "train") is None
+
+
+def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(tmp_path: Path, section: Section) -> None:
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        prepare(npz_section(section, tmp_path, distinct_images(20), seed=seed), tmp_path / "raw", tmp_path / name)
+    first, second, third = (
+        {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
+        for name in ("one", "two", "three")
+    )
+    assert first == second
+    assert first["train.npy"] != third["train.npy"]
+    assert manifest_digest(tmp_path / "one") == manifest_digest(tmp_path / "two") != manifest_digest(tmp_path / "three")
+
+
+def test_duplicates_across_splits_are_dropped_and_counted_and_test_wins(tmp_path: Path, section: Section) -> None:
+    images = distinct_images(30)
+    images[15:] = images[:15]  # every image twice
+    manifest = prepare(npz_section(section, tmp_path, images, validation=8), tmp_path / "raw", tmp_path / "out")
+    parts = {name: load_split(tmp_path / "out", name) for name in SPLITS}
+    groups = {name: {image.tobytes() for image in pixels} for name, pixels in parts.items()}
+    assert not (groups["test"] & groups["validation"] or groups["train"] & (groups["test"] | groups["validation"]))
+    assert groups["test"] | groups["validation"] | groups["train"] == {image.tobytes() for image in images}
+    assert len(parts["test"]) == 8
+    assert manifest.duplicates_dropped == 30 - sum(map(len, parts.values())) > 0
+
+
+def test_training_images_in_the_official_test_split_are_dropped(tmp_path: Path, section: Section, monkeypatch) -> None:
+    from data_files import idx_bytes, item_of
+
+    from vaeline.data import public
+    from vaeline.data.catalogue import PublicSet
+
+    images = distinct_images(40)
+    images[3] = images[31]
+    arrays = {
+        "train-images-idx3-ubyte": images[:30],
+        "train-labels-idx1-ubyte": np.zeros(30),
+        "t10k-images-idx3-ubyte": images[30:],
+        "t10k-labels-idx1-ubyte": np.zeros(10),
+    }
+    files = {name: idx_bytes(array) for name, array in arrays.items()}
+    items = tuple(item_of(name, content) for name, content in files.items())
+    monkeypatch.setitem(public.PUBLIC_SETS, "mnist", PublicSet(items, tuple("0123456789")))
+    (tmp_path / "raw").mkdir()
+    for name, content in files.items():
+        (tmp_path / "raw" / name).write_bytes(content)
+    manifest = prepare(section(Download(kind="mnist")), tmp_path / "raw", tmp_path / "out")
+    np.testing.assert_array_equal(load_split(tmp_path / "out", "test")[:, 0], images[30:])
+    assert manifest.duplicates_dropped == 1
+    assert sum(split.count for split in manifest.splits.values()) == 39
+    with pytest.raises(
+        UserError, match=r"data\.test: found 4, but the source has a test split of its own; allowed: auto"
+    ):
+        prepare(section(Download(kind="mnist"), test=4), tmp_path / "raw", tmp_path / "out")
+
+
+def test_a_split_that_duplicates_empty_is_refused(tmp_path: Path, section: Section) -> None:
+    data = npz_section(section, tmp_path, np.zeros((20, 5, 4), np.uint8))
+    with pytest.raises(UserError, match="validation: empty once duplicates are dropped; allowed: distinct images"):
+        prepare(data, tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("mode", "grey"), [("none", set(SPLITS)), ("static", set()), ("dynamic", {"train"})])
+def test_binarisation_leaves_grey_only_what_it_should(tmp_path: Path, section: Section, mode: str, grey: set) -> None:
+    fetch(Digits(kind="digits"), tmp_path / "raw")
+    manifest = prepare(
+        section(Digits(kind="digits"), binarise=mode, validation=300), tmp_path / "raw", tmp_path / "out"
+    )
+    assert manifest.binarise == mode
+    for name in SPLITS:
+        values = set(np.unique(load_split(tmp_path / "out", name)).tolist())
+        assert (values == {0, 255}) == (name not in grey), name
+        assert manifest.splits[name].mean == pytest.approx(0.305, abs=0.02)
+
+
+def test_a_pixel_is_white_with_the_probability_of_its_grey() -> None:
+    grey = np.arange(256, dtype=np.uint8)[:, None].repeat(4000, 1)
+    drawn = binarise(grey, np.random.default_rng(0))
+    assert set(np.unique(drawn).tolist()) == {0, 255}
+    frequency, expected = (drawn == 255).mean(1), np.arange(256) / 255
+    assert (frequency[0], frequency[255]) == (0, 1)
+    deviation = np.sqrt(np.maximum(expected * (1 - expected), 1e-9) / 4000)
+    assert np.abs((frequency - expected) / deviation)[1:255].max() < 4
+
+
+def test_statistics_are_those_of_the_pixels_on_the_unit_interval(tmp_path: Path, section: Section) -> None:
+    manifest = prepare(npz_section(section, tmp_path, distinct_images(50)), tmp_path / "raw", tmp_path / "out")
+    for name in SPLITS:
+        pixels = load_split(tmp_path / "out", name).astype(np.float64) / 255
+        assert manifest.splits[name].mean == pytest.approx(pixels.mean(), rel=1e-12)
+        assert manifest.splits[name].std == pytest.approx(pixels.std(), rel=1e-12)
+    assert moments(np.bincount([255] * 9, minlength=256)) == (1.0, 0.0)
+
+
+def test_the_manifest_says_what_lies_beside_it(tmp_path: Path, section: Section) -> None:
+    source = Shapes(kind="shapes", count=40, size=16)
+    fetch(source, tmp_path / "raw")
+    prepare(section(source), tmp_path / "raw", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert list(content) == sorted(content)
+    assert set(content) == {"format", "source", "shape", "binarise", "splits", "duplicates_dropped", "classes"}
+    assert (content["format"], content["shape"], content["classes"]) == (
+        1,
+        [3, 16, 16],
+        ["square", "ellipse", "triangle"],
+    )
+    assert set(content["splits"]["train"]) >= {"count", "sha256", "mean", "std", "labels", "factors"}
+    factors, labels = load_factors(tmp_path / "out", "train"), load_labels(tmp_path / "out", "train")
+    assert factors is not None and labels is not None and factors.shape == (34, 6)
+    np.testing.assert_array_equal(factors[:, 0], labels)
+
+
+def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Section) -> None:
+    data = npz_section(section, tmp_path, distinct_images(20))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale.npy").write_bytes(b"old")
+    (tmp_path / ".out.new").mkdir()  # what a killed process left
+    (tmp_path / ".out.new" / "half.npy").write_bytes(b"half")
+    prepare(data, tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out" / "stale.npy").exists() and not (tmp_path / "out" / "half.npy").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_neither_stage_imports_torch() -> None:
+    heavy = "{'torch', 'mlflow', 'sklearn', 'PIL'}"
+    code = f"import sys, pipeline.stages.fetch, pipeline.stages.prepare; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
