@@ -136,6 +136,8 @@ def test_shapes_carry_their_factors(tmp_path: Path) -> None:
     assert dataset.pool.pixels.shape == (12, 3, 16, 16)
     assert dataset.pool.factors is not None and dataset.pool.factors.shape == (12, 6)
     assert dataset.classes == ("square", "ellipse", "triangle")
+    with pytest.raises(UserError, match=r"images\.npy: is not what data\.source asks for; run the stage fetch again"):
+        read_source(Shapes(kind="shapes", count=13, size=16, seed=3), tmp_path / "raw")
     (tmp_path / "raw" / "factors.npy").write_bytes(b"?")
     with pytest.raises(UserError, match=r"factors\.npy: is damaged"):
         read_source(source, tmp_path / "raw")

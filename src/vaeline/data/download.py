@@ -69,9 +69,9 @@ def open_url(url: str) -> IO[bytes]:
     try:
         answer = answers.get(timeout=OPENING_SECONDS)
     except queue.Empty:
-        raise UnavailableError(f"{url}: no answer in {OPENING_SECONDS:g} s") from None
+        raise UnavailableError(f"no answer in {OPENING_SECONDS:g} s") from None
     if isinstance(answer, Exception):
-        raise UnavailableError(f"{url}: {_reason(answer)}")
+        raise UnavailableError(_reason(answer))
     return answer
 
 

@@ -15,6 +15,7 @@ from vaeline.data.images import LARGEST_SIDE
 from vaeline.errors import UserError
 
 LARGEST_ARRAY = 64 << 30  # bytes
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 IMAGES = "images of type uint8 (0 to 255), N x H x W, or N x H x W x C with 1 or 3 channels"
 
 
@@ -39,15 +40,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {
                 entry.filename.removesuffix(".npy"): _read_array(path, archive, entry) for entry in archive.infolist()
             }
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: is not a whole .npz file: {error}; allowed: as numpy.savez writes it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 from vaeline.data.catalogue import PUBLIC_SETS, Item
 from vaeline.data.debian import PACKAGE, installed_folder, unpack_package
@@ -72,23 +73,31 @@ def _copy(kind: str, place: Path, folder: Path) -> None:
         if found is None:
             raise UnavailableError(f"{place}: holds no {' or '.join(names)}")
         try:
-            source = found.open("rb")
-        except OSError as error:
-            raise UnavailableError(f"{found}: {error.strerror}") from None
-        with source:
-            store(source, item, folder, packed=found.name != item.name)
+            with _opened(found) as source:
+                store(source, item, folder, packed=found.name != item.name)
+        except UnavailableError as reason:
+            raise UnavailableError(f"{place}: {reason}") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UnavailableError(f"{path.name}: {error.strerror}") from None
 
 
 def _mirrors(kind: str, folder: Path) -> str:
+    log.info("%s: asking torchvision for its mirrors", kind)
     reasons = []
     for mirror in torchvision_mirrors(kind):
+        address = next(iter(mirror.values())).rpartition("/")[0]
         try:
             for item in PUBLIC_SETS[kind].items:
                 with open_url(mirror[item.name]) as source, progress(item.name, item.size) as advance:
                     store(source, item, folder, packed=item.unpacked, advance=advance)
-            return f"torchvision's mirror {mirror[item.name].rpartition('/')[0]}"
+            return f"torchvision's mirror {address}"
         except UnavailableError as reason:
-            reasons.append(str(reason))
+            reasons.append(f"{address}: {reason}")
     raise UnavailableError("; ".join(reasons))
 
 

@@ -35,7 +35,7 @@ def read_source(source: Source, raw: Path) -> Dataset:
         case Npz():
             return Dataset(read_npz(raw / "data.npz"))
         case Shapes():
-            return _read_shapes(raw)
+            return _read_shapes(source, raw)
 
 
 def _read_public(kind: str, raw: Path) -> Dataset:
@@ -123,7 +123,7 @@ def _read_digits(raw: Path) -> Dataset:
     return Dataset(Images(pixels, table[:, 64]), classes=DIGIT_NAMES)
 
 
-def _read_shapes(raw: Path) -> Dataset:
+def _read_shapes(source: Shapes, raw: Path) -> Dataset:
     def array(name: str) -> NDArray[np.generic]:
         try:
             return np.asarray(np.load(raw / name, mmap_mode="r", allow_pickle=False))
@@ -131,4 +131,6 @@ def _read_shapes(raw: Path) -> Dataset:
             raise UserError(f"{raw / name}: is damaged: {error}; run the stage fetch again") from None
 
     pixels, labels, factors = array("images.npy"), array("labels.npy"), array("factors.npy")
+    if pixels.shape != (source.count, 3, source.size, source.size):
+        raise UserError(f"{raw / 'images.npy'}: is not what data.source asks for; run the stage fetch again")
     return Dataset(Images(pixels, labels, factors), classes=SHAPE_NAMES)  # type: ignore[arg-type]

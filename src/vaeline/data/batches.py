@@ -1,0 +1,85 @@
+"""Batches of uint8 images on a device: from memory where the data set fits, else read ahead from its file."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
+CHUNK = 16 << 20  # bytes copied at once
+
+
+class Images(Protocol):
+    """A split, ready to be cut into batches."""
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
+        """The images in an order (int64, on the CPU), `size` at a time, without the first `skip` batches.
+
+        Yields uint8 [size, C, H, W] on the device; the last batch holds what is left.
+        """
+
+
+def open_images(pixels: Pixels, device: torch.device) -> Images:
+    """Bring a split to the device if it fits into half of what is free there, else leave it in its file."""
+    if pixels.nbytes <= _free_bytes(device) // 2:
+        return Resident(pixels, device)
+    return Streamed(pixels, device)
+
+
+class Resident:
+    """All images in the device's memory: a batch is one index_select."""
+
+    def __init__(self, pixels: Pixels, device: torch.device) -> None:
+        self.pixels = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+        rows = max(1, CHUNK // max(1, pixels[0].nbytes))
+        for start in range(0, len(pixels), rows):  # in parts: never a second copy
+            self.pixels[start : start + rows] = torch.from_numpy(np.array(pixels[start : start + rows]))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
+        """See `Images`."""
+        for indices in order.to(self.pixels.device).split(size)[skip:]:
+            yield self.pixels.index_select(0, indices)
+
+
+class Streamed:
+    """Images left in their file: a thread reads the next batch while one is used."""
+
+    def __init__(self, pixels: Pixels, device: torch.device) -> None:
+        self.pixels, self.device = pixels, device
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
+        """See `Images`."""
+        parts = order.split(size)[skip:]
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = [reader.submit(self._read, indices) for indices in parts[:1]]
+            for indices in (*parts[1:], None):
+                if not ahead:
+                    return
+                batch = ahead.pop().result()
+                if indices is not None:
+                    ahead.append(reader.submit(self._read, indices))
+                yield batch.to(self.device, non_blocking=True)
+
+    def _read(self, indices: Tensor) -> Tensor:
+        batch = torch.from_numpy(self.pixels[indices.numpy()])
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
