@@ -74,6 +74,17 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
         ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
         ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
+        ({"model__prior__kind": "gauss"}, "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found "),
+        ({"model__prior__components": 9}, "model.prior.components: unknown key; allowed: kind "),
+        ({"model__prior": {"kind": "vamp", "components": 0}}, "model.prior.components: must be greater than or equal"),
+        (
+            {"model__prior": {"kind": "vamp"}, "train__objective": "autoencoder"},
+            "model.prior.kind is 'vamp' but train.objective is 'autoencoder', which has no prior",
+        ),
+        (
+            {"model__prior": {"kind": "mixture"}, "train__free_bits": 0.5},
+            "train.free_bits (0.5) are nats per latent dimension, but under model.prior.kind 'mixture' the KL has no ",
+        ),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10): no model could pass"),
     ],
 )
@@ -84,6 +95,10 @@ def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, A
     assert "\n" not in complaint
 
 
+def test_the_prior_may_be_left_out() -> None:
+    assert parse_params(_changed(model__prior=...)).model.prior.kind == "standard-normal"
+
+
 def test_every_mistake_is_told_at_once() -> None:
     assert len(_complaint(train__beta=-1, model__latent_dim=0).splitlines()) == 2
 
@@ -91,6 +106,10 @@ def test_every_mistake_is_told_at_once() -> None:
 def test_a_variants_options_belong_to_it_alone() -> None:
     changed = _changed(model__network={"kind": "conv", "hidden": 64, "channels": [8]})
     assert parse_params(changed).model.network.kind == "conv"
+    changed = _changed(
+        model__network={"kind": "gated", "hidden": [300]}, model__prior={"kind": "vamp", "components": 9}
+    )
+    assert parse_params(changed).model.prior.kind == "vamp"
     assert parse_params(_changed(model__likelihood={"kind": "gaussian"})).model.likelihood == Gaussian(kind="gaussian")
 
 

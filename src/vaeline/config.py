@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65536)]
+Components = Annotated[int, Field(ge=1, le=65536)]
 
 
 class Download(Section):
@@ -121,8 +122,29 @@ class DiscretisedLogistic(Section):
     kind: Literal["discretised-logistic"]
 
 
+class StandardNormal(Section):
+    """p(z) = N(0, I)."""
+
+    kind: Literal["standard-normal"]
+
+
+class Vamp(Section):
+    """The mean of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)."""
+
+    kind: Literal["vamp"]
+    components: Components = 500
+
+
+class Mixture(Section):
+    """A mixture of Gaussians with learned means, variances and weights."""
+
+    kind: Literal["mixture"]
+    components: Components = 10
+
+
 Network = Annotated[Mlp | Conv | Gated, Field(discriminator="kind")]
 Likelihood = Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")]
+Prior = Annotated[StandardNormal | Vamp | Mixture, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -131,6 +153,7 @@ class Model(Section):
     latent_dim: Annotated[int, Field(ge=1, le=4096)]
     network: Network
     likelihood: Likelihood
+    prior: Prior = StandardNormal(kind="standard-normal")
 
 
 class Train(Section):
@@ -204,12 +227,24 @@ class Params(Section):
                 f"model.likelihood.kind is '{kind}' but data.binarise is '{self.data.binarise}': "
                 "binary pixels need the bernoulli likelihood"
             )
+        if self.model.prior.kind != "standard-normal":
+            self._learned_prior_is_used()
         if self.register_.minimum_active_units > self.model.latent_dim:
             raise ValueError(
                 f"register.minimum_active_units ({self.register_.minimum_active_units}) exceeds "
                 f"model.latent_dim ({self.model.latent_dim}): no model could pass"
             )
         return self
+
+    def _learned_prior_is_used(self) -> None:
+        kind = self.model.prior.kind
+        if self.train.objective == "autoencoder":
+            raise ValueError(f"model.prior.kind is '{kind}' but train.objective is 'autoencoder', which has no prior")
+        if self.train.free_bits:
+            raise ValueError(
+                f"train.free_bits ({self.train.free_bits}) are nats per latent dimension, but under model.prior.kind "
+                f"'{kind}' the KL has no parts: free_bits must be 0"
+            )
 
 
 def read_params(path: Path) -> Params:

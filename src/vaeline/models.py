@@ -14,9 +14,8 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from vaeline import config
-from vaeline.core import likelihoods, networks
+from vaeline.core import likelihoods, networks, priors
 from vaeline.core.model import VAE
-from vaeline.core.priors import StandardNormal
 from vaeline.digests import model_digest
 from vaeline.errors import UserError
 from vaeline.strict import Section, validate
@@ -69,7 +68,7 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
             encoder,
             nn.Sequential(*decoder, networks.UnitInterval()) if bounded else decoder,  # their output is a pixel
             likelihood,
-            StandardNormal(),
+            _prior(model, shape),
             shape=shape,
             latent_dim=model.latent_dim,
             deterministic=deterministic,
@@ -105,6 +104,16 @@ def _likelihood(likelihood: config.Likelihood) -> likelihoods.Likelihood:
             return likelihoods.ContinuousBernoulli()
         case config.DiscretisedLogistic():
             return likelihoods.DiscretisedLogistic()
+
+
+def _prior(model: config.Model, shape: networks.Shape) -> priors.Prior:
+    match model.prior:
+        case config.StandardNormal():
+            return priors.StandardNormal()
+        case config.Vamp(components=components):
+            return priors.VampPrior(components, shape)
+        case config.Mixture(components=components):
+            return priors.MixtureOfGaussians(components, model.latent_dim)
 
 
 def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Likelihood
 from vaeline.core.networks import Shape
-from vaeline.core.priors import StandardNormal
+from vaeline.core.priors import Prior, VampPrior
 
 
 class VAE(nn.Module):
@@ -22,7 +22,7 @@ class VAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
-        prior: StandardNormal,
+        prior: Prior,
         *,
         shape: Shape,
         latent_dim: int,
@@ -32,6 +32,8 @@ class VAE(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self.likelihood, self.prior = likelihood, prior
         self.shape, self.latent_dim, self.deterministic = shape, latent_dim, deterministic
+        if isinstance(prior, VampPrior):
+            prior.bind(self.encode)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) for x in the likelihood's data space, [B, C, H, W]; float32 also under autocast."""

@@ -14,7 +14,7 @@ class Terms:
     """The two terms of ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), in nats per image."""
 
     reconstruction: Tensor  # [B], log p(x|z) at one sample z
-    kl_per_dimension: Tensor  # [B, Z], closed form
+    kl_per_dimension: Tensor  # [B, Z], closed form; or [B, 1] at that sample, where the prior does not factorise
 
     @property
     def kl(self) -> Tensor:
@@ -37,7 +37,8 @@ def elbo_terms(model: VAE, x: Tensor, noise: Tensor | None) -> Terms:
     if noise is None:
         z, kl = posterior.mean, torch.zeros_like(posterior.mean)
     else:
-        z, kl = posterior.rsample(noise), model.prior.kl(posterior)
+        z = posterior.rsample(noise)
+        kl = model.prior.kl(posterior, z)
     return Terms(model.likelihood.log_prob(x, model.decode(z)), kl)
 
 
