@@ -70,8 +70,9 @@ def stale_stages() -> set[str]:
     """The stages that DVC finds changed by themselves (what follows from them is not told)."""
     done = subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"dvc status: {lines[-1].removeprefix('ERROR: ')}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        raise UserError(f"dvc status: {'; '.join(errors or lines[:3])}")
     return set(json.loads(done.stdout))
 
 
@@ -131,6 +132,7 @@ def _reason(tail: deque[str], code: int) -> str:
 def workspace_lock(log: Callable[[str], None]) -> Iterator[None]:
     """Only one run in a workspace at a time; a second waits. The kernel frees the lock of a dead holder."""
     path = state_folder() / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = acquire(path, wait=False)
     if descriptor is None:
         log(f"another run (process {path.read_text()}) is at work here: waiting for its end")

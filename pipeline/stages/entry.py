@@ -13,7 +13,7 @@ from vaeline.errors import UserError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 # numpy, safetensors and torch each have their own words for it, without an errno
-FULL_DISK_WORDS = ("No space left on device", "requested and", "file write failed", "Disk quota exceeded")
+FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:

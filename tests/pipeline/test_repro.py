@@ -1,0 +1,145 @@
+"""DVC's stages in order, what became of each, and that nothing is left running."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.repro import (
+    Stage,
+    StageError,
+    always_stale,
+    read_stages,
+    reproduce,
+    stale_stages,
+    workspace_lock,
+)
+from vaeline.errors import UserError
+
+
+def test_stages_come_after_what_they_depend_on(toy: Path):
+    assert read_stages() == [
+        Stage("fetch", "first", ()),
+        Stage("train", "", ("fetch",)),
+        Stage("sample", "", ("train",)),
+    ]
+
+
+def test_a_file_in_an_output_folder_is_a_dependency_on_its_stage(tmp_path: Path):
+    path = tmp_path / "dvc.yaml"
+    path.write_text("stages: {b: {cmd: x, deps: [out/a.txt]}, a: {cmd: y, metrics: [{out: {cache: false}}]}}")
+    assert [stage.name for stage in read_stages(path)] == ["a", "b"]
+
+
+def test_this_repository_goes_from_fetch_to_register():
+    names = [stage.name for stage in read_stages(Path(__file__).parents[2] / "dvc.yaml")]
+    assert names[:3] == ["fetch", "prepare", "train"]
+    assert set(names[3:5]) == {"evaluate", "sample"}
+    assert names[5:] == ["register"]
+
+
+def test_stages_in_a_circle_are_refused(tmp_path: Path):
+    path = tmp_path / "dvc.yaml"
+    path.write_text("stages: {a: {cmd: x, deps: [b.txt], outs: [a.txt]}, b: {cmd: y, deps: [a.txt], outs: [b.txt]}}")
+    with pytest.raises(UserError, match="circle: a -> b -> a"):
+        read_stages(path)
+
+
+def test_ran_cached_and_restored_are_told_apart(toy: Path):
+    lines: list[str] = []
+    assert stale_stages() == {"fetch", "train", "sample"}
+    assert reproduce("fetch", lines.append, {}) == "ran"
+    assert reproduce("train", lines.append, {}) == "ran"
+    assert "training" in lines
+    assert stale_stages() == {"sample"}
+    assert reproduce("train", lines.append, {}) == "cached"
+    (toy / "model.txt").unlink()
+    assert reproduce("train", lines.append, {}) == "restored"
+    assert lines.count("training") == 1
+    assert reproduce("train", lines.append, {}, force=True) == "ran"
+    assert lines.count("training") == 2
+
+
+def test_a_stage_sees_the_variables_it_is_given(toy: Path):
+    (toy / "train.sh").write_text("echo run $VAELINE_FLOW_RUN_ID; cp raw.txt model.txt\n")
+    lines: list[str] = []
+    reproduce("fetch", lines.append, {})
+    reproduce("train", lines.append, {"VAELINE_FLOW_RUN_ID": "abc"})
+    assert "run abc" in lines
+
+
+def test_a_failed_stage_says_why_in_its_own_words(toy: Path):
+    (toy / "train.sh").write_text("echo so far so good; echo error: a.png: truncated >&2; exit 1\n")
+    reproduce("fetch", lambda line: None, {})
+    with pytest.raises(StageError, match=r"^stage 'train' failed: a.png: truncated$"):
+        reproduce("train", lambda line: None, {})
+
+
+def test_what_dvc_refuses_is_told(toy: Path):
+    with pytest.raises(StageError, match=r"stage 'train' failed: .*raw\.txt"):
+        reproduce("train", lambda line: None, {})
+    (toy / "dvc.yaml").write_text("stages: {fetch: {cmd: [}}")
+    with pytest.raises(UserError, match=r"dvc status: .*dvc\.yaml"):
+        stale_stages()
+
+
+def test_an_interruption_ends_every_process_of_the_stage(toy: Path):
+    (toy / "train.sh").write_text("sleep 300 & echo child $!; sleep 300\n")
+    reproduce("fetch", lambda line: None, {})
+    children: list[psutil.Process] = []
+
+    def interrupt(line: str) -> None:
+        if line.startswith("child "):
+            children.append(psutil.Process(int(line.split()[1])))
+            children.append(children[0].parent())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("train", interrupt, {})
+    assert len(children) == 2
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert stale_stages() == {"train", "sample"}
+
+
+def test_a_second_run_waits_for_the_first_and_says_so(toy: Path):
+    code = "from pipeline.repro import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        said: list[str] = []
+
+        def end_the_first(line: str) -> None:
+            said.append(line)
+            first.communicate("\n")
+
+        with workspace_lock(end_the_first):
+            assert first.poll() == 0
+    assert said == [f"another run (process {first.pid}) is at work here: waiting for its end"]
+
+
+def test_a_killed_run_leaves_the_workspace_free(toy: Path):
+    code = "from pipeline.repro import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        first.kill()
+        first.wait()
+    said: list[str] = []
+    begun = time.monotonic()
+    with workspace_lock(said.append):
+        assert time.monotonic() - begun < 5
+    assert said == []
+
+
+@pytest.mark.parametrize(("kind", "forced"), [("digits", set()), ("folder", {"fetch"}), ("npz", {"fetch"})])
+def test_files_that_dvc_does_not_watch_are_fetched_anew(tmp_path: Path, kind: str, forced: set[str]):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"data: {{source: {{kind: {kind}}}}}")
+    assert always_stale(path) == forced
