@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
+from vaeline.core.objectives import conditional_log_likelihood
 
 _NORMAL, _UNIFORM = 0, 1  # streams: disjoint parts of an image's random sequence
 
@@ -23,12 +24,8 @@ def log_weights(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _log_weights(model: VAE, x: Tensor, posterior: DiagonalGaussian, noise: Tensor) -> Tensor:
-    samples = len(noise)
     z = posterior.rsample(noise)  # [K, B, Z]
-    output = model.decode(z.flatten(0, 1))  # [K B, C, H, W]
-    repeated = x.expand(samples, *x.shape).flatten(0, 1)  # [K B, C, H, W]
-    reconstruction = model.likelihood.log_prob(repeated, output).view(samples, -1)  # [K, B]
-    return reconstruction + model.prior.log_prob(z) - posterior.log_prob(z)
+    return conditional_log_likelihood(model, x, z) + model.prior.log_prob(z) - posterior.log_prob(z)
 
 
 def importance_log_likelihood(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ class Likelihood(nn.Module):
 
     @property
     def sigma(self) -> Tensor | None:
-        """The standard deviation of a pixel about its mean, in pixels on [0, 1]; None where there is no such number."""
+        """A pixel's standard deviation about its mean, in pixels on [0, 1], detached; None where there is no such one."""
         return None
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
@@ -102,7 +102,7 @@ class Gaussian(Likelihood):
     @property
     def sigma(self) -> Tensor:
         """Scalar, in pixels on [0, 1]."""
-        return torch.exp(self._log_sigma())
+        return torch.exp(self._log_sigma()).detach()
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         """x = (pixels + noise) / 256 (uniform dequantisation, Theis et al. 2016); without noise, the midpoints."""
@@ -180,7 +180,7 @@ class DiscretisedLogistic(Likelihood):
     @property
     def sigma(self) -> Tensor:
         """The logistic's standard deviation, pi scale / sqrt(3), before discretisation."""
-        return self._scale() * (math.pi / math.sqrt(3))
+        return self._scale().detach() * (math.pi / math.sqrt(3))
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         """x = pixels / 255; needs no noise."""

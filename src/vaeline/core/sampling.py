@@ -54,13 +54,13 @@ def decoded(model: VAE, z: Tensor) -> Tensor:
 def slerp(start: Tensor, end: Tensor, fraction: Tensor | float) -> Tensor:
     """Spherical interpolation of two vectors [Z] (White 2016, arXiv:1609.04468): keeps to a Gaussian's typical norms.
 
-    Falls back to the straight line where the vectors are (anti)parallel or zero and no arc is defined.
+    Falls back to the straight line where the vectors are parallel or opposite and no arc is defined.
     """
     cosine = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1)
     angle = torch.acos(cosine)
     sine = torch.sin(angle)
     arc = (torch.sin((1 - fraction) * angle) * start + torch.sin(fraction * angle) * end) / sine
-    return torch.where(sine > 1e-4, arc, torch.lerp(start, end, torch.as_tensor(fraction).to(start)))
+    return torch.where(sine > 1e-3, arc, torch.lerp(start, end, torch.as_tensor(fraction).to(start)))
 
 
 def barycentric_weights(side: int) -> Tensor:

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import kl_by_quadrature, within
+
+from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
+from vaeline.core.priors import StandardNormal
+
+
+def gaussian(mean: float, log_variance: float) -> DiagonalGaussian:
+    return DiagonalGaussian(
+        torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[log_variance]], dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("mean", [-3.0, 0.0, 1.0, 5.0])
+@pytest.mark.parametrize("log_variance", [-6.0, -0.5, 0.0, 1.4, 3.0])
+def test_closed_form_kl_equals_numerical_integration(mean: float, log_variance: float) -> None:
+    kl = float(gaussian(mean, log_variance).kl_to_standard_normal())
+    assert kl == pytest.approx(kl_by_quadrature(mean, log_variance), abs=1e-9)
+
+
+def test_kl_equals_the_mean_of_log_q_minus_log_p() -> None:
+    generator = torch.Generator().manual_seed(1)
+    mean, log_variance = torch.randn(2, 1, 5, generator=generator, dtype=torch.float64)
+    q = DiagonalGaussian(mean, log_variance)
+    z = q.rsample(torch.randn(20_000, 1, 5, generator=generator, dtype=torch.float64))
+    assert within(q.log_prob(z) - StandardNormal().log_prob(z), q.kl_to_standard_normal().sum(1))
+
+
+@given(st.floats(-10, 10), st.floats(-20, 20))
+def test_kl_is_never_negative(mean: float, log_variance: float) -> None:
+    q = DiagonalGaussian(torch.tensor([mean]), torch.tensor([log_variance]))  # float32
+    assert float(q.kl_to_standard_normal()) >= 0
+
+
+def test_kl_is_zero_only_at_the_prior() -> None:
+    assert float(gaussian(0.0, 0.0).kl_to_standard_normal()) == 0.0
+    for mean, log_variance in [(1e-5, 0.0), (0.0, 1e-5), (0.0, -1e-5)]:
+        assert float(gaussian(mean, log_variance).kl_to_standard_normal()) > 0
+
+
+def test_kl_near_the_prior_keeps_its_digits_in_float32() -> None:
+    q = DiagonalGaussian(torch.zeros(1), torch.tensor([1e-3]))
+    exact = 0.5 * (math.expm1(1e-3) - 1e-3)
+    assert float(q.kl_to_standard_normal()) == pytest.approx(exact, rel=1e-3)
+
+
+def test_log_prob_equals_the_textbook_density_for_any_leading_axes() -> None:
+    generator = torch.Generator().manual_seed(2)
+    mean, log_variance = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    z = torch.randn(7, 2, 3, 4, generator=generator, dtype=torch.float64)
+    truth = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(-1)
+    assert torch.allclose(DiagonalGaussian(mean, log_variance).log_prob(z), truth, atol=1e-12)
+    standard = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    assert torch.allclose(StandardNormal().log_prob(z), standard, atol=1e-12)
+
+
+def test_samples_have_the_mean_and_the_variance() -> None:
+    noise = torch.randn(50_000, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z = gaussian(2.0, math.log(9.0)).rsample(noise)
+    assert within(z, 2.0)
+    assert within((z - 2.0).square(), 9.0)
+
+
+def test_samples_and_kl_have_the_gradients_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(4)
+    mean, raw, noise = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64)
+
+    def values(mean: torch.Tensor, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = DiagonalGaussian(mean, bounded_log_variance(raw))
+        return q.rsample(noise), q.kl_to_standard_normal(), q.log_prob(noise)
+
+    assert torch.autograd.gradcheck(values, (mean.requires_grad_(), raw.requires_grad_()))
+
+
+def test_soft_bound_never_overflows_and_leaves_small_values_alone() -> None:
+    raw = torch.tensor([-3e38, -1e4, -100.0, 0.0, 100.0, 1e4, 3e38, math.inf, -math.inf], requires_grad=True)
+    bounded = bounded_log_variance(raw)
+    assert bounded.abs().max() <= LOG_VARIANCE_BOUND
+    variance = torch.exp(bounded)
+    assert torch.isfinite(variance).all()
+    assert (torch.exp(-bounded) > 0).all()
+    assert (variance > 0).all()
+    variance.sum().backward()
+    assert torch.isfinite(raw.grad).all()
+    small = torch.linspace(-2, 2, 101, dtype=torch.float64)
+    assert torch.allclose(bounded_log_variance(small), small, atol=0.01)
+
+
+def test_soft_bound_lets_nan_through_to_be_noticed() -> None:
+    assert bounded_log_variance(torch.tensor(math.nan)).isnan()

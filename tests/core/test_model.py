@@ -1,0 +1,100 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vaeline.core import networks
+from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from vaeline.core.model import VAE
+from vaeline.core.objectives import elbo_terms, surrogate
+from vaeline.core.priors import StandardNormal
+
+SHAPE = (1, 9, 7)
+MAKERS: list[Callable[[], Likelihood]] = [
+    Bernoulli,
+    lambda: Gaussian(None),
+    lambda: Gaussian(0.1),
+    ContinuousBernoulli,
+    DiscretisedLogistic,
+]
+
+
+def small(likelihood: Likelihood, convolutional: bool = False, deterministic: bool = False) -> VAE:
+    outputs = 3 if deterministic else 6
+    if convolutional:
+        encoder = networks.conv_encoder(SHAPE, (4, 4), 8, outputs, "relu")
+        decoder = networks.conv_decoder(SHAPE, (4, 4), 8, 3, "relu")
+    else:
+        encoder = networks.mlp_encoder(SHAPE, (8,), outputs, "relu")
+        decoder = networks.mlp_decoder(SHAPE, (8,), 3, "relu")
+    return VAE(encoder, decoder, likelihood, StandardNormal(), shape=SHAPE, latent_dim=3, deterministic=deterministic)
+
+
+def loss_of(model: VAE, pixels: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+    x = model.likelihood.observe(pixels, uniform if model.likelihood.uses_noise else None)
+    return -surrogate(elbo_terms(model, x, normal), 0.5, 0.1).mean()
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_a_whole_bound_stays_on_the_model_s_device(maker: Callable[[], Likelihood], convolutional: bool) -> None:
+    """A fake CUDA device: any tensor left on the CPU raises."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = small(maker(), convolutional)
+        pixels = torch.zeros(5, *SHAPE, dtype=torch.uint8)
+        loss = loss_of(model, pixels, torch.rand(5, *SHAPE), torch.randn(5, 3))
+        assert loss.device.type == "cuda"
+        output = model.decode(torch.randn(5, 3))
+        assert model.likelihood.mean(output).device.type == "cuda"
+        assert model.likelihood.sample(output, torch.rand(5, *SHAPE)).device.type == "cuda"
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_every_parameter_learns(maker: Callable[[], Likelihood]) -> None:
+    for deterministic in (False, True):
+        model = small(maker(), deterministic=deterministic)
+        pixels = torch.zeros(5, *SHAPE, dtype=torch.uint8)
+        x = model.likelihood.observe(pixels, torch.rand(5, *SHAPE) if model.likelihood.uses_noise else None)
+        terms = elbo_terms(model, x, None if deterministic else torch.randn(5, 3))
+        surrogate(terms, 1.0, 0.0).mean().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_losses_are_float32_under_autocast_and_close_to_those_without(maker: Callable[[], Likelihood]) -> None:
+    torch.manual_seed(0)
+    model = small(maker())
+    pixels = 255 * torch.randint(0, 2, (5, *SHAPE), dtype=torch.uint8)
+    noises = torch.rand(5, *SHAPE), torch.randn(5, 3)
+    exact = loss_of(model, pixels, *noises)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = loss_of(model, pixels, *noises)
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, rtol=0.02)
+    assert not torch.equal(rounded, exact)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_float64_model_computes_in_float64(maker: Callable[[], Likelihood]) -> None:
+    model = small(maker()).double()
+    x = torch.ones(2, *SHAPE, dtype=torch.float64)
+    terms = elbo_terms(model, x, torch.zeros(2, 3, dtype=torch.float64))
+    assert terms.elbo.dtype == torch.float64
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_step_is_one_graph_without_breaks(maker: Callable[[], Likelihood]) -> None:
+    model = small(maker())
+    arguments = 255 * torch.ones(5, *SHAPE, dtype=torch.uint8), torch.rand(5, *SHAPE), torch.randn(5, 3)
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(model, *arguments), loss_of(model, *arguments))
+
+
+def test_a_deterministic_model_has_a_point_for_a_posterior() -> None:
+    model = small(Gaussian(None), deterministic=True)
+    posterior = model.encode(torch.rand(2, *SHAPE))
+    assert posterior.mean.shape == (2, 3)
+    assert torch.allclose(posterior.rsample(torch.randn(2, 3)), posterior.mean, atol=1e-3)
+    assert torch.isfinite(posterior.kl_to_standard_normal()).all()

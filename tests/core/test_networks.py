@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from vaeline.core import networks
+
+SHAPES = [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 33, 17), (2, 1, 1), (3, 5, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("channels", [(4,), (4, 6), (4, 6, 8, 5)], ids=str)
+def test_convolutions_return_the_size_they_were_given(shape: networks.Shape, channels: tuple[int, ...]) -> None:
+    encoder = networks.conv_encoder(shape, channels, 16, 6, "silu")
+    decoder = networks.conv_decoder(shape, channels, 16, 3, "silu")
+    assert encoder(torch.rand(2, *shape)).shape == (2, 6)
+    assert decoder(torch.randn(2, 3)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_perceptrons_return_the_size_they_were_given(shape: networks.Shape) -> None:
+    encoder = networks.mlp_encoder(shape, (9, 7), 6, "tanh")
+    decoder = networks.mlp_decoder(shape, (9, 7), 3, "tanh")
+    assert encoder(torch.rand(2, *shape)).shape == (2, 6)
+    assert decoder(torch.randn(2, 3)).shape == (2, *shape)
+
+
+def test_the_decoder_mirrors_the_encoder() -> None:
+    widths = [tuple(p.shape) for p in networks.mlp_encoder((1, 4, 4), (9, 7), 6, "relu").parameters() if p.ndim == 2]
+    mirrored = [tuple(p.shape) for p in networks.mlp_decoder((1, 4, 4), (9, 7), 6, "relu").parameters() if p.ndim == 2]
+    assert widths == [(9, 16), (7, 9), (6, 7)]
+    assert [shape[::-1] for shape in reversed(mirrored)] == widths
+
+
+def test_the_decoder_reaches_every_pixel_and_the_encoder_sees_it() -> None:
+    shape = (1, 7, 5)
+    encoder = networks.conv_encoder(shape, (4, 6), 16, 6, "tanh")
+    decoder = networks.conv_decoder(shape, (4, 6), 16, 3, "tanh")
+    x = torch.rand(1, *shape, requires_grad=True)
+    encoder(x).square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+    images = decoder(torch.randn(2, 3))
+    assert (images[0] != images[1]).all()
+
+
+def test_outputs_are_linear_so_that_any_real_number_can_be_reached() -> None:
+    for decoder in (
+        networks.mlp_decoder((1, 4, 4), (8,), 2, "relu"),
+        networks.conv_decoder((1, 4, 4), (8,), 8, 2, "relu"),
+    ):
+        images = decoder(100 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
+        assert images.min() < -1
+        assert images.max() > 1

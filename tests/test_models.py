@@ -1,0 +1,174 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vaeline import config
+from vaeline.errors import UserError
+from vaeline.models import CONFIG, WEIGHTS, build_model, load_model, save_model
+
+SHAPE = (1, 9, 7)
+MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}
+CONV: dict[str, Any] = {"kind": "conv", "channels": [3, 4], "hidden": 6, "activation": "relu"}
+LIKELIHOODS: list[dict[str, Any]] = [
+    {"kind": "bernoulli"},
+    {"kind": "gaussian", "sigma": "learned"},
+    {"kind": "gaussian", "sigma": 0.1},
+    {"kind": "continuous-bernoulli"},
+    {"kind": "discretised-logistic"},
+]
+
+
+def section(network: dict[str, Any] = MLP, likelihood: dict[str, Any] = LIKELIHOODS[1]) -> config.Model:
+    return config.Model.model_validate({"latent_dim": 3, "network": network, "likelihood": likelihood})
+
+
+def described(model: config.Model, objective: str = "elbo") -> dict[str, Any]:
+    data = {"digest": "ab" * 32, "source": "digits", "binarise": "none"}
+    return {"model": model.model_dump(mode="json"), "objective": objective, "data": data}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved model."""
+    model = section()
+    save_model(tmp_path / "model", build_model(model, SHAPE, "elbo", seed=1), described(model))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("network", [MLP, CONV], ids=["mlp", "conv"])
+def test_a_saved_model_comes_back_bit_for_bit(
+    tmp_path: Path, network: dict[str, Any], likelihood: dict[str, Any], objective: str
+) -> None:
+    model = section(network, likelihood)
+    vae = build_model(model, SHAPE, objective, seed=1)
+    save_model(tmp_path, vae, described(model, objective))
+    loaded = load_model(tmp_path)
+    assert loaded.config.model == model
+    assert loaded.config.objective == objective
+    assert loaded.vae.shape == loaded.config.shape == SHAPE
+    x, z = torch.rand(2, *SHAPE), torch.randn(2, 3)
+    for mine, theirs in [(vae.encode(x).mean, loaded.vae.encode(x).mean), (vae.decode(z), loaded.vae.decode(z))]:
+        assert torch.equal(mine, theirs)
+    assert torch.equal(vae.encode(x).log_variance, loaded.vae.encode(x).log_variance)
+    assert str(vae.likelihood.sigma) == str(loaded.vae.likelihood.sigma)
+    assert not loaded.vae.training
+    assert not any(p.requires_grad for p in loaded.vae.parameters())
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(tmp_path: Path, folder: Path) -> None:
+    model = section()
+    save_model(tmp_path / "again", build_model(model, SHAPE, "elbo", seed=1), dict(reversed(described(model).items())))
+    for name in (WEIGHTS, CONFIG):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    assert load_model(tmp_path / "again").digest == load_model(folder).digest
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]  # no temporary file stays
+
+
+def test_another_weight_is_another_digest(folder: Path, tmp_path: Path) -> None:
+    model = section()
+    save_model(tmp_path / "other", build_model(model, SHAPE, "elbo", seed=2), described(model))
+    assert load_model(tmp_path / "other").digest != load_model(folder).digest
+
+
+def test_weights_follow_the_seed_and_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    first, again, other = (build_model(section(), SHAPE, "elbo", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.2.weight"], other["encoder.2.weight"])
+
+
+def test_a_description_that_describes_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = section()
+    broken = described(model) | {"objective": "gan"}
+    with pytest.raises(UserError, match=r"config\.json: objective: .*gan"):
+        save_model(tmp_path / "model", build_model(model, SHAPE, "elbo", seed=1), broken)
+    assert not (tmp_path / "model").exists()
+
+
+def change_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        change(content)
+        (folder / CONFIG).write_text(json.dumps(content))
+
+    return apply
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return apply
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+
+
+NAME = "decoder.0.bias"
+BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+    "no config": (CONFIG, "cannot be read", lambda folder: (folder / CONFIG).unlink()),
+    "no weights": (WEIGHTS, "cannot be read", lambda folder: (folder / WEIGHTS).unlink()),
+    "torn config": (CONFIG, "is not JSON", cut(CONFIG)),
+    "binary config": (CONFIG, "is not JSON", lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00")),
+    "config is a list": (CONFIG, "found", lambda folder: (folder / CONFIG).write_text("[]")),
+    "torn weights": (WEIGHTS, "is not a safetensors file", cut(WEIGHTS)),
+    "empty weights": (WEIGHTS, "is not a safetensors file", lambda folder: (folder / WEIGHTS).write_bytes(b"")),
+    "a pickle": (
+        WEIGHTS,
+        "is not a safetensors file",
+        lambda folder: torch.save({"a": torch.ones(2)}, folder / WEIGHTS),
+    ),
+    "format": (CONFIG, "format", change_json(lambda c: c.update(format=2))),
+    "no format": (CONFIG, "format: missing", change_json(lambda c: c.pop("format"))),
+    "unknown key": (CONFIG, "extra: unknown key", change_json(lambda c: c.update(extra=1))),
+    "unknown key inside": (CONFIG, "model.network.depth", change_json(lambda c: c["model"]["network"].update(depth=1))),
+    "two sides": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, 9]))),
+    "no height": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, 0, 7]))),
+    "text for a side": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, "9", 7]))),
+    "another shape": (WEIGHTS, "tensor ", change_json(lambda c: c.update(shape=[1, 9, 8]))),
+    "another objective": (WEIGHTS, "tensor ", change_json(lambda c: c.update(objective="autoencoder"))),
+    "missing tensor": (WEIGHTS, NAME, change_tensors(lambda t: t.pop(NAME))),
+    "extra tensor": (WEIGHTS, "intruder", change_tensors(lambda t: t.update(intruder=torch.ones(1)))),
+    "wrong shape": (WEIGHTS, NAME, change_tensors(lambda t: t.update({NAME: torch.ones(3)}))),
+    "wrong dtype": (WEIGHTS, "float64", change_tensors(lambda t: t.update({NAME: t[NAME].double()}))),
+    "not finite": (WEIGHTS, "not finite", change_tensors(lambda t: t[NAME].fill_(torch.nan))),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=str)
+def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, case: str) -> None:
+    file, says, spoil = BROKEN[case]
+    spoil(folder)
+    with pytest.raises(UserError) as refusal:
+        load_model(folder)
+    message = str(refusal.value)
+    assert message.startswith(str(folder / file))
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = shutil.copytree(folder, folder.parent / "reference")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    model = section()
+    with pytest.raises(OSError, match="No space"):
+        save_model(folder, build_model(model, SHAPE, "elbo", seed=2), described(model))
+    assert load_model(folder).digest == load_model(reference).digest
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
