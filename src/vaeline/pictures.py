@@ -1,22 +1,22 @@
 """Labelled sheets of images: pixels exactly repeated, on white, the same bytes every time.
 
-A layout (`grid`, `triangle`) says where every image and every word goes, as a `Sheet`; `render` draws it; `write_png`
-stores it. Sizes are in pixels of the sheet. Images are uint8 [N, C, H, W] and enlarged by one whole factor, so that a
+A layout (`grid`, `triangle`) says where every image and every word goes, as a `Sheet`; `render` draws it; `png`
+encodes it. Sizes are in pixels of the sheet. Images are uint8 [N, C, H, W] and enlarged by one whole factor, so that a
 pixel of the model is a sharp square. Words are set in the font that Pillow brings along.
 """
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from vaeline.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,9 +68,9 @@ class Row:
 
 
 def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
-    """Expected pixels on [0, 1] to the nearest of the 256 levels; raises ValueError where one is not finite."""
+    """Expected pixels on [0, 1] to the nearest of the 256 levels; raises UserError where one is not finite."""
     if not np.isfinite(means).all():
-        raise ValueError("an image has pixels that are not finite")
+        raise UserError("the model decodes to pixels that are not finite; train it again")
     levels: Pixels = np.rint(np.clip(means, 0.0, 1.0) * 255.0).astype(np.uint8)
     return levels
 
@@ -171,17 +171,11 @@ def render(sheet: Sheet) -> Pixels:
     return np.array(image)
 
 
-def write_png(path: Path, pixels: Pixels) -> None:
-    """Write [H, W] or [H, W, 3] as a PNG without any metadata, whole or not at all."""
+def png(pixels: Pixels) -> bytes:
+    """[H, W] or [H, W, 3] as a PNG file without any metadata."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, path)  # noqa: PTH105
-    finally:
-        part.unlink(missing_ok=True)
+    return buffer.getvalue()
 
 
 def _title(title: str, channels: int) -> tuple[list[Text], int]:

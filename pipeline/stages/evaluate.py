@@ -1,0 +1,68 @@
+"""Stage evaluate: the model and the test split -> `reports/metrics.json`, `reports/kl_per_dimension.csv`."""
+
+import json
+import logging
+from typing import Any
+
+from pipeline.stages.entry import run_stage
+from pipeline.trained import load_trained, write_whole
+from vaeline.config import read_params
+from vaeline.data.prepared import load_split
+from vaeline.evaluation import Evaluation, evaluate
+from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
+from vaeline.workspace import PARAMS, PREPARED, REPORTS
+
+log = logging.getLogger(__name__)
+
+METRICS = REPORTS / "metrics.json"
+KL_PER_DIMENSION = REPORTS / "kl_per_dimension.csv"
+
+
+def main() -> None:
+    """Score the model on the whole test split, and by its bound on the validation split."""
+    params, trained = read_params(PARAMS), load_trained()
+    section = params.evaluate
+    evaluation = evaluate(
+        trained.vae,
+        load_split(PREPARED, "validation"),
+        load_split(PREPARED, "test"),
+        objective=trained.config.objective,
+        importance_samples=section.importance_samples,
+        active_units_threshold=section.active_units_threshold,
+        seed=section.seed,
+    )
+    write_whole(METRICS, (json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(KL_PER_DIMENSION, kl_table(evaluation).encode())
+    for line in summary(evaluation.report):
+        log.info("%s", line)
+    with open_model_run(trained.digest, run_start(params)) as run:
+        run.metrics(flatten_metrics(evaluation.report, "evaluate/"))
+        run.artifact(METRICS, "reports")
+        run.artifact(KL_PER_DIMENSION, "reports")
+
+
+def kl_table(evaluation: Evaluation) -> str:
+    """CSV: latent dimension, its mean KL in nats."""
+    rows = [f"{dimension},{kl!r}\n" for dimension, kl in evaluation.kl_per_dimension]
+    return "".join(["dimension,kl\n", *rows])
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The report in a few lines, with the protocol beside the numbers."""
+    test = report["test"]
+    lines = [f"test split, {report['protocol']}:"]
+    names = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL", "nll": "NLL", "gap": "log p(x) - ELBO"}
+    for key, name in names.items():
+        if key in test:
+            lines.append(f"  {name:<16}{test[key]:10.3f} +- {test[f'{key}_se']:.3f} nats per image")
+    if "nll" in test:
+        bits, bits_nll = test["bits_per_dimension"], test["bits_per_dimension_nll"]
+        lines.append(f"  bits/dim        {bits:10.4f} by the ELBO, {bits_nll:.4f} by the NLL")
+        lines.append(f"  NLL by importance sampling with k = {test['importance_samples']}")
+        lines.append(f"  active units    {test['active_units']:10d}")
+    lines.append(f"  MSE             {test['mse']:10.5f}, PSNR {test['psnr']:.2f} dB")
+    return lines
+
+
+if __name__ == "__main__":
+    run_stage(main)

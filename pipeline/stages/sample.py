@@ -1,0 +1,179 @@
+"""Stage sample: the model and a few test images -> sheets of pictures in `reports/samples`."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.stages.entry import run_stage
+from pipeline.trained import load_trained, write_whole
+from vaeline.config import Sample, read_params
+from vaeline.core import sampling
+from vaeline.core.metrics import most_informative
+from vaeline.core.model import VAE
+from vaeline.core.priors import StandardNormal
+from vaeline.data.prepared import load_split
+from vaeline.pictures import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
+from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.workspace import PARAMS, PREPARED, REPORTS
+
+log = logging.getLogger(__name__)
+
+SAMPLES = REPORTS / "samples"
+BATCH = 200  # images through the model at once
+REACH = 3.0  # standard deviations that a traversal goes either way
+
+
+def main() -> None:
+    """Draw every sheet, then write them all."""
+    params, trained = read_params(PARAMS), load_trained()
+    sheets = draw(trained.vae, load_split(PREPARED, "test"), params.sample)
+    drawn = {name: render(sheet) for name, sheet in sheets.items()}
+    for name, pixels in drawn.items():
+        write_whole(SAMPLES / f"{name}.png", png(pixels))
+        log.info("%s: %d x %d pixels", SAMPLES / f"{name}.png", pixels.shape[1], pixels.shape[0])
+    with open_model_run(trained.digest, run_start(params)) as run:
+        for name, pixels in drawn.items():
+            run.image(name, pixels, 0)
+
+
+def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
+    """All sheets by name; `section.seed` chooses the images, again and again where the split has too few."""
+    order = np.random.default_rng(section.seed).permutation(len(test))
+    pairs = max(1, section.rows // 2)
+
+    def images(count: int) -> Pixels:
+        chosen: Pixels = np.asarray(test[np.resize(order, count)])
+        return chosen
+
+    return {
+        "prior_samples": prior_samples(model, section),
+        "reconstructions": reconstructions(model, images(pairs * section.columns), section.columns),
+        "interpolation": interpolation(model, images(2 * section.rows), section.steps),
+        "mixtures": mixtures(model, images(3), section.steps),
+        "traversals": traversals(model, images(1), test, section),
+    }
+
+
+def prior_samples(model: VAE, section: Sample) -> Sheet:
+    """rows x columns expected images of z ~ N(0, I)."""
+    generator = torch.Generator().manual_seed(section.seed)
+    noise = torch.randn(section.rows * section.columns, model.latent_dim, generator=generator)
+    images = torch.cat([sampling.prior_samples(model, part.to(_device(model))) for part in torch.split(noise, BATCH)])
+    prior = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z), the learned prior"
+    title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
+    if model.deterministic:
+        title = "Decoded N(0, I)\nan autoencoder's code has no such prior"
+    return grid(title, [Row(row) for row in _rows(_pixels(images), section.columns)])
+
+
+def reconstructions(model: VAE, images: Pixels, columns: int) -> Sheet:
+    """Test images, each above the decoder's mean at its posterior mean."""
+    decoded = torch.cat([sampling.reconstructions(model, _observed(model, part)) for part in _rows(images, columns)])
+    rows: list[Row] = []
+    for original, reconstruction in zip(_rows(images, columns), _rows(_pixels(decoded), columns), strict=True):
+        rows += [Row(original, "original", new_group=bool(rows)), Row(reconstruction, "reconstruction")]
+    return grid(f"Reconstructions of test images\nthe decoder's mean at {_code(model)}", rows)
+
+
+def interpolation(model: VAE, images: Pixels, steps: int) -> Sheet:
+    """One row a pair of test images: the first, `steps` images on the line between their codes, the second."""
+    rows = []
+    for pair in _rows(images, 2):
+        between = _pixels(sampling.interpolate(model, _observed(model, pair), steps))
+        rows.append(Row(np.concatenate([pair[:1], between, pair[1:]])))
+    headers = ["test image", *(f"{fraction:.2f}" for fraction in np.linspace(0, 1, steps)), "test image"]
+    return grid(
+        f"Interpolation between test images\nthe decoder's mean on the straight line between {_code(model, 2)}",
+        rows,
+        headers,
+    )
+
+
+def mixtures(model: VAE, images: Pixels, side: int) -> Sheet:
+    """A triangle of weighted means of three test images' codes, the images outside its corners."""
+    weights, x = sampling.barycentric_weights(side), _observed(model, images)
+    mixed = torch.cat([sampling.mixtures(model, x, part) for part in torch.split(weights, BATCH)])
+    title = f"Mixtures of three test images\nthe decoder's mean at weighted means of {_code(model, 3)}"
+    return triangle(title, _pixels(mixed), images, "test image")
+
+
+def traversals(model: VAE, image: Pixels, test: Pixels, section: Sample) -> Sheet:
+    """One row a latent dimension, the most informative first; all of them where there are fewer than asked for."""
+    dimensions, x = informative_dimensions(model, test)[: section.traversals], _observed(model, image)
+    across = np.linspace(-REACH, REACH, section.steps)
+    rows = []
+    for z in dimensions:
+        values = torch.from_numpy(z.centre + z.spread * across)
+        rows.append(Row(_pixels(sampling.traversals(model, x, torch.tensor([z.index]), values)), z.label))
+    count = "all" if len(dimensions) == model.latent_dim else f"the {len(dimensions)} most informative of"
+    unit = "" if _standard(model) else " standard deviations of the codes about their mean"
+    title = (
+        f"Traversals of {count} {model.latent_dim} latent dimensions\n"
+        f"one at a time from -{REACH:g} to {REACH:g}{unit}, the others as for a test image"
+    )
+    return grid(title, rows, [f"{value:.1f}" for value in across])
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A latent dimension to traverse: where its codes lie, and what its row says."""
+
+    index: int
+    label: str
+    centre: float = 0.0
+    spread: float = 1.0
+
+
+@torch.no_grad()
+def informative_dimensions(model: VAE, test: Pixels) -> list[Dimension]:
+    """All latent dimensions by falling mean KL to N(0, I) over the test split.
+
+    An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
+    the posterior's, and with the codes' own centre and spread.
+    """
+    posteriors = [model.encode(_observed(model, part)) for part in _rows(test, BATCH)]
+    if _standard(model):
+        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
+        means = kl.mean(0).tolist()
+        return [Dimension(z, f"z{z}  KL {means[z]:.1f} nats") for z in most_informative(kl).tolist()]
+    codes = torch.cat([posterior.mean for posterior in posteriors]).double()
+    variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
+    order = (codes.var(0, correction=0) / variance).argsort(descending=True, stable=True).tolist()
+    centre, spread = codes.mean(0).tolist(), codes.std(0, correction=0).tolist()
+    return [Dimension(z, f"z{z}  spread {spread[z]:.2f}", centre[z], spread[z]) for z in order]
+
+
+def _standard(model: VAE) -> bool:
+    """Are codes held against N(0, I)?"""
+    return isinstance(model.prior, StandardNormal) and not model.deterministic
+
+
+def _code(model: VAE, images: int = 1) -> str:
+    """What stands for an image, or for several, in latent space."""
+    if model.deterministic:
+        return "its code" if images == 1 else "their codes"
+    return "its posterior's mean" if images == 1 else "their posteriors' means"
+
+
+def _observed(model: VAE, images: Pixels) -> Tensor:
+    """uint8 images as the encoder sees them, without noise."""
+    return model.likelihood.observe(torch.from_numpy(np.array(images)).to(_device(model)), None)
+
+
+def _pixels(means: Tensor) -> Pixels:
+    return to_pixels(means.cpu().numpy())
+
+
+def _rows(images: Pixels, columns: int) -> list[Pixels]:
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
+
+
+def _device(model: VAE) -> torch.device:
+    return next(model.parameters()).device
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,45 @@
+"""What the stages after training begin with: the model, and the data it belongs to. And how they write."""
+
+from pathlib import Path
+
+from vaeline.data.prepared import manifest_digest, read_manifest
+from vaeline.errors import UserError
+from vaeline.models import CONFIG, LoadedModel, load_model
+from vaeline.training.device import pick_device
+from vaeline.workspace import MODEL, PREPARED
+
+
+def load_trained() -> LoadedModel:
+    """The trained model, on the device that VAELINE_DEVICE asks for.
+
+    Raises UserError where it is missing or damaged, or where `data/prepared` is not what it was trained on: the
+    test split of other data may hold its training images.
+    """
+    loaded, manifest = load_model(MODEL, pick_device()), read_manifest(PREPARED)
+    model, prepared = MODEL / CONFIG, PREPARED / "manifest.json"
+    if loaded.config.shape != manifest.shape:
+        raise UserError(
+            f"{model}: is a model of {_shape(loaded.config.shape)} images, {prepared} has {_shape(manifest.shape)}; "
+            "run `dvc repro train`"
+        )
+    if loaded.config.data.digest != (digest := manifest_digest(PREPARED)):
+        raise UserError(
+            f"{model}: was trained on the data {loaded.config.data.digest[:12]}, {prepared} is {digest[:12]}; "
+            "run `dvc repro train`"
+        )
+    return loaded
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _shape(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))
