@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -48,7 +49,7 @@ class Resident:
 
     def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
         """See `Images`."""
-        for indices in order.to(self.pixels.device).split(size)[skip:]:
+        for indices in torch.split(order.to(self.pixels.device), size)[skip:]:
             yield self.pixels.index_select(0, indices)
 
 
@@ -63,16 +64,14 @@ class Streamed:
 
     def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
         """See `Images`."""
-        parts = order.split(size)[skip:]
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = [reader.submit(self._read, indices) for indices in parts[:1]]
-            for indices in (*parts[1:], None):
-                if not ahead:
-                    return
-                batch = ahead.pop().result()
-                if indices is not None:
-                    ahead.append(reader.submit(self._read, indices))
-                yield batch.to(self.device, non_blocking=True)
+            ahead: Future[Tensor] | None = None
+            for indices in torch.split(order, size)[skip:]:
+                current, ahead = ahead, reader.submit(self._read, indices)
+                if current is not None:
+                    yield current.result().to(self.device, non_blocking=True)
+            if ahead is not None:
+                yield ahead.result().to(self.device, non_blocking=True)
 
     def _read(self, indices: Tensor) -> Tensor:
         batch = torch.from_numpy(self.pixels[indices.numpy()])
@@ -82,4 +81,7 @@ class Streamed:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,116 @@
+"""Checkpoints: safetensors and JSON in one file whose name holds its SHA-256. Nothing is ever unpickled.
+
+A file is written beside the others under a temporary name, synced, renamed, and the folder synced: a crash leaves
+the old ones and nothing half-written that counts. The last two are kept; a damaged one is passed over.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vaeline.digests import file_digest
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d{12})-([0-9a-f]{64})\.safetensors")
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and a JSON object."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+    """Add a checkpoint and drop all but the last two. Raises OSError (a full disk); then the old ones stay."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    content = save(tensors, {"progress": json.dumps(checkpoint.progress)})
+    path = folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
+    temporary = folder / "unfinished"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(folder)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """The newest sound checkpoint, on the CPU; None where there is none."""
+    for path in _newest_first(folder):
+        match = NAME.fullmatch(path.name)
+        if match and file_digest(path) == match[2]:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Checkpoint(tensors, json.loads(file.metadata()["progress"]))
+        log.warning("%s: is damaged; going back to the checkpoint before it", path)
+    return None
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone, waiting for one that trains the same; the kernel frees it at a death."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(descriptor, folder)
+            if _is_still(folder, descriptor):  # its last owner may have removed it
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def remove(folder: Path) -> None:
+    """Drop every checkpoint: the training is over and its result in place."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another process trains the same (it holds %s): waiting for it", folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_still(folder: Path, descriptor: int) -> bool:
+    try:
+        return folder.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

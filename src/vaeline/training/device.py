@@ -1,0 +1,65 @@
+"""Where computation runs, and the numerics it runs with. `VAELINE_DEVICE` and `VAELINE_THREADS` decide."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils import deterministic
+
+from vaeline.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+def pick_device() -> torch.device:
+    """The device that VAELINE_DEVICE (cpu | cuda | auto) asks for; also sets the VAELINE_THREADS threads.
+
+    Raises UserError for another value, and where CUDA is asked for but absent.
+    """
+    if threads := os.environ.get("VAELINE_THREADS"):
+        if not threads.isascii() or not threads.isdigit() or not 1 <= int(threads) <= 1024:
+            raise UserError(f"VAELINE_THREADS: must be a whole number from 1 to 1024, found {threads!r}")
+        torch.set_num_threads(int(threads))
+    wanted = os.environ.get("VAELINE_DEVICE", "auto")
+    if wanted not in ("cpu", "cuda", "auto"):
+        raise UserError(f"VAELINE_DEVICE: allowed: cpu, cuda, auto; found {wanted!r}")
+    present = wanted != "cpu" and torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise UserError("VAELINE_DEVICE: is 'cuda', but PyTorch finds no usable CUDA device; allowed here: cpu, auto")
+    return torch.device("cuda" if present else "cpu")
+
+
+def identity(device: torch.device) -> dict[str, str | int]:
+    """What of the machine can change a result's last digits."""
+    if device.type == "cuda":
+        return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    return {"torch": torch.__version__, "device": f"cpu {capability}", "precision": "float32", "threads": threads}
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms, and no denormal numbers, on which a processor is a hundred times slower."""
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        torch.set_flush_denormal(False)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for the next step: giving it back and faulting it in again costs a quarter."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # bytes; the largest it takes
+        mallopt(M_TRIM_THRESHOLD, 512 << 20)

@@ -1,0 +1,60 @@
+"""What each epoch came to, which epoch is best, and when to stop: pure functions of the rows."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from vaeline.config import Train
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of reports/history.csv. All in nats per image; the ELBO is never weighted, warmed up or regularised.
+
+    The train columns are means over the epoch's images, under weights that moved meanwhile. An autoencoder has no
+    ELBO and no KL.
+    """
+
+    epoch: int  # from 1
+    step: int  # optimiser steps so far
+    train_elbo: float | None
+    train_reconstruction: float
+    train_kl: float | None
+    validation_elbo: float | None
+    validation_reconstruction: float
+    validation_kl: float | None
+    sigma: float | None  # pixels on [0, 1]; where the likelihood has one
+    beta: float  # the KL's weight at the last step
+    learning_rate: float  # at the last step
+
+
+def score(row: Epoch, beta: float) -> float:
+    """What the best weights have most of: the validation bound with the KL's weight that training ends with.
+
+    With beta = 1 the ELBO, for an autoencoder the reconstruction. Choosing under another weight than the trained
+    one would take weights of half-way through a warm-up for the result.
+    """
+    return row.validation_reconstruction - beta * (row.validation_kl or 0.0)
+
+
+def best(rows: Sequence[Epoch], beta: float) -> Epoch:
+    """The first row with the highest score."""
+    return max(rows, key=lambda row: score(row, beta))
+
+
+def is_over(rows: Sequence[Epoch], options: Train) -> bool:
+    """Whether all epochs are done, or `patience` of them, after the warm-up, without a better score."""
+    if not rows:
+        return False
+    waited = rows[-1].epoch - max(best(rows, options.beta).epoch, options.warmup_epochs)
+    return rows[-1].epoch >= options.epochs or waited >= options.patience
+
+
+def to_csv(rows: Sequence[Epoch]) -> str:
+    """The rows as CSV with a header; numbers in full, an empty field where there is none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

@@ -1,0 +1,36 @@
+"""SIGTERM and Ctrl-C between two steps, not within one: first a checkpoint, then the end."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interruption:
+    """A signal that came, if one did."""
+
+    number: int | None = None
+
+    def error(self) -> BaseException:
+        """What to raise for it: SystemExit(143), or KeyboardInterrupt."""
+        return KeyboardInterrupt() if self.number == signal.SIGINT else SystemExit(128 + (self.number or 0))
+
+
+@contextmanager
+def deferred() -> Iterator[Interruption]:
+    """Note SIGTERM and SIGINT instead of acting on them, for the length of the block (in the main thread)."""
+    noted = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,34 @@
+"""The name of a training: a digest of everything that its result depends on."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+import vaeline
+from vaeline.config import Params
+from vaeline.digests import file_digest, value_digest
+from vaeline.training.device import identity
+
+SOURCES = ("core/*.py", "training/*.py", "data/batches.py", "models.py")
+
+
+def training_key(params: Params, data_digest: str, device: torch.device) -> str:
+    """32 hex digits of the params, the data, the code, PyTorch, the device, its precision and the threads."""
+    return value_digest(
+        {
+            "model": params.model.model_dump(mode="json"),
+            "train": params.train.model_dump(mode="json"),
+            "data": data_digest,
+            "code": code_digest(),
+            "machine": identity(device),
+        }
+    )[:32]
+
+
+def code_digest() -> str:
+    """SHA-256 of the modules that define a training."""
+    package = Path(vaeline.__file__).parent
+    files = sorted(path for pattern in SOURCES for path in package.glob(pattern))
+    lines = [f"{path.relative_to(package)} {file_digest(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

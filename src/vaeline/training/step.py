@@ -1,0 +1,147 @@
+"""One step of training: a batch goes in, the state moves. Nothing random, no clock, no wait for the device."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from vaeline.core.model import VAE
+from vaeline.core.objectives import elbo_terms, surrogate
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam (Kingma & Ba 2015)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and the noise for them."""
+
+    pixels: Tensor  # [B, C, H, W], 0 ... 255, float32
+    uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
+    normal: Tensor | None  # [B, Z], for the sample of z; None for a plain autoencoder
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a step does with its batch; of these only the rate and beta change as training goes on."""
+
+    learning_rate: float
+    beta: Tensor  # scalar, the KL's weight
+    free_bits: float
+    gradient_clip: float  # the largest norm of the gradient of the mean loss
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a step says of itself, left on the device."""
+
+    loss: Tensor  # scalar, nats per image
+    gradient_norm: Tensor  # scalar, before clipping
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a step changes, in place."""
+
+    model: VAE
+    parameters: list[Tensor]
+    first: list[Tensor]  # Adam's running means of the gradient
+    second: list[Tensor]  # and of its square
+    counts: list[Tensor]  # Adam's steps so far, float32 scalars, one a parameter
+    totals: Tensor  # [3] float64: sums of reconstruction and KL, and the images, of this epoch so far
+    failed: Tensor  # scalar, 1 from the first loss or gradient on that is not finite: nothing moves any more
+
+    @classmethod
+    def start(cls, model: VAE) -> "State":
+        """Before the first step, on the model's device."""
+        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        device = parameters[0].device
+        return cls(
+            model,
+            parameters,
+            first=[torch.zeros_like(p, requires_grad=False) for p in parameters],
+            second=[torch.zeros_like(p, requires_grad=False) for p in parameters],
+            counts=[torch.zeros((), device=device) for _ in parameters],
+            totals=torch.zeros(3, dtype=torch.float64, device=device),
+            failed=torch.zeros((), device=device),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by name; not copies."""
+        named = {f"model/{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
+        for kind, tensors in (("first", self.first), ("second", self.second), ("count", self.counts)):
+            named |= {f"{kind}/{i}": tensor for i, tensor in enumerate(tensors)}
+        return named | {"totals": self.totals}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` returned at another time."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+
+
+def step(state: State, batch: Batch, rule: Rule) -> Info:
+    """Maximise the objective by one step of Adam, with the gradient clipped to a norm.
+
+    Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
+    """
+    loss, sums = _losses(state.totals.device.type)(state.model, batch, rule.beta, rule.free_bits)
+    gradients = torch.autograd.grad(loss, state.parameters)  # raises where the loss does not depend on a parameter
+    norm = _update(state, list(gradients), loss.detach(), rule)
+    with torch.no_grad():
+        state.totals.add_(sums)
+    return Info(loss.detach(), norm)
+
+
+def losses(model: VAE, batch: Batch, beta: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:
+    """loss = -(mean of the surrogate objective), and the sums [3] that `State.totals` adds up."""
+    x = model.likelihood.observe(batch.pixels, batch.uniform)  # [B, C, H, W]
+    with precision(x.device):
+        terms = elbo_terms(model, x, batch.normal)
+    loss = -surrogate(terms, beta, free_bits).mean()
+    count = torch.full_like(loss, len(x))
+    return loss, torch.stack([terms.reconstruction.sum(), terms.kl.sum(), count]).detach()
+
+
+def precision(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """bfloat16 matrix products on CUDA, float32 elsewhere; the likelihood and the KL are float32 on both."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _losses(device: str) -> Callable[[VAE, Batch, Tensor, float], tuple[Tensor, Tensor]]:
+    """`losses`, on CUDA compiled and, forward and backward, captured in CUDA graphs."""
+    if device == "cpu":
+        return losses
+    return torch.compile(losses, mode="reduce-overhead", dynamic=False)
+
+
+@torch.no_grad()
+def _update(state: State, gradients: list[Tensor], loss: Tensor, rule: Rule) -> Tensor:
+    """Adam in one fused call, which also clips and, where `state.failed`, does nothing; returns the norm."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch.maximum(state.failed, (~torch.isfinite(loss + norm)).to(torch.float32), out=state.failed)
+    excess = (norm / rule.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
+    clips = norm.device.type != "cpu" or excess.item() != 1.0  # on the CPU to look costs less than to divide by 1
+    adam(
+        state.parameters,
+        gradients,
+        state.first,
+        state.second,
+        [],
+        state.counts,
+        fused=True,
+        grad_scale=excess if clips else None,
+        found_inf=state.failed,
+        amsgrad=False,
+        beta1=BETA1,
+        beta2=BETA2,
+        lr=rule.learning_rate,
+        weight_decay=0.0,
+        eps=EPSILON,
+        maximize=False,
+    )
+    return norm

@@ -1,0 +1,227 @@
+"""The loop: steps, epochs, validation, checkpoints, news. However often interrupted, it comes to the same."""
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vaeline import config
+from vaeline.core.likelihoods import Bernoulli
+from vaeline.core.model import VAE
+from vaeline.data.batches import open_images
+from vaeline.errors import UserError
+from vaeline.models import build_model
+from vaeline.training import checkpoint, history, interruption
+from vaeline.training.checkpoint import Checkpoint
+from vaeline.training.device import keep_freed_memory, reproducible
+from vaeline.training.history import Epoch
+from vaeline.training.meter import Meter
+from vaeline.training.progress import Progress, open_progress
+from vaeline.training.randomness import Noise, mix, permutation
+from vaeline.training.samples import sample_grid
+from vaeline.training.schedule import kl_weight, one_cycle
+from vaeline.training.settings import Settings
+from vaeline.training.splits import Splits
+from vaeline.training.step import Batch, Rule, State, step
+from vaeline.training.tracker import NullTracker, Tracker
+from vaeline.training.validation import validate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained model, on the CPU, with the weights of its best epoch."""
+
+    model: VAE
+    history: list[Epoch]
+    best: Epoch
+
+
+def train(
+    model: config.Model,
+    options: config.Train,
+    splits: Splits,
+    *,
+    device: torch.device,
+    checkpoints: Path,
+    tracker: Tracker | None = None,
+    settings: Settings | None = None,
+) -> Result:
+    """Train a model of these params, going on from the newest checkpoint in `checkpoints` if there is one.
+
+    The result is bit for bit that of an uninterrupted training on the same machine. The caller owns the folder
+    (`checkpoint.owned`) and removes it (`checkpoint.remove`) when the result is in place.
+
+    Raises UserError where the loss, its gradient or the validation bound is not finite, and where a Bernoulli is to
+    learn grey pixels; OSError where a checkpoint cannot be written; and, having written one, SystemExit(143) on
+    SIGTERM, KeyboardInterrupt on Ctrl-C.
+    """
+    vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
+    if isinstance(vae.likelihood, Bernoulli):
+        splits.refuse_grey()
+    keep_freed_memory()
+    with reproducible(device), interruption.deferred() as interrupted:
+        training = _Training(vae.to(device), options, splits, checkpoints, tracker or NullTracker())
+        training.resume()
+        settings = settings or Settings.from_environment()
+        with open_progress(training.steps) as progress:
+            while not history.is_over(training.rows, options):
+                training.epoch(settings, interrupted, progress)
+        return training.result()
+
+
+class _Training:
+    """A training under way."""
+
+    def __init__(self, model: VAE, options: config.Train, splits: Splits, checkpoints: Path, tracker: Tracker) -> None:
+        self.options, self.checkpoints, self.tracker = options, checkpoints, tracker
+        self.state = State.start(model)
+        self.device = self.state.totals.device
+        self.images = open_images(splits.train, self.device)
+        self.validation = open_images(splits.validation, self.device)
+        self.noise = Noise(options.seed, self.device)
+        self.draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"
+        self.steps_per_epoch = -(-len(self.images) // options.batch_size)
+        self.steps = options.epochs * self.steps_per_epoch
+        self.step = 0  # steps done
+        self.rows: list[Epoch] = []  # epochs done
+        self.best: dict[str, Tensor] = {}  # the best epoch's weights
+        self.saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = checkpoint.read(self.checkpoints)
+        if found is None:
+            return
+        self.state.restore(found.tensors)
+        self.step = found.progress["step"]
+        self.rows = [Epoch(**row) for row in found.progress["rows"]]
+        weights = {name: tensor for name, tensor in found.tensors.items() if name.startswith("best/")}
+        self.best = {name.removeprefix("best/"): tensor.to(self.device) for name, tensor in weights.items()}
+        log.info("resuming at step %s of %s", f"{self.step:,}", f"{self.steps:,}")
+
+    def save(self) -> None:
+        """Write a checkpoint of a sound state."""
+        self.refuse_failure()
+        tensors = self.state.tensors() | {f"best/{name}": tensor for name, tensor in self.best.items()}
+        progress = {"step": self.step, "rows": [asdict(row) for row in self.rows]}
+        checkpoint.write(self.checkpoints, self.step, Checkpoint(tensors, progress))
+        self.saved = time.monotonic()
+
+    def epoch(self, settings: Settings, interrupted: interruption.Interruption, progress: Progress) -> None:
+        """One epoch, or the rest of one."""
+        done, skip = divmod(self.step, self.steps_per_epoch)
+        order = permutation(self.options.seed, done, len(self.images))
+        meter = Meter(self.state.totals.tolist())
+        for pixels in self.images.batches(order, self.options.batch_size, skip):
+            rule = self.take_step(pixels)
+            if self.device.type == "cpu":  # elsewhere to look is to wait: at reports, checkpoints and epochs' ends
+                self.refuse_failure()
+            if self.step % settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
+                self.refuse_failure()
+                self.report(meter, rule, progress)
+            due = time.monotonic() - self.saved > settings.checkpoint_seconds
+            if due or interrupted.number is not None:
+                self.save()
+            if interrupted.number is not None:
+                raise interrupted.error()
+        self.finish_epoch(rule, meter, progress)
+
+    def take_step(self, pixels: Tensor) -> Rule:
+        """One step on uint8 pixels [B, C, H, W]."""
+        options = self.options
+        beta = kl_weight(self.step, options.warmup_epochs * self.steps_per_epoch, options.beta)
+        rule = Rule(
+            learning_rate=one_cycle(self.step, self.steps, options.learning_rate),
+            beta=torch.full((), beta, device=self.device),
+            free_bits=options.free_bits,
+            gradient_clip=options.gradient_clip,
+        )
+        self.noise.restart("step", self.step)
+        model = self.state.model
+        normal = None if model.deterministic else self.noise.normal(len(pixels), model.latent_dim)
+        uniform = self.noise.uniform(pixels.shape) if self.draws_uniform else None
+        step(self.state, Batch(pixels.to(torch.float32), uniform, normal), rule)
+        self.step += 1
+        return rule
+
+    def finish_epoch(self, rule: Rule, meter: Meter, progress: Progress) -> None:
+        """Validate, add a row, keep the weights if they are the best so far, tell."""
+        row = self.row(rule)
+        self.rows.append(row)
+        self.state.totals.zero_()
+        if history.best(self.rows, self.options.beta) is row:
+            self.best = {name: tensor.clone() for name, tensor in self.state.model.state_dict().items()}
+        names = {f"validation/{name}": getattr(row, f"validation_{name}") for name in ("elbo", "reconstruction", "kl")}
+        self.tracker.metrics({name: value for name, value in names.items() if value is not None}, self.step)
+        self.tracker.image("samples", sample_grid(self.state.model, self.noise), self.step)
+        progress.line(f"{_line(row, self.options)}, {meter.speed():,.0f} images/s")
+
+    def row(self, rule: Rule) -> Epoch:
+        """The epoch that has just ended."""
+        reconstruction, kl, images = self.state.totals.tolist()
+        reconstruction, kl = reconstruction / images, kl / images
+        held_out = validate(self.state.model, self.validation, self.noise)
+        if not math.isfinite(held_out.reconstruction - held_out.kl):
+            raise UserError(f"training diverged: after epoch {len(self.rows) + 1} the validation bound is not finite")
+        bound = not self.state.model.deterministic
+        return Epoch(
+            epoch=len(self.rows) + 1,
+            step=self.step,
+            train_elbo=reconstruction - kl if bound else None,
+            train_reconstruction=reconstruction,
+            train_kl=kl if bound else None,
+            validation_elbo=held_out.reconstruction - held_out.kl if bound else None,
+            validation_reconstruction=held_out.reconstruction,
+            validation_kl=held_out.kl if bound else None,
+            sigma=self.sigma(),
+            beta=rule.beta.item(),
+            learning_rate=rule.learning_rate,
+        )
+
+    def report(self, meter: Meter, rule: Rule, progress: Progress) -> None:
+        """Tell the tracker the means since the last report."""
+        reconstruction, kl, speed = meter.read(self.state.totals.tolist())
+        values = {"train/reconstruction": reconstruction, "train/images_per_second": speed}
+        if not self.state.model.deterministic:
+            values |= {"train/elbo": reconstruction - kl, "train/kl": kl, "train/beta": rule.beta.item()}
+        if (sigma := self.sigma()) is not None:
+            values["train/sigma"] = sigma
+        self.tracker.metrics(values | {"train/learning_rate": rule.learning_rate}, self.step)
+        progress.moved(self.step, speed)
+
+    def sigma(self) -> float | None:
+        """The likelihood's sigma, in pixels on [0, 1]."""
+        sigma = self.state.model.likelihood.sigma
+        return None if sigma is None else sigma.item()
+
+    def refuse_failure(self) -> None:
+        """Raise UserError if a loss or gradient was not finite; the state is still that before the step."""
+        if not self.state.failed.item():
+            return
+        good = int(self.state.counts[0].item())
+        epoch = good // self.steps_per_epoch + 1
+        raise UserError(
+            f"training diverged: the loss or its gradient is not finite at step {good + 1} (epoch {epoch}); "
+            f"lower train.learning_rate (now {self.options.learning_rate:g}) "
+            f"or train.gradient_clip (now {self.options.gradient_clip:g})"
+        )
+
+    def result(self) -> Result:
+        """The model with its best weights."""
+        model = self.state.model
+        model.load_state_dict(self.best)
+        return Result(model.cpu(), self.rows, history.best(self.rows, self.options.beta))
+
+
+def _line(row: Epoch, options: config.Train) -> str:
+    start = f"epoch {row.epoch}/{options.epochs}: "
+    if row.validation_elbo is None:
+        return f"{start}reconstruction {row.train_reconstruction:.2f}, validation {row.validation_reconstruction:.2f}"
+    terms = f"{row.validation_reconstruction:.2f} - KL {row.validation_kl:.2f}"
+    return f"{start}ELBO {row.train_elbo:.2f}, validation {row.validation_elbo:.2f} = {terms}"
