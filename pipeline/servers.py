@@ -28,6 +28,7 @@ class Server:
     arguments: Sequence[str]
     port: int
     health: str
+    log: Path
     env: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -43,9 +44,9 @@ def serve(say: Callable[[str], None]) -> None:
     Raises UserError, with the last line of its log, where one does not start or ends by itself.
     """
     with ExitStack() as stack:
-        running = [(server, stack.enter_context(_started(server))) for server in _wanted(say)]
+        running = [(server, stack.enter_context(started(server))) for server in _wanted(say)]
         for server, process in running:
-            _wait_until_ready(server, process)
+            wait_until_ready(server, process)
             say(f"{server.name}: {server.address}")
         if running:
             say("Ctrl-C stops them." if len(running) > 1 else "Ctrl-C stops it.")
@@ -73,18 +74,15 @@ def mlflow_server(uri: str, artifacts: str, port: int) -> Server:
     """MLflow's server with one worker (four take 39 s to start) on the store at `uri`."""
     arguments = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    # without MLflow's job runner, which serves features for language models
-    return Server(
-        "MLflow", "mlflow", arguments + where, port, "/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    )
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its job runner serves features for language models
+    return Server("MLflow", "mlflow", arguments + where, port, "/health", state_folder() / "mlflow-server.log", env)
 
 
 def prefect_server(port: int) -> Server:
     """Prefect's server on the history that `vaeline run` writes."""
+    arguments = ["server", "start", "--host", HOST, "--port", str(port)]
     env = {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}
-    return Server(
-        "Prefect", "prefect", ["server", "start", "--host", HOST, "--port", str(port)], port, "/api/health", env
-    )
+    return Server("Prefect", "prefect", arguments, port, "/api/health", state_folder() / "prefect-server.log", env)
 
 
 def free_port(preferred: int) -> int:
@@ -102,8 +100,10 @@ def free_port(preferred: int) -> int:
 
 
 @contextmanager
-def _started(server: Server) -> Iterator[Process]:
-    with _log(server).open("w") as log:
+def started(server: Server) -> Iterator[Process]:
+    """The server's process, its output in its log; it and its children are stopped at the end of the block."""
+    server.log.parent.mkdir(parents=True, exist_ok=True)
+    with server.log.open("w") as log:
         process = spawn([sys.executable, "-m", server.module, *server.arguments], {**os.environ, **server.env}, log)
     try:
         yield process
@@ -111,13 +111,14 @@ def _started(server: Server) -> Iterator[Process]:
         stop(process)
 
 
-def _wait_until_ready(server: Server, process: Process) -> None:
+def wait_until_ready(server: Server, process: Process) -> None:
+    """Return once the server answers; raises UserError where it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while not answers(server.port, server.health):
         if process.poll() is not None:
             raise UserError(_ended(server, process))
         if time.monotonic() > deadline:
-            raise UserError(f"{server.name}'s server does not answer after {START_S:.0f} s; see {_log(server)}")
+            raise UserError(f"{server.name}'s server does not answer after {START_S:.0f} s; see {server.log}")
         time.sleep(0.2)
 
 
@@ -134,10 +135,6 @@ def answers(port: int, path: str) -> bool:
 
 
 def _ended(server: Server, process: Process) -> str:
-    lines = _log(server).read_text(errors="replace").split("\n")
+    lines = server.log.read_text(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"{server.name}'s server ended with exit code {process.returncode}: {last} (see {_log(server)})"
-
-
-def _log(server: Server) -> Path:
-    return state_folder() / f"{server.module}-server.log"
+    return f"{server.name}'s server ended with exit code {process.returncode}: {last} (see {server.log})"

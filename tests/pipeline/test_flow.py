@@ -1,0 +1,78 @@
+"""The Prefect flow on a tiny repository: real DVC, Prefect's own temporary server."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from workbench import execute, lines_with, vaeline
+
+from pipeline.report import markdown
+
+PROBE = """
+import sys
+from pipeline.environment import prepare_environment
+prepare_environment()
+from pipeline.flow import vaeline_flow
+state = vaeline_flow(return_state=True)
+print("outcomes", state.result())
+print("heavy", sorted({"torch", "mlflow", "torchvision"} & set(sys.modules)))
+"""
+
+
+def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy: Path, prefect_api: str):
+    first = execute(sys.executable, "-c", PROBE, cwd=toy, env={"PREFECT_API_URL": prefect_api})
+    assert lines_with(first.stdout, "outcomes {'fetch': 'ran', 'train': 'ran', 'sample': 'ran'}")
+    assert lines_with(first.stdout, "heavy []")
+    assert len(lines_with(first.stdout + first.stderr, "| train | training")) == 1, "seen once on the console"
+    (toy / "train.sh").write_text("echo training differently; cp raw.txt model.txt\n")
+    second = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
+    assert lines_with(second.stderr, "fetch cached, train ran, sample cached"), "the same model: nothing to sample"
+    (toy / "sample.txt").unlink()
+    third = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
+    assert lines_with(third.stderr, "fetch cached, train cached, sample restored")
+    assert not lines_with(third.stderr, "| train | Stage"), "DVC was asked once, not stage by stage"
+
+
+def test_a_failing_stage_ends_the_run_with_one_clear_line(toy: Path, prefect_api: str):
+    (toy / "train.sh").write_text("echo error: a.png: truncated >&2; exit 1\n")
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: stage 'train' failed: a.png: truncated (not run: sample)")
+    assert not lines_with(done.stderr, "Traceback")
+    assert not (toy / "sample.txt").exists()
+
+
+def test_a_terminated_run_ends_its_stage_and_its_server(toy: Path):
+    (toy / "train.sh").write_text("echo child $$; sleep 300\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        line = next(line for line in run.stderr if "| train | child " in line)
+        family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
+        run.send_signal(signal.SIGTERM)
+        for _ in run.stderr:
+            pass
+        assert run.wait(30) == 143
+    deadline = time.monotonic() + 10
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
+    from PIL import Image
+
+    (toy / "reports" / "samples").mkdir(parents=True)
+    Image.new("L", (2000, 1000), 128).save(toy / "reports" / "samples" / "prior_samples.png")
+    (toy / "reports" / "metrics.json").write_text('{"test": {"elbo": -12.3456789, "active_units": 7}}')
+    text = markdown({"train": "ran"})
+    assert "| train | ran |" in text
+    assert "| test.elbo | -12.346 |" in text
+    assert "| test.active_units | 7 |" in text
+    assert "## Prior samples" in text
+    assert "](data:image/png;base64,iVBORw0KGgo" in text
+    assert len(text) < 20_000
