@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
+import torch
+
 from vaeline.data.prepared import manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.models import CONFIG, LoadedModel, load_model
-from vaeline.training.device import pick_device
 from vaeline.workspace import MODEL, PREPARED
 
 
-def load_trained() -> LoadedModel:
-    """The trained model, on the device that VAELINE_DEVICE asks for.
+def load_trained(device: torch.device) -> LoadedModel:
+    """The trained model, on a device.
 
     Raises UserError where it is missing or damaged, or where `data/prepared` is not what it was trained on: the
     test split of other data may hold its training images.
     """
-    loaded, manifest = load_model(MODEL, pick_device()), read_manifest(PREPARED)
+    loaded, manifest = load_model(MODEL, device), read_manifest(PREPARED)
     model, prepared = MODEL / CONFIG, PREPARED / "manifest.json"
     if loaded.config.shape != manifest.shape:
         raise UserError(

@@ -10,6 +10,7 @@ from vaeline.config import read_params
 from vaeline.data.prepared import load_split
 from vaeline.evaluation import Evaluation, evaluate
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
+from vaeline.training.device import pick_device, reproducible
 from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 log = logging.getLogger(__name__)
@@ -20,17 +21,18 @@ KL_PER_DIMENSION = REPORTS / "kl_per_dimension.csv"
 
 def main() -> None:
     """Score the model on the whole test split, and by its bound on the validation split."""
-    params, trained = read_params(PARAMS), load_trained()
-    section = params.evaluate
-    evaluation = evaluate(
-        trained.vae,
-        load_split(PREPARED, "validation"),
-        load_split(PREPARED, "test"),
-        objective=trained.config.objective,
-        importance_samples=section.importance_samples,
-        active_units_threshold=section.active_units_threshold,
-        seed=section.seed,
-    )
+    params, device = read_params(PARAMS), pick_device()
+    trained, section = load_trained(device), params.evaluate
+    with reproducible(device):
+        evaluation = evaluate(
+            trained.vae,
+            load_split(PREPARED, "validation"),
+            load_split(PREPARED, "test"),
+            objective=trained.config.objective,
+            importance_samples=section.importance_samples,
+            active_units_threshold=section.active_units_threshold,
+            seed=section.seed,
+        )
     write_whole(METRICS, (json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n").encode())
     write_whole(KL_PER_DIMENSION, kl_table(evaluation).encode())
     for line in summary(evaluation.report):

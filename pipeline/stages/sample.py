@@ -17,6 +17,7 @@ from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import load_split
 from vaeline.pictures import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
 from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.training.device import pick_device, reproducible
 from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,10 @@ REACH = 3.0  # standard deviations that a traversal goes either way
 
 def main() -> None:
     """Draw every sheet, then write them all."""
-    params, trained = read_params(PARAMS), load_trained()
-    sheets = draw(trained.vae, load_split(PREPARED, "test"), params.sample)
+    params, device = read_params(PARAMS), pick_device()
+    trained = load_trained(device)
+    with reproducible(device):
+        sheets = draw(trained.vae, load_split(PREPARED, "test"), params.sample)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}
     for name, pixels in drawn.items():
         write_whole(SAMPLES / f"{name}.png", png(pixels))
