@@ -74,6 +74,10 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
         ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
         ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
+        (
+            {"model__network": {"kind": "residual", "hidden": 9}},
+            "model.network.hidden: unknown key; allowed: kind, channels, latent_channels, blocks ",
+        ),
         ({"model__prior__kind": "gauss"}, "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found "),
         ({"model__prior__components": 9}, "model.prior.components: unknown key; allowed: kind "),
         ({"model__prior": {"kind": "vamp", "components": 0}}, "model.prior.components: must be greater than or equal"),

@@ -15,6 +15,8 @@ from vaeline.models import CONFIG, WEIGHTS, build_model, load_model, save_model
 SHAPE = (1, 9, 7)
 MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}
 CONV: dict[str, Any] = {"kind": "conv", "channels": [3, 4], "hidden": 6, "activation": "relu"}
+GATED: dict[str, Any] = {"kind": "gated", "hidden": [6, 5]}
+VAMP, MIXTURE = {"kind": "vamp", "components": 4}, {"kind": "mixture", "components": 2}
 LIKELIHOODS: list[dict[str, Any]] = [
     {"kind": "bernoulli"},
     {"kind": "gaussian", "sigma": "learned"},
@@ -43,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
-@pytest.mark.parametrize("network", [MLP, CONV], ids=["mlp", "conv"])
+@pytest.mark.parametrize("network", [MLP, CONV, GATED], ids=["mlp", "conv", "gated"])
 def test_a_saved_model_comes_back_bit_for_bit(
     tmp_path: Path, network: dict[str, Any], likelihood: dict[str, Any], objective: str
 ) -> None:
@@ -172,3 +174,59 @@ def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.Mo
         save_model(folder, build_model(model, SHAPE, "elbo", seed=2), described(model))
     assert load_model(folder).digest == load_model(reference).digest
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("prior", [VAMP, MIXTURE], ids=["vamp", "mixture"])
+def test_a_learned_prior_is_saved_with_its_model(tmp_path: Path, prior: dict[str, Any]) -> None:
+    model = config.Model.model_validate(section(GATED).model_dump() | {"prior": prior})
+    vae = build_model(model, SHAPE, "elbo", seed=1)
+    save_model(tmp_path, vae, described(model))
+    loaded, z = load_model(tmp_path).vae, torch.randn(5, 3)
+    assert torch.equal(loaded.prior.log_prob(z), vae.prior.log_prob(z))
+    assert torch.equal(loaded.prior.sample(z), vae.prior.sample(z))
+    assert set(load_file(tmp_path / WEIGHTS)) == set(vae.state_dict())
+
+
+def test_a_model_saved_before_there_were_priors_has_the_standard_normal(folder: Path) -> None:
+    content = json.loads((folder / CONFIG).read_text())
+    del content["model"]["prior"]
+    (folder / CONFIG).write_text(json.dumps(content))
+    assert load_model(folder).config.model.prior.kind == "standard-normal"
+
+
+def test_a_prior_draws_after_the_networks_so_that_they_start_the_same() -> None:
+    vamp = config.Model.model_validate(section().model_dump() | {"prior": VAMP})
+    one, other = build_model(section(), SHAPE, "elbo", seed=1), build_model(vamp, SHAPE, "elbo", seed=1)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def residual(latent_dim: int, channels: list[int]) -> config.Model:
+    network = {"kind": "residual", "channels": channels, "latent_channels": 2, "blocks": 1}
+    return config.Model.model_validate(section(network).model_dump() | {"latent_dim": latent_dim})
+
+
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str) -> None:
+    model, shape = residual(2 * 4 * 3, [4, 6, 6]), (3, 16, 12)
+    vae = build_model(model, shape, objective, seed=1)
+    save_model(tmp_path, vae, described(model, objective))
+    loaded, x = load_model(tmp_path).vae, torch.rand(2, *shape)
+    assert torch.equal(loaded.encode(x).mean, vae.encode(x).mean)
+    assert vae.encode(x).mean.shape == (2, 24)
+    assert vae.decode(torch.randn(5, 24)).shape == (5, *shape)
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "channels", "line"),
+    [
+        (
+            24,
+            [4, 6, 6, 6],
+            "model.network: its channels halve the image 3 times: height and width must be divisible by 8",
+        ),
+        (10, [4, 6, 6], r"model.latent_dim: must be 24 \(latent_channels x height x width = 2 x 4 x 3\).* found 10"),
+    ],
+)
+def test_latents_that_do_not_fit_the_images_are_told(latent_dim: int, channels: list[int], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        build_model(residual(latent_dim, channels), (3, 16, 12), "elbo")

@@ -97,6 +97,18 @@ class Gated(Section):
     hidden: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [300, 300])]
 
 
+class Residual(Section):
+    """Residual convolutions with spatial latents; latent_dim must be latent_channels * H / f * W / f.
+
+    n channel counts halve the resolution n - 1 times: f = 2^(n - 1).
+    """
+
+    kind: Literal["residual"]
+    channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 128])]
+    latent_channels: Width = 3
+    blocks: Annotated[int, Field(ge=1, le=16)] = 2  # a resolution
+
+
 class Bernoulli(Section):
     """Binary pixels; refuses grey ones."""
 
@@ -142,7 +154,7 @@ class Mixture(Section):
     components: Components = 10
 
 
-Network = Annotated[Mlp | Conv | Gated, Field(discriminator="kind")]
+Network = Annotated[Mlp | Conv | Gated | Residual, Field(discriminator="kind")]
 Likelihood = Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")]
 Prior = Annotated[StandardNormal | Vamp | Mixture, Field(discriminator="kind")]
 
@@ -150,7 +162,7 @@ Prior = Annotated[StandardNormal | Vamp | Mixture, Field(discriminator="kind")]
 class Model(Section):
     """Section `model`."""
 
-    latent_dim: Annotated[int, Field(ge=1, le=4096)]
+    latent_dim: Annotated[int, Field(ge=1, le=65536)]
     network: Network
     likelihood: Likelihood
     prior: Prior = StandardNormal(kind="standard-normal")

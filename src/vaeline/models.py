@@ -1,6 +1,7 @@
 """Models as files: built from params, saved as safetensors and JSON, loaded strictly. Nothing is unpickled."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from vaeline import config
-from vaeline.core import likelihoods, networks, priors
+from vaeline.core import likelihoods, networks, priors, residual
 from vaeline.core.model import VAE
 from vaeline.digests import model_digest
 from vaeline.errors import UserError
@@ -61,7 +62,7 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         deterministic = objective == "autoencoder"
-        encoder, decoder = _networks(model, shape, model.latent_dim * (1 if deterministic else 2))
+        encoder, decoder = _networks(model, shape, numbers=1 if deterministic else 2)
         likelihood = _likelihood(model.likelihood)
         bounded = isinstance(likelihood, likelihoods.Gaussian | likelihoods.DiscretisedLogistic)
         return VAE(
@@ -75,7 +76,9 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
         )
 
 
-def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple[nn.Sequential, nn.Sequential]:
+def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder, with so many numbers a latent dimension, and decoder."""
+    outputs = model.latent_dim * numbers
     match model.network:
         case config.Mlp(hidden=widths, activation=activation):
             return (
@@ -92,6 +95,26 @@ def _networks(model: config.Model, shape: networks.Shape, outputs: int) -> tuple
                 networks.conv_encoder(shape, channels, hidden, outputs, activation),
                 networks.conv_decoder(shape, channels, hidden, model.latent_dim, activation),
             )
+        case config.Residual(channels=channels, latent_channels=latent_channels, blocks=blocks):
+            _refuse_misfit(model, shape, channels, latent_channels)
+            return (
+                residual.residual_encoder(shape, channels, blocks, latent_channels * numbers),
+                residual.residual_decoder(shape, channels, blocks, latent_channels),
+            )
+
+
+def _refuse_misfit(model: config.Model, shape: networks.Shape, channels: list[int], latent_channels: int) -> None:
+    try:
+        latents = residual.latent_shape(shape, channels, latent_channels)
+    except ValueError as error:
+        times = len(channels) - 1
+        raise UserError(f"model.network: its channels halve the image {times} times: {error}") from None
+    if model.latent_dim != math.prod(latents):
+        product = " x ".join(map(str, latents))  # c x h x w
+        raise UserError(
+            f"model.latent_dim: must be {math.prod(latents)} (latent_channels x height x width = {product}) "
+            f"for model.network on images of {shape[1]} x {shape[2]}; found {model.latent_dim}"
+        )
 
 
 def _likelihood(likelihood: config.Likelihood) -> likelihoods.Likelihood:
