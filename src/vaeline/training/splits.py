@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from vaeline.config import Binarise
 from vaeline.data.batches import CHUNK, Pixels
 from vaeline.errors import UserError
+from vaeline.training.randomness import permutation
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,12 @@ class Splits:
     train: Pixels
     validation: Pixels
     binarise: Binarise
+
+    def some(self, count: int, seed: int) -> Tensor:
+        """Training images chosen at random, pixels on [0, 1]: [count, C, H, W]; again from the first if too few."""
+        order = permutation(seed, -1, len(self.train))  # no epoch's
+        chosen = order[torch.arange(count) % len(order)].sort().values
+        return torch.from_numpy(self.train[chosen.numpy()]) / 255
 
     def refuse_grey(self) -> None:
         """Raise UserError where pixels that a Bernoulli is to score are neither black nor white."""

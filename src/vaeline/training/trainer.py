@@ -12,6 +12,7 @@ from torch import Tensor
 from vaeline import config
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE
+from vaeline.core.priors import VampPrior
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
 from vaeline.models import build_model
@@ -64,6 +65,8 @@ def train(
     vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
     if isinstance(vae.likelihood, Bernoulli):
         splits.refuse_grey()
+    if isinstance(vae.prior, VampPrior):
+        vae.prior.start_at(splits.some(len(vae.prior.pseudo_inputs), options.seed))
     keep_freed_memory()
     with reproducible(device), interruption.deferred() as interrupted:
         training = _Training(vae.to(device), options, splits, checkpoints, tracker or NullTracker())
