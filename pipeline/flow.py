@@ -82,10 +82,12 @@ def _fed_anew(stage: Stage, outcomes: dict[str, Outcome]) -> bool:
 
 def main() -> None:
     """Run the flow, then tell where to look. Raises UserError with the words of the stage that failed."""
-    state = vaeline_flow(return_state=True)
+    state: State[Any] = vaeline_flow(return_state=True)
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
-    sys.stdout.write("\n" + report.summary())
+    # asking MLflow takes seconds: only for what is new
+    version = report.registered_version() if state.result().get("register", "cached") != "cached" else None
+    sys.stdout.write("\n" + report.summary(version))
 
 
 if __name__ == "__main__":

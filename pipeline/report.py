@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vaeline.errors import UserError
 from vaeline.workspace import REPORTS
 
 METRICS = REPORTS / "metrics.json"
@@ -16,8 +17,10 @@ THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 
 
 def metrics(path: Path = METRICS) -> dict[str, str]:
-    """The metrics by dotted name, numbers to five significant digits; empty where there are none."""
-    return {name: _number(value) for name, value in _leaves(_read(path))}
+    """The test split's metrics, each with its standard error where it has one; empty where there are none."""
+    test = _read(path).get("test", {})
+    errors = {name.removesuffix("_se"): f" ± {value:.2g}" for name, value in test.items() if name.endswith("_se")}
+    return {name: _number(test[name]) + errors.get(name, "") for name in test if not name.endswith("_se")}
 
 
 def registration(path: Path = REGISTRATION) -> dict[str, Any]:
@@ -25,23 +28,40 @@ def registration(path: Path = REGISTRATION) -> dict[str, Any]:
     return _read(path)
 
 
-def summary() -> str:
+def summary(version: str | None = None) -> str:
     """Where to look after a run, as lines of text."""
     lines = []
     if values := metrics():
         width = max(map(len, values))
-        lines += [f"metrics on the test split ({METRICS}):", *(f"  {k:<{width}}  {v}" for k, v in values.items())]
+        lines += [f"test split ({METRICS}):", *(f"  {name:<{width}}  {value}" for name, value in values.items())]
     if sheets := pictures():
-        lines.append(f"samples:  {SAMPLES}/  ({', '.join(path.name for path in sheets)})")
+        lines.append(f"samples:  {SAMPLES}/ ({', '.join(path.stem for path in sheets)})")
     if decision := registration():
-        lines.append(f"model:    {verdict(decision)}")
-    lines.append("runs:     make ui  (MLflow and Prefect in the browser)")
+        lines.append(f"model:    {verdict(decision, version)}")
+    lines.append("runs:     make ui (MLflow and Prefect in the browser)")
     return "\n".join(lines) + "\n"
 
 
-def verdict(decision: Mapping[str, Any]) -> str:
-    """The registration in one line."""
-    return ", ".join(f"{name} {_number(value)}" for name, value in _leaves(decision))
+def verdict(decision: Mapping[str, Any], version: str | None) -> str:
+    """The registration in one line; promoted models are loaded by their alias."""
+    name, word = decision["name"], decision["decision"]
+    text = f"{name}{f' version {version}' if version else ''}: {word} ({'; '.join(decision['reasons'])})"
+    return f'{text}, mlflow.pyfunc.load_model("models:/{name}@champion")' if word == "promoted" else text
+
+
+def registered_version() -> str | None:
+    """The registry's number for the model; None where it has none or cannot be asked."""
+    from vaeline.tracking.registry import find_version
+    from vaeline.tracking.store import connect
+
+    decision = registration()
+    if not decision:
+        return None
+    try:
+        found = find_version(connect(timeout_s=5, retries=0), decision["name"], decision["digest"])
+    except UserError:
+        return None
+    return str(found.version) if found else None
 
 
 def pictures(folder: Path = SAMPLES) -> list[Path]:

@@ -6,6 +6,7 @@ DVC decides what is computed; nothing here caches, compares or skips on its own 
 import graphlib
 import json
 import os
+import re
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from vaeline.workspace import state_folder
 Outcome = Literal["ran", "restored", "cached"]
 DVC = ("dvc", "--wait-for-lock")
 LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot see a change
+# what DVC says after each stage about git and remotes
+ADVICE = re.compile(r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config |Use `dvc push`")
 
 
 class StageError(UserError):
@@ -96,7 +99,7 @@ def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, st
     try:
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
-            if line:
+            if line and not ADVICE.match(line):
                 log(line)
                 tail.append(line)
             outcome = _outcome(stage, line) or outcome
