@@ -169,6 +169,12 @@ def test_the_ends_of_the_noise_give_finite_samples(likelihood: Likelihood) -> No
         assert ((samples >= 0) & (samples <= 1)).all()
 
 
+@pytest.mark.parametrize("likelihood", [Bernoulli(), ContinuousBernoulli(), with_scale(0.1)])
+def test_means_have_the_gradients_of_finite_differences(likelihood: Likelihood) -> None:
+    output = torch.tensor([-9.0, -0.2, 0.0, 0.24, 0.26, 9.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(likelihood.mean, output)
+
+
 class Score(nn.Module):
     """log p as a module's forward, for gradients with respect to its parameters too."""
 

@@ -121,7 +121,7 @@ class Gaussian(Likelihood):
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
         """Clamped to [0, 1]."""
-        normal: Tensor = torch.special.ndtri(noise.clamp(2**-25, 1 - 2**-24))
+        normal: Tensor = torch.special.ndtri(noise)
         return (output + self.sigma * normal).clamp(0, 1)
 
 
@@ -206,7 +206,7 @@ class DiscretisedLogistic(Likelihood):
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
         """One of the 256 values v / 255."""
-        pixels = output + self._scale() * torch.logit(noise, eps=2**-24)
+        pixels = output + self._scale() * torch.logit(noise)
         return torch.round(255 * pixels.clamp(0, 1)) / 255
 
 
