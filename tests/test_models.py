@@ -209,7 +209,8 @@ def residual(latent_dim: int, channels: list[int]) -> config.Model:
 def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str) -> None:
     model, shape = residual(2 * 4 * 3, [4, 6, 6]), (3, 16, 12)
     vae = build_model(model, shape, objective, seed=1)
-    save_model(tmp_path, vae, described(model, objective))
+    save_model(tmp_path, vae, described(model, objective) | {"scale_factor": 0.25})
+    assert load_model(tmp_path).config.scale_factor == 0.25
     loaded, x = load_model(tmp_path).vae, torch.rand(2, *shape)
     assert torch.equal(loaded.encode(x).mean, vae.encode(x).mean)
     assert vae.encode(x).mean.shape == (2, 24)

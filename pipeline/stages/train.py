@@ -1,8 +1,12 @@
 """Stage train: prepared data, `model` and `train` -> `models/`, `reports/history.csv`."""
 
+from typing import Any
+
+import torch
+
 from pipeline.stages.entry import run_stage
 from pipeline.trained import write_whole
-from vaeline.config import Params, read_params
+from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.digests import model_digest
 from vaeline.models import save_model
@@ -11,6 +15,7 @@ from vaeline.training import checkpoint
 from vaeline.training.device import pick_device
 from vaeline.training.history import to_csv
 from vaeline.training.key import training_key
+from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import Result, train
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS, state_folder
@@ -29,16 +34,24 @@ def main() -> None:
         resume = checkpoint.read(checkpoints) is not None
         with open_training_run(key, run_start(params), resume=resume) as run:
             result = train(params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run)
-            put_in_place(result, params, {"digest": digest, "source": manifest.source, "binarise": manifest.binarise})
+            data = {"digest": digest, "source": manifest.source, "binarise": manifest.binarise}
+            put_in_place(result, described(result, params, splits, device) | {"data": data})
             run.artifact(HISTORY, "reports")
             run.finish_training(model_digest(MODEL))
         checkpoint.remove(checkpoints)
 
 
-def put_in_place(result: Result, params: Params, data: dict[str, str]) -> None:
+def described(result: Result, params: Params, splits: Splits, device: torch.device) -> dict[str, Any]:
+    """What the model says of itself; spatial latents have a scale, for those who model them in turn."""
+    description: dict[str, Any] = {"model": params.model.model_dump(mode="json"), "objective": params.train.objective}
+    if isinstance(params.model.network, Residual):
+        description["scale_factor"] = scale_factor(result.model, splits, params.train.seed, device)
+    return description
+
+
+def put_in_place(result: Result, description: dict[str, Any]) -> None:
     """Write the outputs, each whole or not at all."""
-    model = params.model.model_dump(mode="json")
-    save_model(MODEL, result.model, {"model": model, "objective": params.train.objective, "data": data})
+    save_model(MODEL, result.model, description)
     write_whole(HISTORY, to_csv(result.history).encode())
 
 

@@ -41,6 +41,7 @@ class Description(Section):
     model: config.Model
     objective: Literal["elbo", "autoencoder"]
     data: DataIdentity
+    scale_factor: config.Positive | None = None  # times it, spatial latents have variance 1: for latent diffusion
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _prior(model: config.Model, shape: networks.Shape) -> priors.Prior:
 def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     """Write model.safetensors and config.json: the same model gives the same bytes; each file appears whole or not.
 
-    `description` holds model, objective and data (see `Description`); format and shape may be left out.
+    `description` holds model, objective and data (see `Description`); the other keys may be left out.
     Raises UserError, before anything is written, where it does not describe a model.
     """
     full = {"format": 1, "shape": list(vae.shape), **description}
