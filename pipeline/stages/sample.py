@@ -78,7 +78,7 @@ def reconstructions(model: VAE, images: Pixels, columns: int) -> Sheet:
     rows: list[Row] = []
     for original, reconstruction in zip(_rows(images, columns), _rows(_pixels(decoded), columns), strict=True):
         rows += [Row(original, "original", new_group=bool(rows)), Row(reconstruction, "reconstruction")]
-    return grid(f"Reconstructions of test images\nthe decoder's mean at {_code(model)}", rows)
+    return grid(f"Reconstructions of test images\nbelow each, the decoder's mean at {_code(model)}", rows)
 
 
 def interpolation(model: VAE, images: Pixels, steps: int) -> Sheet:

@@ -31,7 +31,7 @@ Values = npt.NDArray[np.float64]  # [N], one an image
 BATCH = 500  # images scored at once
 PIXELS_AT_ONCE = 2**20  # decoded at once; some ten times as many bytes of memory
 FINEST_SQUARED_ERROR = 1 / (12 * 256**2)  # of rounding to 8 bits; no reconstruction can be seen to be nearer
-SECONDS_BETWEEN_NEWS = 5.0
+SECONDS_BETWEEN_NEWS = 10.0
 
 PROTOCOLS: dict[Measure, str] = {
     "binary": "binary pixels, drawn once",
