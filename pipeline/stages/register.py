@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from vaeline.models import LoadedModel, load_model
 from vaeline.tracking.gate import Evidence
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
+from vaeline.tracking.spool import write_atomically
 from vaeline.tracking.store import connect, told_in_one_line
 from vaeline.tracking.sync import ship_now
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
@@ -36,19 +37,13 @@ def main() -> None:
         registration = register(client, candidate, params.register_.minimum_active_units)
         tracker.tags({"vaeline.decision": registration.decision})
         ship_now(tracker.spool, client)
-    content = {
-        "digest": registration.digest,
-        "name": registration.name,
-        "decision": registration.decision,
-        "reasons": list(registration.reasons),
-    }
-    write_report(REPORTS / "registration.json", content)
+    write_atomically(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     """What the gate decides on; raises UserError where the report lacks it."""
     has_elbo = loaded.config.objective == "elbo"
-    units = _number(report, "test", "active_units")
+    units = _number(report, "test", "active_units") if has_elbo else 0
     return Evidence(
         digest=loaded.digest,
         data_digest=loaded.config.data.digest,
@@ -79,14 +74,6 @@ def read_example(path: Path) -> np.ndarray:
         return np.array(np.load(path, mmap_mode="r")[:EXAMPLES])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _number(report: dict[str, Any], split: str, name: str) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vaeline import config
 from vaeline.tracking.provenance import RunStart
@@ -83,6 +84,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         (reports / "history.csv").write_text(
             "epoch,step,train_elbo,validation_elbo,sigma\n1,10,-5,-6,0.3\n2,20,-4,-5,0.2\n"
         )
+        (reports / "samples").mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(reports / "samples" / "prior_samples.png")
         return root
 
     return make

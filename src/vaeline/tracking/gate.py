@@ -45,12 +45,13 @@ def decide(challenger: Evidence, champion: Evidence | None, minimum_active_units
 
 def _faults(model: Evidence, minimum_active_units: int) -> Iterator[str]:
     """What is wrong with a model on its own."""
-    if model.objective != "elbo":
-        yield f"objective '{model.objective}' has no ELBO and no prior to sample from"
     broken = sorted(name for name, value in model.metrics.items() if not math.isfinite(value))
     if broken:
         yield f"not finite: {', '.join(broken)}"
-    if model.objective == "elbo" and not math.isfinite(model.validation_elbo) and not broken:
+    if model.objective != "elbo":
+        yield f"objective '{model.objective}' has no ELBO and no prior to sample from"
+        return
+    if not math.isfinite(model.validation_elbo) and not broken:
         yield "no finite validation ELBO"
     if model.active_units < minimum_active_units:
         yield f"{model.active_units} active units, register.minimum_active_units is {minimum_active_units}"

@@ -59,7 +59,7 @@ def register(client: "MlflowClient", candidate: Candidate, minimum_active_units:
     with locked(state_folder() / "registry.lock"):
         version = find_version(client, candidate.name, candidate.evidence.digest) or _publish(client, candidate)
         champion = _champion(client, candidate.name)
-        if champion is not None and champion.version == version.version:
+        if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", candidate.name, version.version)
             return _recorded(candidate, version)
         to_beat = read_evidence(champion.tags) if champion is not None else None
@@ -119,7 +119,7 @@ def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
         name, uri, candidate.run_id, tags, description=_how_to_use(name), model_id=model_id
     )
     first = find_version(client, name, candidate.evidence.digest)
-    if first is None or first.version == made.version:
+    if first is None or int(first.version) == int(made.version):
         return made
     client.delete_model_version(name, made.version)
     return first

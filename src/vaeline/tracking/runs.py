@@ -170,15 +170,15 @@ def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) 
     """The run that trained this model, for the stages after training.
 
     It is the local spool's; else the one that the shipper finds in the tracking store by the tag
-    `vaeline.model_digest`; else a new run, made from `fallback` and filled from reports/history.csv and
-    reports/metrics.json. Without `ship` no shipper is started: the caller sends the spool.
+    `vaeline.model_digest`; else a new run, made from `fallback` and filled from what lies in reports/: history,
+    metrics, samples. Without `ship` no shipper is started: the caller sends the spool.
     """
     with spools.opening():
         spool = spools.find_spool(model_digest)
         if spool is None:
             spool = spools.next_generation(f"model-{model_digest[:16]}")
             _write_start(spool, fallback, training=False, model=model_digest)
-            _write_history(spool, REPORTS)
+            _write_outputs(spool, REPORTS)
             spool.remember_model(model_digest)
         return RunTracker(spool, training=False, ship=ship)
 
@@ -193,21 +193,28 @@ def _write_start(spool: Spool, start: RunStart, *, training: bool, model: str | 
         spool.append("artifact", file=name, folder="git", fallback=not training)
 
 
-def _write_history(spool: Spool, reports: Path) -> None:
-    """Fill a run that is made after the fact: the training curves and the evaluation."""
+def _write_outputs(spool: Spool, reports: Path) -> None:
+    """Fill a run that is made after the fact: the training curves, the evaluation, the samples."""
     try:
-        with (reports / "history.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            values = {_metric_name(k): float(v) for k, v in row.items() if k not in ("epoch", "step") and v}
-            spool.append("metrics", step=int(row["step"]), values=values, fallback=True)
+        for step, values in _history(reports / "history.csv"):
+            spool.append("metrics", step=step, values=values, fallback=True)
         report = json.loads((reports / "metrics.json").read_text())
-        values = flatten_metrics(report, "evaluate/")
-        spool.append("metrics", step=0, values=values, fallback=True)
+        spool.append("metrics", step=0, values=flatten_metrics(report, "evaluate/"), fallback=True)
+        for picture in sorted((reports / "samples").glob("*.png")):
+            name = spool.store_file(picture.read_bytes(), "image.png")
+            spool.append("image", key=picture.stem, step=0, file=name, fallback=True)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s: history not taken into the run: %s", reports, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: not all of it taken into the run: %s", reports, error)
+
+
+def _history(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The rows of history.csv: step, metrics."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    skipped = ("epoch", "step")
+    return [(int(r["step"]), {_metric_name(k): float(v) for k, v in r.items() if k not in skipped and v}) for r in rows]
 
 
 def _metric_name(column: str) -> str:

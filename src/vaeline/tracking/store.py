@@ -85,9 +85,9 @@ def told_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        reason = " ".join(redact(str(error)).split())
+        reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2]
         store = redact(tracking_uri())
-        raise UserError(f"tracking store {store} (MLFLOW_TRACKING_URI): {reason[:300]}") from None
+        raise UserError(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
 
 
 def ensure_store(uri: str) -> None:
