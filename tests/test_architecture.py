@@ -20,9 +20,9 @@ LAYERS = (  # the first that fits counts
     (5, r"pipeline\.flow"),
     (4, r"pipeline(\..+)?"),
     (3, r"vaeline\.tracking(\..+)?"),
-    (2, r"vaeline\.(models|evaluation|pictures|training(\..+)?)"),
     (1, r"vaeline\.(core|data)(\..+)?"),
     (0, r"vaeline(\.(config|units|digests|errors|strict|workspace))?"),
+    (2, r"vaeline\..+"),
 )
 # what can change no byte of a result, and what only tells about it: DVC does not watch these
 UNWATCHED = re.compile(r"pipeline\.stages\.entry|vaeline(\.(errors|strict|workspace|tracking(\..+)?))?")
