@@ -7,8 +7,9 @@ from typing import Any
 from pipeline.stages.entry import run_stage
 from pipeline.trained import load_trained, write_whole
 from vaeline.config import read_params
-from vaeline.data.prepared import load_split
+from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
 from vaeline.evaluation import Evaluation, evaluate
+from vaeline.latents import Split, latent_report
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible
 from vaeline.workspace import PARAMS, PREPARED, REPORTS
@@ -33,6 +34,10 @@ def main() -> None:
             active_units_threshold=section.active_units_threshold,
             seed=section.seed,
         )
+        splits = [read(name) for name in SPLITS]
+        evaluation.report["latent"] = latent_report(
+            trained.vae, *splits, images=section.latent_images, seed=section.seed
+        )
     write_whole(METRICS, (json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n").encode())
     write_whole(KL_PER_DIMENSION, kl_table(evaluation).encode())
     for line in summary(evaluation.report):
@@ -41,6 +46,11 @@ def main() -> None:
         run.metrics(flatten_metrics(evaluation.report, "evaluate/"))
         run.artifact(METRICS, "reports")
         run.artifact(KL_PER_DIMENSION, "reports")
+
+
+def read(name: str) -> Split:
+    """A split with its labels and factors, where it has them."""
+    return Split(load_split(PREPARED, name), load_labels(PREPARED, name), load_factors(PREPARED, name))
 
 
 def kl_table(evaluation: Evaluation) -> str:
@@ -63,6 +73,21 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"  NLL by importance sampling with k = {test['importance_samples']}")
         lines.append(f"  active units    {test['active_units']:10d}")
     lines.append(f"  MSE             {test['mse']:10.5f}, PSNR {test['psnr']:.2f} dB")
+    return lines + latent_summary(report["latent"])
+
+
+def latent_summary(latent: dict[str, Any]) -> list[str]:
+    """The section `latent` in a few lines."""
+    lines = [f"latents of {latent['images']} test images:"]
+    if "rate" in latent:
+        known, limit = latent["mutual_information"], latent["log_images"]
+        lines.append(f"  mutual information {known:.3f} nats; log N = {limit:.3f} limits {latent['saturation']:.0%}")
+        squared, by_chance = latent["mmd"]["squared"], latent["mmd"]["null_deviation"]
+        lines.append(f"  MMD^2 to the prior {squared:.5f}; by chance 0 +- {by_chance:.5f}")
+    for key, name in {"knn_accuracy": "k-NN", "linear_accuracy": "linear probe"}.items():
+        if "probes" in latent:
+            means, pca, pixels = (latent["probes"][key][of] for of in ("posterior_means", "pca", "pixels"))
+            lines.append(f"  {name:<12} accuracy {means:.1%} on the latents, {pca:.1%} on PCA, {pixels:.1%} on pixels")
     return lines
 
 

@@ -196,6 +196,7 @@ class Evaluate(Section):
 
     importance_samples: Annotated[int, Field(ge=1, le=100_000)]
     active_units_threshold: Positive
+    latent_images: Annotated[int, Field(ge=2, le=1_000_000)] = 5000  # of the test split
     seed: Seed
 
 

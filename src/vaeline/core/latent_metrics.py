@@ -86,12 +86,12 @@ def decompose(posterior: DiagonalGaussian, z: Tensor, log_prior: Tensor) -> Deco
         for d in range(dimensions):
             scaled = wide[d, chunk, None].sub(mean[d]).mul_(precision[d])
             one = torch.addcmul(constant[d], scaled, scaled, value=-0.5)  # [rows, N] log q(z_nd|x_md)
-            marginals[chunk, d] = one.logsumexp(1)
+            marginals[chunk, d] = _log_sum_exp(one)
             joint += one
         diagonal = joint.diagonal(start)
         own[chunk] = diagonal
         diagonal.fill_(-math.inf)
-        others[chunk] = joint.logsumexp(1)
+        others[chunk] = _log_sum_exp(joint)
     log_count = math.log(count)
     return Decomposition(
         posterior=own,
@@ -100,6 +100,12 @@ def decompose(posterior: DiagonalGaussian, z: Tensor, log_prior: Tensor) -> Deco
         marginals=marginals - log_count,
         prior=log_prior.double(),
     )
+
+
+def _log_sum_exp(values: Tensor) -> Tensor:
+    """Over the columns, [A, B] -> [A]. Terms below exp(-100) of the largest count as that: exp is slow on them."""
+    largest = values.amax(1, keepdim=True)
+    return (values - largest).clamp_(min=-100).exp_().sum(1).log_().add_(largest.squeeze(1))
 
 
 def gaussian_total_correlation(z: Tensor) -> float:
@@ -157,7 +163,7 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor, *, permutations: int, generat
 
 def inverse_multiquadrics(points: Tensor, bandwidth: float) -> Tensor:
     """The kernel of `maximum_mean_discrepancy` between all pairs: [N, Z] -> [N, N]."""
-    squares = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    squares = torch.cdist(points, points).square()
     kernel = torch.zeros_like(squares)
     for scale in KERNEL_SCALES:
         kernel += scale * bandwidth / (scale * bandwidth + squares)
