@@ -5,7 +5,7 @@ What a command needs is imported in it, so that each starts as fast as it can.
 
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -35,6 +35,23 @@ def run() -> None:
     read_params(PARAMS)  # a typing mistake is told before any server starts
     prepare_environment()
     os.execv(sys.executable, [sys.executable, "-m", "pipeline.flow"])  # above this module: imports point downwards
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
+    """Run a named experiment by `dvc exp run`, to which further options go (--temp, -S ...); no name: list them."""
+    _enter_workspace()
+    from pipeline.experiments import overrides, read_experiments
+    from vaeline.strict import read_yaml
+
+    experiments = read_experiments()
+    if not name:
+        for entry, content in experiments.items():
+            typer.echo(f"{entry}\n    {content.about}")
+        return
+    changes = [argument for change in overrides(name, read_yaml(PARAMS), experiments) for argument in ("-S", change)]
+    prepare_environment()
+    os.execv(sys.executable, [sys.executable, "-m", "dvc", "exp", "run", *changes, *context.args])
 
 
 @app.command()
