@@ -19,5 +19,6 @@ class Meter:
         return reconstruction / images, kl / images, images / seconds
 
     def speed(self) -> float:
-        """Images a second from the start to the last reading."""
-        return (self._last[2] - self._first_images) / (self._time - self._start)
+        """Images a second from the start to the last reading; 0 before it."""
+        seconds = self._time - self._start
+        return (self._last[2] - self._first_images) / seconds if seconds else 0.0

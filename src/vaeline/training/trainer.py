@@ -118,44 +118,47 @@ class _Training:
 
     def epoch(self, settings: Settings, interrupted: interruption.Interruption, progress: Progress) -> None:
         """One epoch, or the rest of one."""
-        done, skip = divmod(self.step, self.steps_per_epoch)
+        done = len(self.rows)
+        skip = self.step - done * self.steps_per_epoch
         order = permutation(self.options.seed, done, len(self.images))
         meter = Meter(self.state.totals.tolist())
         for pixels in self.images.batches(order, self.options.batch_size, skip):
-            rule = self.take_step(pixels)
+            self.take_step(pixels)
             if self.device.type == "cpu":  # elsewhere to look is to wait: at reports, checkpoints and epochs' ends
                 self.refuse_failure()
             if self.step % settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 self.refuse_failure()
-                self.report(meter, rule, progress)
+                self.report(meter, progress)
             due = time.monotonic() - self.saved > settings.checkpoint_seconds
             if due or interrupted.number is not None:
                 self.save()
             if interrupted.number is not None:
                 raise interrupted.error()
-        self.finish_epoch(rule, meter, progress)
+        self.finish_epoch(meter, progress)
 
-    def take_step(self, pixels: Tensor) -> Rule:
-        """One step on uint8 pixels [B, C, H, W]."""
+    def rule(self, number: int) -> Rule:
+        """What step `number` (from 0) goes by."""
         options = self.options
-        beta = kl_weight(self.step, options.warmup_epochs * self.steps_per_epoch, options.beta)
-        rule = Rule(
-            learning_rate=one_cycle(self.step, self.steps, options.learning_rate),
+        beta = kl_weight(number, options.warmup_epochs * self.steps_per_epoch, options.beta)
+        return Rule(
+            learning_rate=one_cycle(number, self.steps, options.learning_rate),
             beta=torch.full((), beta, device=self.device),
             free_bits=options.free_bits,
             gradient_clip=options.gradient_clip,
         )
+
+    def take_step(self, pixels: Tensor) -> None:
+        """One step on uint8 pixels [B, C, H, W]."""
         self.noise.restart("step", self.step)
         model = self.state.model
         normal = None if model.deterministic else self.noise.normal(len(pixels), model.latent_dim)
         uniform = self.noise.uniform(pixels.shape) if self.draws_uniform else None
-        step(self.state, Batch(pixels.to(torch.float32), uniform, normal), rule)
+        step(self.state, Batch(pixels.to(torch.float32), uniform, normal), self.rule(self.step))
         self.step += 1
-        return rule
 
-    def finish_epoch(self, rule: Rule, meter: Meter, progress: Progress) -> None:
+    def finish_epoch(self, meter: Meter, progress: Progress) -> None:
         """Validate, add a row, keep the weights if they are the best so far, tell."""
-        row = self.row(rule)
+        row = self.row()
         self.rows.append(row)
         self.state.totals.zero_()
         if history.best(self.rows, self.options.beta) is row:
@@ -165,14 +168,14 @@ class _Training:
         self.tracker.image("samples", sample_grid(self.state.model, self.noise), self.step)
         progress.line(f"{_line(row, self.options)}, {meter.speed():,.0f} images/s")
 
-    def row(self, rule: Rule) -> Epoch:
+    def row(self) -> Epoch:
         """The epoch that has just ended."""
         reconstruction, kl, images = self.state.totals.tolist()
         reconstruction, kl = reconstruction / images, kl / images
         held_out = validate(self.state.model, self.validation, self.noise)
         if not math.isfinite(held_out.reconstruction - held_out.kl):
             raise UserError(f"training diverged: after epoch {len(self.rows) + 1} the validation bound is not finite")
-        bound = not self.state.model.deterministic
+        bound, rule = not self.state.model.deterministic, self.rule(self.step - 1)
         return Epoch(
             epoch=len(self.rows) + 1,
             step=self.step,
@@ -187,9 +190,10 @@ class _Training:
             learning_rate=rule.learning_rate,
         )
 
-    def report(self, meter: Meter, rule: Rule, progress: Progress) -> None:
+    def report(self, meter: Meter, progress: Progress) -> None:
         """Tell the tracker the means since the last report."""
         reconstruction, kl, speed = meter.read(self.state.totals.tolist())
+        rule = self.rule(self.step - 1)
         values = {"train/reconstruction": reconstruction, "train/images_per_second": speed}
         if not self.state.model.deterministic:
             values |= {"train/elbo": reconstruction - kl, "train/kl": kl, "train/beta": rule.beta.item()}

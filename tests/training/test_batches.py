@@ -1,0 +1,55 @@
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import CPU, bumps
+
+from vaeline.data import batches
+from vaeline.data.batches import Images, Resident, Streamed, open_images
+from vaeline.training.randomness import permutation
+
+HOLDERS = [Resident, Streamed]
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.ndarray:
+    """25 images in a file, as training finds them."""
+    np.save(tmp_path / "train.npy", bumps(25, seed=1))
+    return np.load(tmp_path / "train.npy", mmap_mode="r")
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_batches_follow_the_order_and_the_last_holds_what_is_left(mapped: np.ndarray, holder: Callable[..., Images]):
+    order = permutation(1, 0, 25)
+    found = list(holder(mapped, CPU).batches(order, 8))
+    assert [len(batch) for batch in found] == [8, 8, 8, 1]
+    assert all(batch.dtype == torch.uint8 for batch in found)
+    assert np.array_equal(torch.cat(found).numpy(), np.asarray(mapped)[order.numpy()])
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("skip", [1, 3, 4])
+def test_skipped_batches_are_left_out_and_the_others_as_they_were(
+    mapped: np.ndarray, holder: Callable[..., Images], skip: int
+):
+    images, order = holder(mapped, CPU), permutation(1, 0, 25)
+    whole, rest = list(images.batches(order, 8)), list(images.batches(order, 8, skip))
+    assert len(rest) == 4 - skip
+    assert all(torch.equal(a, b) for a, b in zip(whole[skip:], rest, strict=True))
+
+
+def test_the_reader_ends_with_its_batches_even_if_they_are_not_all_used(mapped: np.ndarray):
+    before = threading.active_count()
+    reading = Streamed(mapped, CPU).batches(permutation(1, 0, 25), 8)
+    next(reading)
+    reading.close()
+    assert threading.active_count() == before
+
+
+def test_what_does_not_fit_stays_in_its_file(mapped: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    assert isinstance(open_images(mapped, CPU), Resident)
+    monkeypatch.setattr(batches, "_free_bytes", lambda device: 2 * mapped.nbytes - 1)
+    assert isinstance(open_images(mapped, CPU), Streamed)

@@ -1,0 +1,89 @@
+import fcntl
+import logging
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaeline.training import checkpoint
+from vaeline.training.checkpoint import Checkpoint
+
+
+def numbered(step: int) -> Checkpoint:
+    return Checkpoint({"weights": torch.full((1000,), float(step)), "count": torch.tensor(step)}, {"step": step})
+
+
+def newest(folder: Path) -> int | None:
+    found = checkpoint.read(folder)
+    return None if found is None else found.progress["step"]
+
+
+def test_a_checkpoint_gives_back_tensors_and_progress_to_the_last_bit(tmp_path: Path):
+    tensors = {"a": torch.randn(3, 4), "b": torch.tensor(1 / 3, dtype=torch.float64), "c": torch.arange(5)}
+    progress = {"step": 7, "rows": [{"elbo": -1 / 3, "kl": None}]}
+    checkpoint.write(tmp_path, 7, Checkpoint(tensors, progress))
+    found = checkpoint.read(tmp_path)
+    assert found is not None
+    assert found.progress == progress
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in tensors.items())
+
+
+def test_where_there_is_none_nothing_is_found(tmp_path: Path):
+    assert checkpoint.read(tmp_path) is None
+    assert checkpoint.read(tmp_path / "absent") is None
+
+
+def test_the_last_two_are_kept(tmp_path: Path):
+    for step in (1, 5, 10, 200):
+        checkpoint.write(tmp_path, step, numbered(step))
+    assert newest(tmp_path) == 200
+    assert sorted(path.name[:17] for path in tmp_path.iterdir()) == ["step-000000000010", "step-000000000200"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    for step in (1, 2):
+        checkpoint.write(tmp_path, step, numbered(step))
+    path = max(tmp_path.iterdir())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-1]), "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert newest(tmp_path) == 1
+    assert f"{path}: is damaged" in caplog.text
+
+
+def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path):
+    checkpoint.write(tmp_path, 1, numbered(1))
+    (tmp_path / "unfinished").write_bytes(b"half")
+    assert newest(tmp_path) == 1
+    checkpoint.write(tmp_path, 2, numbered(2))
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_where_there_is_no_room_the_old_checkpoint_stays_intact(tmp_path: Path):
+    checkpoint.write(tmp_path, 1, numbered(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match=r"."):
+            checkpoint.write(tmp_path, 2, numbered(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert newest(tmp_path) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
+    folder = tmp_path / "key"
+    with checkpoint.owned(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        checkpoint.remove(folder)
+        os.close(descriptor)
+    with checkpoint.owned(folder):
+        assert folder.is_dir()

@@ -1,0 +1,227 @@
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import CPU, TRAIN, Recorder, bumps, model, options, same_weights, splits, train_small
+
+from vaeline import config
+from vaeline.data.batches import Resident
+from vaeline.errors import UserError
+from vaeline.training import checkpoint, trainer
+from vaeline.training.history import best
+from vaeline.training.randomness import Noise
+from vaeline.training.settings import Settings
+from vaeline.training.splits import Splits
+from vaeline.training.step import Batch
+from vaeline.training.validation import validate
+
+GOLDEN = {"elbo": -32.662044, "kl": 0.40677482, "sigma": 0.31397343}
+EVERY_STEP = Settings(checkpoint_seconds=1e9, log_every=1)
+
+
+def test_the_golden_run_comes_to_the_recorded_bound(tmp_path: Path):
+    result = train_small(tmp_path)
+    assert [row.step for row in result.history] == [7, 14, 21]
+    last = result.history[-1]
+    assert last.validation_elbo == pytest.approx(GOLDEN["elbo"], rel=1e-4)
+    assert last.validation_kl == pytest.approx(GOLDEN["kl"], rel=1e-4)
+    assert last.sigma == pytest.approx(GOLDEN["sigma"], rel=1e-4)
+
+
+def test_two_trainings_of_the_same_params_are_the_same_to_the_last_bit(tmp_path: Path):
+    first = train_small(tmp_path / "a")
+    torch.manual_seed(99)
+    torch.rand(3)
+    np.random.default_rng(5)
+    second = train_small(tmp_path / "b")
+    assert same_weights(first, second)
+    assert first.history == second.history
+    assert not same_weights(first, train_small(tmp_path / "c", options(seed=2)))
+
+
+def test_training_improves_the_bound(tmp_path: Path):
+    rows = train_small(tmp_path, options(epochs=10)).history
+    assert rows[-1].validation_elbo > rows[0].validation_elbo + 10
+
+
+def test_every_image_is_seen_once_an_epoch_the_last_short_batch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Tensor] = []
+    real = trainer.step
+
+    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+        seen.append(batch.pixels)
+        return real(state, batch, rule)
+
+    monkeypatch.setattr(trainer, "step", watched)
+    train_small(tmp_path, options(epochs=1))
+    assert [len(pixels) for pixels in seen] == [16] * 6 + [4]
+    images = sorted(image.tobytes() for image in torch.cat(seen).to(torch.uint8).numpy())
+    assert images == sorted(image.tobytes() for image in bumps(100, seed=1))
+
+
+def getting_worse() -> Splits:
+    """A validation split that is the negative of what there is to learn."""
+    return Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")
+
+
+def test_the_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path):
+    result = train_small(tmp_path, options(epochs=8), getting_worse())
+    assert result.best == best(result.history, 1.0)
+    assert result.best.epoch < result.history[-1].epoch == 8
+    found = validate(result.model, Resident(getting_worse().validation, CPU), Noise(TRAIN.seed, CPU))
+    assert found.reconstruction - found.kl == pytest.approx(result.best.validation_elbo, rel=1e-6)
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path):
+    result = train_small(tmp_path, options(epochs=50, patience=2), getting_worse())
+    assert len(result.history) == result.best.epoch + 2 < 50
+
+
+def test_mistake_12_reported_bounds_have_neither_beta_nor_warm_up_nor_free_bits(tmp_path: Path):
+    recorder = Recorder()
+    section = options(beta=4.0, warmup_epochs=2, free_bits=0.5)
+    result = train_small(tmp_path, section, tracker=recorder, settings=EVERY_STEP)
+    assert [row.beta for row in result.history] == pytest.approx([4 * 6 / 14, 4 * 13 / 14, 4.0])
+    for row in result.history:
+        assert row.train_kl > 0.01
+        assert row.train_elbo == row.train_reconstruction - row.train_kl
+        assert row.validation_elbo == row.validation_reconstruction - row.validation_kl
+    elbo, kl = recorder.values("train/elbo"), recorder.values("train/kl")
+    reconstruction = recorder.values("train/reconstruction")
+    assert all(elbo[step] == reconstruction[step] - kl[step] for step in elbo)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta": 4.0},
+        {"warmup_epochs": 2},
+        {"free_bits": 1.0},
+        {"batch_size": 20},
+        {"learning_rate": 0.001},
+        {"gradient_clip": 0.5},
+        {"seed": 2},
+    ],
+    ids=str,
+)
+def test_mistake_13_every_option_changes_the_training(tmp_path: Path, changes: dict[str, float]):
+    assert not same_weights(train_small(tmp_path / "a"), train_small(tmp_path / "b", options(**changes)))
+
+
+def test_metrics_and_pictures_reach_the_tracker(tmp_path: Path):
+    recorder = Recorder()
+    result = train_small(tmp_path, tracker=recorder, settings=Settings(log_every=5))
+    names = ("elbo", "reconstruction", "kl", "sigma", "beta", "learning_rate", "images_per_second")
+    for name in names:
+        assert sorted(recorder.values(f"train/{name}")) == [5, 7, 10, 14, 15, 20, 21]
+    for name in ("elbo", "reconstruction", "kl"):
+        expected = {row.step: getattr(row, f"validation_{name}") for row in result.history}
+        assert recorder.values(f"validation/{name}") == expected
+    assert [(key, step, image.shape, image.dtype) for key, step, image in recorder.images] == [
+        ("samples", step, (64, 64), np.uint8) for step in (7, 14, 21)
+    ]
+
+
+def test_the_reported_means_of_an_epochs_parts_add_up_to_its_row(tmp_path: Path):
+    recorder = Recorder()
+    result = train_small(tmp_path, options(epochs=1), tracker=recorder, settings=Settings(log_every=2))
+    parts = recorder.values("train/reconstruction")
+    weights = {2: 32, 4: 32, 6: 32, 7: 4}
+    mean = sum(parts[step] * count for step, count in weights.items()) / 100
+    assert mean == pytest.approx(result.history[0].train_reconstruction, rel=1e-9)
+
+
+def test_an_autoencoder_has_no_elbo_and_no_kl(tmp_path: Path):
+    recorder = Recorder()
+    result = train_small(tmp_path, options(objective="autoencoder"), tracker=recorder, settings=EVERY_STEP)
+    assert {(row.train_elbo, row.train_kl, row.validation_elbo, row.validation_kl) for row in result.history} == {
+        (None, None, None, None)
+    }
+    assert recorder.values("train/elbo") == recorder.values("train/kl") == recorder.values("validation/elbo") == {}
+    assert result.best.validation_reconstruction == max(row.validation_reconstruction for row in result.history)
+    assert not list(result.model.named_buffers())
+    assert result.model.deterministic
+
+
+def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[torch.Tensor] = []
+    real = trainer.step
+
+    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+        drawn.append(state.model.likelihood.observe(batch.pixels, batch.uniform))
+        return real(state, batch, rule)
+
+    monkeypatch.setattr(trainer, "step", watched)
+    data = splits(binarise="dynamic")
+    section = options(batch_size=100, epochs=200, learning_rate=1e-4, patience=200)
+    train_small(tmp_path, section, data, model_section=model(config.Bernoulli(kind="bernoulli")))
+    images = torch.stack([epoch.flatten(1).sum(1).sort().values for epoch in drawn])
+    assert set(torch.cat(drawn).unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(images[0], images[1])
+    expected = data.train.mean() / 255
+    assert torch.stack(drawn).mean().item() == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("binarise", "spoilt"), [("static", "train"), ("static", "validation"), ("dynamic", "validation")]
+)
+def test_mistake_10_a_bernoulli_refuses_grey_pixels(tmp_path: Path, binarise: config.Binarise, spoilt: str):
+    data = splits(binarise=binarise)
+    parts = {"train": data.train, "validation": data.validation}
+    parts[spoilt] = bumps(len(parts[spoilt]), seed=3)
+    with pytest.raises(UserError, match=f"the {spoilt} split has grey pixels"):
+        train_small(
+            tmp_path,
+            data=Splits(parts["train"], parts["validation"], binarise),
+            model_section=model(config.Bernoulli(kind="bernoulli")),
+        )
+
+
+def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, calls = trainer.step, []
+
+    def poisoned(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+        calls.append(1)
+        pixels = batch.pixels * float("nan") if len(calls) == 11 else batch.pixels
+        return real(state, Batch(pixels, batch.uniform, batch.normal), rule)
+
+    monkeypatch.setattr(trainer, "step", poisoned)
+    expected = r"^training diverged: .* not finite at step 11 \(epoch 2\); lower train.learning_rate \(now 0.004\)"
+    with pytest.raises(UserError, match=expected):
+        train_small(tmp_path, settings=Settings(checkpoint_seconds=0.0))
+    assert len(calls) == 11
+    monkeypatch.setattr(trainer, "step", real)
+    assert checkpoint.read(tmp_path).progress["step"] == 10
+    assert same_weights(train_small(tmp_path), train_small(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("at", [4, 7, 12])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(
+    tmp_path: Path, number: signal.Signals, error: type[BaseException], at: int
+):
+    class Killer(Recorder):
+        def metrics(self, values, step):
+            super().metrics(values, step)
+            if step == at and "train/elbo" in values:
+                os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(error) as caught:
+        train_small(tmp_path, tracker=Killer(), settings=EVERY_STEP)
+    assert signal.getsignal(number) is handler
+    assert error is KeyboardInterrupt or caught.value.code == 143
+    assert checkpoint.read(tmp_path).progress["step"] == at
+    recorder = Recorder()
+    resumed = train_small(tmp_path, tracker=recorder, settings=EVERY_STEP)
+    assert min(recorder.values("train/elbo")) == at + 1
+    whole = train_small(tmp_path / "whole")
+    assert same_weights(resumed, whole)
+    assert resumed.history == whole.history
