@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 def metrics(path: Path = METRICS) -> dict[str, str]:
     """The test split's metrics, each with its standard error where it has one; empty where there are none."""
     test = _read(path).get("test", {})
-    errors = {name.removesuffix("_se"): f" ± {value:.2g}" for name, value in test.items() if name.endswith("_se")}
+    errors = {n.removesuffix("_se"): f" ± {value:.2g}" for n, value in test.items() if n.endswith("_se") and value}
     return {name: _number(test[name]) + errors.get(name, "") for name in test if not name.endswith("_se")}
+
+
+def protocol(path: Path = METRICS) -> str:
+    """How pixels were scored, which belongs beside every likelihood."""
+    return str(_read(path).get("protocol", "pixels as prepared"))
 
 
 def registration(path: Path = REGISTRATION) -> dict[str, Any]:
@@ -33,7 +38,10 @@ def summary(version: str | None = None) -> str:
     lines = []
     if values := metrics():
         width = max(map(len, values))
-        lines += [f"test split ({METRICS}):", *(f"  {name:<{width}}  {value}" for name, value in values.items())]
+        lines += [
+            f"test split, {protocol()} ({METRICS}):",
+            *(f"  {name:<{width}}  {value}" for name, value in values.items()),
+        ]
     if sheets := pictures():
         lines.append(f"samples:  {SAMPLES}/ ({', '.join(path.stem for path in sheets)})")
     if decision := registration():
@@ -42,7 +50,7 @@ def summary(version: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdict(decision: Mapping[str, Any], version: str | None) -> str:
+def verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
     """The registration in one line; promoted models are loaded by their alias."""
     name, word = decision["name"], decision["decision"]
     text = f"{name}{f' version {version}' if version else ''}: {word} ({'; '.join(decision['reasons'])})"
@@ -73,9 +81,9 @@ def markdown(outcomes: Mapping[str, str]) -> str:
     """The report as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
     parts = ["## Stages", _table("stage", "outcome", outcomes)]
     if values := metrics():
-        parts += ["## Metrics (test split)", _table("metric", "value", values)]
+        parts += ["## Test split", protocol(), _table("metric", "value", values)]
     if decision := registration():
-        parts += ["## Registration", _table("", "", {name: _number(v) for name, v in _leaves(decision)})]
+        parts += ["## Registration", verdict(decision), f"model digest `{decision['digest']}`"]
     parts += [f"## {path.stem.replace('_', ' ').capitalize()}\n\n{_inline(path)}" for path in pictures()]
     return "\n\n".join(parts)
 
@@ -87,17 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _number(value: object) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(_number, value))
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

@@ -90,7 +90,7 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
     clone, done = first_run
     assert lines_with(done.stderr, *(f"{name} ran" for name in STAGES))
     assert set(read_lock(clone)) == set(STAGES)
-    assert lines_with(done.stdout, "test split (reports/metrics.json):")
+    assert lines_with(done.stdout, "test split, ", " (reports/metrics.json):")
     assert lines_with(done.stdout, "elbo", "±")
     assert lines_with(done.stdout, "model:    digits version 1: promoted", 'load_model("models:/digits@champion")')
     assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
