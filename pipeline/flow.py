@@ -51,28 +51,35 @@ def run_stage(name: str, stale: bool, force: bool) -> State[Outcome]:
 def vaeline_flow() -> State[dict[str, Outcome]]:
     """Bring everything in dvc.yaml up to date; Failed, with nothing run after it, at the first stage that fails."""
     log = get_run_logger()
-    with workspace_lock(log.warning):
-        stages = read_stages()
-        forced = always_stale()
-        stale = stale_stages() | forced
-        states: dict[str, State[Any]] = {}
-        outcomes: dict[str, Outcome] = {}
-        for stage in stages:
-            state: State[Any] = run_stage.with_options(description=stage.description)(
-                stage.name,
-                stage.name in stale or _fed_anew(stage, outcomes),
-                stage.name in forced,
-                wait_for=[states[name] for name in stage.upstream],
-                return_state=True,
-            )
-            if not state.is_completed():
-                waiting = [s.name for s in stages[len(states) + 1 :]]
-                not_run = f" (not run: {', '.join(waiting)})" if waiting else ""
-                return Failed(message=f"{state.message}{not_run}")
-            states[stage.name], outcomes[stage.name] = state, state.result()
+    try:
+        with workspace_lock(log.warning):
+            outcomes = _bring_up_to_date()
+    except UserError as error:
+        return Failed(message=str(error))
     log.info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
     create_markdown_artifact(report.markdown(outcomes), key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
+
+
+def _bring_up_to_date() -> dict[str, Outcome]:
+    """What became of each stage. Raises UserError where DVC cannot be asked and StageError where a stage fails."""
+    stages, forced = read_stages(), always_stale()
+    stale = stale_stages() | forced
+    states: dict[str, State[Any]] = {}
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        state: State[Any] = run_stage.with_options(description=stage.description)(
+            stage.name,
+            stage.name in stale or _fed_anew(stage, outcomes),
+            stage.name in forced,
+            wait_for=[states[name] for name in stage.upstream],
+            return_state=True,
+        )
+        if not state.is_completed():
+            waiting = ", ".join(s.name for s in stages[len(states) + 1 :])
+            raise StageError(f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
+        states[stage.name], outcomes[stage.name] = state, state.result()
+    return outcomes
 
 
 def _fed_anew(stage: Stage, outcomes: dict[str, Outcome]) -> bool:
@@ -81,8 +88,16 @@ def _fed_anew(stage: Stage, outcomes: dict[str, Outcome]) -> bool:
 
 
 def main() -> None:
-    """Run the flow, then tell where to look. Raises UserError with the words of the stage that failed."""
-    state: State[Any] = vaeline_flow(return_state=True)
+    """Run the flow, then tell where to look.
+
+    Raises UserError with the words of the stage that failed, or where Prefect's server is away.
+    """
+    try:
+        state: State[Any] = vaeline_flow(return_state=True)
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error) and "Timed out while attempting" not in str(error):
+            raise
+        raise UserError(f"Prefect: {error}; start that server, or unset PREFECT_API_URL for a temporary one") from None
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
     # asking MLflow takes seconds: only for what is new

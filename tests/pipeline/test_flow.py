@@ -45,6 +45,21 @@ def test_a_failing_stage_ends_the_run_with_one_clear_line(toy: Path, prefect_api
     assert not (toy / "sample.txt").exists()
 
 
+def test_a_torn_lock_file_is_one_clear_line(toy: Path, prefect_api: str):
+    (toy / "dvc.lock").write_text("schema: '2.0'\nstages:\n  fetch:\n    cmd: [")
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: dvc status: ", "dvc.lock")
+    assert not lines_with(done.stderr, "Traceback")
+
+
+def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: Prefect: Failed to reach API", "unset PREFECT_API_URL")
+    assert not lines_with(done.stderr, "Traceback")
+
+
 def test_a_terminated_run_ends_its_stage_and_its_server(toy: Path):
     (toy / "train.sh").write_text("echo child $$; sleep 300\n")
     with subprocess.Popen(
