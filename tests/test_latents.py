@@ -129,7 +129,7 @@ def test_the_gap_of_probabilistic_pca_is_its_closed_form_and_a_lost_factor_costs
     correlations = [1 / (1 + (SIGMA / scale) ** 2) for scale in SCALES[:2]]  # of z and a sample of its posterior
     gaps = [-0.5 * math.log1p(-(rho**2)) / math.log(BINS) for rho in correlations]
     assert result["mig"] == pytest.approx(sum(gaps) / 3, rel=0.2)  # the third factor is not in the images
-    assert result["dci"]["disentanglement"] > 0.6
+    assert 0.25 < result["dci"]["disentanglement"] < 0.6  # it is spread over all dimensions
     assert 0.4 < result["dci"]["informativeness"] < 0.67
 
 

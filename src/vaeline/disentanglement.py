@@ -81,7 +81,7 @@ def _forest(codes: Values, factor: Values, seed: int) -> tuple[Values, float]:
 
     discrete = len(np.unique(factor)) <= BINS
     kind = RandomForestClassifier if discrete else RandomForestRegressor
-    forest = kind(n_estimators=TREES, max_depth=10, max_features=None, random_state=seed % 2**32, n_jobs=1)
+    forest = kind(n_estimators=TREES, min_samples_leaf=10, max_features=None, random_state=seed % 2**32, n_jobs=1)
     half = len(codes) // 2
     target = discretise(factor) if discrete else factor
     forest.fit(codes[:half], target[:half])
