@@ -79,6 +79,11 @@ def test_estimates_of_huge_and_tiny_weights_do_not_overflow() -> None:
     assert standard_error.tolist() == pytest.approx([math.sqrt(2) / (2 * math.sqrt(2)), 0.0], abs=1e-5)
 
 
+def test_float32_weights_are_averaged_in_float64() -> None:
+    estimate, _ = importance_log_likelihood(torch.full((3, 1), -16384.0))
+    assert float(estimate) == pytest.approx(-16384, abs=1e-9)
+
+
 def test_log_weights_have_the_gradients_of_finite_differences(oracle: ProbabilisticPCA, x: Tensor) -> None:
     class Weights(nn.Module):
         def __init__(self) -> None:
@@ -175,7 +180,14 @@ def test_noise_has_its_distribution() -> None:
     assert within((uniforms.flatten() - 0.5).square(), 1 / 12)
     assert (uniforms >= 0).all()
     assert (uniforms < 1).all()
-    assert abs(float(torch.corrcoef(torch.stack([normals.flatten(), uniforms.flatten()]))[0, 1])) < 0.02
+
+
+def test_an_image_s_normal_and_uniform_noise_do_not_share_random_bits() -> None:
+    sizes = estimators.per_image_noise(1, range(200), (500,)).abs()  # large where the bits behind it are
+    uniforms = estimators.per_image_uniform(1, range(200), (500,))
+    for shift in range(-16, 17):
+        pair = torch.stack([sizes[:, 20:400].flatten(), uniforms[:, 20 + shift : 400 + shift].flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
 
 
 def test_large_seeds_and_indices_are_taken() -> None:

@@ -71,6 +71,7 @@ def test_losses_are_float32_under_autocast_and_close_to_those_without(maker: Cal
     exact = loss_of(model, pixels, *noises)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = loss_of(model, pixels, *noises)
+        assert model.decode(noises[1]).dtype == model.encode(noises[0]).mean.dtype == torch.float32
     assert rounded.dtype == torch.float32
     assert torch.allclose(rounded, exact, rtol=0.02)
     assert not torch.equal(rounded, exact)
@@ -82,6 +83,16 @@ def test_a_float64_model_computes_in_float64(maker: Callable[[], Likelihood]) ->
     x = torch.ones(2, *SHAPE, dtype=torch.float64)
     terms = elbo_terms(model, x, torch.zeros(2, 3, dtype=torch.float64))
     assert terms.elbo.dtype == torch.float64
+    assert model.decode(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
+    assert model.encode(x).mean.dtype == torch.float64
+
+
+def test_the_posterior_s_variance_is_bounded_whatever_the_encoder_emits() -> None:
+    model = small(Bernoulli())
+    with torch.no_grad():
+        model.encoder[-1].bias.fill_(1e6)
+    variance = model.encode(torch.rand(2, *SHAPE)).log_variance.exp()
+    assert torch.isfinite(variance).all()
 
 
 @pytest.mark.parametrize("maker", MAKERS)

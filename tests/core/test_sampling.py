@@ -42,6 +42,13 @@ def test_linear_interpolation_passes_the_midpoint(model: VAE, x: Tensor) -> None
     assert torch.allclose(path[1], image_of(model, mean_of(model, x[:2]).mean(0, keepdim=True))[0])
 
 
+def test_spherical_interpolation_passes_the_middle_of_the_arc(model: VAE, x: Tensor) -> None:
+    path = sampling.interpolate(model, x[:2], 3, spherical=True)
+    middle = sampling.slerp(*mean_of(model, x[:2]), 0.5)
+    assert torch.allclose(path[1], image_of(model, middle.unsqueeze(0))[0])
+    assert not torch.allclose(path[1], sampling.interpolate(model, x[:2], 3)[1])
+
+
 def test_spherical_interpolation_keeps_the_norm_and_turns_evenly() -> None:
     start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
     for fraction in (0.0, 0.25, 0.5, 1.0):
