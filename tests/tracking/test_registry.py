@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from shipping import is_free, until
 
 from pipeline.stages import register as stage
 from vaeline.errors import UserError
@@ -184,6 +185,16 @@ def test_the_version_belongs_to_the_run_of_the_training(trained: Path):
     (version,) = versions(client)
     (point,) = client.get_metric_history(version.run_id, "train/elbo")
     assert (point.step, point.value) == (7, -3.0)
+
+
+def test_a_shipper_that_still_follows_the_run_is_no_obstacle(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VAELINE_SHIPPER")
+    with open_training_run("key", stage.run_start(stage.read_params(stage.PARAMS))) as run:
+        run.finish_training(load_model(Path("models")).digest)
+        until(lambda: not is_free(run.spool))
+        stage.main()
+        assert registration()["decision"] == "promoted"
+    until(lambda: is_free(run.spool) and run.spool.is_sent())
 
 
 def test_several_registering_at_once_make_one_version(trained: Path):

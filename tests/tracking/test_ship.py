@@ -6,13 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shipping import is_free, until
 
 from vaeline.errors import UserError
-from vaeline.tracking.locks import acquire
 from vaeline.tracking.runs import RunStart, open_training_run
 from vaeline.tracking.spool import Spool, all_spools
 from vaeline.tracking.store import connect
@@ -51,21 +51,6 @@ def shipping(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         until(lambda spool=spool: is_free(spool))
 
 
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
-
-
-def is_free(spool: Spool) -> bool:
-    """Whether no shipper follows a spool."""
-    descriptor = acquire(spool.folder / "ship.lock", wait=False)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is not None
-
-
 def metrics(spool: Spool) -> dict[str, float]:
     client = connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -79,7 +64,7 @@ def only_run_status() -> str:
     return str(run.info.status)
 
 
-def test_a_training_is_seen_while_it_runs_and_its_end_is_waited_for(shipping: Path, start: RunStart):
+def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(shipping: Path, start: RunStart):
     with open_training_run("key", start) as run:
         run.metrics({"train/elbo": -1.0}, 1)
         until(lambda: "train/elbo" in metrics(run.spool))

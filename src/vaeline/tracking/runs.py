@@ -88,8 +88,11 @@ class RunTracker:
         except OSError as error:
             self._give_up(error)
 
-    def close(self, status: str = "FINISHED", wait_s: float = 2.0) -> None:
-        """End the run (a later stage leaves the training's status alone); wait a little for what is unsent."""
+    def close(self, status: str = "FINISHED", wait_s: float = 0.0) -> None:
+        """End the run; a later stage leaves the training's status alone.
+
+        The shipper outlives this process until all is sent; `wait_s` waits for it.
+        """
         if self._closed:
             return
         self._closed = True

@@ -97,8 +97,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    os.nice(19)  # training first
-    spool = Spool(arguments.folder)
+    os.nice(10)  # training first
+    spool = Spool(arguments.folder.absolute())
+    os.chdir(spool.folder.parent)  # DVC deletes the folders in which it runs experiments
     try:
         if _take_turn(spool) and follow(spool, SystemMetrics(spool) if arguments.system_metrics else None):
             sync_all()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire
-from vaeline.tracking.spool import Spool, all_spools, discard
+from vaeline.tracking.spool import Progress, Spool, all_spools, discard
 from vaeline.tracking.store import connect, told_in_one_line
 
 if TYPE_CHECKING:
@@ -46,23 +46,18 @@ def sync_all() -> SyncReport:
 
 
 def ship_now(spool: Spool, client: "MlflowClient", wait_s: float = 60.0) -> str:
-    """Send a spool, waiting for whoever sends it already; returns the id of its MLflow run.
+    """Send a spool, or wait until whoever follows it has; returns the id of its MLflow run.
 
-    Raises UserError where the other one does not come to an end.
+    Raises UserError where the other one does not get there.
     """
     deadline = time.monotonic() + wait_s
-    while (lock := acquire(spool.folder / "ship.lock", wait=False)) is None:
-        if time.monotonic() > deadline:
-            raise UserError(f"{spool.folder}: another process has been sending this run for {wait_s:.0f} s; try again")
+    while time.monotonic() < deadline:
+        arrived = _ship_if_free(spool, client) is not None or spool.is_sent()
+        run_id = Progress.of(spool, client.tracking_uri).run_id
+        if arrived and run_id is not None:
+            return run_id
         time.sleep(0.1)
-    try:
-        from vaeline.tracking.courier import Courier
-
-        courier = Courier(spool, client)
-        courier.ship()
-        return str(courier.progress.run_id)
-    finally:
-        os.close(lock)
+    raise UserError(f"{spool.folder}: could not be sent within {wait_s:.0f} s; look into ship.log there and try again")
 
 
 def prune() -> None:
