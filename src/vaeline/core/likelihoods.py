@@ -27,7 +27,7 @@ class Likelihood(nn.Module):
 
     @property
     def sigma(self) -> Tensor | None:
-        """A pixel's standard deviation about its mean, in pixels on [0, 1], detached; None where there is no such one."""
+        """A pixel's standard deviation about its mean, on [0, 1], detached; None where there is no such one."""
         return None
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
