@@ -23,8 +23,8 @@ def test_the_best_epoch_has_the_highest_validation_elbo_the_first_of_equals():
 
 
 def test_mistake_2_weights_are_chosen_under_the_weight_of_the_kl_that_training_ends_with():
-    blurred = dataclasses.replace(ROW, epoch=1, validation_reconstruction=-22.0, validation_kl=1.0)
-    sharp = dataclasses.replace(ROW, epoch=2, validation_reconstruction=-18.0, validation_kl=3.0)
+    blurred = dataclasses.replace(ROW, epoch=1, validation_elbo=-23.0, validation_kl=1.0)
+    sharp = dataclasses.replace(ROW, epoch=2, validation_elbo=-21.0, validation_kl=3.0)
     assert (score(blurred, 1.0), score(sharp, 1.0)) == (-23.0, -21.0)
     assert best([blurred, sharp], beta=1.0) is sharp
     assert best([blurred, sharp], beta=4.0) is blurred

@@ -8,6 +8,7 @@ import torch
 from small import CPU, TRAIN, Recorder, bumps, model, options, same_weights, splits, train_small
 
 from vaeline import config
+from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
 from vaeline.training import checkpoint, trainer
@@ -40,6 +41,13 @@ def test_two_trainings_of_the_same_params_are_the_same_to_the_last_bit(tmp_path:
     assert same_weights(first, second)
     assert first.history == second.history
     assert not same_weights(first, train_small(tmp_path / "c", options(seed=2)))
+
+
+def test_images_read_from_their_file_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    resident = train_small(tmp_path / "a")
+    monkeypatch.setattr(batches, "_free_bytes", lambda device: 0)
+    assert isinstance(batches.open_images(bumps(3, 1), CPU), batches.Streamed)
+    assert same_weights(train_small(tmp_path / "b"), resident)
 
 
 def test_training_improves_the_bound(tmp_path: Path):

@@ -12,6 +12,8 @@ from vaeline.config import Train
 class Epoch:
     """One row of reports/history.csv. All in nats per image; the ELBO is never weighted, warmed up or regularised.
 
+    Under objective iwae the ELBO's columns hold the bound that is trained, IWAE-k with the k of the params: more than
+    reconstruction - KL, which stay the terms of the ELBO.
     The train columns are means over the epoch's images, under weights that moved meanwhile. An autoencoder has no
     ELBO and no KL.
     """
@@ -32,10 +34,12 @@ class Epoch:
 def score(row: Epoch, beta: float) -> float:
     """What the best weights have most of: the validation bound with the KL's weight that training ends with.
 
-    With beta = 1 the ELBO, for an autoencoder the reconstruction. Choosing under another weight than the trained
-    one would take weights of half-way through a warm-up for the result.
+    With beta = 1 the bound itself, for an autoencoder the reconstruction. Choosing under another weight than the
+    trained one would take weights of half-way through a warm-up for the result.
     """
-    return row.validation_reconstruction - beta * (row.validation_kl or 0.0)
+    if row.validation_elbo is None or row.validation_kl is None:
+        return row.validation_reconstruction
+    return row.validation_elbo - (beta - 1) * row.validation_kl
 
 
 def best(rows: Sequence[Epoch], beta: float) -> Epoch:

@@ -2,23 +2,44 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over images, in nats, of a bound and the ELBO's terms."""
+
+    reconstruction: float
+    kl: float
+    gain: float  # of the bound over the ELBO at the same samples: none unless the bound is IWAE-k
+
+    @classmethod
+    def of(cls, totals: Sequence[float]) -> "Averages":
+        """From the sums over images of the three, and the number of images."""
+        *sums, images = totals
+        return cls(*(value / images for value in sums))
+
+    @property
+    def bound(self) -> float:
+        """The bound itself."""
+        return self.reconstruction - self.kl + self.gain
 
 
 class Meter:
-    """Reads an epoch's running totals: the sums of reconstruction and KL, and the images."""
+    """Reads an epoch's running totals: the sums of reconstruction, KL and gain, and the images."""
 
     def __init__(self, totals: Sequence[float]) -> None:
-        self._last, self._first_images = totals, totals[2]
+        self._last, self._first_images = totals, totals[-1]
         self._time = self._start = time.perf_counter()
 
-    def read(self, totals: Sequence[float]) -> tuple[float, float, float]:
-        """Reconstruction and KL in nats per image, and images a second, since the last reading."""
-        reconstruction, kl, images = (now - before for now, before in zip(totals, self._last, strict=True))
+    def read(self, totals: Sequence[float]) -> tuple[Averages, float]:
+        """The averages, and images a second, since the last reading."""
+        grown = [now - before for now, before in zip(totals, self._last, strict=True)]
         now = time.perf_counter()
         seconds, self._last, self._time = now - self._time, totals, now
-        return reconstruction / images, kl / images, images / seconds
+        return Averages.of(grown), grown[-1] / seconds
 
     def speed(self) -> float:
         """Images a second from the start to the last reading; 0 before it."""
         seconds = self._time - self._start
-        return (self._last[2] - self._first_images) / seconds if seconds else 0.0
+        return (self._last[-1] - self._first_images) / seconds if seconds else 0.0

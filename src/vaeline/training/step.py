@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
 
@@ -21,7 +22,7 @@ class Batch:
 
     pixels: Tensor  # [B, C, H, W], 0 ... 255, float32
     uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
-    normal: Tensor | None  # [B, Z], for the sample of z; None for a plain autoencoder
+    normal: Tensor | None  # [B, Z] or [K, B, Z], for the samples of z; None for a plain autoencoder
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Rule:
     beta: Tensor  # scalar, the KL's weight
     free_bits: float
     gradient_clip: float  # the largest norm of the gradient of the mean loss
+    bound: Bound = "elbo"
+    estimator: Estimator = "pathwise"  # of the bound's gradient
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a step says of itself, left on the device."""
+    """What a step says of itself, left on the device; on CUDA the next step overwrites it."""
 
     loss: Tensor  # scalar, nats per image
     gradient_norm: Tensor  # scalar, before clipping
@@ -51,7 +54,7 @@ class State:
     first: list[Tensor]  # Adam's running means of the gradient
     second: list[Tensor]  # and of its square
     counts: list[Tensor]  # Adam's steps so far, float32 scalars, one a parameter
-    totals: Tensor  # [3] float64: sums of reconstruction and KL, and the images, of this epoch so far
+    totals: Tensor  # [4] float64: sums of reconstruction, KL and gain, and the images, of this epoch so far
     failed: Tensor  # scalar, 1 from the first loss or gradient on that is not finite: nothing moves any more
 
     @classmethod
@@ -65,7 +68,7 @@ class State:
             first=[torch.zeros_like(p, requires_grad=False) for p in parameters],
             second=[torch.zeros_like(p, requires_grad=False) for p in parameters],
             counts=[torch.zeros((), device=device) for _ in parameters],
-            totals=torch.zeros(3, dtype=torch.float64, device=device),
+            totals=torch.zeros(4, dtype=torch.float64, device=device),
             failed=torch.zeros((), device=device),
         )
 
@@ -88,7 +91,8 @@ def step(state: State, batch: Batch, rule: Rule) -> Info:
 
     Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
     """
-    loss, sums = _losses(state.totals.device.type)(state.model, batch, rule.beta, rule.free_bits)
+    losses = _losses(state.totals.device.type)
+    loss, sums = losses(state.model, batch, rule.beta, rule.free_bits, bound=rule.bound, estimator=rule.estimator)
     gradients = torch.autograd.grad(loss, state.parameters)  # raises where the loss does not depend on a parameter
     norm = _update(state, list(gradients), loss.detach(), rule)
     with torch.no_grad():
@@ -96,14 +100,32 @@ def step(state: State, batch: Batch, rule: Rule) -> Info:
     return Info(loss.detach(), norm)
 
 
-def losses(model: VAE, batch: Batch, beta: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:
-    """loss = -(mean of the surrogate objective), and the sums [3] that `State.totals` adds up."""
+def losses(
+    model: VAE,
+    batch: Batch,
+    beta: Tensor,
+    free_bits: float,
+    *,
+    bound: Bound = "elbo",
+    estimator: Estimator = "pathwise",
+) -> tuple[Tensor, Tensor]:
+    """loss = -(mean of the surrogate objective), and the sums [4] that `State.totals` adds up.
+
+    The gain is that of the bound over the ELBO at the same samples: what is reported is the bound, not the surrogate.
+    """
     x = model.likelihood.observe(batch.pixels, batch.uniform)  # [B, C, H, W]
     with precision(x.device):
-        terms = elbo_terms(model, x, batch.normal)
-    loss = -surrogate(terms, beta, free_bits).mean()
+        if (bound, estimator) == ("elbo", "pathwise") or batch.normal is None:
+            terms = elbo_terms(model, x, batch.normal)
+            loss = -surrogate(terms, beta, free_bits).mean()
+            gain = torch.zeros_like(loss)
+        else:
+            weight = beta if bound == "elbo" else 1.0
+            found = estimate(model, x, batch.normal, estimator, bound=bound, beta=weight)
+            terms, loss = found.terms, -found.surrogate.mean()
+            gain = (found.bound - terms.elbo).sum()
     count = torch.full_like(loss, len(x))
-    return loss, torch.stack([terms.reconstruction.sum(), terms.kl.sum(), count]).detach()
+    return loss, torch.stack([terms.reconstruction.sum(), terms.kl.sum(), gain, count]).detach()
 
 
 def precision(device: torch.device) -> torch.autocast | nullcontext[None]:
@@ -112,7 +134,7 @@ def precision(device: torch.device) -> torch.autocast | nullcontext[None]:
 
 
 @cache
-def _losses(device: str) -> Callable[[VAE, Batch, Tensor, float], tuple[Tensor, Tensor]]:
+def _losses(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """`losses`, on CUDA compiled and, forward and backward, captured in CUDA graphs."""
     if device == "cpu":
         return losses

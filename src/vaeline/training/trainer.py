@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
+from vaeline.core.gradients import Bound
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE
 from vaeline.core.priors import VampPrior
@@ -20,7 +21,7 @@ from vaeline.training import checkpoint, history, interruption
 from vaeline.training.checkpoint import Checkpoint
 from vaeline.training.device import keep_freed_memory, reproducible
 from vaeline.training.history import Epoch
-from vaeline.training.meter import Meter
+from vaeline.training.meter import Averages, Meter
 from vaeline.training.progress import Progress, open_progress
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.samples import sample_grid
@@ -62,6 +63,7 @@ def train(
     learn grey pixels; OSError where a checkpoint cannot be written; and, having written one, SystemExit(143) on
     SIGTERM, KeyboardInterrupt on Ctrl-C.
     """
+    settings = settings or Settings.from_environment()
     vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
     if isinstance(vae.likelihood, Bernoulli):
         splits.refuse_grey()
@@ -71,7 +73,6 @@ def train(
     with reproducible(device), interruption.deferred() as interrupted:
         training = _Training(vae.to(device), options, splits, checkpoints, tracker or NullTracker())
         training.resume()
-        settings = settings or Settings.from_environment()
         with open_progress(training.steps) as progress:
             while not history.is_over(training.rows, options):
                 training.epoch(settings, interrupted, progress)
@@ -88,6 +89,7 @@ class _Training:
         self.images = open_images(splits.train, self.device)
         self.validation = open_images(splits.validation, self.device)
         self.noise = Noise(options.seed, self.device)
+        self.bound: Bound = "iwae" if options.objective == "iwae" else "elbo"
         self.draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"
         self.steps_per_epoch = -(-len(self.images) // options.batch_size)
         self.steps = options.epochs * self.steps_per_epoch
@@ -145,16 +147,26 @@ class _Training:
             beta=torch.full((), beta, device=self.device),
             free_bits=options.free_bits,
             gradient_clip=options.gradient_clip,
+            bound=self.bound,
+            estimator=options.estimator,
         )
 
     def take_step(self, pixels: Tensor) -> None:
         """One step on uint8 pixels [B, C, H, W]."""
         self.noise.restart("step", self.step)
-        model = self.state.model
-        normal = None if model.deterministic else self.noise.normal(len(pixels), model.latent_dim)
+        normal = self.normal(len(pixels))
         uniform = self.noise.uniform(pixels.shape) if self.draws_uniform else None
         step(self.state, Batch(pixels.to(torch.float32), uniform, normal), self.rule(self.step))
         self.step += 1
+
+    def normal(self, images: int) -> Tensor | None:
+        """Noise for z: [B, Z], or [K, B, Z] where a step takes K samples or another estimator than the plain one."""
+        model, options = self.state.model, self.options
+        if model.deterministic:
+            return None
+        if (options.objective, options.estimator, options.samples) == ("elbo", "pathwise", 1):
+            return self.noise.normal(images, model.latent_dim)
+        return self.noise.normal(options.samples, images, model.latent_dim)
 
     def finish_epoch(self, meter: Meter, progress: Progress) -> None:
         """Validate, add a row, keep the weights if they are the best so far, tell."""
@@ -170,19 +182,21 @@ class _Training:
 
     def row(self) -> Epoch:
         """The epoch that has just ended."""
-        reconstruction, kl, images = self.state.totals.tolist()
-        reconstruction, kl = reconstruction / images, kl / images
-        held_out = validate(self.state.model, self.validation, self.noise)
-        if not math.isfinite(held_out.reconstruction - held_out.kl):
-            raise UserError(f"training diverged: after epoch {len(self.rows) + 1} the validation bound is not finite")
+        trained = Averages.of(self.state.totals.tolist())
+        held_out = validate(self.state.model, self.validation, self.noise, self.bound, self.options.samples)
+        if not math.isfinite(held_out.bound):
+            raise UserError(
+                f"training diverged: the validation bound is not finite after epoch {len(self.rows) + 1}; "
+                f"lower train.learning_rate (now {self.options.learning_rate:g})"
+            )
         bound, rule = not self.state.model.deterministic, self.rule(self.step - 1)
         return Epoch(
             epoch=len(self.rows) + 1,
             step=self.step,
-            train_elbo=reconstruction - kl if bound else None,
-            train_reconstruction=reconstruction,
-            train_kl=kl if bound else None,
-            validation_elbo=held_out.reconstruction - held_out.kl if bound else None,
+            train_elbo=trained.bound if bound else None,
+            train_reconstruction=trained.reconstruction,
+            train_kl=trained.kl if bound else None,
+            validation_elbo=held_out.bound if bound else None,
             validation_reconstruction=held_out.reconstruction,
             validation_kl=held_out.kl if bound else None,
             sigma=self.sigma(),
@@ -192,11 +206,11 @@ class _Training:
 
     def report(self, meter: Meter, progress: Progress) -> None:
         """Tell the tracker the means since the last report."""
-        reconstruction, kl, speed = meter.read(self.state.totals.tolist())
+        means, speed = meter.read(self.state.totals.tolist())
         rule = self.rule(self.step - 1)
-        values = {"train/reconstruction": reconstruction, "train/images_per_second": speed}
+        values = {"train/reconstruction": means.reconstruction, "train/images_per_second": speed}
         if not self.state.model.deterministic:
-            values |= {"train/elbo": reconstruction - kl, "train/kl": kl, "train/beta": rule.beta.item()}
+            values |= {"train/elbo": means.bound, "train/kl": means.kl, "train/beta": rule.beta.item()}
         if (sigma := self.sigma()) is not None:
             values["train/sigma"] = sigma
         self.tracker.metrics(values | {"train/learning_rate": rule.learning_rate}, self.step)
@@ -230,5 +244,7 @@ def _line(row: Epoch, options: config.Train) -> str:
     start = f"epoch {row.epoch}/{options.epochs}: "
     if row.validation_elbo is None:
         return f"{start}reconstruction {row.train_reconstruction:.2f}, validation {row.validation_reconstruction:.2f}"
+    if options.objective == "iwae":
+        return f"{start}IWAE-{options.samples} {row.train_elbo:.2f}, validation {row.validation_elbo:.2f}"
     terms = f"{row.validation_reconstruction:.2f} - KL {row.validation_kl:.2f}"
     return f"{start}ELBO {row.train_elbo:.2f}, validation {row.validation_elbo:.2f} = {terms}"
