@@ -88,7 +88,7 @@ def _fastest(commands: Sequence[Sequence[str]], folders: Sequence[Path]) -> list
 @contextmanager
 def _tiny_repository() -> Iterator[Path]:
     """A copy of this repository with digits and one epoch."""
-    with tempfile.TemporaryDirectory(prefix="vaeline-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="vaeline-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for part in ("src", "pipeline"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -106,7 +106,7 @@ def _tiny_repository() -> Iterator[Path]:
 @contextmanager
 def _trivial_pipeline() -> Iterator[Path]:
     """Five stages that copy a file."""
-    with tempfile.TemporaryDirectory(prefix="vaeline-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="vaeline-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "0.txt").write_text("0")
         stages = [f"  s{n}: {{cmd: cp {n}.txt {n + 1}.txt, deps: [{n}.txt], outs: [{n + 1}.txt]}}" for n in range(5)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.row import Row
 
+from benchmarks.row import Row
 from vaeline.config import Params, read_params
 from vaeline.tracking.locks import locked
 from vaeline.tracking.runs import open_training_run, run_start
