@@ -1,6 +1,7 @@
 """Stage sample: the model and a few test images -> sheets of pictures in `reports/samples`."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from vaeline.workspace import PARAMS, PREPARED, REPORTS
 log = logging.getLogger(__name__)
 
 SAMPLES = REPORTS / "samples"
-BATCH = 200  # images through the model at once
+PIXELS_AT_ONCE = 2**20  # through the model
 REACH = 3.0  # standard deviations that a traversal goes either way
 
 
@@ -64,7 +65,9 @@ def prior_samples(model: VAE, section: Sample) -> Sheet:
     """rows x columns expected images of z ~ N(0, I)."""
     generator = torch.Generator().manual_seed(section.seed)
     noise = torch.randn(section.rows * section.columns, model.latent_dim, generator=generator)
-    images = torch.cat([sampling.prior_samples(model, part.to(_device(model))) for part in torch.split(noise, BATCH)])
+    images = torch.cat(
+        [sampling.prior_samples(model, part.to(_device(model))) for part in torch.split(noise, _batch(model))]
+    )
     prior = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z), the learned prior"
     title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
     if model.deterministic:
@@ -98,7 +101,7 @@ def interpolation(model: VAE, images: Pixels, steps: int) -> Sheet:
 def mixtures(model: VAE, images: Pixels, side: int) -> Sheet:
     """A triangle of weighted means of three test images' codes, the images outside its corners."""
     weights, x = sampling.barycentric_weights(side), _observed(model, images)
-    mixed = torch.cat([sampling.mixtures(model, x, part) for part in torch.split(weights, BATCH)])
+    mixed = torch.cat([sampling.mixtures(model, x, part) for part in torch.split(weights, _batch(model))])
     title = f"Mixtures of three test images\nthe decoder's mean at weighted means of {_code(model, 3)}"
     return triangle(title, _pixels(mixed), images, "test image")
 
@@ -137,7 +140,7 @@ def informative_dimensions(model: VAE, test: Pixels) -> list[Dimension]:
     An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
     the posterior's, and with the codes' own centre and spread.
     """
-    posteriors = [model.encode(_observed(model, part)) for part in _rows(test, BATCH)]
+    posteriors = [model.encode(_observed(model, part)) for part in _rows(test, _batch(model))]
     if _standard(model):
         kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
         means = kl.mean(0).tolist()
@@ -172,6 +175,11 @@ def _pixels(means: Tensor) -> Pixels:
 
 def _rows(images: Pixels, columns: int) -> list[Pixels]:
     return [images[start : start + columns] for start in range(0, len(images), columns)]
+
+
+def _batch(model: VAE) -> int:
+    """Images at once."""
+    return max(1, min(500, PIXELS_AT_ONCE // math.prod(model.shape)))
 
 
 def _device(model: VAE) -> torch.device:
