@@ -80,7 +80,7 @@ class Mixture(Prior):
         """
         uniform = torch.special.ndtr(noise[..., 0].double())
         weights = self.log_weights().double().exp()
-        upper = weights.cumsum(0)
+        upper = weights.cpu().cumsum(0).to(weights)  # on CUDA no deterministic one exists
         chosen = torch.searchsorted(upper, uniform, right=True).clamp(max=len(weights) - 1)
         inside = ((uniform - upper[chosen]) / weights[chosen] + 1).clamp(2**-53, 1 - 2**-53)
         first = torch.special.ndtri(inside).to(noise)
