@@ -46,7 +46,7 @@ def test_a_whole_number_is_a_fine_float() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"train__bata": 1}, "train.bata: unknown key; did you mean 'beta'? allowed: objective, beta, "),
+        ({"train__bata": 1}, "train.bata: unknown key; did you mean 'beta'? allowed: objective, estimator, "),
         ({"trian": {}}, "trian: unknown key; did you mean 'train'? allowed: data, model, train, "),
         ({"data__source__path": "x"}, "data.source.path: unknown key; allowed: kind (to remove it: "),
         ({"train__beta": ...}, "train.beta: missing"),
@@ -72,6 +72,23 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"register__name": "a/b"}, "register.name: "),
         ({"train__warmup_epochs": 50}, "train: warmup_epochs (50) must not exceed epochs (20)"),
         ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
+        ({"train__objective": "iwae", "train__beta": 2}, "train: objective 'iwae' has no KL: beta must be 1, "),
+        ({"train__objective": "iwae", "train__free_bits": 0.1}, "train: objective 'iwae' has no KL: beta must be 1, "),
+        ({"train__objective": "iwae", "train__warmup_epochs": 2}, "train: objective 'iwae' has no KL: beta must "),
+        ({"train__objective": "autoencoder", "train__samples": 2}, "draws no samples: estimator must be pathwise, "),
+        (
+            {"train__objective": "autoencoder", "train__estimator": "sticking-the-landing"},
+            "train: objective 'autoencoder' draws no samples: estimator must be pathwise, samples 1",
+        ),
+        ({"train__estimator": "doubly-reparameterised"}, "train: estimator 'doubly-reparameterised' is for objective "),
+        (
+            {"train__estimator": "sticking-the-landing", "train__objective": "iwae", "train__samples": 5},
+            "train: estimator 'sticking-the-landing' is biased for objective iwae: use doubly-reparameterised",
+        ),
+        ({"train__estimator": "score-function-baseline"}, "samples must be at least 2, found 1"),
+        ({"train__estimator": "score-function", "train__free_bits": 0.1}, "train: free_bits need a closed-form KL: "),
+        ({"train__estimator": "reinforce"}, "train.estimator: must be 'pathwise', 'score-function', "),
+        ({"train__samples": 0}, "train.samples: must be greater than or equal to 1; found 0"),
         ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
         ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
         (
@@ -105,6 +122,24 @@ def test_the_prior_may_be_left_out() -> None:
 
 def test_every_mistake_is_told_at_once() -> None:
     assert len(_complaint(train__beta=-1, model__latent_dim=0).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "estimator", "samples"),
+    [
+        ("elbo", "pathwise", 5),
+        ("elbo", "score-function", 1),
+        ("elbo", "score-function-baseline", 2),
+        ("elbo", "sticking-the-landing", 1),
+        ("iwae", "pathwise", 1),
+        ("iwae", "pathwise", 50),
+        ("iwae", "score-function-baseline", 5),
+        ("iwae", "doubly-reparameterised", 50),
+    ],
+)
+def test_bounds_and_estimators_that_fit_together_are_allowed(objective: str, estimator: str, samples: int) -> None:
+    changed = _changed(train__objective=objective, train__estimator=estimator, train__samples=samples)
+    assert parse_params(changed).train.samples == samples
 
 
 def test_a_variants_options_belong_to_it_alone() -> None:

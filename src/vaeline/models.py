@@ -39,7 +39,7 @@ class Description(Section):
     format: Literal[1]
     shape: Annotated[tuple[Side, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
     model: config.Model
-    objective: Literal["elbo", "autoencoder"]
+    objective: Literal["elbo", "iwae", "autoencoder"]
     data: DataIdentity
     scale_factor: config.Positive | None = None  # times it, spatial latents have variance 1: for latent diffusion
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
-from vaeline.core.objectives import Terms, conditional_log_likelihood, importance_weighted_bound
+from vaeline.core.objectives import (
+    Terms,
+    conditional_log_likelihood,
+    elbo_terms,
+    importance_weighted_bound,
+    surrogate,
+)
 
 Bound = Literal["elbo", "iwae"]
 Estimator = Literal[
@@ -52,6 +58,9 @@ def estimate(
     Raises ValueError for a combination that has no meaning.
     """
     _refuse_nonsense(estimator, bound, len(noise), beta)
+    if estimator == "pathwise" and bound == "elbo":
+        terms = elbo_terms(model, x, noise)
+        return Estimate(surrogate(terms, beta, free_bits=0.0), _detached(terms), terms.elbo.detach())
     posterior = model.encode(x)
     z = posterior.rsample(noise)  # [K, B, Z]
     scored = posterior  # the q whose log-density is taken
@@ -61,16 +70,12 @@ def estimate(
         scored = DiagonalGaussian(posterior.mean.detach(), posterior.log_variance.detach())
 
     reconstruction = conditional_log_likelihood(model, x, z)  # [K, B]
-    if estimator == "pathwise" and bound == "elbo":
-        terms = Terms(reconstruction.mean(0), model.prior.kl(posterior, z))
-        return Estimate(terms.reconstruction - beta * terms.kl, _detached(terms), terms.elbo.detach())
-
     log_q = scored.log_prob(z)  # [K, B]
     log_ratio = model.prior.log_prob(z) - log_q  # [K, B]
-    terms = Terms(reconstruction.mean(0), -log_ratio.mean(0).unsqueeze(1))
-    value = _bound((reconstruction + log_ratio).detach(), bound)
-    surrogate = _surrogate(reconstruction + beta * log_ratio, log_q, z, estimator, bound)
-    return Estimate(surrogate, _detached(terms), value)
+    terms = _detached(Terms(reconstruction.mean(0), -log_ratio.mean(0).unsqueeze(1)))
+    value = terms.elbo if bound == "elbo" else importance_weighted_bound((reconstruction + log_ratio).detach())
+    maximised = _surrogate(reconstruction + beta * log_ratio, log_q, z, estimator, bound)
+    return Estimate(maximised, terms, value)
 
 
 def _detached(terms: Terms) -> Terms:

@@ -13,8 +13,8 @@ from vaeline.core.model import VAE
 class Terms:
     """The two terms of ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), in nats per image."""
 
-    reconstruction: Tensor  # [B], log p(x|z) at one sample z
-    kl_per_dimension: Tensor  # [B, Z], closed form; or [B, 1] at that sample, where the prior does not factorise
+    reconstruction: Tensor  # [B], log p(x|z) at a sample z, or its mean over K samples
+    kl_per_dimension: Tensor  # [B, Z], closed form; or [B, 1] at those samples, where the prior does not factorise
 
     @property
     def kl(self) -> Tensor:
@@ -28,10 +28,10 @@ class Terms:
 
 
 def elbo_terms(model: VAE, x: Tensor, noise: Tensor | None) -> Terms:
-    """The ELBO's terms with one reparameterised sample (Kingma & Welling 2014, equation 7).
+    """The ELBO's terms with one reparameterised sample (Kingma & Welling 2014, equation 7), or K of them.
 
-    x [B, C, H, W] in data space, noise [B, Z] standard normal. noise None is the plain autoencoder: z is the mean and
-    there is no KL, so that `elbo` is then the reconstruction term alone and bounds nothing.
+    x [B, C, H, W] in data space, noise [B, Z] or [K, B, Z] standard normal. noise None is the plain autoencoder: z is
+    the mean and there is no KL, so that `elbo` is then the reconstruction term alone and bounds nothing.
     """
     posterior = model.encode(x)
     if noise is None:
@@ -39,6 +39,8 @@ def elbo_terms(model: VAE, x: Tensor, noise: Tensor | None) -> Terms:
     else:
         z = posterior.rsample(noise)
         kl = model.prior.kl(posterior, z)
+    if z.ndim == 3:
+        return Terms(conditional_log_likelihood(model, x, z).mean(0), kl)
     return Terms(model.likelihood.log_prob(x, model.decode(z)), kl)
 
 
