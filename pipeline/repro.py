@@ -124,10 +124,12 @@ def _outcome(stage: str, line: str) -> Outcome | None:
 
 
 def _reason(tail: deque[str], code: int) -> str:
-    """What says most: the stage's `error:` lines, else DVC's `ERROR:`, else the last line."""
-    for mark in ("error: ", "ERROR: "):
-        if lines := [line.removeprefix(mark) for line in tail if line.startswith(mark)]:
-            return "\n".join(lines)
+    """What says most: the stage's `error:` lines, else a traceback's last line, else DVC's `ERROR:`, else the code."""
+    if told := [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]:
+        return "\n".join(told)
+    for pattern in (r"[\w.]+(Error|Exception)\b", r"ERROR: "):
+        if lines := [line for line in tail if re.match(pattern, line)]:
+            return lines[-1].removeprefix("ERROR: ")
     return f"exit code {code}{f': {tail[-1]}' if tail else ''}"
 
 

@@ -78,6 +78,13 @@ def test_a_failed_stage_says_why_in_its_own_words(toy: Path):
         reproduce("train", lambda line: None, {})
 
 
+def test_a_bug_in_a_stage_is_named_by_its_exception(toy: Path):
+    (toy / "train.sh").write_text("python -c '1 / 0'\n")
+    reproduce("fetch", lambda line: None, {})
+    with pytest.raises(StageError, match=r"^stage 'train' failed: ZeroDivisionError: division by zero$"):
+        reproduce("train", lambda line: None, {})
+
+
 def test_what_dvc_refuses_is_told(toy: Path):
     with pytest.raises(StageError, match=r"stage 'train' failed: .*raw\.txt"):
         reproduce("train", lambda line: None, {})
