@@ -42,7 +42,7 @@ def main() -> None:
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     """What the gate decides on; raises UserError where the report lacks it."""
-    has_elbo = loaded.config.objective == "elbo"
+    has_elbo = loaded.config.objective != "autoencoder"
     units = _number(report, "test", "active_units") if has_elbo else 0
     return Evidence(
         digest=loaded.digest,

@@ -40,6 +40,13 @@ def test_every_fault_is_told():
     )
 
 
+def test_a_model_trained_under_iwae_is_judged_by_its_elbo_like_any_other():
+    trained = replace(MODEL, digest="c" * 64, objective="iwae")
+    assert decide(trained, None, 2).promote
+    assert decide(replace(trained, validation_elbo=1.0), CHAMPION, 2).promote
+    assert not decide(replace(trained, validation_elbo=math.nan), None, 2).promote
+
+
 @pytest.mark.parametrize("units", [2, 3])
 def test_the_first_sound_model_is_promoted(units: int):
     decision = decide(replace(MODEL, active_units=units), None, 2)

@@ -48,7 +48,7 @@ def _faults(model: Evidence, minimum_active_units: int) -> Iterator[str]:
     broken = sorted(name for name, value in model.metrics.items() if not math.isfinite(value))
     if broken:
         yield f"not finite: {', '.join(broken)}"
-    if model.objective != "elbo":
+    if model.objective == "autoencoder":
         yield f"objective '{model.objective}' has no ELBO and no prior to sample from"
         return
     if not math.isfinite(model.validation_elbo) and not broken:
