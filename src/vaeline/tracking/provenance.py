@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,10 @@ class RunStart:
 def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
     """Describe a run of these params on this working tree and this prepared data (if it is there)."""
     commit, diff = _git("rev-parse", "HEAD").strip(), _uncommitted()
-    tags = {"vaeline.git_dirty": str(bool(diff)).lower()} if commit else {}
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     if commit:
         tags |= {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
+        tags["vaeline.git_dirty"] = str(bool(diff)).lower()
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["vaeline.dvc_experiment"] = experiment
     if flow_run := os.environ.get("VAELINE_FLOW_RUN_ID"):

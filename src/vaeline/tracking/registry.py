@@ -163,7 +163,7 @@ def _apply(client: "MlflowClient", candidate: Candidate, version: "ModelVersion"
     """Write the decision on the version, then move the alias."""
     word = "promoted" if decision.promote else "rejected"
     tags = evidence_tags(candidate.evidence)
-    tags |= {"vaeline.decision": word, "vaeline.reasons": json.dumps(decision.reasons)}
+    tags |= {"vaeline.reasons": json.dumps(decision.reasons), "vaeline.decision": word}
     for key, value in tags.items():
         client.set_model_version_tag(candidate.name, version.version, key, value)
     alias = CHAMPION if decision.promote else CHALLENGER

@@ -244,7 +244,7 @@ def _start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
     files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]
     try:
         return os.posix_spawn(sys.executable, arguments, environment, file_actions=files, setsid=True)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         log.warning("tracking stays in %s until `vaeline sync`: %s", folder, error)
         return None
 

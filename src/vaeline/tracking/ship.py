@@ -7,6 +7,7 @@ closed or died and the rest is sent or could not be; what is left goes with the 
 
 import argparse
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -39,13 +40,20 @@ class SystemMetrics:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + MEASURE_EVERY_S
-        self._monitors = _monitors() if self._monitors is None else self._monitors
+        try:
+            self._monitors = _monitors() if self._monitors is None else self._monitors
+            self._spool.append("metrics", step=int(time.time() - self._start), values=self._values(self._monitors))
+        except (ImportError, OSError, RuntimeError) as error:
+            log.warning("no system metrics: %s", error)
+            self._next = math.inf
+
+    def _values(self, monitors: list[Any]) -> dict[str, float]:
         values: dict[str, float] = {}
-        for monitor in self._monitors:
+        for monitor in monitors:
             monitor.collect_metrics()
             values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        self._spool.append("metrics", step=int(time.time() - self._start), values=values)
+        return values
 
 
 def _monitors() -> list[Any]:
