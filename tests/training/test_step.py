@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_then_or_later(poison: str):
     step(state, good, rule())
     after = state.tensors()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert state.counts[0].item() == 1
+    assert state.count.item() == 1
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is_finite():

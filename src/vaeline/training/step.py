@@ -7,7 +7,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
@@ -53,7 +52,7 @@ class State:
     parameters: list[Tensor]
     first: list[Tensor]  # Adam's running means of the gradient
     second: list[Tensor]  # and of its square
-    counts: list[Tensor]  # Adam's steps so far, float32 scalars, one a parameter
+    count: Tensor  # scalar, Adam's steps so far
     totals: Tensor  # [4] float64: sums of reconstruction, KL and gain, and the images, of this epoch so far
     failed: Tensor  # scalar, 1 from the first loss or gradient on that is not finite: nothing moves any more
 
@@ -67,7 +66,7 @@ class State:
             parameters,
             first=[torch.zeros_like(p, requires_grad=False) for p in parameters],
             second=[torch.zeros_like(p, requires_grad=False) for p in parameters],
-            counts=[torch.zeros((), device=device) for _ in parameters],
+            count=torch.zeros((), device=device),
             totals=torch.zeros(4, dtype=torch.float64, device=device),
             failed=torch.zeros((), device=device),
         )
@@ -75,9 +74,9 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not copies."""
         named = {f"model/{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
-        for kind, tensors in (("first", self.first), ("second", self.second), ("count", self.counts)):
+        for kind, tensors in (("first", self.first), ("second", self.second)):
             named |= {f"{kind}/{i}": tensor for i, tensor in enumerate(tensors)}
-        return named | {"totals": self.totals}
+        return named | {"count": self.count, "totals": self.totals}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -148,22 +147,22 @@ def _update(state: State, gradients: list[Tensor], loss: Tensor, rule: Rule) -> 
     torch.maximum(state.failed, (~torch.isfinite(loss + norm)).to(torch.float32), out=state.failed)
     excess = (norm / rule.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
     clips = norm.device.type != "cpu" or excess.item() != 1.0  # on the CPU to look costs less than to divide by 1
-    adam(
+    state.count.add_(1 - state.failed)
+    torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls, without a count for each parameter
         state.parameters,
         gradients,
         state.first,
         state.second,
         [],
-        state.counts,
-        fused=True,
-        grad_scale=excess if clips else None,
-        found_inf=state.failed,
-        amsgrad=False,
+        [state.count] * len(gradients),
+        lr=rule.learning_rate,
         beta1=BETA1,
         beta2=BETA2,
-        lr=rule.learning_rate,
         weight_decay=0.0,
         eps=EPSILON,
+        amsgrad=False,
         maximize=False,
+        grad_scale=excess if clips else None,
+        found_inf=state.failed,
     )
     return norm

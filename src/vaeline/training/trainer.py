@@ -225,7 +225,7 @@ class _Training:
         """Raise UserError if a loss or gradient was not finite; the state is still that before the step."""
         if not self.state.failed.item():
             return
-        good = int(self.state.counts[0].item())
+        good = int(self.state.count.item())
         epoch = good // self.steps_per_epoch + 1
         raise UserError(
             f"training diverged: the loss or its gradient is not finite at step {good + 1} (epoch {epoch}); "
