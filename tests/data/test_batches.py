@@ -5,19 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import CPU, bumps
 
 from vaeline.data import batches
 from vaeline.data.batches import Images, Resident, Streamed, open_images
 from vaeline.training.randomness import permutation
 
+CPU = torch.device("cpu")
 HOLDERS = [Resident, Streamed]
 
 
 @pytest.fixture
 def mapped(tmp_path: Path) -> np.ndarray:
     """25 images in a file, as training finds them."""
-    np.save(tmp_path / "train.npy", bumps(25, seed=1))
+    images = np.random.default_rng(1).integers(0, 256, (25, 1, 8, 8), np.uint8)
+    np.save(tmp_path / "train.npy", images)
     return np.load(tmp_path / "train.npy", mmap_mode="r")
 
 
