@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from collections.abc import Iterable
 
 from benchmarks.row import Row
 
-PARTS = ("training", "tracking", "stages")
+PARTS = ("training", "estimators", "tracking", "stages")
 
 
 def main() -> int:
@@ -13,7 +14,7 @@ def main() -> int:
     print(f"{'measure':<52} {'measured':>20} {'ratio':>8}  {'bar':<16}")
     missed = 0
     for part in PARTS:
-        rows: list[Row] = importlib.import_module(f"benchmarks.{part}").rows()
+        rows: Iterable[Row] = importlib.import_module(f"benchmarks.{part}").rows()
         for row in rows:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             print(

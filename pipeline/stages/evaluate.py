@@ -11,7 +11,7 @@ from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
 from vaeline.evaluation import Evaluation, evaluate
 from vaeline.latents import Split, latent_report
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
-from vaeline.training.device import pick_device, reproducible
+from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ KL_PER_DIMENSION = REPORTS / "kl_per_dimension.csv"
 def main() -> None:
     """Score the model on the whole test split, and by its bound on the validation split."""
     params, device = read_params(PARAMS), pick_device()
+    keep_freed_memory()
     trained, section = load_trained(device), params.evaluate
     with reproducible(device):
         evaluation = evaluate(

@@ -137,9 +137,9 @@ def log_likelihood(model: VAE, pixels: Pixels, k: int, seed: int) -> Values:
     """
     dimensions = math.prod(model.shape)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * min(k, 16))))
-    chunk = max(1, min(k, PIXELS_AT_ONCE // (dimensions * images)))
     estimates, told = [], time.monotonic()
     for indices, batch in _batches(model, pixels, images):
+        chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
         estimates.append(estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk)[0].cpu())
         if time.monotonic() > told + SECONDS_BETWEEN_NEWS:
             told = time.monotonic()

@@ -70,19 +70,29 @@ def log_likelihood(
     """Importance-sampled log p(x) of uint8 pixels [B, C, H, W] with k samples, and its standard error: [B], [B].
 
     In nats per image, float64. `indices` number the images within their split: with `seed` they fix each image's
-    noise (dequantisation too), so that batches and `chunk`, the samples decoded at once, change only the rounding.
-    Memory holds chunk * B decoded images.
+    noise (dequantisation too), so that batches and `chunk` change only the rounding.
+
+    Memory holds at most chunk * B decoded images, whatever k is: where it can, many samples of few images, since an
+    image by itself need not be repeated for its samples.
     """
-    device, generators = pixels.device, [_generator(seed, index, _NORMAL) for index in indices]
+    device, at_once = pixels.device, chunk * len(pixels)
     uniform = per_image_uniform(seed, indices, tuple(pixels.shape[1:])) if model.likelihood.uses_noise else None
     x = model.likelihood.observe(pixels, None if uniform is None else uniform.to(device))
     posterior = model.encode(x)
-    running = _RunningMean(len(pixels), device)
-    for start in range(0, k, chunk):
-        size = (min(chunk, k - start), model.latent_dim)
-        noise = torch.from_numpy(np.stack([g.standard_normal(size, dtype=np.float32) for g in generators], axis=1))
-        running.add(_log_weights(model, x, posterior, noise.to(posterior.mean)))
-    return running.result()
+    images = max(1, at_once // k)
+    results = []
+    for first in range(0, len(pixels), images):
+        part = slice(first, first + images)
+        part_posterior = DiagonalGaussian(posterior.mean[part], posterior.log_variance[part])
+        generators = [_generator(seed, index, _NORMAL) for index in indices[part]]
+        running = _RunningMean(len(generators), device)
+        for start in range(0, k, at_once):
+            size = (min(at_once, k - start), model.latent_dim)
+            noise = torch.from_numpy(np.stack([g.standard_normal(size, dtype=np.float32) for g in generators], axis=1))
+            running.add(_log_weights(model, x[part], part_posterior, noise.to(posterior.mean)))
+        results.append(running.result())
+    estimates, errors = zip(*results, strict=True)
+    return torch.cat(estimates), torch.cat(errors)
 
 
 def per_image_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
