@@ -21,6 +21,7 @@ TINY = {
     r"validation: 10000": "validation: 200",
     r"name: vaeline-fashion-mnist": "name: digits",
     r"importance_samples: \d+": "importance_samples: 4",
+    r"latent_images: \d+": "latent_images: 50",
     r"hidden: \[.*\]": "hidden: [32]",
     r"  epochs: \d+": "  epochs: 3",
     r"rows: \d+": "rows: 2",
