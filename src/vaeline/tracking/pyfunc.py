@@ -9,7 +9,7 @@
 | encode      | pixels                                   | posterior means [N, Z]                             |
 | score       | pixels                                   | ELBO, nats per image, with one draw by `seed`: [N] |
 | decode      | latents [N, Z], finite numbers           | expected pixels on [0, 1], [N, C, H, W]            |
-| sample      | anything, such as [0]: it is not read    | expected pixels of `n` prior draws by `seed`       |
+| sample      | any array, e.g. zeros(1): it is not read | expected pixels of `n` prior draws by `seed`       |
 
 Pixels may have any numeric dtype; a JSON request to `mlflow models serve` sends nested lists.
 """
