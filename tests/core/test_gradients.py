@@ -100,6 +100,7 @@ def test_the_elbos_gradient_is_unbiased_for_every_parameter(estimator: Estimator
 
 @pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != "sticking-the-landing"])
 def test_the_importance_weighted_bounds_gradient_is_unbiased_for_every_parameter(estimator: Estimator) -> None:
+    """Mistake 3: weights of the wrong sign, not detached, or with an analytic KL bias it."""
     model, x = linear_model((1.2,))
     exact = gradient(model, exact_bound(model, x, 2, "iwae", nodes=64))
     z = largest_z(estimates(model, x, 2, estimator, "iwae"), exact)
@@ -174,6 +175,7 @@ def test_more_samples_sharpen_the_doubly_reparameterised_gradient_and_blur_the_p
 
 @pytest.mark.parametrize("bound", get_args(Bound))
 def test_what_is_reported_is_the_bound_whatever_the_estimator(bound: Bound) -> None:
+    """Mistake 5: the surrogate reported as the bound, optimistic by up to log k."""
     model, x = linear_model((1.5, 0.8))
     noise = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     log_w = log_weights(model, x, noise).detach()
