@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.row import Row
 
 ROOT = Path(__file__).parents[1]
-REPEATS = 2
+REPEATS = 3
 WHOLE = ("fetch", "prepare", "train")  # whose work on digits takes no time
 START = ("evaluate", "sample", "register")  # whose work does: measured with an empty `main`
 TINY = {
