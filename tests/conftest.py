@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module imports torch, MLflow or Prefect, or starts a process."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & leaves it ignored
     home = Path(tempfile.mkdtemp(prefix="vaeline-tests-"))
     config.stash[HOME] = home
     fonts = config.rootpath / ".pytest_cache" / "matplotlib"  # kept: looking for fonts takes seconds

@@ -57,18 +57,20 @@ def test_a_taken_port_is_left_to_who_has_it():
 
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
     execute("git", "init", "-q", cwd=toy)
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "ui"], cwd=toy, stdout=subprocess.PIPE, text=True
-    ) as ui:
-        assert ui.stdout is not None
-        lines = [ui.stdout.readline() for _ in range(3)]
-        addresses = re.findall(r"http://127\.0\.0\.1:\d+", "".join(lines))
-        assert len(addresses) == 2
-        for address in addresses:
-            with urllib.request.urlopen(address, timeout=30) as answer:
-                assert b"<html" in answer.read().lower()
-        ui.send_signal(signal.SIGINT)
-        assert ui.wait(30) == 0
+    command = [sys.executable, "-m", "pipeline.cli", "ui"]
+    with subprocess.Popen(command, cwd=toy, stdout=subprocess.PIPE, text=True) as ui:
+        try:
+            assert ui.stdout is not None
+            lines = [ui.stdout.readline() for _ in range(3)]
+            addresses = re.findall(r"http://127\.0\.0\.1:\d+", "".join(lines))
+            assert len(addresses) == 2
+            for address in addresses:
+                with urllib.request.urlopen(address, timeout=60) as answer:
+                    assert b"<html" in answer.read().lower()
+            ui.send_signal(signal.SIGINT)
+            assert ui.wait(60) == 0
+        finally:
+            ui.terminate()
     for address in addresses:
         port = int(address.rpartition(":")[2])
         assert free_port(port) == port, "nothing listens there any more"
