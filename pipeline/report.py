@@ -13,6 +13,7 @@ from vaeline.workspace import REPORTS
 METRICS = REPORTS / "metrics.json"
 REGISTRATION = REPORTS / "registration.json"
 SAMPLES = REPORTS / "samples"
+THEORY = REPORTS / "theory" / "theory.md"
 THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 
 
@@ -44,6 +45,8 @@ def summary(version: str | None = None) -> str:
         ]
     if sheets := pictures():
         lines.append(f"samples:  {SAMPLES}/ ({', '.join(path.stem for path in sheets)})")
+    if THEORY.exists():
+        lines.append(f"theory:   {THEORY} (and {THEORY.with_suffix('.html').name})")
     if decision := registration():
         lines.append(f"model:    {verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")

@@ -226,6 +226,16 @@ class Sample(Section):
     seed: Seed
 
 
+class Theory(Section):
+    """Section `theory`."""
+
+    images: Annotated[int, Field(ge=2, le=100_000)] = 100  # of the test split, each looked at by itself
+    importance_samples: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    training_images: Annotated[int, Field(ge=2, le=1_000_000)] = 10_000  # of an autoencoder and a VAE, trained briefly
+    epochs: Count = 8  # of theirs
+    seed: Seed = 1
+
+
 class Register(Section):
     """Section `register`."""
 
@@ -241,6 +251,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     sample: Sample
+    theory: Theory = Theory()
     register_: Annotated[Register, Field(alias="register")]
 
     @model_validator(mode="after")

@@ -15,13 +15,14 @@ import psutil
 import pytest
 from workbench import ROOT, execute, lines_with, read_lock, vaeline
 
-STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "register"]
+STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register"]
 TINY = {
     r"kind: fashion-mnist": "kind: digits",
     r"validation: 10000": "validation: 200",
     r"name: vaeline-fashion-mnist": "name: digits",
     r"importance_samples: \d+": "importance_samples: 4",
     r"latent_images: \d+": "latent_images: 50",
+    r"training_images: \d+": "training_images: 100",
     r"hidden: \[.*\]": "hidden: [32]",
     r"  epochs: \d+": "  epochs: 3",
     r"rows: \d+": "rows: 2",
@@ -95,6 +96,7 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
     assert lines_with(done.stdout, "elbo", "±")
     assert lines_with(done.stdout, "model:    digits version 1: promoted", 'load_model("models:/digits@champion")')
     assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
+    assert lines_with(done.stdout, "theory:   reports/theory/theory.md")
     assert lines_with(done.stdout, "runs:     make ui")
     for name in ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals"):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0

@@ -1,0 +1,61 @@
+"""Stage theory: the model and its data -> `reports/theory/` (the page and its pictures), `reports/theory.json`."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+from pipeline.stages.entry import run_stage
+from pipeline.trained import load_trained, write_whole
+from vaeline.config import read_params
+from vaeline.data.prepared import load_labels, load_split
+from vaeline.theory.report import show
+from vaeline.theory.subject import Images, Rows, Subject
+from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.training.device import pick_device, reproducible
+from vaeline.workspace import PARAMS, PREPARED, REPORTS
+
+HISTORY, PAGE, NUMBERS = REPORTS / "history.csv", REPORTS / "theory", REPORTS / "theory.json"
+
+
+def main() -> None:
+    """Show every claim of the theory on the trained model."""
+    params, device = read_params(PARAMS), pick_device()
+    trained = load_trained(device)
+    subject = Subject(
+        model=trained.vae,
+        section=trained.config.model,
+        objective=trained.config.objective,
+        binarise=trained.config.data.binarise,
+        train=read("train"),
+        validation=read("validation"),
+        test=read("test"),
+        history=history(HISTORY),
+        options=params.theory,
+        device=device,
+    )
+    with reproducible(device):
+        report = show(subject)
+    shutil.rmtree(PAGE, ignore_errors=True)
+    for name, content in report.files().items():
+        write_whole(PAGE / name, content)
+    write_whole(NUMBERS, report.numbers())
+    with open_model_run(trained.digest, run_start(params)) as run:
+        for name in report.files():
+            run.artifact(PAGE / name, "reports/theory")
+        run.artifact(NUMBERS, "reports")
+
+
+def read(name: str) -> Images:
+    """A split, with its labels if it has any."""
+    return Images(load_split(PREPARED, name), load_labels(PREPARED, name))
+
+
+def history(path: Path) -> Rows:
+    """The rows of reports/history.csv; None where a field is empty."""
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,204 @@
+"""Claims on the bound: log p(x) = ELBO + KL(q || p(z|x)), and ELBO = reconstruction - KL."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaeline.core.annealing import annealed_log_likelihood, linear_temperatures
+from vaeline.core.estimators import importance_log_likelihood, log_weights
+from vaeline.core.objectives import elbo_terms, importance_weighted_bound
+from vaeline.theory.page import Claim
+from vaeline.theory.plots import chart
+from vaeline.theory.subject import Measured, Subject
+
+DECODED = 500  # images decoded at once
+BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples
+ANNEALED_IMAGES, CHAINS, TEMPERATURES, LEAPFROG = 12, 8, 40, 5
+NO_BOUND = "Does not apply: the trained model is a plain autoencoder. It has no q(z|x), so no ELBO and no p(x)."
+
+
+def gap(subject: Subject) -> Claim:
+    """The climb of IWAE-k from the ELBO to log p(x), the gap of each image, and annealing's second opinion."""
+    title = "What the bound leaves out is a divergence, so it is never negative"
+    equation = (
+        "log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x))\n"
+        "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / q(z_i|x),   z_i ~ q(z|x)"
+    )
+    if subject.model.deterministic:
+        return Claim("gap", title, equation, (NO_BOUND,))
+    images, x = subject.tested(subject.options.images)
+    samples = subject.options.importance_samples
+    weights = _weights(subject, x, samples, "importance")
+    log_p, log_p_se = importance_log_likelihood(weights)
+    draws = _weights(subject, x, BOUND_DRAWS, "bound")  # apart, so that no gap is positive by construction
+    elbo = draws.mean(0)
+    gaps, errors = log_p - elbo, (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
+    climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in rungs(samples)}
+    annealed = _annealed(subject, x)
+    difference = annealed[0] - log_p[: len(annealed[0])]
+    mean, below = Measured.of(gaps), int((gaps < -2 * errors).sum())
+    opinion = Measured.of(difference)
+    smallest = int(gaps.argmin())
+    words = (
+        f"{len(images)} test images. ELBO {Measured.of(elbo).text()}, log p(x) {Measured.of(log_p).text()} nats per "
+        f"image (importance sampling, k = {samples}; the ± are those of the sample of images). Gap "
+        f"{mean.text()} nats; the smallest of an image {float(gaps[smallest]):.2f} ± {float(errors[smallest]):.2f}, "
+        f"images below zero by more than two standard errors: {below}. ELBO and log p(x) are from separate draws.",
+        f"Annealed importance sampling, another method, on {len(difference)} of them: above importance sampling by "
+        f"{opinion.text()} nats (median {float(difference.median()):.2f}). Both are lower bounds in expectation, so "
+        "the higher is the nearer, and the true gap is no smaller than the one shown. An image's standard error cannot "
+        "show what its samples never reached.",
+    )
+    numbers: dict[str, Any] = {
+        "images": len(images),
+        "importance_samples": samples,
+        **Measured.of(elbo).numbers("elbo"),
+        **Measured.of(log_p).numbers("log_likelihood"),
+        **mean.numbers("gap"),
+        "smallest_gap": float(gaps[smallest]),
+        "smallest_gap_se": float(errors[smallest]),
+        "gaps_below_zero_by_2_se": below,
+        "climb": {str(k): value.numbers("above_elbo") for k, value in climb.items()},
+        **opinion.numbers("annealed_minus_importance"),
+        "annealed_minus_importance_median": float(difference.median()),
+    }
+    picture = chart(
+        "gap",
+        "Left: IWAE-k above the ELBO. Middle: the gap of each image. Right: annealing against importance sampling.",
+        lambda axes: _climb(axes, climb),
+        lambda axes: _histogram(axes, gaps),
+        lambda axes: _opinions(axes, difference, (annealed[1].square() + log_p_se[: len(difference)].square()).sqrt()),
+    )
+    return Claim("gap", title, equation, words, numbers, pictures=(picture,))
+
+
+def rungs(samples: int) -> list[int]:
+    """1, 2, 5, 10, 20, ... and the last, `samples`."""
+    steps = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+    return [k for k in steps if k < samples] + [samples]
+
+
+def bound_at(weights: Tensor, k: int) -> Tensor:
+    """IWAE-k from log weights [K, B]: its mean over K // k disjoint groups, [B]."""
+    groups = len(weights) // k
+    grouped = weights[: groups * k].view(groups, k, -1).movedim(1, 0)  # [k, groups, B]
+    return importance_weighted_bound(grouped).mean(0)
+
+
+@torch.no_grad()
+def _weights(subject: Subject, x: Tensor, samples: int, stream: str) -> Tensor:
+    """log w, [K, B], float64, on the CPU."""
+    generator, model = subject.generator(stream), subject.model
+    chunk, parts = max(1, DECODED // len(x)), []
+    for start in range(0, samples, chunk):
+        shape = (min(chunk, samples - start), len(x), model.latent_dim)
+        noise = torch.randn(shape, generator=generator).to(subject.device)
+        parts.append(log_weights(model, x, noise).double().cpu())
+    return torch.cat(parts)
+
+
+def _annealed(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x) and its standard error of the first images, from q(z|x) on: [A], [A]."""
+    generator = torch.Generator(subject.device).manual_seed(subject.generator("annealed").initial_seed())
+    found = annealed_log_likelihood(
+        subject.model,
+        x[:ANNEALED_IMAGES],
+        linear_temperatures(TEMPERATURES),
+        generator,
+        chains=CHAINS,
+        leapfrog_steps=LEAPFROG,
+        start="posterior",
+    )
+    return found.log_likelihood.cpu(), found.standard_error.cpu()
+
+
+def _climb(axes: Any, climb: dict[int, Measured]) -> None:
+    values, errors = [m.value for m in climb.values()], [m.se for m in climb.values()]
+    axes.errorbar(list(climb), values, errors, marker="o", markersize=3, capsize=2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.annotate("ELBO", (1, 0), (0, -10), textcoords="offset points")
+    axes.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
+    axes.margins(y=0.12)
+
+
+def _histogram(axes: Any, gaps: Tensor) -> None:
+    axes.hist(gaps.numpy(), bins=30, color="tab:green")
+    axes.axvline(0, color="black", linewidth=1.2)
+    axes.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
+
+
+def _opinions(axes: Any, difference: Tensor, errors: Tensor) -> None:
+    axes.errorbar(range(len(difference)), difference.numpy(), 2 * errors.numpy(), fmt="o", markersize=3, capsize=2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="image", ylabel="nats", title="AIS - IS, ± 2 standard errors")
+
+
+def terms(subject: Subject) -> Claim:
+    """The two terms on test images, along the training, and the KL of every latent dimension."""
+    title = "The ELBO is a reconstruction term minus a rate"
+    equation = (
+        "ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)) = E_q[log p(x, z) - log q(z|x)]\n"
+        "          -distortion        rate"
+    )
+    if subject.model.deterministic:
+        return Claim("terms", title, equation, (NO_BOUND,))
+    images, x = subject.tested(subject.options.images)
+    with torch.no_grad():
+        found = elbo_terms(subject.model, x, subject.normal("terms", len(x), subject.model.latent_dim))
+    by_terms, by_densities = found.elbo.double().cpu(), _weights(subject, x, BOUND_DRAWS, "densities").mean(0)
+    difference = Measured.of(by_terms - by_densities)
+    elbo, rate = Measured.of(by_terms), Measured.of(found.kl)
+    reconstruction = Measured.of(found.reconstruction)
+    words = (
+        f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
+        f"{rate.value / math.log(2):.1f} bits, is what the latents tell of an image; the more they tell, the "
+        "nearer the reconstruction. Training settles where a nat of rate buys less than a nat of reconstruction.",
+        f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
+    )
+    per_dimension = found.kl_per_dimension.double().mean(0).cpu().tolist()
+    numbers = {
+        "images": len(images),
+        **elbo.numbers("elbo"),
+        **reconstruction.numbers("reconstruction"),
+        **rate.numbers("rate"),
+        **difference.numbers("terms_minus_densities"),
+        "kl_per_dimension": per_dimension,
+    }
+    picture = chart(
+        "terms",
+        "Left: the bound and its reconstruction term by epoch. Middle: rate and distortion. Right: KL by dimension.",
+        lambda axes: _curves(axes, subject),
+        lambda axes: _rate_distortion(axes, subject, rate.value, -reconstruction.value),
+        lambda axes: _bars(axes, per_dimension),
+    )
+    return Claim("terms", title, equation, words, numbers, pictures=(picture,))
+
+
+def _curves(axes: Any, subject: Subject) -> None:
+    epochs = [row["epoch"] for row in subject.history]
+    bound = "ELBO" if subject.objective == "elbo" else subject.objective.upper()
+    styles = {"train": "--", "validation": "-"}
+    for split, style in styles.items():
+        for key, name, colour in (("elbo", bound, "tab:blue"), ("reconstruction", "reconstruction", "tab:orange")):
+            values = [row[f"{split}_{key}"] for row in subject.history]
+            axes.plot(epochs, values, style, marker=".", color=colour, label=f"{name}, {split}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="epoch", ylabel="nats per image", title="Training")
+    axes.legend(fontsize=8)
+
+
+def _rate_distortion(axes: Any, subject: Subject, rate: float, distortion: float) -> None:
+    pairs = [(row["validation_kl"], row["validation_reconstruction"]) for row in subject.history]
+    known = [(r, -d) for r, d in pairs if r is not None and d is not None]
+    axes.plot(*zip(*known, strict=True), marker=".", label="validation, by epoch") if known else None
+    axes.plot([rate], [distortion], "k*", markersize=9, label="test")
+    axes.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
+    axes.legend(fontsize=8)
+
+
+def _bars(axes: Any, per_dimension: list[float]) -> None:
+    axes.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="tab:green")
+    name = "latent dimension, by KL" if len(per_dimension) > 1 else "this prior does not factorise: one KL"
+    axes.set(xlabel=name, ylabel="mean KL, nats", title="Where the rate goes")

@@ -1,0 +1,108 @@
+"""Claim: the same bricks are the first stage of latent diffusion."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from vaeline import config
+from vaeline.core.model import VAE
+from vaeline.core.networks import Shape
+from vaeline.core.residual import factor, latent_shape
+from vaeline.models import build_model
+from vaeline.theory.page import Claim, Table
+from vaeline.theory.subject import Subject
+from vaeline.training.scale import scale_factor
+from vaeline.training.splits import Splits
+
+SMALL_CHANNELS = (16, 32, 64, 64)  # as many of them as the image can be halved
+IMAGES = 256
+# Rombach et al. 2022 (arXiv:2112.10752): f = 8, four latent channels, images of 512 x 512
+LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_channels=4, blocks=2)
+LARGE_SHAPE = (3, 512, 512)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A residual autoencoder's sizes."""
+
+    shape: Shape
+    latents: Shape
+    factor: int
+    encoder: int  # parameters
+    decoder: int
+
+    @property
+    def compression(self) -> float:
+        """Numbers in an image over numbers in its latents."""
+        return math.prod(self.shape) / math.prod(self.latents)
+
+
+def latent_diffusion(subject: Subject) -> Claim:
+    """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
+    network = subject.section.network
+    own = network if isinstance(network, config.Residual) else small(subject.model.shape)
+    model, built = _build(own, subject.model.shape)
+    with torch.device("meta"):  # sizes, no numbers
+        _, large = _build(LARGE, LARGE_SHAPE)
+    scale, spread = _scale(subject, model)
+    which = "the trained model" if model is subject.model else "untrained here: only its shapes matter"
+    words = (
+        f"The encoder, the Gaussian posterior, the reparameterised sample and the KL (with a small weight there) are "
+        f"those of every other section; only the network is convolutional and the latents keep their places. First "
+        f"row: this package's residual network on images like these ({which}). Second: the same code at the "
+        "widths of Stable Diffusion's autoencoder, without its attention layers.",
+        f"Scale: a diffusion model wants latents of variance 1, so they are multiplied by 1 / std(z), measured over "
+        f"the training images: {scale:.4f} here, 0.18215 in Stable Diffusion; the variance of the scaled latents is "
+        f"{spread:.4f}. Stage train writes it into models/config.json of every model with this network.",
+    )
+    header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
+    rows = (_row(built, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
+    numbers = {
+        "here": _numbers(built) | {"scale_factor": scale, "scaled_variance": spread},
+        "stable_diffusion_size": _numbers(large),
+    }
+    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
+    title = "The same bricks carry Stable Diffusion's autoencoder"
+    return Claim("latent_diffusion", title, equation, words, numbers, Table(header, rows))
+
+
+def small(shape: Shape) -> config.Residual:
+    """As many halvings as the image allows, at most three."""
+    halvings = max(n for n in range(len(SMALL_CHANNELS)) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
+    return config.Residual(kind="residual", channels=list(SMALL_CHANNELS[: halvings + 1]), latent_channels=4, blocks=1)
+
+
+def _build(network: config.Residual, shape: Shape) -> tuple[VAE, Built]:
+    latents = latent_shape(shape, network.channels, network.latent_channels)
+    section = config.Model.model_validate(
+        {"latent_dim": math.prod(latents), "network": network, "likelihood": {"kind": "gaussian"}}
+    )
+    model = build_model(section, shape, "elbo", seed=0).requires_grad_(False)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
+    return model, Built(shape, latents, factor(network.channels), *sizes)
+
+
+def _scale(subject: Subject, model: VAE) -> tuple[float, float]:
+    """The scale factor over some training images, and the variance of other images' latents times it."""
+    seed, device = subject.options.seed, subject.device
+    images = [subject.train.take(IMAGES, seed + n).pixels for n in (0, 1)]
+    first, second = (scale_factor(model, Splits(part, part, "none"), seed, device) for part in images)
+    return first, (first / second) ** 2
+
+
+def _row(built: Built, scale: str) -> tuple[str, ...]:
+    sides = [" × ".join(map(str, shape)) for shape in (built.shape, built.latents)]
+    sizes = (f"{built.encoder:,}", f"{built.decoder:,}")
+    return sides[0], str(built.factor), sides[1], f"{built.compression:.1f}", *sizes, scale
+
+
+def _numbers(built: Built) -> dict[str, object]:
+    return {
+        "shape": list(built.shape),
+        "latents": list(built.latents),
+        "factor": built.factor,
+        "compression": built.compression,
+        "encoder_parameters": built.encoder,
+        "decoder_parameters": built.decoder,
+    }

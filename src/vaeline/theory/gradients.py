@@ -1,0 +1,276 @@
+"""Claims on gradients: five estimators agree in the mean and not in the noise; a batch's size divides the variance."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vaeline.core.estimators import log_weights
+from vaeline.core.gradients import Bound, Estimator, estimate
+from vaeline.core.likelihoods import Gaussian
+from vaeline.core.model import VAE
+from vaeline.core.objectives import elbo_terms
+from vaeline.core.priors import StandardNormal
+from vaeline.theory.page import Claim, Table
+from vaeline.theory.plots import chart
+from vaeline.theory.subject import Measured, Subject
+
+WAYS: tuple[tuple[Bound, Estimator], ...] = (
+    ("elbo", "pathwise"),
+    ("elbo", "score-function"),
+    ("elbo", "score-function-baseline"),
+    ("elbo", "sticking-the-landing"),
+    ("iwae", "pathwise"),
+    ("iwae", "score-function"),
+    ("iwae", "score-function-baseline"),
+    ("iwae", "doubly-reparameterised"),
+)
+SAMPLES = 2  # of z, an image
+REPEATS, ROWS, SMALL_PIXELS, SMALL_IMAGES, NODES = 100, 100, 3, 3, 32
+BATCH, PAIRS = 32, 10  # on the trained model
+BATCHES, BATCH_PAIRS = (1, 4, 16, 64, 256), 24
+
+Gradient = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What was found of one estimator."""
+
+    z: Tensor  # (mean - exact) / standard error, of every parameter of the small model
+    variance: float  # of the small model's encoder's gradient, one image
+    trained: Measured | None  # the same of the trained model, a batch
+
+
+def estimators(subject: Subject) -> Claim:
+    """Every estimator against the exact gradient of a small model, and its variance there and on the trained model."""
+    small, x = linear_gaussian()
+    exact = {bound: exact_gradient(small, x, bound) for bound in ("elbo", "iwae")}
+    ways = {way: _small(small, x, exact[way[0]], *way) for way in WAYS}
+    if not subject.model.deterministic:
+        ways = {way: Way(found.z, found.variance, _on_trained(subject, *way)) for way, found in ways.items()}
+    largest = max(float(way.z.abs().max()) for way in ways.values())
+    ratio = {way: _ratios(ways, way) for way in WAYS}
+    count = sum(len(way.z) for way in ways.values())
+    words = [
+        f"Small model: z is one number, x has {SMALL_PIXELS}, everything is linear and Gaussian, and the gradient is "
+        f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}: "
+        "each is unbiased (of normal numbers one in 16,000 is beyond 4).",
+        "The score function weighs grad log q by log w, a number of the size of log p(x); the pathwise estimator takes "
+        "the noise outside, z = μ + σ ε, and differentiates the decoder. On the ELBO, score function over pathwise: "
+        f"variance times {ratio['elbo', 'score-function'][0]:.3g} on the small model"
+        + (
+            f", times {_trained_text(ways)} on the trained model (encoder's gradient, one batch of {BATCH} images)."
+            if ways[WAYS[0]].trained
+            else "; the trained model is a plain autoencoder, which has no noise to take outside."
+        ),
+    ]
+    words.append(
+        "Sticking the landing has no variance left where q is the true posterior: it gains on a trained model, not on "
+        "this small one, whose q is far from it. A baseline takes the size of log p(x) out of the score function."
+    )
+    rows = tuple(_row(way, ways[way], ratio[way]) for way in WAYS)
+    header = ("bound", "estimator", "largest |z|", "variance / pathwise, small", "variance / pathwise, trained")
+    numbers = {
+        "largest_z": largest,
+        "components": count,
+        "estimators": {f"{bound}/{name}": _numbers(ways[bound, name], ratio[bound, name]) for bound, name in WAYS},
+    }
+    picture = chart(
+        "estimators",
+        "Left: all estimators agree with the exact gradient. Right: their variance over that of the pathwise one.",
+        lambda axes: _agreement(axes, ways),
+        lambda axes: _variances(axes, ratio),
+    )
+    equation = (
+        "pathwise        ∇ E_ε[f(μ + σ ε)] = E_ε[∇ f(μ + σ ε)]\n"
+        "score function  ∇ E_q[f(z)] = E_q[f(z) ∇ log q(z)] + E_q[∇ f(z)]\n"
+        f"f = log w (ELBO) or log of the mean of w (IWAE), {SAMPLES} samples of z"
+    )
+    title = "The score function is unbiased and noisy; reparameterising takes the noise outside"
+    return Claim("estimators", title, equation, tuple(words), numbers, Table(header, rows), (picture,))
+
+
+def linear_gaussian() -> tuple[VAE, Tensor]:
+    """x = W z + b + σ e with a linear encoder, away from every optimum; and images [N, 1, 1, D] for it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # the weights that torch draws are not wanted
+            layer = nn.Linear(inputs, outputs, dtype=torch.float64)
+            layer.weight.copy_(torch.randn(outputs, inputs, generator=generator, dtype=torch.float64) / 2)
+            layer.bias.copy_(torch.randn(outputs, generator=generator, dtype=torch.float64) / 4)
+        return layer
+
+    likelihood = Gaussian(None).double()
+    with torch.no_grad():
+        likelihood.log_sigma.fill_(-0.2)
+    model = VAE(
+        nn.Sequential(nn.Flatten(), linear(SMALL_PIXELS, 2)),
+        nn.Sequential(linear(1, SMALL_PIXELS), nn.Unflatten(1, (1, 1, SMALL_PIXELS))),
+        likelihood,
+        StandardNormal(),
+        shape=(1, 1, SMALL_PIXELS),
+        latent_dim=1,
+    )
+    return model, torch.randn(SMALL_IMAGES, 1, 1, SMALL_PIXELS, generator=generator, dtype=torch.float64)
+
+
+def exact_gradient(model: VAE, x: Tensor, bound: Bound) -> Gradient:
+    """Of the bound's mean over the images, by Gauss-Hermite quadrature over the noise of both samples."""
+    places, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    noise = torch.tensor(list(itertools.product(places, repeat=SAMPLES))).T  # [K, N]
+    weight = torch.tensor(list(itertools.product(weights / weights.sum(), repeat=SAMPLES))).prod(1)  # [N]
+    repeated = x.repeat_interleave(noise.shape[1], dim=0)  # [B N, 1, 1, D]
+    log_w = log_weights(model, repeated, noise.repeat(1, len(x)).unsqueeze(-1))  # [K, B N]
+    value = log_w.mean(0) if bound == "elbo" else log_w.logsumexp(0) - math.log(SAMPLES)
+    return list(torch.autograd.grad((value.view(len(x), -1) @ weight).mean(), list(model.parameters())))
+
+
+def _small(model: VAE, x: Tensor, exact: Gradient, bound: Bound, name: Estimator) -> Way:
+    generator = torch.Generator().manual_seed(1)
+    repeated, rows = x.repeat(ROWS, 1, 1, 1), []
+    for _ in range(REPEATS):
+        noise = torch.randn(SAMPLES, len(repeated), 1, generator=generator, dtype=torch.float64)
+        value = estimate(model, repeated, noise, name, bound=bound).surrogate.mean()
+        rows.append(_flat(torch.autograd.grad(value, list(model.parameters()))))
+    found = torch.stack(rows)  # [R, P]
+    z = (found.mean(0) - _flat(exact)) / (found.std(0) / math.sqrt(REPEATS) + 1e-12)
+    encoder = sum(p.numel() for p in model.encoder.parameters())  # first among the parameters
+    return Way(z, float(found[:, :encoder].var(0).sum()) * len(repeated), None)
+
+
+def _on_trained(subject: Subject, bound: Bound, name: Estimator) -> Measured:
+    model = copy.deepcopy(subject.model).requires_grad_()
+    images, generator = subject.train.take(BATCH, subject.options.seed), subject.generator("estimators")
+    x = subject.observed(images.pixels, "estimators", training=True)
+    encoder = list(model.encoder.parameters())
+
+    def draw() -> Gradient:
+        noise = torch.randn(SAMPLES, len(x), model.latent_dim, generator=generator).to(subject.device)
+        return list(torch.autograd.grad(estimate(model, x, noise, name, bound=bound).surrogate.mean(), encoder))
+
+    return variance(draw, PAIRS)
+
+
+def variance(draw: Callable[[], Gradient], pairs: int) -> Measured:
+    """The summed variance of a random gradient, from independent pairs: E|g - g'|^2 / 2."""
+    values = []
+    for _ in range(pairs):
+        first, second = draw(), draw()
+        values.append(sum((a - b).double().square().sum() for a, b in zip(first, second, strict=True)) / 2)
+    return Measured.of(torch.stack([torch.as_tensor(value) for value in values]))
+
+
+def batch_size(subject: Subject) -> Claim:
+    """The variance of the minibatch gradient of the trained model at growing batches: slope -1 on two logarithms."""
+    model = copy.deepcopy(subject.model).requires_grad_()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    generator = subject.generator("batches")
+
+    def gradient(size: int) -> Gradient:
+        chosen = torch.randint(len(subject.train), (size,), generator=generator).numpy()
+        noise_seed = int(torch.randint(2**31, (), generator=generator))
+        x = subject.observed(np.array(subject.train.pixels[chosen]), f"batch {noise_seed}", training=True)
+        noise = None if model.deterministic else subject.normal(f"batch {noise_seed}", size, model.latent_dim)
+        found = torch.autograd.grad(elbo_terms(model, x, noise).elbo.mean(), parameters, allow_unused=True)
+        return [g for g in found if g is not None]
+
+    found = {size: variance(lambda size=size: gradient(size), BATCH_PAIRS) for size in BATCHES}  # type: ignore[misc]
+    slope = fitted_slope(found)
+    words = (
+        f"The variance of the gradient of the trained model's training objective, summed over all parameters, at "
+        f"batches of {', '.join(map(str, BATCHES))} random training images. Fitted slope of log variance over log B: "
+        f"{slope.text(3)}; the theory says -1. Twice the batch halves the variance, so the standard deviation falls "
+        "as 1/√B: large batches buy less and less.",
+    )
+    numbers = {**slope.numbers("slope"), "variance": {str(s): m.numbers("variance") for s, m in found.items()}}
+    picture = chart(
+        "batch_size", "The gradient's variance at each batch size.", lambda axes: _slope(axes, found, slope)
+    )
+    equation = "g_B = (1/B) Σ_i ∇ ELBO(x_i),   Var[g_B] = Var[g_1] / B"
+    title = "A batch of B images divides the gradient's variance by B"
+    return Claim("batch_size", title, equation, words, numbers, pictures=(picture,))
+
+
+def fitted_slope(found: dict[int, Measured]) -> Measured:
+    """Of log variance over log size, weighted by the points' standard errors."""
+    x = np.log(list(found))
+    y = np.log([m.value for m in found.values()])
+    weight = np.array([(m.value / m.se) ** 2 for m in found.values()])
+    centre = x - (weight * x).sum() / weight.sum()
+    precision = (weight * centre**2).sum()
+    return Measured(float((weight * centre * y).sum() / precision), float(precision**-0.5))
+
+
+def _flat(gradient: Any) -> Tensor:
+    return torch.cat([part.flatten() for part in gradient])
+
+
+def _ratios(ways: dict[tuple[Bound, Estimator], Way], way: tuple[Bound, Estimator]) -> tuple[float, float | None]:
+    """The variance over that of the pathwise estimator of the same bound: on the small and the trained model."""
+    plain, found = ways[way[0], "pathwise"], ways[way]
+    trained = found.trained.value / plain.trained.value if found.trained and plain.trained else None
+    return found.variance / plain.variance, trained
+
+
+def _trained_text(ways: dict[tuple[Bound, Estimator], Way]) -> str:
+    above, below = ways["elbo", "score-function"].trained, ways["elbo", "pathwise"].trained
+    assert above is not None
+    assert below is not None
+    ratio = above.value / below.value
+    return f"{ratio:,.0f} ± {ratio * math.hypot(above.se / above.value, below.se / below.value):,.0f}"
+
+
+def _row(way: tuple[Bound, Estimator], found: Way, ratio: tuple[float, float | None]) -> tuple[str, ...]:
+    trained = "" if ratio[1] is None else f"{ratio[1]:.3g}"
+    bound = "ELBO" if way[0] == "elbo" else f"IWAE-{SAMPLES}"
+    return bound, way[1], f"{float(found.z.abs().max()):.2f}", f"{ratio[0]:.3g}", trained
+
+
+def _numbers(found: Way, ratio: tuple[float, float | None]) -> dict[str, Any]:
+    numbers = {"largest_z": float(found.z.abs().max()), "variance": found.variance, "variance_ratio": ratio[0]}
+    if found.trained is None:
+        return numbers
+    return {**numbers, **found.trained.numbers("trained_variance"), "trained_variance_ratio": ratio[1]}
+
+
+def _name(way: tuple[Bound, Estimator]) -> str:
+    return f"{way[1]}, {'ELBO' if way[0] == 'elbo' else 'IWAE'}"
+
+
+def _agreement(axes: Any, ways: dict[tuple[Bound, Estimator], Way]) -> None:
+    for place, found in enumerate(ways.values()):
+        axes.plot(found.z.numpy(), [place] * len(found.z), "|", markersize=9)
+    for edge in (-4, 4):
+        axes.axvline(edge, color="black", linestyle="--", linewidth=0.8)
+    axes.set_yticks(range(len(ways)), [_name(way) for way in ways])
+    axes.invert_yaxis()
+    axes.set(xlim=(-5, 5), xlabel="(mean - exact) / standard error", title="Unbiased: small model")
+
+
+def _variances(axes: Any, ratio: dict[tuple[Bound, Estimator], tuple[float, float | None]]) -> None:
+    places = np.arange(len(ratio))
+    axes.barh(places - 0.2, [small for small, _ in ratio.values()], 0.38, label="small model")
+    if all(trained is not None for _, trained in ratio.values()):
+        axes.barh(places + 0.2, [trained for _, trained in ratio.values()], 0.38, label="trained model")
+    axes.set_yticks(places, [_name(way) for way in ratio])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="variance / that of pathwise", title="Not equally noisy")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.legend(fontsize=8)
+
+
+def _slope(axes: Any, found: dict[int, Measured], slope: Measured) -> None:
+    sizes, values = np.array(list(found)), np.array([m.value for m in found.values()])
+    axes.errorbar(sizes, values, [2 * m.se for m in found.values()], fmt="o", markersize=4, capsize=2)
+    axes.plot(sizes, values[-1] * sizes[-1] / sizes, "--", color="black", linewidth=0.8, label="slope -1")
+    axes.set(xscale="log", yscale="log", xlabel="B, images", ylabel="variance of the gradient")
+    axes.set_title(f"slope {slope.text(3)}")
+    axes.legend(fontsize=8)

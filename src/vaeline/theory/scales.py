@@ -1,0 +1,228 @@
+"""Claims on scales: why the encoder emits log σ², and that the squared error is a Gaussian likelihood."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from vaeline import config
+from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
+from vaeline.core.likelihoods import Gaussian
+from vaeline.core.model import VAE
+from vaeline.models import build_model
+from vaeline.theory.page import Claim, Table
+from vaeline.theory.plots import chart
+from vaeline.theory.subject import Measured, Subject
+
+Head = Literal["log σ²", "σ", "softplus"]
+HEADS: tuple[Head, ...] = ("log σ²", "σ", "softplus")
+STEPS, BATCH, RATE = 250, 64, 3e-3
+SMALL = config.Mlp(kind="mlp", hidden=[64], activation="silu")
+SMALL_LATENTS = 10
+LEAST_SIGMA = 1e-6  # in whose place a σ that is none is put, so that training can go on
+RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A short training with one head."""
+
+    invalid: Tensor  # [steps]: the share of the batch's σ that are not positive
+    elbo: Measured  # over the last fifth of the steps
+
+    @property
+    def steps(self) -> int:
+        """How many had an invalid σ."""
+        return int((self.invalid > 0).sum())
+
+
+def log_variance(subject: Subject) -> Claim:
+    """The same small model under the same steps, its encoder's numbers read in three ways."""
+    courses = {head: train_head(subject, head) for head in HEADS}
+    naive = courses["σ"]
+    first = int((naive.invalid > 0).int().argmax()) + 1 if naive.steps else None
+    words = (
+        f"A small MLP VAE on these images, {STEPS} steps of {BATCH} images, the same weights, batches and noise; only "
+        "the reading of the encoder's second half differs, and all three start at σ ≈ 1. σ itself is not positive in "
+        f"{naive.steps} of {STEPS} steps"
+        + (f", from step {first} on: log σ is then NaN, and the training is over. " if first else ". ")
+        + f"(Here a σ that is none is replaced by {LEAST_SIGMA:g}, to let it go on.)",
+        "log σ² can be any real number, and so can what a network emits. softplus is positive but reaches 0 in float32 "
+        f"below about -104; exp(raw) is infinite above 88.7. Here log σ² = b tanh(raw / b) with b = "
+        f"{LOG_VARIANCE_BOUND:g}: the identity near 0, and σ always from {math.exp(-LOG_VARIANCE_BOUND / 2):.1e} to "
+        f"{math.exp(LOG_VARIANCE_BOUND / 2):.1e}.",
+    )
+    rows = tuple((head, str(c.steps), f"{float(c.invalid.max()):.1%}", c.elbo.text()) for head, c in courses.items())
+    numbers = {
+        "steps": STEPS,
+        "heads": {
+            head: {"invalid_steps": c.steps, "largest_invalid_share": float(c.invalid.max()), **c.elbo.numbers("elbo")}
+            for head, c in courses.items()
+        },
+        "first_invalid_step": first,
+        "kl_of_raw": {head: {f"{raw:g}": _kl_of(head, raw) for raw in RAW} for head in (*HEADS, "log σ² unbounded")},
+    }
+    picture = chart(
+        "log_variance",
+        "Left: the share of σ that are not positive. Right: the KL of a raw number; a line ends where it is infinite.",
+        lambda axes: _shares(axes, courses),
+        _kl_by_raw,
+    )
+    equation = "z = μ + exp(½ log σ²) ε,   KL = ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²)"
+    title = "log σ² is any real number; σ is not"
+    header = ("encoder emits", f"steps of {STEPS} with σ ≤ 0", "largest share of σ ≤ 0", "ELBO at the end, nats")
+    return Claim("log_variance", title, equation, words, numbers, Table(header, rows), (picture,))
+
+
+def read_head(raw: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """log σ² and which σ are not positive, of raw numbers of any shape."""
+    if head == "log σ²":
+        return bounded_log_variance(raw), torch.zeros_like(raw, dtype=torch.bool)
+    sigma = 1 + raw if head == "σ" else F.softplus(raw + math.log(math.e - 1))
+    return 2 * torch.log(sigma.clamp(min=LEAST_SIGMA)), sigma <= 0
+
+
+def train_head(subject: Subject, head: Head) -> Course:
+    """Adam on the ELBO of a small VAE whose encoder's second half is read as `head`."""
+    normal = config.StandardNormal(kind="standard-normal")
+    section = subject.section.model_copy(update={"network": SMALL, "latent_dim": SMALL_LATENTS, "prior": normal})
+    model = build_model(section, subject.model.shape, "elbo", subject.options.seed).to(subject.device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
+    images = subject.train.take(STEPS * BATCH, subject.options.seed).pixels
+    order = torch.randint(len(images), (STEPS, BATCH), generator=subject.generator("heads"))
+    noise = subject.normal("heads noise", STEPS, BATCH, SMALL_LATENTS)
+    invalid, bounds = [], []
+    for step in range(STEPS):
+        x = subject.observed(images[order[step].numpy()], f"heads {step}", training=True)
+        bound, wrong = _bound(model, x, noise[step], head)
+        optimiser.zero_grad()
+        (-bound.mean()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        optimiser.step()
+        invalid.append(wrong.float().mean())
+        bounds.append(bound.detach().mean())
+    return Course(torch.stack(invalid).cpu(), Measured.of(torch.stack(bounds[-STEPS // 5 :])))
+
+
+def _bound(model: VAE, x: Tensor, noise: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    mean, raw = model.encoder(x).chunk(2, dim=1)
+    log_of_variance, wrong = read_head(raw, head)
+    posterior = DiagonalGaussian(mean, log_of_variance)
+    reconstruction = model.likelihood.log_prob(x, model.decode(posterior.rsample(noise)))
+    return reconstruction - posterior.kl_to_standard_normal().sum(1), wrong
+
+
+def _kl_of(head: str, raw: float) -> float | None:
+    """The KL of one dimension with mean 0, in float32; None where it is not a number or infinite."""
+    value = _kl_values(head, torch.tensor([raw]))[0].item()
+    return value if math.isfinite(value) else None
+
+
+def _kl_values(head: str, raw: Tensor) -> Tensor:
+    if head.startswith("log σ²"):
+        log_of_variance = bounded_log_variance(raw) if head == "log σ²" else raw
+        return 0.5 * (torch.exp(log_of_variance) - 1 - log_of_variance)
+    sigma = 1 + raw if head == "σ" else F.softplus(raw + math.log(math.e - 1))
+    return 0.5 * (sigma.square() - 1) - torch.log(sigma)
+
+
+def _shares(axes: Any, courses: dict[Head, Course]) -> None:
+    for head, course in courses.items():
+        style = "--" if head == "softplus" else "-"
+        axes.plot(range(1, STEPS + 1), 100 * course.invalid.numpy(), style, label=head)
+    axes.set(xlabel="step", ylabel="% of σ not positive", title="The same steps, three readings")
+    axes.legend(fontsize=8)
+
+
+def _kl_by_raw(axes: Any) -> None:
+    raw = torch.linspace(-150, 150, 3001)
+    names = {"log σ²": "log σ², bounded", "log σ² unbounded": "log σ², not bounded"}
+    styles = {"log σ² unbounded": "--"}
+    for head in (*HEADS, "log σ² unbounded"):
+        values = _kl_values(head, raw)
+        values = torch.where(torch.isfinite(values), values, math.nan).clamp(min=1e-3)
+        axes.plot(raw.numpy(), values.numpy(), styles.get(head, "-"), label=names.get(head, head), linewidth=1.4)
+    axes.set(yscale="log", ylim=(1e-2, 1e18), xlabel="the number that the network emits", ylabel="KL, nats")
+    axes.set_title("KL of one dimension, μ = 0, float32")
+    axes.legend(fontsize=8)
+
+
+def squared_error(subject: Subject) -> Claim:
+    """The Gaussian's log-density from the MSE alone, and its best σ beside the one that was learned."""
+    title = "The mean squared error is a Gaussian likelihood, and the best σ² is the MSE"
+    equation = (
+        "-log N(x; μ, σ²I) = D · MSE / (2σ²) + D log σ + (D/2) log 2π\n"
+        "d/dσ = 0   ⇔   σ² = MSE,   with MSE = E_q |x - μ(z)|² / D"
+    )
+    likelihood = subject.model.likelihood
+    if not isinstance(likelihood, Gaussian):
+        kind = subject.section.likelihood.kind
+        return Claim("squared_error", title, equation, (f"Does not apply: the likelihood is {kind}.",))
+    on_train, exact = _errors(subject, subject.train.take(subject.options.images * 10, subject.options.seed), "train")
+    on_test, _ = _errors(subject, subject.tested(subject.options.images)[0], "test")
+    sigma = float(likelihood.sigma)
+    best, best_test = root(Measured.of(on_train)), root(Measured.of(on_test))
+    how = "learned" if likelihood.learned else "fixed in the params, not learned"
+    words = (
+        f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
+        f"{len(on_train)} training images. So minimising the MSE is maximising a Gaussian likelihood with a σ that "
+        "somebody has chosen, and its weight against the KL, 1 / (2σ²), was chosen with it.",
+        f"σ is {sigma:.5f} ({how}); √MSE of the same images with z ~ q(z|x) is {best.text(5)}, of test images "
+        f"{best_test.text(5)}, in pixels on [0, 1].",
+    )
+    numbers = {
+        "sigma": sigma,
+        "learned": likelihood.learned,
+        **best.numbers("root_mean_squared_error_train"),
+        **best_test.numbers("root_mean_squared_error_test"),
+        "largest_relative_difference": exact,
+    }
+    caption = "The cost of a pixel as a function of σ: it is least at √MSE, and that is where training has put σ."
+    caption = caption if likelihood.learned else "The cost of a pixel as a function of σ: it is least at √MSE."
+    picture = chart("squared_error", caption, lambda axes: _cost(axes, best.value, sigma, how))
+    return Claim("squared_error", title, equation, words, numbers, pictures=(picture,))
+
+
+@torch.no_grad()
+def _errors(subject: Subject, images: Any, stream: str) -> tuple[Tensor, float]:
+    """Each image's squared error per pixel at one z ~ q(z|x), [N], and how far the density is from that of the MSE."""
+    model, errors, largest = subject.model, [], 0.0
+    sigma, dimensions = model.likelihood.sigma, math.prod(model.shape)
+    assert sigma is not None
+    for start in range(0, len(images), 500):
+        x = subject.observed(images.pixels[start : start + 500], f"{stream} {start}", training=stream == "train")
+        posterior = model.encode(x)
+        noise = subject.normal(f"{stream} {start}", *posterior.mean.shape)
+        output = model.decode(posterior.mean if model.deterministic else posterior.rsample(noise))
+        mse = (output - x).double().square().flatten(1).mean(1)  # [B]
+        log_sigma = sigma.double().log()
+        by_mse = -dimensions * (mse / (2 * torch.exp(2 * log_sigma)) + log_sigma + 0.5 * math.log(2 * math.pi))
+        by_density = model.likelihood.log_prob(x, output).double()
+        largest = max(largest, float(((by_density - by_mse).abs() / by_mse.abs().clamp(min=1)).max()))
+        errors.append(mse.cpu())
+    return torch.cat(errors), largest
+
+
+def root(measured: Measured) -> Measured:
+    """The square root, and its standard error to first order."""
+    value = math.sqrt(measured.value)
+    return replace(measured, value=value, se=measured.se / (2 * value))
+
+
+def _cost(axes: Any, best: float, sigma: float, how: str) -> None:
+    sigmas = np.exp(np.linspace(math.log(min(best, sigma) / 3), math.log(max(best, sigma) * 3), 300))
+    axes.plot(sigmas, best**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
+    axes.axvline(best, color="tab:green", linewidth=3, alpha=0.5, label=f"√MSE = {best:.4f}")
+    axes.axvline(
+        sigma,
+        color="black",
+        linestyle="--",
+        linewidth=1,
+        label=f"σ = {sigma:.4f}, {how.partition(',')[0].split(' ', 1)[0]}",
+    )
+    axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats", title="Cost of a pixel")
+    axes.legend(fontsize=8)
