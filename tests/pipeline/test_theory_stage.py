@@ -28,7 +28,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("reports/history.csv").write_text(HISTORY)
     monkeypatch.setattr(gradients, "REPEATS", 3)
     monkeypatch.setattr(gradients, "BATCH_PAIRS", 2)
-    monkeypatch.setattr(scales, "STEPS", 5)
+    monkeypatch.setattr(scales, "STEPS", 10)
     return tmp_path
 
 

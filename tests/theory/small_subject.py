@@ -3,10 +3,12 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from vaeline import config
+from vaeline import config, probes
 from vaeline.models import build_model
+from vaeline.theory import bounds, gradients, scales
 from vaeline.theory.subject import Images, Subject
 
 TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
@@ -26,6 +28,19 @@ def bumps(count: int, seed: int, size: int = 8) -> np.ndarray:
     row, column = rng.uniform(1, size - 1, (2, count, 1, 1))
     square = (grid[:, None] - row) ** 2 + (grid[None, :] - column) ** 2
     return (255 * np.exp(-square / rng.uniform(1, 8, (count, 1, 1)))).astype(np.uint8)[:, None]
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few repeats: nothing measured is precise any more."""
+    for module, name, value in (
+        (bounds, "TEMPERATURES", 4),
+        (gradients, "REPEATS", 5),
+        (gradients, "PAIRS", 2),
+        (gradients, "BATCH_PAIRS", 2),
+        (probes, "CLASSIFIER_STEPS", 20),
+        (scales, "STEPS", 10),
+    ):
+        monkeypatch.setattr(module, name, value)
 
 
 def subject(

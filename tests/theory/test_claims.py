@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import kl_by_quadrature, probabilistic_pca
-from small_subject import TINY, subject
+from small_subject import TINY, hurry, subject
 
 from vaeline import config
 from vaeline.core.distributions import soft_bound
@@ -162,7 +162,8 @@ def test_draws_have_the_codes_mean_and_covariance():
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_an_autoencoder_and_a_vae_stand_side_by_side(labelled: bool):
+def test_an_autoencoder_and_a_vae_stand_side_by_side(labelled: bool, monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch)
     numbers = codes.sampling_claim(subject(labelled=labelled)).numbers
     assert set(numbers["samples"]) == {
         f"{name}, {draws}" for name in ("VAE", "AE") for draws in ("N(0, I)", "N(m, S) of its codes")

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from small_subject import subject
+from small_subject import hurry, subject
 
 from vaeline.theory import page, plots, report
 from vaeline.theory.page import Claim, Picture, Table
@@ -25,10 +25,10 @@ CLAIM = Claim(
 
 def test_markdown_shows_plain_text_as_it_is():
     text = page.markdown("Title", "Introduction.", [CLAIM])
-    assert "## 1. a \\< b & p(x|z)" in text
+    assert "## 1. a &lt; b &amp; p(x|z)" in text
     assert "```text\nKL(q ‖ p) >= 0 | * _\n```" in text
     assert "2 \\* 3 \\* 4 and a\\_b\\_c" in text
-    assert "| p(x\\|z) | n |\n| --- | --- |\n| a\\|b | 1 \\< 2 |" in text
+    assert "| p(x\\|z) | n |\n| --- | --- |\n| a\\|b | 1 &lt; 2 |" in text
     assert "](chart.png)" in text
 
 
@@ -80,11 +80,7 @@ def test_a_chart_is_the_same_bytes_whatever_the_users_settings(tmp_path):
     ],
 )
 def test_every_claim_is_shown_on_every_kind_of_model(likelihood, objective, more, monkeypatch):
-    from vaeline.theory import gradients, scales
-
-    monkeypatch.setattr(gradients, "REPEATS", 5)
-    monkeypatch.setattr(gradients, "BATCH_PAIRS", 2)
-    monkeypatch.setattr(scales, "STEPS", 10)
+    hurry(monkeypatch)
     made = report.show(subject(likelihood, objective, **more))
     files = made.files()
     numbers = json.loads(made.numbers())
@@ -100,11 +96,7 @@ def test_every_claim_is_shown_on_every_kind_of_model(likelihood, objective, more
 
 
 def test_the_report_is_the_same_bytes_every_time(monkeypatch):
-    from vaeline.theory import gradients, scales
-
-    monkeypatch.setattr(gradients, "REPEATS", 3)
-    monkeypatch.setattr(gradients, "BATCH_PAIRS", 2)
-    monkeypatch.setattr(scales, "STEPS", 5)
+    hurry(monkeypatch)
     digests = []
     for _ in range(2):
         made = report.show(subject())

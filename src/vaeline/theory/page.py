@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MARKDOWN_SIGNS = re.compile(r"([\\`*_<>])")
+MARKDOWN_SIGNS = re.compile(r"([\\`*_])")
 STYLE = """\
 body { font: 16px/1.5 sans-serif; color: #202020; max-width: 960px; margin: 2em auto; padding: 0 1em }
 h2 { margin-top: 2.2em; border-bottom: 1px solid #d0d0d0 } pre { background: #f4f4f4; padding: .7em 1em }
@@ -75,7 +75,7 @@ def document(title: str, introduction: str, claims: Sequence[Claim]) -> str:
 
 
 def _plain(text: str) -> str:
-    return MARKDOWN_SIGNS.sub(r"\\\1", text)
+    return html.escape(MARKDOWN_SIGNS.sub(r"\\\1", text), quote=False)
 
 
 def _markdown_table(table: Table) -> str:
