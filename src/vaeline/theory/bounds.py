@@ -154,7 +154,7 @@ def terms(subject: Subject) -> Claim:
     words = (
         f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is what the latents tell of an image; the more they tell, the "
-        "nearer the reconstruction. Training settles where a nat of rate buys less than a nat of reconstruction.",
+        "nearer the reconstruction. With β = 1 training ends where a nat of rate buys less than a nat of it.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
     per_dimension = found.kl_per_dimension.double().mean(0).cpu().tolist()

@@ -1,5 +1,6 @@
 """Claim: the same bricks are the first stage of latent diffusion."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -41,12 +42,14 @@ class Built:
 def latent_diffusion(subject: Subject) -> Claim:
     """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
     network = subject.section.network
-    own = network if isinstance(network, config.Residual) else small(subject.model.shape)
-    model, built = _build(own, subject.model.shape)
+    if isinstance(network, config.Residual):
+        which, model = "the trained model", copy.deepcopy(subject.model)
+    else:
+        which, network = "untrained here: only its shapes matter", small(subject.model.shape)
+        model = _model(network, subject.model.shape)
     with torch.device("meta"):  # sizes, no numbers
-        _, large = _build(LARGE, LARGE_SHAPE)
-    scale, spread = _scale(subject, model)
-    which = "the trained model" if model is subject.model else "untrained here: only its shapes matter"
+        large = _built(LARGE, _model(LARGE, LARGE_SHAPE))
+    built, (scale, spread) = _built(network, model), _scale(subject, model)
     words = (
         f"The encoder, the Gaussian posterior, the reparameterised sample and the KL (with a small weight there) are "
         f"those of every other section; only the network is convolutional and the latents keep their places. First "
@@ -73,21 +76,25 @@ def small(shape: Shape) -> config.Residual:
     return config.Residual(kind="residual", channels=list(SMALL_CHANNELS[: halvings + 1]), latent_channels=4, blocks=1)
 
 
-def _build(network: config.Residual, shape: Shape) -> tuple[VAE, Built]:
+def _model(network: config.Residual, shape: Shape) -> VAE:
     latents = latent_shape(shape, network.channels, network.latent_channels)
     section = config.Model.model_validate(
         {"latent_dim": math.prod(latents), "network": network, "likelihood": {"kind": "gaussian"}}
     )
-    model = build_model(section, shape, "elbo", seed=0).requires_grad_(False)
+    return build_model(section, shape, "elbo", seed=0).requires_grad_(False)
+
+
+def _built(network: config.Residual, model: VAE) -> Built:
+    latents = latent_shape(model.shape, network.channels, network.latent_channels)
     sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
-    return model, Built(shape, latents, factor(network.channels), *sizes)
+    return Built(model.shape, latents, factor(network.channels), *sizes)
 
 
 def _scale(subject: Subject, model: VAE) -> tuple[float, float]:
     """The scale factor over some training images, and the variance of other images' latents times it."""
     seed, device = subject.options.seed, subject.device
     images = [subject.train.take(IMAGES, seed + n).pixels for n in (0, 1)]
-    first, second = (scale_factor(model, Splits(part, part, "none"), seed, device) for part in images)
+    first, second = (scale_factor(model, Splits(part, part, subject.binarise), seed, device) for part in images)
     return first, (first / second) ** 2
 
 
