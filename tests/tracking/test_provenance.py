@@ -63,6 +63,12 @@ def test_without_git_a_run_starts_all_the_same(repository: Path):
     assert start.dataset is None
 
 
+def test_a_runs_name_says_what_is_unusual_about_its_training(repository: Path):
+    unusual = {"objective": "iwae", "samples": 50, "estimator": "doubly-reparameterised"}
+    changed = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=unusual)})
+    assert run_start(changed).name == run_start(PARAMS).name + "-iwae-k50-doubly-reparameterised"
+
+
 def test_experiment_and_flow_are_named_by_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch):
     assert run_start(PARAMS).name.startswith("gaussian-mlp-z")
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lamb")

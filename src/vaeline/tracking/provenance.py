@@ -93,6 +93,8 @@ def _readable_name(params: Params) -> str:
     parts = [model.likelihood.kind, model.network.kind, f"z{model.latent_dim}"]
     parts += [f"beta{train.beta:g}"] if train.beta != 1 else []
     parts += [train.objective] if train.objective != "elbo" else []
+    parts += [f"k{train.samples}"] if train.samples != 1 else []
+    parts += [train.estimator] if train.estimator != "pathwise" else []
     return "-".join(parts)
 
 
