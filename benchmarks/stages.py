@@ -20,12 +20,14 @@ from benchmarks.row import Row
 ROOT = Path(__file__).parents[1]
 REPEATS = 3
 WHOLE = ("fetch", "prepare", "train")  # whose work on digits takes no time
-START = ("evaluate", "sample", "register")  # whose work does: measured with an empty `main`
+START = ("evaluate", "sample", "theory", "register")  # whose work does: measured with an empty `main`
 TINY = {
     r"kind: fashion-mnist": "kind: digits",
     r"validation: 10000": "validation: 200",
-    r"importance_samples: \d+": "importance_samples: 1",
+    r"importance_samples: \d+": "importance_samples: 2",
     r"latent_images: \d+": "latent_images: 20",
+    r"\{images: \d+": "{images: 2",
+    r"training_images: \d+": "training_images: 20",
     r"hidden: \[.*\]": "hidden: [16]",
     r"  epochs: \d+": "  epochs: 1",
     r"rows: \d+": "rows: 1",
