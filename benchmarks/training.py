@@ -175,22 +175,23 @@ class PlainVAE(nn.Module):
         return entropy - 0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
 
 
-class PlainImages(torch.utils.data.Dataset[Tensor]):
-    """Images one by one through Pillow and ToTensor, as torchvision's data sets give them."""
+class PlainImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images and labels one by one through Pillow and ToTensor, as torchvision's data sets give them."""
 
     def __init__(self) -> None:
         from torchvision.transforms import ToTensor
 
-        self.images, self.transform = pixels(5000)[:, 0], ToTensor()
+        self.images, self.transform = torch.from_numpy(pixels(5000)[:, 0]), ToTensor()
+        self.labels = torch.zeros(len(self.images), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        image: Tensor = self.transform(Image.fromarray(self.images[index]))
-        return image
+        image, label = self.images[index], int(self.labels[index])
+        return self.transform(Image.fromarray(image.numpy())), label
 
 
 def plain_loop_speed() -> float:
@@ -200,7 +201,7 @@ def plain_loop_speed() -> float:
     loader = torch.utils.data.DataLoader(PlainImages(), batch_size=BATCH, shuffle=True)
 
     def steps() -> None:
-        for x in islice(loader, 10):
+        for x, _ in islice(loader, 10):
             optimiser.zero_grad()
             loss = model.loss(x.view(-1, PIXELS))
             loss.backward()
