@@ -48,6 +48,7 @@ def stop(process: Process, patience: float = 10.0) -> None:
     while time.monotonic() < deadline:
         process.poll()
         if not _group_lives(process.pid):
+            process.wait()  # reap it: DVC takes a zombie for a living owner of its locks
             return
         time.sleep(0.05)
     _signal_group(process, signal.SIGKILL)
