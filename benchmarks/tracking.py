@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.row import Row
+from benchmarks.training import one_thread
 from vaeline.config import Params, read_params
 from vaeline.tracking.locks import locked
 from vaeline.tracking.runs import open_training_run, run_start
@@ -31,7 +32,7 @@ def rows() -> list[Row]:
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 1, 28, 28), dtype=np.uint8)
     splits = Splits(pixels, pixels[:1000], "none")
     ratios, openings = [], []
-    with _private_store(), _one_thread():
+    with _private_store(), one_thread():
         _seconds(params, splits, NullTracker())  # warms up
         for pair in range(PAIRS):
             begin = time.perf_counter()
@@ -90,13 +91,3 @@ def _private_store() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
