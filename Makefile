@@ -62,5 +62,5 @@ checks:
 # No --emit-index-url and no --find-links: the lock names versions and hashes, never where they were found.
 lock: checks
 	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/pip install -q uv; }
-	@.venv/lock/bin/uv pip compile pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 \
+	@.venv/lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url -q $(UPGRADE) -o requirements.lock

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from pipeline.commands import consume, lineage, operate, registry, sweep
 from pipeline.environment import prepare_environment
 from pipeline.stages.entry import run_program
 from vaeline.config import read_params
@@ -16,6 +17,9 @@ from vaeline.errors import UserError
 from vaeline.workspace import PARAMS, repository_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+for topic in (registry, lineage, consume, operate, sweep):
+    app.add_typer(topic.app)
 
 
 def main() -> NoReturn:

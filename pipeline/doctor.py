@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vaeline.config import Digits, Download, Params, Shapes, read_params
+from vaeline.config import Params, read_params
+from vaeline.config_data import Digits, Download, Shapes
 from vaeline.errors import UserError
 from vaeline.workspace import PARAMS, RAW, repository_root
 

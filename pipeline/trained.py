@@ -1,6 +1,4 @@
-"""What the stages after training begin with: the model, and the data it belongs to. And how they write."""
-
-from pathlib import Path
+"""What the stages after training begin with: the model, and the data it belongs to."""
 
 import torch
 
@@ -29,17 +27,6 @@ def load_trained(device: torch.device) -> LoadedModel:
             "run `dvc repro train`"
         )
     return loaded
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _shape(shape: tuple[int, int, int]) -> str:

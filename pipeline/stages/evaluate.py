@@ -5,9 +5,10 @@ import logging
 from typing import Any
 
 from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained, write_whole
+from pipeline.trained import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
+from vaeline.durable import write_whole
 from vaeline.evaluation import Evaluation, evaluate
 from vaeline.latents import Split, latent_report
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start

@@ -10,12 +10,12 @@ import numpy as np
 
 from pipeline.stages.entry import run_stage
 from vaeline.config import read_params
+from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.models import LoadedModel, load_model
 from vaeline.tracking.gate import Evidence
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
-from vaeline.tracking.spool import write_atomically
 from vaeline.tracking.store import connect, told_in_one_line
 from vaeline.tracking.sync import ship_now
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
@@ -37,7 +37,7 @@ def main() -> None:
         registration = register(client, candidate, params.register_.minimum_active_units)
         tracker.tags({"vaeline.decision": registration.decision})
         ship_now(tracker.spool, client)
-    write_atomically(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+    write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained, write_whole
+from pipeline.trained import load_trained
 from vaeline.config import Sample, read_params
 from vaeline.core import sampling
 from vaeline.core.metrics import most_informative
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import load_split
+from vaeline.durable import write_whole
 from vaeline.pictures import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
 from vaeline.tracking.runs import open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained, write_whole
+from pipeline.trained import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
+from vaeline.durable import write_whole
 from vaeline.theory.report import show
 from vaeline.theory.subject import Images, Rows, Subject
 from vaeline.tracking.runs import open_model_run, run_start

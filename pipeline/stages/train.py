@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from pipeline.stages.entry import run_stage
-from pipeline.trained import write_whole
 from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.digests import model_digest
+from vaeline.durable import write_whole
 from vaeline.models import save_model
 from vaeline.tracking.runs import open_training_run, run_start
 from vaeline.training import checkpoint

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +14,11 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from vaeline import config
+from vaeline.config_data import Binarise
 from vaeline.core import likelihoods, networks, priors, residual
 from vaeline.core.model import VAE
 from vaeline.digests import model_digest
+from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.strict import Section, validate
 
@@ -30,7 +31,7 @@ class DataIdentity(Section):
 
     digest: str
     source: str
-    binarise: config.Binarise
+    binarise: Binarise
 
 
 class Description(Section):
@@ -148,28 +149,9 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     """
     full = {"format": 1, "shape": list(vae.shape), **description}
     validate(Description, full, str(folder / CONFIG))
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
-    _write(folder / WEIGHTS, safetensors_save(tensors))
-    _write(folder / CONFIG, (json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(folder / WEIGHTS, safetensors_save(tensors))
+    write_whole(folder / CONFIG, (json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:

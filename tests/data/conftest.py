@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_files import idx_bytes, item_of
 
-from vaeline.config import Data, Source
+from vaeline.config_data import Data, Source
 from vaeline.data import public
 from vaeline.data.catalogue import PublicSet
 from vaeline.data.debian import unpack_package

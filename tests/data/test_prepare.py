@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.config import Data, Digits, Download, Npz, Shapes
+from vaeline.config_data import Data, Digits, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split, manifest_digest

@@ -5,7 +5,7 @@ import pytest
 from data_files import idx_bytes, item_of, tar_gz
 from PIL import Image
 
-from vaeline.config import Digits, Download, Folder, Npz, Shapes
+from vaeline.config_data import Digits, Download, Folder, Npz, Shapes
 from vaeline.data import public
 from vaeline.data.catalogue import PublicSet
 from vaeline.data.fetch import fetch

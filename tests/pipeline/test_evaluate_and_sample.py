@@ -14,7 +14,6 @@ from PIL import Image
 from workbench import execute
 
 from pipeline.stages import evaluate, sample
-from pipeline.trained import write_whole
 from vaeline import pictures
 from vaeline.config import parse_params
 from vaeline.data.fetch import fetch
@@ -288,12 +287,3 @@ def test_a_stage_without_a_model_ends_with_one_line_and_exit_code_1(workspace: P
     assert done.returncode == 1
     assert done.stderr.startswith("error: models/config.json: ")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_whole(tmp_path / "new" / "file", b"content")
-    assert (tmp_path / "new" / "file").read_bytes() == b"content"
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
-        write_whole(tmp_path / "folder", b"content")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "new"]

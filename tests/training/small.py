@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vaeline import config
+from vaeline.config_data import Binarise
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
@@ -52,7 +53,7 @@ def bumps(count: int, seed: int, size: int = 8) -> np.ndarray:
     return (255 * np.exp(-square / rng.uniform(1, 8, (count, 1, 1)))).astype(np.uint8)[:, None]
 
 
-def splits(train_count: int = 100, binarise: config.Binarise = "none") -> Splits:
+def splits(train_count: int = 100, binarise: Binarise = "none") -> Splits:
     """Bumps: `train_count` to train on, 30 to validate."""
     train, validation = bumps(train_count, seed=1), bumps(30, seed=2)
     if binarise == "none":

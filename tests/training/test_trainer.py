@@ -8,6 +8,7 @@ import torch
 from small import CPU, TRAIN, Recorder, bumps, model, options, same_weights, splits, train_small
 
 from vaeline import config
+from vaeline.config_data import Binarise
 from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
@@ -178,7 +179,7 @@ def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(
 @pytest.mark.parametrize(
     ("binarise", "spoilt"), [("static", "train"), ("static", "validation"), ("dynamic", "validation")]
 )
-def test_mistake_10_a_bernoulli_refuses_grey_pixels(tmp_path: Path, binarise: config.Binarise, spoilt: str):
+def test_mistake_10_a_bernoulli_refuses_grey_pixels(tmp_path: Path, binarise: Binarise, spoilt: str):
     data = splits(binarise=binarise)
     parts = {"train": data.train, "validation": data.validation}
     parts[spoilt] = bumps(len(parts[spoilt]), seed=3)

@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.catalogue import DIGITS
 from vaeline.data.download import UnavailableError, store
 from vaeline.data.files import replaced

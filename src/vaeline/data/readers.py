@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, Item
 from vaeline.data.dataset import Dataset, Images
 from vaeline.data.idx import read_idx

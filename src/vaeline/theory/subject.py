@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
+from vaeline.config_data import Binarise
 from vaeline.core.model import VAE
 from vaeline.training.randomness import mix
 
@@ -41,7 +42,7 @@ class Subject:
     model: VAE
     section: config.Model
     objective: str
-    binarise: config.Binarise
+    binarise: Binarise
     train: Images
     validation: Images
     test: Images

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vaeline.durable import write_whole
 from vaeline.tracking.locks import acquire, locked
 from vaeline.workspace import state_folder
 
@@ -28,16 +29,6 @@ Event = dict[str, Any]  # kind: start|metrics|image|artifact|tags|resume|end; ti
 def spool_root() -> Path:
     """`.vaeline/spool/`: one folder a run."""
     return state_folder() / "spool"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step: readers see the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Spool:
 
     def remember_model(self, digest: str) -> None:
         """Join this run to the model that it trained."""
-        write_atomically(self.folder / "model", digest.encode())
+        write_whole(self.folder / "model", digest.encode())
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add one event, stamped with the time. Raises OSError (a full disk)."""
@@ -96,8 +87,7 @@ class Spool:
         """Keep a copy of some bytes; returns its path relative to the spool, a folder named by content."""
         path = self.folder / "files" / hashlib.sha256(content).hexdigest()[:32] / name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+            write_whole(path, content)
         return path.relative_to(self.folder).as_posix()
 
     def hold_as_writer(self) -> int | None:
@@ -163,7 +153,7 @@ class Progress:
     def write(self) -> None:
         """Write it atomically."""
         content = {"offset": self.offset, "run_id": self.run_id, "made": self.made}
-        write_atomically(self.path, json.dumps(content).encode())
+        write_whole(self.path, json.dumps(content).encode())
 
 
 def _parse(line: bytes) -> Event | None:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vaeline.digests import file_digest
+from vaeline.durable import drop_parts, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +43,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     content = save(tensors, {"progress": json.dumps(checkpoint.progress)})
     path = folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
-    temporary = folder / "unfinished"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(folder)
+    drop_parts(folder)
+    write_whole(path, content)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 
@@ -106,11 +98,3 @@ def _is_still(folder: Path, descriptor: int) -> bool:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The commands of `vaeline`, a module a topic; `cli.py` puts them together."""

@@ -1,0 +1,5 @@
+"""`vaeline` trace, reproduce: what made a model, and whether it comes out again."""
+
+import typer
+
+app = typer.Typer()

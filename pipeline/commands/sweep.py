@@ -1,0 +1,5 @@
+"""`vaeline` sweep: many experiments, several at once."""
+
+import typer
+
+app = typer.Typer()
