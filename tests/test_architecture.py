@@ -21,11 +21,13 @@ LAYERS = (  # the first that fits counts
     (4, r"pipeline(\..+)?"),
     (3, r"vaeline\.tracking(\..+)?"),
     (1, r"vaeline\.(core|data)(\..+)?"),
-    (0, r"vaeline(\.(config|config_data|units|digests|errors|strict|workspace|durable))?"),
+    (0, r"vaeline(\.(config|config_data|units|digests|errors|strict|workspace|durable|untrusted))?"),
     (2, r"vaeline\..+"),
 )
 # what can change no byte of a result, and what only tells about it: DVC does not watch these
-UNWATCHED = re.compile(r"pipeline\.stages\.entry|vaeline(\.(errors|strict|workspace|durable|tracking(\..+)?))?")
+UNWATCHED = re.compile(
+    r"pipeline\.stages\.entry|vaeline(\.(errors|strict|workspace|durable|untrusted|tracking(\..+)?))?"
+)
 
 
 def file_of(module: str) -> Path | None:
