@@ -101,9 +101,7 @@ class TrainedModel:
         [2, C, H, W] -> [steps, C, H, W]. `spherical` keeps to the norms that latents have (White 2016).
         """
         if len(pixels) != 2 or not 2 <= steps <= 10_000:
-            raise ValueError(
-                f"interpolate: found {len(pixels)} images, {steps} steps; allowed: 2 images, 2-10000 steps"
-            )
+            raise ValueError(f"interpolate: found {len(pixels)} images and {steps} steps, allowed: 2 and 2 to 10000")
         means = self.encode(pixels)
         path = sampling.slerp if spherical else torch.lerp
         start, end = torch.as_tensor(means)

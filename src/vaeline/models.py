@@ -23,7 +23,7 @@ from vaeline.digests import value_digest
 from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.strict import Section, validate
-from vaeline.untrusted import parse_json, read_bounded
+from vaeline.untrusted import parse_json, read_bounded, shown
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
@@ -198,10 +198,12 @@ def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> di
     try:
         tensors = safetensors_load(content)
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
-        raise UserError(f"{path}: is not a safetensors file: {error}") from None
+        raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
     if tensors.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {missing}, unknown tensors {extra}")
+        missing, extra = (
+            sorted(names) for names in (expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+        )
+        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
     for name, tensor in tensors.items():
         wanted = expected[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeline.errors import UserError
+from vaeline.untrusted import shown
 
 
 class Section(BaseModel):
@@ -74,14 +75,7 @@ def _path(root: type[Section], details: ErrorDetails) -> list[str]:
     known = {name for owner in _owners(root).values() for name in _keys(owner)}
     kept = [str(part) for part in parents if isinstance(part, int) or part in known]
     ends = details["type"] == "extra_forbidden" or isinstance(last, int) or last in known
-    return [*kept, _printable(last)] if ends else kept
-
-
-def _printable(key: str | int) -> str:
-    """A key as it may stand in a line: a file from elsewhere can name its keys as it likes."""
-    text = str(key)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return text if text.isprintable() else repr(text)
+    return [*kept, shown(last, most=60)] if ends else kept
 
 
 def _owners(root: type[Section]) -> dict[str, type[Section]]:
@@ -129,5 +123,6 @@ def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridab
             return f"{key}.kind: allowed: {context.get('expected_tags')}; found {context.get('tag')!r}"
         case "model_type" | "model_attributes_type":
             return f"{key and key + ': '}must be a section with keys, found {found}"
-    allowed_forms = dict.fromkeys(m["msg"].removeprefix("Input should be ") for m in mistakes)
-    return f"{key}: must be {', or '.join(allowed_forms)}; found {found}"
+    forms = list(dict.fromkeys(m["msg"].partition(" should ")[2] for m in mistakes))  # "be 1", "have at most 2 items"
+    rest = [form.removeprefix(f"{forms[0].partition(' ')[0]} ") for form in forms[1:]]
+    return f"{key}: must {', or '.join([forms[0], *rest])}; found {found}"

@@ -25,7 +25,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     with opened(path) as (file, size):
         if size > most:
             raise UserError(f"{path}: found {size} bytes, allowed: at most {most}")
-        return file.read(most)
+        return file.read(size)
 
 
 def checked_digest(path: Path, size: int) -> str:
@@ -64,9 +64,16 @@ def parse_json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
     except _TwiceError as error:
-        raise UserError(f"{where}: key {error.args[0]!r} given twice") from None
+        raise UserError(f"{where}: key {shown(error.args[0])!r} given twice") from None
     except ValueError:
         raise UserError(f"{where}: is not JSON") from None
+
+
+def shown(text: object, most: int = 120) -> str:
+    """Words of a file, as they may stand in a message: short, and nothing that a terminal obeys."""
+    words = str(text)
+    words = words if words.isprintable() else repr(words)
+    return words if len(words) <= most else words[: most - 3] + "..."
 
 
 class _TwiceError(ValueError):
