@@ -12,9 +12,6 @@ def verify(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
 ) -> None:
     """Check all of a stored model: files, digests, signature, registry entry. Exit code 1 where anything is off."""
-    from pipeline.environment import prepare_environment
-
-    prepare_environment()
     from vaeline.tracking import consumer
 
     for line in consumer.verify(uri):

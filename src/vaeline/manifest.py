@@ -24,7 +24,7 @@ from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.models import CONFIG, WEIGHTS, LoadedModel, load_model
 from vaeline.strict import Section, validate
-from vaeline.untrusted import checked_digest, parse_json, read_bounded
+from vaeline.untrusted import checked_digest, parse_json, read_bounded, shown
 
 MANIFEST, SIGNATURE = "MANIFEST.json", "MANIFEST.sig"
 MODEL = "artifacts/model"  # of a package: the folder with model.safetensors and config.json
@@ -113,7 +113,7 @@ def load_package(folder: Path, device: str | torch.device = "cpu", expected: Exp
     _check_signature(folder, content, manifest)
     if expected is not None and (manifest.name, manifest.serial) != (expected.name, expected.serial):
         raise UserError(
-            f"{folder / MANIFEST}: is of {manifest.name!r} version {manifest.serial}, "
+            f"{folder / MANIFEST}: is of {shown(manifest.name)!r} version {manifest.serial}, "
             f"passed off as {expected.name!r} version {expected.serial}"
         )
     _check_files(folder, manifest)
@@ -153,7 +153,7 @@ def _refuse_kind(folder: Path, path: str) -> None:
     """Names that lead elsewhere, and files that have no place in a package (what could be a pickle, say)."""
     *parents, name = path.split("/")
     if not all(NAME.fullmatch(part) for part in (*parents, name)) or not KINDS.fullmatch(name):
-        raise UserError(f"{folder}: {path[:200]!r}: is no file that a package may have")
+        raise UserError(f"{folder}: {shown(path)!r}: is no file that a package may have")
 
 
 def _check_signature(folder: Path, content: bytes, manifest: Manifest) -> None:

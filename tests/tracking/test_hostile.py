@@ -399,3 +399,12 @@ def test_hostile_plain_folders_are_refused(package: Path, tmp_path: Path, case: 
 
 def test_a_plain_folder_is_refused_by_those_who_trust_a_key(package: Path, trusting: None):
     assert "has no MANIFEST.json" in refusal(package / "artifacts/model")
+
+
+def test_a_plain_folder_of_links_into_a_cache_is_loaded(package: Path, tmp_path: Path):
+    """DVC makes them where cache.type is symlink."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in (package / "artifacts/model").iterdir():
+        (plain / file.name).symlink_to(file)
+    assert vaeline.load(plain).digest == vaeline.load(package / "artifacts/model").digest

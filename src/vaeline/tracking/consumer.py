@@ -4,7 +4,9 @@
     models:/m-...        runs:/RUN/PATH     a package in the tracking store
     file:///a/folder     a/folder           a package, or a plain folder such as the pipeline's `models/`
 
-MLflow only tells where the files are: none of its loaders runs, and no code of a package either.
+MLflow only tells where the files are: none of its loaders runs, and no code of a package either. An address without a
+version binds a package to its manifest and signature alone: an older one may lie there. Who may move an alias can still
+choose which of the signed versions is the champion.
 """
 
 import os
@@ -24,6 +26,7 @@ from vaeline.inference import TrainedModel
 from vaeline.manifest import Expected, Package, is_package, load_package, load_plain
 from vaeline.signing import TRUSTED
 from vaeline.tracking.store import SQLITE, connect, redact, told_in_one_line, tracking_uri
+from vaeline.untrusted import shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,10 +62,10 @@ def verify(uri: str) -> list[str]:
     manifest, model = package.manifest, package.loaded.config.model
     size = sum(entry.size for entry in manifest.files.values())
     lines = [
-        f"{uri}: {manifest.name} version {manifest.serial}",
+        f"{uri}: {shown(manifest.name)} version {manifest.serial}",
         f"files: {len(manifest.files)}, {size} bytes, each with the SHA-256 of MANIFEST.json; none missing, none added",
         f"model: {package.loaded.digest}, {model.network.kind}, {model.likelihood.kind}, loads and is finite",
-        f"data: {manifest.data_digest}",
+        f"data: {shown(manifest.data_digest)}",
         f"signature: {_signature(package)}",
     ]
     if place.expected is None:
