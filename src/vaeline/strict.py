@@ -123,6 +123,7 @@ def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridab
             return f"{key}.kind: allowed: {context.get('expected_tags')}; found {context.get('tag')!r}"
         case "model_type" | "model_attributes_type":
             return f"{key and key + ': '}must be a section with keys, found {found}"
-    forms = list(dict.fromkeys(m["msg"].partition(" should ")[2] for m in mistakes))  # "be 1", "have at most 2 items"
+    messages = (mistake["msg"] for mistake in mistakes)
+    forms = list(dict.fromkeys(m.partition(" should ")[2] or m for m in messages))  # "be 1", "have at most 2 items"
     rest = [form.removeprefix(f"{forms[0].partition(' ')[0]} ") for form in forms[1:]]
     return f"{key}: must {', or '.join([forms[0], *rest])}; found {found}"
