@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vaeline import config
+from vaeline.digests import model_digest
 from vaeline.errors import UserError
 from vaeline.models import CONFIG, WEIGHTS, build_model, load_model, save_model
 
@@ -160,6 +161,18 @@ def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, cas
     assert message.startswith(str(folder / file))
     assert says in message
     assert "\n" not in message
+
+
+def test_only_a_key_of_params_yaml_can_be_removed_by_dvc(folder: Path) -> None:
+    change_json(lambda c: c.update(extra=1))(folder)
+    with pytest.raises(UserError, match=r"config\.json: extra: unknown key; allowed: [a-z_, ]*$"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"extra: unknown key; .* \(to remove it: -S '~extra'\)"):
+        config.parse_params({"extra": 1})
+
+
+def test_the_digest_is_that_of_the_files(folder: Path) -> None:
+    assert load_model(folder).digest == model_digest(folder)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
