@@ -63,6 +63,7 @@ def test_steps_are_those_of_adam_with_clipped_gradients(clip: float):
 
 
 def test_the_loss_is_the_negative_mean_of_the_surrogate_and_the_totals_are_not_weighted():
+    """Mistakes 2, 4, 8 and 12: the KL's weight is in the loss alone; totals are sums over images, with their signs."""
     state, item = start(), batch()
     with torch.no_grad():
         terms = elbo_terms(state.model, state.model.likelihood.observe(item.pixels, item.uniform), item.normal)
