@@ -7,16 +7,20 @@ the code as it is now.
 """
 
 import ast
+import contextlib
+import io
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import torch  # noqa: F401  # once, before any fork
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -71,17 +75,33 @@ def named_tests() -> dict[int, list[str]]:
     return found
 
 
+class Failed(list[str]):
+    """The failed tests by name: a plugin of pytest."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test has run."""
+        if report.failed:
+            self.append(report.nodeid)
+
+
 def failing(tests: list[str], folder: Path) -> str:
     """The first of the tests that fails in the folder, "" if none does; raises if they cannot be run."""
-    environment = {**os.environ, "PYTHONPATH": f"{folder / 'src'}:{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return ""
-    told = re.search(r"^FAILED (\S+?)(?: - |$)", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or told is None:
-        raise RuntimeError(f"{done.stdout}\n{done.stderr}")
-    return told[1]
+    with multiprocessing.get_context("fork").Pool(1) as process:  # forked, it need not import torch again
+        return process.apply(run_tests, (tests, folder))
+
+
+def run_tests(tests: list[str], folder: Path) -> str:
+    """`failing`, in a process of its own."""
+    paths = [str(folder / "src"), str(folder)]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    os.chdir(folder)
+    sys.path[:0] = paths
+    failed, output = Failed(), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = pytest.main(["-x", "-p", "no:cacheprovider", *tests], [failed])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or bool(failed) != bool(code):
+        raise RuntimeError(output.getvalue())
+    return failed[0] if failed else ""
 
 
 def outcome(mistake: Mistake, tests: list[str]) -> str:
@@ -127,7 +147,7 @@ def page(names: dict[int, str], rows: list[str], wrong: int) -> str:
     lines = [
         "# Known mistakes, put into the code",
         "",
-        "Each row is one mistake made by one patch (`benchmarks/mistakes.yaml`), and the first test named after it that",
+        "Each row is a mistake, made by one patch (`benchmarks/mistakes.yaml`), and the first test named after it that",
         f"fails: {len(rows)} patches, {wrong} of them not caught. Written by `python -m benchmarks.mistakes`.",
         "",
         *(f"{number}. {name}" for number, name in names.items()),

@@ -122,6 +122,14 @@ def test_mistake_13_every_parameter_of_a_prior_is_trained(prior: config.Prior):
     assert_everything_moves(model(prior=prior))
 
 
+def test_mistake_13_what_is_called_learned_is_a_parameter():
+    sections = [*(model(likelihood) for likelihood in LIKELIHOODS), *(model(prior=prior) for prior in PRIORS)]
+    names = {name for section in sections for name, _ in start(section).model.named_parameters()}
+    learned = {name for name in names if not name.startswith(("encoder.", "decoder."))}
+    mixture = {"prior.means", "prior.raw_log_variances", "prior.logits"}
+    assert learned == {"likelihood.log_sigma", "likelihood.log_scale", "prior.pseudo_inputs", *mixture}
+
+
 def assert_everything_moves(section: config.Model) -> None:
     state, item = start(section), batch()
     pixels = (item.pixels > 99) * 255.0 if section.likelihood.kind == "bernoulli" else item.pixels
