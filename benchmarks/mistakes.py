@@ -75,13 +75,16 @@ def named_tests() -> dict[int, list[str]]:
     return found
 
 
-class Failed(list[str]):
+class Failed:
     """The failed tests by name: a plugin of pytest."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test has run."""
         if report.failed:
-            self.append(report.nodeid)
+            self.names.append(report.nodeid)
 
 
 def failing(tests: list[str], folder: Path) -> str:
@@ -99,9 +102,9 @@ def run_tests(tests: list[str], folder: Path) -> str:
     failed, output = Failed(), io.StringIO()
     with contextlib.redirect_stdout(output):
         code = pytest.main(["-x", "-p", "no:cacheprovider", *tests], [failed])
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or bool(failed) != bool(code):
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or bool(failed.names) != bool(code):
         raise RuntimeError(output.getvalue())
-    return failed[0] if failed else ""
+    return failed.names[0] if failed.names else ""
 
 
 def outcome(mistake: Mistake, tests: list[str]) -> str:

@@ -198,7 +198,9 @@ def test_the_small_residual_network_fits_the_image(height: int, halvings: int):
 
 
 def test_latents_times_the_scale_factor_have_variance_one():
-    numbers = first_stage.latent_diffusion(subject()).numbers
+    claim = first_stage.latent_diffusion(subject())
+    numbers = claim.numbers
+    assert [picture.name for picture in claim.pictures] == ["latents"]
     assert numbers["here"]["scaled_variance"] == pytest.approx(1, abs=0.1)
     large = numbers["stable_diffusion_size"]
     assert (large["factor"], large["latents"], large["compression"]) == (8, [4, 64, 64], 48)
