@@ -25,7 +25,9 @@ LAYERS = (  # the first that fits counts
     (2, r"vaeline\..+"),
 )
 # what can change no byte of a result, and what only tells about it: DVC does not watch these
-UNWATCHED = re.compile(r"pipeline\.(stages\.entry|team|processes)|vaeline(\.(errors|strict|workspace|durable|tracking(\..+)?))?")
+UNWATCHED = re.compile(
+    r"pipeline\.(stages\.entry|team|processes)|vaeline(\.(errors|strict|workspace|durable|tracking(\..+)?))?"
+)
 
 
 def file_of(module: str) -> Path | None:
