@@ -17,7 +17,7 @@ from pipeline.sweep.state import Sweep, Trial
 def watching(sweep: Sweep, console: Console) -> Iterator[Watch]:
     """What `run_trials` tells: who runs, who has just ended."""
     if not console.is_terminal:
-        yield _plain(sweep, lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False))
+        yield plain(sweep, lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False))
         return
     with Live(console=console, refresh_per_second=4) as live:
 
@@ -29,7 +29,8 @@ def watching(sweep: Sweep, console: Console) -> Iterator[Watch]:
         yield watch
 
 
-def _plain(sweep: Sweep, say: Callable[[str], None]) -> Watch:
+def plain(sweep: Sweep, say: Callable[[str], None]) -> Watch:
+    """A line for every trial that begins or ends."""
     known: set[str] = set()
 
     def watch(running: Iterable[Job], ended: Trial | None) -> None:

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +26,6 @@ from vaeline.strict import read_yaml
 from vaeline.tracking.provenance import flatten_metrics
 from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root
 
-TAIL = 200  # lines of a log in which the reason of a failure is looked for
-
 
 @dataclass
 class Running:
@@ -38,6 +35,7 @@ class Running:
     baseline: Baseline
     clone: Path
     log: Path
+    before: int  # bytes that earlier tries left in the log
     process: Process
     output: IO[str]
     started: float
@@ -45,7 +43,7 @@ class Running:
 
     def last_line(self) -> str:
         """What the trial said last."""
-        lines = _tail(self.log, 2000)
+        lines = _tail(self.log, self.before, 2000)
         return lines[-1] if lines else ""
 
     def poll(self) -> Trial | None:
@@ -57,7 +55,7 @@ class Running:
         seconds = round(time.monotonic() - self.started, 1)
         try:
             if code:
-                return replace(self.trial, status="failed", reason=_one_line(self.log, code), seconds=seconds)
+                return replace(self.trial, status="failed", reason=self._reason(code), seconds=seconds)
             if not self.collect:
                 return self.trial
             metrics, digest = _metrics(self.clone), _digest(self.clone)
@@ -67,6 +65,10 @@ class Running:
             return replace(self.trial, status="failed", reason=str(error), seconds=seconds)
         finally:
             shutil.rmtree(self.clone, ignore_errors=True)
+
+    def _reason(self, code: int) -> str:
+        """Why it failed, in one line."""
+        return reason(_tail(self.log, self.before, 40_000), code).replace("\n", "; ")
 
     def stop(self) -> None:
         """End it, with everything it started; a training leaves its checkpoint."""
@@ -110,8 +112,8 @@ def start(
         **environment,
     }
     output = log.open("a", encoding="utf-8")
-    process = spawn(command, env, output)
-    return Running(trial, sweep.baseline, clone, log, process, output, time.monotonic(), collect)
+    before, process = output.tell(), spawn(command, env, output)
+    return Running(trial, sweep.baseline, clone, log, before, process, output, time.monotonic(), collect)
 
 
 def cache_folder() -> Path:
@@ -180,13 +182,9 @@ def _digest(clone: Path) -> str:
         return ""
 
 
-def _one_line(log: Path, code: int) -> str:
-    return reason(deque(_tail(log, 40_000), TAIL), code).replace("\n", "; ")
-
-
-def _tail(log: Path, size: int) -> list[str]:
-    """The last lines that are not empty; a progress bar's carriage returns end lines too."""
+def _tail(log: Path, start: int, size: int) -> list[str]:
+    """The lines from byte `start` on that are not empty, of the last `size` bytes; carriage returns end lines too."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - size))
+        file.seek(max(start, log.stat().st_size - size))
         text = file.read().decode("utf-8", "replace")
     return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
