@@ -115,7 +115,8 @@ def _tell(sweep: Sweep, console: Console, say: Say) -> None:
     say(f"\ntable, pictures:  {folder}/")
     say("all experiments:  dvc exp show")
     if chosen := best(sweep):
-        say(f"take one over:    dvc exp apply {chosen.name}   (then dvc repro, for stages that a trial leaves out)")
+        say(f"take one over:    dvc exp apply {chosen.name}")
+        say("                  (but for the best, stages after evaluate have not run: dvc repro makes up for them)")
 
 
 def _count(sweep: Sweep) -> str:

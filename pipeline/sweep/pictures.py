@@ -137,7 +137,7 @@ def _scale(title: str, values: list[Any], logarithmic: bool) -> Scale:
         step = 1 / max(1, len(kinds) - 1)
         heights = {kind: index * step for index, kind in enumerate(kinds)}
         return Scale(title, [heights[json.dumps(v)] for v in values], [(heights[kind], kinds[kind]) for kind in kinds])
-    wide = min(values) > 0 and max(values) / min(values) > 20
+    wide = min(values) > 0 and max(values) / min(values) >= 8
     return _numeric(title, values, logarithmic=logarithmic or wide)
 
 
