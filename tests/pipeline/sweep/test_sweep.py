@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_end_to_end import runs, tiny_clone
 from workbench import execute, lines_with, vaeline
 
 
@@ -69,8 +70,10 @@ def test_a_sweep_runs_all_ranks_them_and_leaves_the_workspace_alone(repository: 
 def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing(repository: Path):
     (repository / "hang").touch()
     command = [sys.executable, "-m", "pipeline.cli", "sweep", "train.beta=2,4", "--jobs", "2", "--name", "s"]
-    away = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    with subprocess.Popen(command, cwd=repository, env=away, stdout=subprocess.PIPE, text=True) as sweep:
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    with subprocess.Popen(
+        command, cwd=repository, env={**os.environ, **away}, stdout=subprocess.PIPE, text=True
+    ) as sweep:
         logs = [repository / ".vaeline" / "sweeps" / "s" / f"s-0{number}-beta{2 * number}.log" for number in (1, 2)]
         deadline = time.monotonic() + 300
         while not all(log.exists() and "waiting" in log.read_text() for log in logs):
@@ -92,16 +95,14 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
 
     (repository / "hang").unlink()
     (repository / "trained").unlink()
-    resumed = vaeline(
-        "sweep", "--resume", "s", "--no-register", cwd=repository, MLFLOW_TRACKING_URI="http://127.0.0.1:9"
-    )
+    resumed = vaeline("sweep", "--resume", "s", "--no-register", cwd=repository)
     assert trained(repository) == ["2", "4"]
-    assert lines_with(resumed.stdout, "not in MLflow: ", "try again with: vaeline sweep --resume s")
-    again = vaeline("sweep", "train.beta=2,4", "--name", "s", "--no-register", cwd=repository)
-    assert lines_with(again.stdout, "sweep s: 2 of 2 trials done")
-    assert trained(repository) == ["2", "4"], "nothing was missing"
-    assert not lines_with(again.stdout, "not in MLflow")
+    assert not lines_with(resumed.stdout, "MLflow")
     assert read(repository, "s")["parent_run_id"], "what MLflow missed has arrived"
+    again = vaeline("sweep", "train.beta=2,4", "--name", "s", "--no-register", cwd=repository, **away)
+    assert lines_with(again.stdout, "sweep s: 2 of 2 trials done")
+    assert lines_with(again.stdout, "not in MLflow: ", "try again with: vaeline sweep --resume s")
+    assert trained(repository) == ["2", "4"], "nothing was missing"
 
 
 def test_a_mistake_is_told_before_anything_runs(repository: Path):
@@ -141,3 +142,26 @@ def test_a_search_draws_its_trials_and_the_best_is_among_them(repository: Path):
         line for line in (repository / "reports/sweeps/s/ranking.csv").read_text().splitlines() if line[0] == "1"
     )
     assert float(best.split(",")[2]) == min(betas)
+
+
+@pytest.mark.slow
+def test_on_digits_trials_are_children_in_mlflow_and_only_the_best_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONPATH", "src")
+    monkeypatch.setenv("VAELINE_DEVICE", "cpu")
+    clone = tiny_clone(tmp_path)
+    asked = ("train.learning_rate=0.01,1e6", "train.beta=1,4", "--jobs", "2", "--name", "s")
+    assert vaeline("sweep", *asked, cwd=clone, check=False).returncode == 1
+    vaeline("sync", cwd=clone)
+    found = [run["tags"] for run in runs(clone)]
+    (parent,) = [tags for tags in found if isinstance(tags, dict) and "vaeline.sweep_role" in tags]
+    children = [tags for tags in found if isinstance(tags, dict) and "mlflow.parentRunId" in tags]
+    assert {tags["vaeline.dvc_experiment"] for tags in children} == {
+        f"s-0{number}-learning_rate{rate}-beta{beta}"
+        for number, (rate, beta) in enumerate([("0.01", 1), ("0.01", 4), ("1e+06", 1), ("1e+06", 4)], 1)
+    }
+    decided = [tags["vaeline.dvc_experiment"] for tags in children if "vaeline.decision" in tags]
+    assert decided == [parent["vaeline.sweep_best"]]
+    execute("dvc", "exp", "apply", decided[0], cwd=clone)
+    assert execute("dvc", "status", cwd=clone).stdout.strip() == "Data and pipelines are up to date."
