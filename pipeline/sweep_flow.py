@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 
 from pipeline.environment import enter_workspace, prepare_environment
@@ -121,6 +123,12 @@ class Remote:
         if time.monotonic() - self.asked < ASK_S:
             return None
         self.asked = time.monotonic()
+        try:
+            return self._outcome()
+        except HTTPError:  # the server is busy or away: asked again
+            return None
+
+    def _outcome(self) -> Trial | None:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(self.flow_run)
             self.state = run.state_name or ""
@@ -153,6 +161,9 @@ def _submit(sweep: Sweep, trial: Trial, deployment: str) -> Remote:
         "baseline": value_digest(sweep.baseline.identity),
         "parent": sweep.parent_run_id,
     }
-    run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
+    try:
+        run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
+    except (HTTPError, ObjectNotFound) as error:
+        raise UserError(f"Prefect: {deployment} cannot be run: {error}") from None
     assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
     return Remote(trial, run.id)

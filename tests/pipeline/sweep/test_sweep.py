@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,11 @@ def read(repository: Path, name: str) -> dict[str, object]:
     """A sweep's state."""
     state: dict[str, object] = json.loads((repository / ".vaeline" / "sweeps" / name / "state.json").read_text())
     return state
+
+
+def _pid(log: Path) -> int:
+    """The stage that said it waits."""
+    return int(lines_with(log.read_text(), "waiting ")[0].split()[1])
 
 
 def trained(repository: Path) -> list[str]:
@@ -71,18 +77,21 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
     (repository / "hang").touch()
     command = [sys.executable, "-m", "pipeline.cli", "sweep", "train.beta=2,4", "--jobs", "2", "--name", "s"]
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    with subprocess.Popen(
-        command, cwd=repository, env={**os.environ, **away}, stdout=subprocess.PIPE, text=True
-    ) as sweep:
-        logs = [repository / ".vaeline" / "sweeps" / "s" / f"s-0{number}-beta{2 * number}.log" for number in (1, 2)]
+    folder = repository / ".vaeline" / "sweeps" / "s"
+    logs = [folder / "s-01-beta2.log", folder / "s-02-beta4.log"]
+    with (
+        subprocess.Popen(
+            command, cwd=repository, env={**os.environ, **away}, stdout=subprocess.PIPE, text=True
+        ) as sweep,
+        ExitStack() as stack,
+    ):
+        stack.callback(sweep.kill)
         deadline = time.monotonic() + 300
         while not all(log.exists() and "waiting" in log.read_text() for log in logs):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         family = psutil.Process(sweep.pid).children(recursive=True)
-        family += [
-            psutil.Process(int(line.split()[1])) for log in logs for line in lines_with(log.read_text(), "waiting ")
-        ]
+        family += [psutil.Process(_pid(log)) for log in logs]
         sweep.send_signal(signal.SIGTERM)
         assert sweep.stdout is not None
         said = sweep.stdout.read()
@@ -91,7 +100,7 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
     assert lines_with(said, "stopped: 0 of 2 trials done; go on with: vaeline sweep --resume s")
     _, alive = psutil.wait_procs(family, timeout=20)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    assert not list((repository / ".vaeline" / "sweeps" / "s" / "work").glob("*"))
+    assert not list((folder / "work").glob("*"))
 
     (repository / "hang").unlink()
     (repository / "trained").unlink()
