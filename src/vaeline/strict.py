@@ -45,15 +45,22 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> Any:
     """Parse one YAML file; raises UserError where it is missing, not UTF-8 or not YAML."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text, named `source` in messages; raises UserError where it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{source}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
 
 
 def validate(section: type[S], content: Any, where: str) -> S:
