@@ -1,6 +1,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +61,9 @@ def test_every_image_is_seen_once_an_epoch_the_last_short_batch_too(tmp_path: Pa
     seen: list[torch.Tensor] = []
     real = trainer.step
 
-    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+    def watched(state: trainer.State, batch: Batch, *rest: Any) -> object:
         seen.append(batch.pixels)
-        return real(state, batch, rule)
+        return real(state, batch, *rest)
 
     monkeypatch.setattr(trainer, "step", watched)
     train_small(tmp_path, options(epochs=1))
@@ -161,9 +162,9 @@ def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(
     drawn: list[torch.Tensor] = []
     real = trainer.step
 
-    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+    def watched(state: trainer.State, batch: Batch, *rest: Any) -> object:
         drawn.append(state.model.likelihood.observe(batch.pixels, batch.uniform))
-        return real(state, batch, rule)
+        return real(state, batch, *rest)
 
     monkeypatch.setattr(trainer, "step", watched)
     data = splits(binarise="dynamic")
@@ -196,10 +197,10 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
 ):
     real, calls = trainer.step, []
 
-    def poisoned(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+    def poisoned(state: trainer.State, batch: Batch, *rest: Any) -> object:
         calls.append(1)
         pixels = batch.pixels * float("nan") if len(calls) == 11 else batch.pixels
-        return real(state, Batch(pixels, batch.uniform, batch.normal), rule)
+        return real(state, Batch(pixels, batch.uniform, batch.normal), *rest)
 
     monkeypatch.setattr(trainer, "step", poisoned)
     expected = r"^training diverged: .* not finite at step 11 \(epoch 2\); lower train.learning_rate \(now 0.004\)"
