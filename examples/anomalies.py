@@ -47,8 +47,8 @@ def find(uri: str, path: Path, below: float, picture: Path) -> None:
     elbo = model.score(pixels)
     threshold = np.quantile(model.reference, below)
     least = np.argsort(elbo)[:SHOWN]
-    found = int((elbo < threshold).sum())
-    print(f"{found} of {len(pixels)} images have an ELBO below {threshold:.2f} nats; {below * len(pixels):.1f} expected")
+    found, expected = int((elbo < threshold).sum()), below * len(pixels)
+    print(f"{found} of {len(pixels)} images have an ELBO below {threshold:.2f} nats; {expected:.1f} expected")
     print(f"{'image':>8} {'ELBO':>12}")
     for index in least:
         print(f"{index:>8} {elbo[index]:>12.2f}{'  anomaly' if elbo[index] < threshold else ''}")
@@ -58,7 +58,8 @@ def find(uri: str, path: Path, below: float, picture: Path) -> None:
 
 def draw(images: np.ndarray, reconstructions: np.ndarray, picture: Path) -> None:
     """Two rows of images [N, C, H, W], pixels on [0, 1], each about EDGE pixels high."""
-    rows = [np.concatenate(list(np.pad(row, ((0, 0), (0, 0), (1, 1), (1, 1)))), axis=2) for row in (images, reconstructions)]
+    framed = [np.pad(row, ((0, 0), (0, 0), (1, 1), (1, 1))) for row in (images, reconstructions)]
+    rows = [np.concatenate(list(row), axis=2) for row in framed]
     sheet = np.rint(255 * np.concatenate(rows, axis=1)).astype(np.uint8)  # [C, 2 (H + 2), N (W + 2)]
     times = max(1, EDGE // images.shape[2])
     sheet = np.moveaxis(sheet.repeat(times, axis=1).repeat(times, axis=2), 0, 2)

@@ -7,7 +7,6 @@ not typical (Nalisnick et al. 2019, arXiv:1906.02994).
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -112,12 +111,3 @@ def parse_reference(content: bytes, where: str) -> Values:
     if not np.isfinite(elbo).all():
         raise UserError(f"{where}: holds values that are not finite; allowed: {allowed}")
     return elbo.astype(np.float64)
-
-
-def read_reference(folder: Path) -> Values | None:
-    """The reference that travels in a model's folder, float64 [N]; None where there is none."""
-    path = folder / REFERENCE
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return parse_reference(file.read(LARGEST_FILE + 1), str(path))
