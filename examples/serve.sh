@@ -11,6 +11,10 @@ model=$1 port=${2:-5001} answers=${KEEP:-}
 address="http://127.0.0.1:$port"
 export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///.vaeline/mlflow.db}" MLFLOW_DISABLE_TELEMETRY=true
 
+if curl -s -o /dev/null "$address/"; then
+  echo "error: something answers at $address already: name another port" >&2
+  exit 1
+fi
 scratch=$(mktemp -d)
 mkdir -p "${answers:=$scratch/answers}"
 mlflow models serve -m "$model" --env-manager local --host 127.0.0.1 --port "$port" >"$scratch/log" 2>&1 &
