@@ -1,5 +1,103 @@
 """`vaeline` models, history, promote, rollback: what is live, why, and how to change it."""
 
+import os
+from typing import Annotated
+
 import typer
 
+from pipeline.environment import enter_workspace, prepare_environment
+
 app = typer.Typer()
+
+Name = Annotated[str, typer.Argument(help="The registered model's name.", show_default=False)]
+Reason = Annotated[str, typer.Option(help="Why; kept in the history.", show_default=False)]
+
+
+@app.command()
+def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> None:
+    """Show the registered models: who is champion, what each version measures, what the gate said."""
+    _reach_registry()
+    from pipeline.tables import show, versions_table
+    from vaeline.tracking.operations import find_models, list_versions
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    client = connect()
+    with told_in_one_line():
+        found = find_models(client, name or None)
+        tables = [versions_table(model.name, list_versions(client, model)) for model in found]
+    show(*tables)
+    if not tables:
+        typer.echo("no model is registered yet; `vaeline run` registers the first")
+
+
+@app.command()
+def history(name: Name) -> None:
+    """Show who was champion of a registered model, since when, by whom and why."""
+    _reach_registry()
+    from pipeline.tables import history_table, show
+    from vaeline.tracking.operations import find_models, read_history
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    client = connect()
+    with told_in_one_line():
+        (model,) = find_models(client, name)
+    entries = read_history(model)
+    if entries:
+        show(history_table(name, entries))
+    else:
+        typer.echo(f"{name}: nothing has been decided yet")
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="Its version.", show_default=False, min=1)],
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; needs --reason.")] = False,
+    reason: Reason = "",
+) -> None:
+    """Make a version champion: judged on data/prepared as a new model is, or by force."""
+    if force != bool(reason.strip()):
+        raise typer.BadParameter("--force and --reason TEXT go together: the history keeps why the gate was overruled")
+    _reach_registry()
+    from vaeline.tracking.operations import promote_by_force, promote_by_gate
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    if force:
+        client = connect()
+        with told_in_one_line():
+            decision = promote_by_force(client, name, version, reason.strip())
+    else:
+        enter_workspace()
+        from pipeline.stages.register import read_trial
+        from vaeline.config import read_params
+        from vaeline.data.prepared import load_split
+        from vaeline.workspace import PARAMS, PREPARED
+
+        trial = read_trial(read_params(PARAMS), load_split(PREPARED, "test"))
+        client = connect()
+        with told_in_one_line():
+            decision = promote_by_gate(client, name, version, trial)
+    if decision is None:
+        typer.echo(f"{name} version {version} is the champion already")
+    else:
+        typer.echo(f"{name} version {version} is champion: {'; '.join(decision.reasons)}")
+
+
+@app.command()
+def rollback(name: Name, reason: Reason = "") -> None:
+    """Make the champion before the present one champion again; once more goes further back."""
+    _reach_registry()
+    from vaeline.tracking.operations import rollback as go_back
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    client = connect()
+    with told_in_one_line():
+        before, now = go_back(client, name, reason.strip())
+    typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")
+
+
+def _reach_registry() -> None:
+    """The default store is a repository's; a named one is reached from anywhere."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        enter_workspace()
+    prepare_environment()

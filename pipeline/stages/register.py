@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.stages.entry import run_stage
-from vaeline.config import read_params
+from pipeline.trained import load_trained
+from vaeline.comparison import Scores, score
+from vaeline.config import Params, read_params
+from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.drift import REFERENCE_SEED, spread_evenly
 from vaeline.durable import write_whole
 from vaeline.errors import UserError
+from vaeline.evaluation import Pixels
 from vaeline.inference import TrainedModel
-from vaeline.models import LoadedModel, load_model
-from vaeline.tracking.gate import Evidence
+from vaeline.models import LoadedModel
+from vaeline.tracking.gate import Bar, Evidence
+from vaeline.tracking.promotion import Trial
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
 from vaeline.tracking.store import connect, told_in_one_line
 from vaeline.tracking.sync import ship_now
-from vaeline.training.device import pick_device
+from vaeline.training.device import pick_device, reproducible
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
 
 EXAMPLES = 2  # images kept beside the model to show what goes in
@@ -31,15 +37,14 @@ def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
     params = read_params(PARAMS)
     report = read_report(REPORTS / "metrics.json")
-    test = read_test(PREPARED / "test.npy")
+    loaded, test = load_trained(torch.device("cpu")), load_split(PREPARED, "test")
     client = connect()
-    loaded = load_model(MODEL)
     evidence = gather_evidence(loaded, report)
     with told_in_one_line(), open_model_run(loaded.digest, run_start(params), ship=False) as tracker:
         run_id = ship_now(tracker.spool, client)
         example, reference = np.array(test[:EXAMPLES]), reference_scores(loaded, test)
         candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
-        registration = register(client, candidate, params.register_.minimum_active_units)
+        registration = register(client, candidate, read_trial(params, test))
         tracker.tags({"vaeline.decision": registration.decision})
         ship_now(tracker.spool, client)
     write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
@@ -73,12 +78,17 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def read_test(path: Path) -> np.ndarray:
-    """The test images, uint8 [N, C, H, W], a memory map."""
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+def read_trial(params: Params, test: Pixels) -> Trial:
+    """The gate's questions and its scale: this test split, on this machine's device."""
+    device, section, scoring = pick_device(), params.register_, params.evaluate
+
+    def measure(loaded: LoadedModel) -> Scores:
+        model = copy.deepcopy(loaded.vae).to(device)
+        with reproducible(device):
+            return score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
+
+    bar = Bar(section.minimum_active_units, section.margin, section.confidence, section.psnr_tolerance)
+    return Trial(bar, manifest_digest(PREPARED), measure)
 
 
 def reference_scores(loaded: LoadedModel, test: np.ndarray) -> np.ndarray | None:

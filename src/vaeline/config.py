@@ -188,6 +188,9 @@ class Register(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     minimum_active_units: Annotated[int, Field(ge=0)]
+    margin: NonNegative = 0.1  # nats per image
+    confidence: Annotated[FiniteFloat, Field(gt=0.5, lt=1)] = 0.95
+    psnr_tolerance: NonNegative = 0.5  # decibels
 
 
 class Params(Section):

@@ -201,7 +201,10 @@ def _bits(model: VAE, log_likelihoods: Values) -> float:
     return bits_per_dimension(float(log_likelihoods.mean()), math.prod(model.shape), density_on_unit_interval=density)
 
 
+def mean_psnr(squared_errors: Values) -> float:
+    """The mean PSNR over images in decibels; an error below that of rounding to 8 bits counts as that (58.9 dB)."""
+    return float(metrics.psnr(torch.from_numpy(squared_errors).clamp(min=FINEST_SQUARED_ERROR)).mean())
+
+
 def _reconstruction_report(squared_errors: Values) -> dict[str, float]:
-    """PSNR is the mean over images; an error below that of rounding to 8 bits counts as that (58.9 dB)."""
-    visible = torch.from_numpy(squared_errors).clamp(min=FINEST_SQUARED_ERROR)
-    return {"mse": _mean("test", "mse", squared_errors)["mse"], "psnr": float(metrics.psnr(visible).mean())}
+    return {"mse": _mean("test", "mse", squared_errors)["mse"], "psnr": mean_psnr(squared_errors)}

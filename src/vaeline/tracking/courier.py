@@ -1,6 +1,5 @@
 """Carries one spool to MLflow, each event once. Imported where MLflow is needed anyway: shipper, sync, register."""
 
-import getpass
 import json
 import logging
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from vaeline.tracking.provenance import user
 from vaeline.tracking.spool import Event, Progress, Spool
 from vaeline.tracking.store import experiment_id, redact
 
@@ -122,7 +122,7 @@ class Courier:
             run_id = self._find({"vaeline.model_digest": event["find"]}, everywhere)
             self.progress.made = run_id is None
         if run_id is None:
-            tags = {"mlflow.user": _user(), "vaeline.spool": event["nonce"]}
+            tags = {"mlflow.user": user(), "vaeline.spool": event["nonce"]}
             run = self.client.create_run(experiment, event["time"], tags, event["name"])
             run_id = str(run.info.run_id)
         self.progress.run_id = run_id
@@ -189,10 +189,3 @@ def _dataset(described: dict[str, Any]) -> DatasetInput:
         profile=json.dumps({split: facts.get("count") for split, facts in manifest.get("splits", {}).items()}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"

@@ -1,5 +1,6 @@
 """What a run says about where it comes from: params, tags, git state, data set. No mlflow import."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -79,6 +80,14 @@ def flatten_metrics(report: Mapping[str, Any], prefix: str = "") -> dict[str, fl
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = float(value)
     return flat
+
+
+def user() -> str:
+    """Who is at work here."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

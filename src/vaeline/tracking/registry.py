@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vaeline.tracking.gate import Decision, Evidence, decide
-from vaeline.tracking.locks import locked
-from vaeline.workspace import state_folder
+from vaeline.tracking.gate import Evidence
+from vaeline.tracking.promotion import CHAMPION, Trial, champion_of, contest, registry_lock
+from vaeline.tracking.stored import DIGEST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 
     from vaeline.models import LoadedModel
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-DIGEST = "vaeline.model_digest"
+TEST_METRICS = ("elbo", "nll", "psnr")  # that a version shows
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +46,26 @@ class Registration:
     name: str
     decision: str  # promoted | rejected | unchanged
     reasons: tuple[str, ...]
+    gate: Mapping[str, float]  # the numbers behind them
 
 
-def register(client: "MlflowClient", candidate: Candidate, minimum_active_units: int) -> Registration:
+def register(client: "MlflowClient", candidate: Candidate, trial: Trial) -> Registration:
     """Register a model once, however often and from wherever this is called, and decide on the champion.
 
     The alias moves last: after the upload, and after the model was loaded back. What was decided is written on the
     version as tags; for a model that already is the champion it is read from there, so that a repetition says the same.
     """
-    state_folder().mkdir(parents=True, exist_ok=True)
-    with locked(state_folder() / "registry.lock"):
+    with registry_lock(client):
         version = find_version(client, candidate.name, candidate.evidence.digest) or _publish(client, candidate)
-        champion = _champion(client, candidate.name)
+        champion = champion_of(client, client.get_registered_model(candidate.name))
         if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", candidate.name, version.version)
             return _recorded(candidate, version)
-        to_beat = read_evidence(champion.tags) if champion is not None else None
-        decision = decide(candidate.evidence, to_beat, minimum_active_units)
-        return _apply(client, candidate, version, decision)
+        for key, value in evidence_tags(candidate.evidence).items():  # it may have been evaluated anew
+            client.set_model_version_tag(candidate.name, version.version, key, value)
+        decision = contest(client, version, trial.contender(candidate.loaded, candidate.evidence), trial)
+    word = "promoted" if decision.promote else "rejected"
+    return Registration(candidate.evidence.digest, candidate.name, word, decision.reasons, decision.numbers)
 
 
 def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
@@ -76,6 +76,7 @@ def find_version(client: "MlflowClient", name: str, digest: str) -> "ModelVersio
 
 def evidence_tags(evidence: Evidence) -> dict[str, str]:
     """What a version keeps of the evidence, for comparison with later models."""
+    measured = {name: evidence.metrics[f"test/{name}"] for name in TEST_METRICS if f"test/{name}" in evidence.metrics}
     return {
         DIGEST: evidence.digest,
         "vaeline.data_digest": evidence.data_digest,
@@ -83,24 +84,8 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
         "vaeline.objective": evidence.objective,
         "vaeline.validation_elbo": repr(evidence.validation_elbo),
         "vaeline.active_units": str(evidence.active_units),
+        **{f"vaeline.test_{name}": repr(value) for name, value in measured.items()},
     }
-
-
-def read_evidence(tags: Mapping[str, str]) -> Evidence:
-    """The inverse; a version that someone registered by hand has nothing to compare."""
-    try:
-        elbo, units = float(tags["vaeline.validation_elbo"]), int(tags["vaeline.active_units"])
-    except (KeyError, ValueError):
-        elbo, units = math.nan, 0
-    text = {
-        name: tags.get(f"vaeline.{name}", "") for name in ("model_digest", "data_digest", "likelihood", "objective")
-    }
-    return Evidence(text["model_digest"], text["data_digest"], text["likelihood"], text["objective"], elbo, units)
-
-
-def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    alias = client.get_registered_model(name).aliases.get(CHAMPION)
-    return client.get_model_version(name, alias) if alias else None
 
 
 def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
@@ -185,25 +170,13 @@ def _upload(client: "MlflowClient", candidate: Candidate, serial: int) -> tuple[
     return uri, stored.model_id, manifest
 
 
-def _apply(client: "MlflowClient", candidate: Candidate, version: "ModelVersion", decision: Decision) -> Registration:
-    """Write the decision on the version, then move the alias."""
-    word = "promoted" if decision.promote else "rejected"
-    tags = evidence_tags(candidate.evidence)
-    tags |= {"vaeline.reasons": json.dumps(decision.reasons), "vaeline.decision": word}
-    for key, value in tags.items():
-        client.set_model_version_tag(candidate.name, version.version, key, value)
-    alias = CHAMPION if decision.promote else CHALLENGER
-    client.set_registered_model_alias(candidate.name, alias, version.version)
-    log.info("%s version %s: %s (%s)", candidate.name, version.version, word, "; ".join(decision.reasons))
-    return Registration(candidate.evidence.digest, candidate.name, word, decision.reasons)
-
-
 def _recorded(candidate: Candidate, version: "ModelVersion") -> Registration:
     """What was decided when this champion was promoted; `unchanged` where someone else set the alias."""
     digest, name = candidate.evidence.digest, candidate.name
     if version.tags.get("vaeline.decision") != "promoted":
-        return Registration(digest, name, "unchanged", ("it is the champion already",))
-    return Registration(digest, name, "promoted", tuple(json.loads(version.tags["vaeline.reasons"])))
+        return Registration(digest, name, "unchanged", ("it is the champion already",), {})
+    reasons, numbers = (json.loads(version.tags.get(f"vaeline.{key}", "[]")) for key in ("reasons", "gate"))
+    return Registration(digest, name, "promoted", tuple(reasons), dict(numbers))
 
 
 def _how_to_use(name: str) -> str:
