@@ -1,13 +1,25 @@
 import math
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 
-from vaeline.tracking.gate import Evidence, decide
+from vaeline.comparison import Scores
+from vaeline.tracking.gate import Bar, Contender, Decision, Evidence, Unreadable, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})
-CHAMPION = replace(MODEL, digest="b", validation_elbo=-100.5)
+BAR = Bar(minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
+HARD = np.random.default_rng(0).normal(-100.0, 30.0, 400)  # ELBOs vary far more between images than between models
+CHAMPION = Contender(replace(MODEL, digest="b"), Scores(HARD, 20.0, 5))
+
+
+def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **changes: Any) -> Contender:
+    """Its paired differences have exactly this mean and standard deviation."""
+    noise = np.random.default_rng(1).normal(size=len(HARD))
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    return Contender(replace(MODEL, **changes), Scores(HARD + gain + spread * noise, psnr, 5))
 
 
 @pytest.mark.parametrize(
@@ -24,61 +36,112 @@ CHAMPION = replace(MODEL, digest="b", validation_elbo=-100.5)
 )
 @pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_an_unsound_model_is_rejected_with_or_without_a_champion(
-    changes: dict[str, Any], reason: str, champion: Evidence | None
+    changes: dict[str, Any], reason: str, champion: Contender | None
 ):
-    decision = decide(replace(MODEL, **changes), champion, minimum_active_units=2)
+    decision = decide(challenger(**changes), champion, BAR)
     assert not decision.promote
     assert len(decision.reasons) == 1
     assert decision.reasons[0].startswith(reason)
 
 
 def test_every_fault_is_told():
-    bad = replace(MODEL, active_units=0, metrics={"a": math.nan})
-    assert decide(bad, None, 1).reasons == (
-        "not finite: a",
-        "0 active units, register.minimum_active_units is 1",
-    )
+    bad = challenger(-1.0, psnr=10.0, active_units=0, metrics={"a": math.nan})
+    told = decide(bad, CHAMPION, BAR).reasons
+    words = ("not finite: a", "0 active units", "gain -1.0000", "PSNR 10.00 dB, the champion's 20.00: worse")
+    assert len(told) == len(words)
+    for reason, word in zip(told, words, strict=True):
+        assert reason.startswith(word)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_single_image_whose_elbo_is_not_finite_is_enough_to_reject(value: float):
+    scores = challenger().scores
+    assert scores is not None
+    scores.elbo[7] = value
+    for champion in (None, CHAMPION):
+        decision = decide(Contender(MODEL, scores), champion, BAR)
+        assert decision.reasons == ("not finite: its ELBO on 1 of 400 test images, its PSNR 20.00 dB",)
+        assert all(math.isfinite(number) for number in decision.numbers.values())
 
 
 def test_a_model_trained_under_iwae_is_judged_by_its_elbo_like_any_other():
-    trained = replace(MODEL, digest="c" * 64, objective="iwae")
-    assert decide(trained, None, 2).promote
-    assert decide(replace(trained, validation_elbo=1.0), CHAMPION, 2).promote
-    assert not decide(replace(trained, validation_elbo=math.nan), None, 2).promote
+    trained = challenger(digest="c" * 64, objective="iwae")
+    assert decide(trained, None, BAR).promote
+    assert decide(trained, CHAMPION, BAR).promote
 
 
 @pytest.mark.parametrize("units", [2, 3])
 def test_the_first_sound_model_is_promoted(units: int):
-    decision = decide(replace(MODEL, active_units=units), None, 2)
+    decision = decide(challenger(active_units=units), None, BAR)
     assert decision.promote
     assert decision.reasons == ("no champion before it",)
 
 
-@pytest.mark.parametrize(("elbo", "promote"), [(-100.4, True), (-100.5, False), (-100.6, False)])
-def test_only_a_strictly_better_validation_elbo_takes_the_place(elbo: float, promote: bool):
-    decision = decide(replace(MODEL, validation_elbo=elbo), CHAMPION, 2)
-    assert decision.promote is promote
-    assert f"{elbo:.4f}" in decision.reasons[0]
-    assert "-100.5000" in decision.reasons[0]
+@pytest.mark.parametrize("confidence", [0.6, 0.95, 0.999])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+@pytest.mark.parametrize("spread", [0.5, 8.0])
+def test_promoted_exactly_above_the_margin_by_the_quantile_of_the_paired_standard_error(
+    confidence: float, margin: float, spread: float
+):
+    """By hand: se = sd / sqrt(400) = spread / 20, whatever the images' own spread of 30 nats."""
+    bar = replace(BAR, margin=margin, confidence=confidence)
+    edge = margin + NormalDist().inv_cdf(confidence) * spread / 20
+    above, below = (decide(challenger(edge + step, spread), CHAMPION, bar) for step in (1e-6, -1e-6))
+    assert above.promote
+    assert not below.promote
+    assert above.numbers["gain"] == pytest.approx(edge, abs=1e-5)
+    assert above.numbers["gain_se"] == pytest.approx(spread / 20)
+    assert above.numbers["gain_lower"] == pytest.approx(margin, abs=1e-5)
+    assert f"not above register.margin {margin:g}" in below.reasons[0]
+
+
+def test_a_model_with_no_true_gain_is_promoted_no_more_often_than_the_confidence_allows():
+    random = np.random.default_rng(2)
+    scores = [Scores(HARD + random.normal(size=len(HARD)), 20.0, 5) for _ in range(2000)]
+    wrong = sum(decide(Contender(MODEL, found), CHAMPION, BAR).promote for found in scores)
+    assert 60 <= wrong <= 140  # 100 expected, standard deviation 9.7
+
+
+def test_an_equal_challenger_is_rejected_at_any_margin():
+    assert CHAMPION.scores is not None
+    decision = decide(Contender(MODEL, CHAMPION.scores), CHAMPION, BAR)
+    assert not decision.promote
+    assert decision.reasons[0].startswith("gain +0.0000 ± 0.0000 nats per image")
+
+
+@pytest.mark.parametrize(("psnr", "promote"), [(25.0, True), (19.5, True), (19.49, False)])
+def test_reconstructions_may_be_worse_by_the_tolerance_and_no_more(psnr: float, promote: bool):
+    assert decide(challenger(psnr=psnr), CHAMPION, BAR).promote is promote
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"data_digest": "other"}, "its data is data, the champion's other"),
-        ({"data_digest": ""}, "its data is data, the champion's unknown"),
         ({"likelihood": "bernoulli"}, "its likelihood is gaussian, the champion's bernoulli"),
-        ({"validation_elbo": math.nan}, "the champion has no recorded validation ELBO"),
+        ({"objective": "autoencoder"}, "the champion is an autoencoder, which has no ELBO"),
     ],
 )
 def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_told(changes: dict[str, Any], words: str):
-    decision = decide(replace(MODEL, validation_elbo=0.0), replace(CHAMPION, **changes), 2)
+    assert_not_compared(decide(challenger(), Contender(replace(CHAMPION.evidence, **changes), None), BAR), words)
+
+
+def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_told():
+    broken = Scores(np.full(400, math.nan), 20.0, 5)
+    assert_not_compared(decide(challenger(), Unreadable("it is torn"), BAR), "the champion cannot be read: it is torn")
+    assert_not_compared(
+        decide(challenger(), replace(CHAMPION, scores=broken), BAR), "the champion's scores on the test split"
+    )
+
+
+def assert_not_compared(decision: Decision, words: str) -> None:
     assert not decision.promote
-    assert decision.reasons[0].startswith(f"not compared: {words}")
-    assert "alias champion" in decision.reasons[0]
+    (reason,) = decision.reasons
+    assert reason.startswith(f"not compared: {words}")
+    assert "--force --reason TEXT" in reason
 
 
 def test_the_champion_itself_changes_nothing():
-    decision = decide(MODEL, replace(CHAMPION, digest="a"), 2)
+    decision = decide(challenger(digest="b"), CHAMPION, BAR)
     assert not decision.promote
     assert decision.reasons == ("it is the champion already",)

@@ -1,8 +1,8 @@
 """Who was champion, why, and by whom: entries on the registered model that are only ever added.
 
 An entry is a tag `vaeline.history.<ms>-<random>` with a JSON value, so that writers never overwrite each other. It is
-written before the alias moves: an entry whose alias never moved (a crash, someone faster) is known by the next one,
-which started from another champion.
+written before the alias moves, and confirmed by a tag `vaeline.carried_out.<ms>-<random>` after; where a crash came in
+between, the alias itself tells, or the next entry, which says from which champion it started.
 """
 
 import json
@@ -20,7 +20,7 @@ from vaeline.tracking.provenance import user
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PREFIX = "vaeline.history."
+PREFIX, CONFIRMED = "vaeline.history.", "vaeline.carried_out."
 # settle: of several that were promoted at once, the one that the gate prefers
 Action = Literal["promote", "reject", "rollback", "settle"]
 
@@ -42,6 +42,7 @@ class Entry:
     who: str = ""
     time: str = ""  # ISO 8601, UTC
     key: str = ""  # of the tag
+    confirmed: bool = False  # that the alias moved
 
     @property
     def by_hand(self) -> bool:
@@ -60,14 +61,15 @@ class Entry:
 
     def same(self, other: "Entry") -> bool:
         """Whether it says what another one says, but for when and by whom."""
-        mine, others = (replace(entry, who="", time="", key="") for entry in (self, other))
+        mine, others = (replace(entry, who="", time="", key="", confirmed=False) for entry in (self, other))
         return mine == others
 
 
 def read(tags: Mapping[str, str]) -> list[Entry]:
     """The entries among a registered model's tags, in order; what is no entry is told and left out."""
-    found = (_parse(key, tags[key]) for key in sorted(tags, key=_order) if key.startswith(PREFIX))
-    return [entry for entry in found if entry is not None]
+    keys = sorted((key for key in tags if key.startswith(PREFIX)), key=_order)
+    found = [(_parse(key, tags[key]), key.replace(PREFIX, CONFIRMED, 1) in tags) for key in keys]
+    return [replace(entry, confirmed=confirmed) for entry, confirmed in found if entry is not None]
 
 
 def record(client: "MlflowClient", name: str, entry: Entry) -> str:
@@ -97,13 +99,18 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
     return key
 
 
+def confirm(client: "MlflowClient", name: str, key: str) -> None:
+    """Note that the alias moved as the entry says."""
+    client.set_registered_model_tag(name, key.replace(PREFIX, CONFIRMED, 1), "true")
+
+
 def carried_out(entries: Sequence[Entry], current: str | None) -> list[bool]:
-    """Which entries came to pass: a move did where the next one started from its version, the last one where its
-    version is champion now. Where the alias was taken away in between, nobody knows: it counts.
+    """Which entries came to pass: those confirmed; else a move where the next one started from its version, or, of
+    the last one, its version is champion now.
     """
     done, after = [], current
     for entry in reversed(entries):
-        done.append(not entry.moves or after in (entry.version, None))
+        done.append(not entry.moves or entry.confirmed or after == entry.version)
         after = entry.before if entry.moves else after
     return done[::-1]
 
@@ -140,7 +147,7 @@ def rolled_back(entries: Sequence[Entry], current: str | None, version: str) -> 
 def _repeated(entries: Sequence[Entry], entry: Entry) -> Entry | None:
     """The entry that a repetition would add again: the last move, or the last word on the rejected version."""
     alike = [e for e in entries if (e.moves if entry.moves else e.version == entry.version)]
-    return alike[-1] if alike and alike[-1].same(entry) else None
+    return alike[-1] if alike and alike[-1].same(entry) and not alike[-1].confirmed else None
 
 
 def _order(key: str) -> tuple[int, str]:

@@ -12,12 +12,11 @@ from vaeline.tracking.history import Entry
 from vaeline.tracking.promotion import (
     CHAMPION,
     Trial,
-    champion_of,
     entry_of,
     judge,
     move,
-    number_of,
     promote,
+    read_standing,
     registry_lock,
     write_decision,
 )
@@ -85,9 +84,8 @@ def promote_by_gate(client: "MlflowClient", name: str, number: int, trial: Trial
     Raises UserError with the gate's reasons where it does not agree.
     """
     with registry_lock(client):
-        version, model = _find_version(client, name, number)
-        champion = champion_of(client, model)
-        if number_of(champion) == str(number):
+        version, standing = _find_version(client, name, number), read_standing(client, name)
+        if standing.current == str(number):
             return None
         try:
             loaded = load_version(client, version)
@@ -98,9 +96,9 @@ def promote_by_gate(client: "MlflowClient", name: str, number: int, trial: Trial
                 f"{name} version {number}: its data is {theirs[:12]}, data/prepared is {trial.data_digest[:12]}: "
                 f"the gate cannot judge it; `dvc checkout` its data, or {FORCE}"
             )
-        decision = judge(client, version, trial.contender(loaded), champion, trial)
+        decision = judge(client, version, trial.contender(loaded), standing.champion, trial)
         if decision.promote:
-            decision = promote(client, version, decision, model, trial)
+            decision = promote(client, version, decision, standing, trial)
     if not decision.promote:
         raise UserError(f"{name} version {number}: the gate says no: {'; '.join(decision.reasons)} ({FORCE} overrules)")
     return decision
@@ -112,15 +110,15 @@ def promote_by_force(client: "MlflowClient", name: str, number: int, reason: str
     Raises UserError where it does not even load and predict.
     """
     with registry_lock(client):
-        version, model = _find_version(client, name, number)
-        if number_of(champion_of(client, model)) == str(number):
+        version, standing = _find_version(client, name, number), read_standing(client, name)
+        if standing.current == str(number):
             return None
         if wrong := smoke_test(version):
             raise UserError(f"{name} version {number}: does not load and predict in a fresh process: {wrong}")
         decision = Decision(True, (f"forced: {reason}",))
         write_decision(client, version, decision)
-        entry = entry_of("promote", version, champion_of(client, model), decision)
-        move(client, name, replace(entry, forced=True, reason=reason), model, None)
+        entry = entry_of("promote", version, standing, decision)
+        move(client, name, replace(entry, forced=True, reason=reason), standing, None)
         return decision
 
 
@@ -131,11 +129,10 @@ def rollback(client: "MlflowClient", name: str, reason: str = "") -> tuple[str |
     none to go back to, or where it does not load.
     """
     with registry_lock(client):
-        (model,) = find_models(client, name)
-        current = number_of(champion_of(client, model))
-        before = history.champions(history.read(model.tags), current)
-        before = [number for number in before if number != current]
-        there = {str(version.version): version for version in find_versions(client, name)}
+        there = {str(version.version): version for version in find_versions(client, find_models(client, name)[0].name)}
+        standing = read_standing(client, name)
+        current = standing.current
+        before = [number for number in history.champions(standing.entries, current) if number != current]
         target = next((there[number] for number in reversed(before) if number in there), None)
         if target is None:
             held = f"version {current} is champion and" if current else "nobody is champion and"
@@ -146,16 +143,16 @@ def rollback(client: "MlflowClient", name: str, reason: str = "") -> tuple[str |
                 f"`vaeline promote {name} VERSION {FORCE}` takes another"
             )
         decision = Decision(True, (f"back from version {current}" if current else "the alias was gone",))
-        entry = replace(entry_of("rollback", target, None, decision), before=current, reason=reason)
-        return current, move(client, name, entry, model, None)
+        entry = replace(entry_of("rollback", target, standing, decision), reason=reason)
+        return current, move(client, name, entry, standing, None)
 
 
-def _find_version(client: "MlflowClient", name: str, number: int) -> "tuple[ModelVersion, RegisteredModel]":
-    """A version and its registered model. Raises UserError, saying which there are, where there is no such."""
+def _find_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion":
+    """A version. Raises UserError, saying which there are, where there is no such."""
     (model,) = find_models(client, name)
-    versions = find_versions(client, name)
+    versions = find_versions(client, model.name)
     chosen = next((version for version in versions if int(version.version) == number), None)
     if chosen is None:
         there = ", ".join(str(version.version) for version in reversed(versions)) or "none"
         raise UserError(f"{name}: found no version {number}; there are: {there}")
-    return chosen, model
+    return chosen

@@ -26,7 +26,7 @@ from vaeline.workspace import state_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
     from vaeline.models import LoadedModel
 
@@ -73,17 +73,37 @@ def registry_lock(client: "MlflowClient") -> Iterator[None]:
         yield
 
 
-def champion_of(client: "MlflowClient", model: "RegisteredModel") -> "ModelVersion | None":
-    """The present champion; None where nobody has the alias, or its version is gone."""
+@dataclass(frozen=True)
+class Standing:
+    """A registered model at one moment, before it is changed."""
+
+    entries: tuple[Entry, ...]
+    champion: "ModelVersion | None"  # None where nobody has the alias, or its version is gone
+
+    @property
+    def current(self) -> str | None:
+        """The champion's version."""
+        return None if self.champion is None else str(self.champion.version)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The keys of the entries that have come to pass or were given up; the others may be at it still."""
+        since = time.time_ns() // 1_000_000 - PENDING_MS
+        done = history.carried_out(self.entries, self.current)
+        return frozenset(e.key for e, past in zip(self.entries, done, strict=True) if past or e.milliseconds < since)
+
+
+def read_standing(client: "MlflowClient", name: str) -> Standing:
+    """The history first and the champion after it: one who is confirmed there is seen as champion, or a later one."""
     from mlflow.exceptions import MlflowException
 
-    alias = model.aliases.get(CHAMPION)
+    entries = tuple(history.read(client.get_registered_model(name).tags))
     try:
-        return client.get_model_version(model.name, alias) if alias else None
+        return Standing(entries, client.get_model_version_by_alias(name, CHAMPION))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return None
+        return Standing(entries, None)
 
 
 def contest(client: "MlflowClient", version: "ModelVersion", challenger: Contender, trial: Trial) -> Decision:
@@ -91,30 +111,29 @@ def contest(client: "MlflowClient", version: "ModelVersion", challenger: Contend
 
     The caller holds the lock. A crash between any two steps leaves the old champion; a repetition goes on from there.
     """
-    model = client.get_registered_model(version.name)
-    champion = champion_of(client, model)
-    decision = judge(client, version, challenger, champion, trial)
-    if decision.promote and history.rolled_back(history.read(model.tags), number_of(champion), str(version.version)):
+    standing = read_standing(client, version.name)
+    decision = judge(client, version, challenger, standing.champion, trial)
+    if decision.promote and history.rolled_back(standing.entries, standing.current, str(version.version)):
         why = f"it was rolled back; `vaeline promote {version.name} VERSION` puts it back"
         decision = Decision(False, (why,), decision.numbers)
     if decision.promote:
-        return promote(client, version, decision, model, trial)
+        return promote(client, version, decision, standing, trial)
     write_decision(client, version, decision)
-    history.record(client, version.name, entry_of("reject", version, champion, decision))
+    history.record(client, version.name, entry_of("reject", version, standing, decision))
     client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     return decision
 
 
 def promote(
-    client: "MlflowClient", version: "ModelVersion", decision: Decision, model: "RegisteredModel", trial: Trial
+    client: "MlflowClient", version: "ModelVersion", decision: Decision, standing: Standing, trial: Trial
 ) -> Decision:
-    """Carry out the gate's decision on a version; `model` is the registered model as it was when judged.
+    """Carry out the gate's decision on a version, made on this standing.
 
     Returns what it came to: one that was promoted at the same time may be the better one.
     """
     write_decision(client, version, decision)
-    entry = entry_of("promote", version, champion_of(client, model), decision)
-    if move(client, version.name, entry, model, trial) == entry.version:
+    entry = entry_of("promote", version, standing, decision)
+    if move(client, version.name, entry, standing, trial) == entry.version:
         return decision
     lost = Decision(False, ("one that was promoted at the same time is better by the gate",), decision.numbers)
     write_decision(client, version, lost)
@@ -122,15 +141,10 @@ def promote(
     return lost
 
 
-def entry_of(action: Action, version: "ModelVersion", champion: "ModelVersion | None", decision: Decision) -> Entry:
+def entry_of(action: Action, version: "ModelVersion", standing: Standing, decision: Decision) -> Entry:
     """The line of the history on a decision."""
     digest, numbers = version.tags.get(DIGEST, ""), decision.numbers
-    return Entry(action, str(version.version), number_of(champion), digest, decision.reasons, numbers)
-
-
-def number_of(version: "ModelVersion | None") -> str | None:
-    """MLflow says whole numbers here and text there."""
-    return None if version is None else str(version.version)
+    return Entry(action, str(version.version), standing.current, digest, decision.reasons, numbers)
 
 
 def judge(
@@ -161,39 +175,33 @@ def write_decision(client: "MlflowClient", version: "ModelVersion", decision: De
     )
 
 
-def move(client: "MlflowClient", name: str, entry: Entry, model: "RegisteredModel", trial: Trial | None) -> str:
-    """Make an entry's version the champion, then agree with those who did so since `model` was read.
+def move(client: "MlflowClient", name: str, entry: Entry, standing: Standing, trial: Trial | None) -> str:
+    """Make an entry's version the champion, then agree with those who did so since the standing was read.
 
     Returns the version that is champion in the end. `trial` is needed where the gate must tell the better one; a
     person's order needs none.
     """
-    own = history.record(client, name, entry)
-    known = _settled_entries(model) - {own}
-    _set_champion(client, name, entry.version)
+    known = standing.settled - {_crown(client, name, entry)}
     for _ in range(ROUNDS):
-        now = client.get_registered_model(name)
-        rivals = [e for e in history.read(now.tags) if e.key not in known and e.action in ("promote", "rollback")]
-        rightful, current = _rightful(client, name, rivals, trial), now.aliases.get(CHAMPION)
-        if current == rightful.version:
+        now = read_standing(client, name)
+        rivals = [e for e in now.entries if e.key not in known and e.action in ("promote", "rollback")]
+        rightful = _rightful(client, name, rivals, trial)
+        if now.current == rightful.version:
             return rightful.version
-        log.info("%s: version %s was promoted at the same time", name, current)
+        log.info("%s: version %s was promoted at the same time", name, now.current)
         why = "of those promoted at the same time it is the one that stays"
-        history.record(client, name, replace(rightful, action="settle", before=current, reasons=(why,), numbers={}))
-        _set_champion(client, name, rightful.version)
+        _crown(client, name, replace(rightful, action="settle", before=now.current, reasons=(why,), numbers={}))
     raise UserError(f"{name}: others move the alias {CHAMPION} all the time; look at `vaeline history {name}`")
 
 
-def _settled_entries(model: "RegisteredModel") -> frozenset[str]:
-    """The keys of what had come to pass, or was given up, when `model` was read; the rest may be at it still."""
-    entries, since = history.read(model.tags), time.time_ns() // 1_000_000 - PENDING_MS
-    done = history.carried_out(entries, model.aliases.get(CHAMPION))
-    return frozenset(e.key for e, past in zip(entries, done, strict=True) if past or e.milliseconds < since)
-
-
-def _set_champion(client: "MlflowClient", name: str, version: str) -> None:
-    if client.get_registered_model(name).aliases.get(CHALLENGER) == version:
+def _crown(client: "MlflowClient", name: str, entry: Entry) -> str:
+    """The entry, the alias, the confirmation; returns the entry's key."""
+    key = history.record(client, name, entry)
+    if client.get_registered_model(name).aliases.get(CHALLENGER) == entry.version:
         client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_registered_model_alias(name, CHAMPION, version)
+    client.set_registered_model_alias(name, CHAMPION, entry.version)
+    history.confirm(client, name, key)
+    return key
 
 
 def _opponent(

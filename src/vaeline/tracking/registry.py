@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vaeline.tracking.gate import Evidence
-from vaeline.tracking.promotion import CHAMPION, Trial, champion_of, contest, registry_lock
+from vaeline.tracking.promotion import CHAMPION, Trial, contest, read_standing, registry_lock
 from vaeline.tracking.stored import DIGEST
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def register(client: "MlflowClient", candidate: Candidate, trial: Trial) -> Regi
     """
     with registry_lock(client):
         version = find_version(client, candidate.name, candidate.evidence.digest) or _publish(client, candidate)
-        champion = champion_of(client, client.get_registered_model(candidate.name))
+        champion = read_standing(client, candidate.name).champion
         if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", candidate.name, version.version)
             return _recorded(candidate, version)

@@ -13,9 +13,8 @@ import mlflow.pyfunc
 import numpy as np
 
 
-def main(uri: str, seconds: str) -> None:
+def predict(uri: str) -> None:
     """Load, reconstruct and sample; raises ValueError where an answer is not of finite pixels."""
-    signal.alarm(int(seconds))
     model = mlflow.pyfunc.load_model(uri)
     shape = tuple(model.metadata.metadata["methods"]["reconstruct"]["input"]["shape"][1:])
     black = np.zeros((2, *shape), np.uint8)
@@ -26,4 +25,5 @@ def main(uri: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    signal.alarm(int(sys.argv[2]))
+    predict(sys.argv[1])
