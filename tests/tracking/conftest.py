@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,10 @@ from vaeline.digests import file_digest
 from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.store import connect
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+NAME = "vaeline-fashion-mnist"
 ROOT = Path(__file__).parents[2]
 START = RunStart("experiment", "run", {"train.beta": "1.0"}, {"vaeline.data_digest": "d" * 64})
 
@@ -150,3 +154,87 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, outputs: Callable[..., Path
 def package(sealed: Path, tmp_path: Path) -> Path:
     """A copy of the signed package, to be spoilt."""
     return shutil.copytree(sealed / "package", tmp_path / "package")
+
+
+@pytest.fixture(scope="session")
+def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose registry holds versions 1 to 4, each better than the one before, none judged yet."""
+    from pipeline.stages import register as stage
+    from vaeline.models import load_model
+    from vaeline.tracking.registry import Candidate, publish
+    from vaeline.tracking.runs import open_model_run
+    from vaeline.tracking.sync import ship_now
+
+    root = tmp_path_factory.mktemp("stocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        enter(patch, root)
+        patch.setenv("VAELINE_SHIPPER", "off")
+        (root / ".vaeline").mkdir()
+        shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
+        client = connect()
+        for seed, sigma in enumerate((1.2, 0.8, 0.5, 0.3), 1):
+            outputs(seed, folder=root, sigma=sigma)
+            loaded, report = load_model(root / "models"), stage.read_report(root / "reports" / "metrics.json")
+            with open_model_run(loaded.digest, START, ship=False) as tracker:
+                run_id = ship_now(tracker.spool, client)
+            example = np.zeros((2, 1, 5, 4), np.uint8)
+            evidence = stage.gather_evidence(loaded, report)
+            publish(client, Candidate(NAME, root / "models", loaded, example, evidence, run_id))
+    return root
+
+
+@pytest.fixture
+def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> "Shelf":
+    """The stocked registry in a repository of its own; the stored models are shared."""
+    monkeypatch.setattr("vaeline.tracking.operations.smoke_test", smoke_here)
+    for part in ("data", "models", "reports", "params.yaml"):
+        whole = stocked / part
+        (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)
+    (repository / ".vaeline").mkdir()
+    shutil.copy(stocked / ".vaeline" / "mlflow.db", repository / ".vaeline")
+    (repository / "dvc.yaml").write_text("stages: {}")
+    return Shelf(connect())
+
+
+class Shelf:
+    """What tests do with the stocked registry."""
+
+    def __init__(self, client: "MlflowClient") -> None:
+        from pipeline.stages.register import read_trial
+        from vaeline.config import read_params
+        from vaeline.data.prepared import load_split
+
+        self.client = client
+        test = load_split(Path("data/prepared"), "test")
+        trial = read_trial(read_params(Path("params.yaml")), test)
+        bar = replace(trial.bar, minimum_active_units=0)  # nothing is trained here
+        self.trial = replace(trial, bar=bar, smoke_test=lambda version: None)
+
+    def contest(self, number: int, client: Any = None, trial: Any = None) -> Any:
+        """Judge a version as the stage does, through another client where one is given."""
+        from vaeline.tracking.promotion import contest
+        from vaeline.tracking.stored import load_version
+
+        version, judge = self.client.get_model_version(NAME, str(number)), trial or self.trial
+        return contest(client or self.client, version, judge.contender(load_version(self.client, version)), judge)
+
+    def aliases(self) -> dict[str, str]:
+        found = self.client.get_registered_model(NAME).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+    def history(self) -> list[tuple[str, str, str | None]]:
+        from vaeline.tracking.history import read
+
+        told = read(self.client.get_registered_model(NAME).tags)
+        return [(entry.action, entry.version, entry.before) for entry in told]
+
+    def tags(self, number: int) -> dict[str, str]:
+        return dict(self.client.get_model_version(NAME, str(number)).tags)
+
+    def weights(self, number: int) -> Path:
+        """The stored file of a version. It is shared: put back what you change."""
+        import mlflow
+
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}"))
+        return next(folder.rglob("model.safetensors"))

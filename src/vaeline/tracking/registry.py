@@ -56,7 +56,7 @@ def register(client: "MlflowClient", candidate: Candidate, trial: Trial) -> Regi
     version as tags; for a model that already is the champion it is read from there, so that a repetition says the same.
     """
     with registry_lock(client):
-        version = find_version(client, candidate.name, candidate.evidence.digest) or _publish(client, candidate)
+        version = find_version(client, candidate.name, candidate.evidence.digest) or publish(client, candidate)
         champion = read_standing(client, candidate.name).champion
         if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", candidate.name, version.version)
@@ -88,7 +88,7 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
+def publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
     """Upload, load back, and only then make the version; where another machine was faster, its version stays."""
     from mlflow.exceptions import MlflowException
 
