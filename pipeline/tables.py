@@ -24,7 +24,7 @@ def show(*tables: Table) -> None:
 def versions_table(name: str, versions: Sequence[Version]) -> Table:
     """The versions of a registered model with their test metrics: nats per image, decibels."""
     table = _table(name)
-    for column in ("version", "alias", "ELBO", "NLL", "active", "PSNR", "decision", "when (UTC)"):
+    for column in ("no.", "alias", "ELBO", "NLL", "active", "PSNR", "decision", "when (UTC)"):
         table.add_column(column, justify="left" if column in ("alias", "decision", "when (UTC)") else "right")
     for version in versions:
         tags = version.tags
@@ -72,7 +72,8 @@ def _why(entry: Entry) -> Sequence[str]:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    layout = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    return Table(title=Text(title, style="bold"), title_justify="left", **layout)
 
 
 def _number(value: str | None, digits: int) -> Text:

@@ -184,13 +184,16 @@ def move(client: "MlflowClient", name: str, entry: Entry, standing: Standing, tr
     known = standing.settled - {_crown(client, name, entry)}
     for _ in range(ROUNDS):
         now = read_standing(client, name)
-        rivals = [e for e in now.entries if e.key not in known and e.action in ("promote", "rollback")]
+        rivals = [e for e in now.entries if e.moves and e.key not in known]
         rightful = _rightful(client, name, rivals, trial)
-        if now.current == rightful.version:
+        latest = [e.version for e in now.entries if e.moves][-1]
+        if now.current == latest == rightful.version:
             return rightful.version
-        log.info("%s: version %s was promoted at the same time", name, now.current)
+        other = latest if now.current == rightful.version else now.current
+        log.info("%s: version %s was promoted at the same time", name, other)
         why = "of those promoted at the same time it is the one that stays"
-        _crown(client, name, replace(rightful, action="settle", before=now.current, reasons=(why,), numbers={}))
+        settled = replace(rightful, action="settle", before=other, reasons=(why,), numbers={}, forced=rightful.by_hand)
+        _crown(client, name, settled)
     raise UserError(f"{name}: others move the alias {CHAMPION} all the time; look at `vaeline history {name}`")
 
 
