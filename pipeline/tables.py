@@ -72,8 +72,14 @@ def _why(entry: Entry) -> Sequence[str]:
 
 
 def _table(title: str) -> Table:
-    layout = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
-    return Table(title=Text(title, style="bold"), title_justify="left", **layout)
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def _number(value: str | None, digits: int) -> Text:

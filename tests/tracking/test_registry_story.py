@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 from test_registry_commands import vaeline
 
 from pipeline.stages import evaluate, fetch, prepare, register, train
@@ -68,20 +68,20 @@ def digits(store: Path, quick_trial: None) -> Path:
 
 
 def test_the_better_one_is_promoted_and_each_other_rejected_with_its_reason(digits: Path):
-    first = trained(epochs=2)
+    first = trained(epochs=20)
     assert (first["decision"], first["reasons"]) == ("promoted", ["no champion before it"])
-    better = trained(epochs=12)
+    better = trained(epochs=80)
     assert better["decision"] == "promoted", better
     assert better["gate"]["gain"] > 5 * better["gate"]["gain_se"]
     assert better["gate"]["elbo"] == json.loads(Path("reports/metrics.json").read_text())["test"]["elbo"]
     kept = digits / "better"
     shutil.copytree("models", kept)
 
-    worse = trained(epochs=1)
+    worse = trained(epochs=5)
     assert worse["decision"] == "rejected"
-    assert worse["reasons"][0].startswith("gain -")
+    assert any(reason.startswith("gain -") for reason in worse["reasons"])
 
-    collapsed = trained(epochs=2, beta=1000.0)
+    collapsed = trained(epochs=20, beta=1000.0)
     assert collapsed["decision"] == "rejected"
     assert "0 active units, register.minimum_active_units is 2" in collapsed["reasons"]
 
