@@ -11,6 +11,7 @@ import pytest
 
 from vaeline.errors import UserError
 from vaeline.tracking.operations import promote_by_force, promote_by_gate, rollback
+from vaeline.tracking.promotion import contest
 from vaeline.tracking.stored import load_version, smoke_test
 
 if TYPE_CHECKING:
@@ -198,9 +199,11 @@ def test_the_artifact_must_load_and_predict_in_a_fresh_process(shelf: "Shelf"):
     code = next(shelf.weights(4).parents[2].rglob("code/vaeline/models.py"))
     whole = code.read_bytes()
     trial = replace(shelf.trial, smoke_test=smoke_test)
+    version = shelf.client.get_model_version(NAME, "4")
+    challenger = trial.contender(load_version(shelf.client, version))
     try:
         code.write_bytes(b"raise RuntimeError('no such thing')\n")
-        decision = shelf.contest(4, trial=trial)
+        decision = contest(shelf.client, version, challenger, trial)
     finally:
         code.write_bytes(whole)
     (reason,) = decision.reasons

@@ -30,10 +30,14 @@ def load_version(client: "MlflowClient", version: "ModelVersion") -> "LoadedMode
     from mlflow.exceptions import MlflowException
 
     from vaeline.models import WEIGHTS, load_model
+    from vaeline.tracking import consumer
 
+    uri = f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
+            if consumer.MANIFEST_TAG in version.tags:
+                return consumer.load(uri).loaded
+            mlflow.artifacts.download_artifacts(uri, dst_path=folder)  # registered by hand: weights and config alone
             weights = next(Path(folder).rglob(WEIGHTS), None)
             if weights is None:
                 raise UserError(f"its artifact holds no {WEIGHTS}")
