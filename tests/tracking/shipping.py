@@ -1,11 +1,19 @@
 """Waiting for shippers."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire
 from vaeline.tracking.spool import Spool
+from vaeline.tracking.store import connect
 
 
 def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
@@ -21,3 +29,29 @@ def is_free(spool: Spool) -> bool:
     if descriptor is not None:
         os.close(descriptor)
     return descriptor is not None
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A real server that keeps runs and artifacts in a folder; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/files"]
+    with (folder / "server.log").open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers() -> bool:
+    """Whether the tracking store does."""
+    try:
+        connect()
+    except UserError:
+        return False
+    return True

@@ -2,41 +2,37 @@
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from attacks import ATTACKS, NAME, OTHER, TAG, Registry
 from conftest import enter
-from packages import EXAMPLE, reseal
-from shipping import until
+from packages import EXAMPLE
+from shipping import answers, mlflow_server, until
 from typer.testing import CliRunner
 
 import vaeline
 from pipeline.commands.consume import app
 from pipeline.stages import register as stage
 from vaeline.errors import UserError
-from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, MODEL, SIGNATURE
+from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 from vaeline.models import load_model
 from vaeline.tracking import consumer
 from vaeline.tracking.store import connect
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    pass
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy 2.1
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
 ]
-NAME, OTHER = "vaeline-fashion-mnist", "another"
-TAG = "vaeline.manifest"
 WITHOUT_MLFLOW = """
 import sys
 sys.modules["mlflow"] = None
@@ -56,23 +52,6 @@ mlflow.pyfunc.load_model(sys.argv[2]).predict(numpy.zeros((1, 1, 5, 4), numpy.ui
 import vaeline
 print(vaeline.__file__)
 """
-
-
-@dataclass(frozen=True)
-class Registry:
-    """Two versions of one name, and one of another, in their store."""
-
-    root: Path
-    client: "MlflowClient"
-
-    def folder(self, version: int, name: str = NAME) -> Path:
-        """Where the package of a version lies."""
-        address = self.client.get_model_version_download_uri(name, str(version))
-        return Path(address.removeprefix("file://"))
-
-    def tag(self, version: int, name: str = NAME) -> str:
-        """The digest of its manifest, as the registry knows it."""
-        return str(self.client.get_model_version(name, str(version)).tags[TAG])
 
 
 @pytest.fixture(scope="module")
@@ -154,75 +133,6 @@ def test_a_plain_folder_is_loaded_but_there_is_nothing_to_verify(registry: Regis
     assert vaeline.load(registry.root / "models").sample(1).shape == (1, 1, 5, 4)
     with pytest.raises(UserError, match=r"MANIFEST\.json: cannot be read"):
         consumer.verify(str(registry.root / "models"))
-
-
-def copy_over(registry: Registry, version: int, name: str = NAME) -> None:
-    """Another package in the place of version 2's, all of it."""
-    shutil.rmtree(registry.folder(2))
-    shutil.copytree(registry.folder(version, name), registry.folder(2))
-
-
-def set_tag(registry: Registry, value: str, key: str = TAG) -> None:
-    registry.client.set_model_version_tag(NAME, "2", key, value)
-
-
-def older(registry: Registry) -> None:
-    copy_over(registry, 1)
-
-
-def older_and_its_tag(registry: Registry) -> None:
-    copy_over(registry, 1)
-    set_tag(registry, registry.tag(1))
-
-
-def all_its_tags(registry: Registry) -> None:
-    older_and_its_tag(registry)
-    for key, value in registry.client.get_model_version(NAME, "1").tags.items():
-        set_tag(registry, value, key)
-
-
-def another(registry: Registry) -> None:
-    copy_over(registry, 1, OTHER)
-
-
-def another_and_its_tag(registry: Registry) -> None:
-    another(registry)
-    set_tag(registry, registry.tag(1, OTHER))
-
-
-def older_files_under_the_manifest(registry: Registry) -> None:
-    shutil.rmtree(registry.folder(2) / MODEL)
-    shutil.copytree(registry.folder(1) / MODEL, registry.folder(2) / MODEL)
-
-
-def older_manifest(registry: Registry) -> None:
-    for file in (MANIFEST, SIGNATURE):
-        shutil.copy(registry.folder(1) / file, registry.folder(2) / file)
-
-
-def new_manifest(registry: Registry) -> None:
-    reseal(registry.folder(2))
-
-
-def no_tag(registry: Registry) -> None:
-    registry.client.delete_model_version_tag(NAME, "2", TAG)
-
-
-ATTACKS: list[tuple[Callable[[Registry], None], str]] = [
-    (older, "the package or the tag was changed"),
-    (older_and_its_tag, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
-    (all_its_tags, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
-    (another, "the package or the tag was changed"),
-    (another_and_its_tag, f"is of '{OTHER}' version 1, passed off as '{NAME}' version 2"),
-    (older_files_under_the_manifest, "was changed"),
-    (older_manifest, "the package or the tag was changed"),
-    (new_manifest, "the package or the tag was changed"),
-    (no_tag, "has no tag vaeline.manifest"),
-    (lambda registry: set_tag(registry, "0" * 64), "the package or the tag was changed"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: says"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: says"),
-    (lambda registry: shutil.rmtree(registry.folder(2) / "artifacts"), "is missing"),
-]
 
 
 @pytest.mark.parametrize("trusting", [True, False])
@@ -361,24 +271,12 @@ def test_mlflows_own_loader_leaves_the_package_as_it_was(registry: Registry):
 def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checked(
     tmp_path: Path, sealed: Path, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        f"{tmp_path}/files",
-    ]
-    with (tmp_path / "server.log").open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-    try:
+    with mlflow_server(tmp_path) as address:
         root = outputs(1)
         monkeypatch.chdir(root)
         enter(monkeypatch, root)
         monkeypatch.setenv("VAELINE_SHIPPER", "off")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
         monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
         until(answers)
@@ -391,14 +289,3 @@ def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checke
         weights.write_bytes(flipped)
         with pytest.raises(UserError, match=r"model\.safetensors: was changed"):
             vaeline.load(f"models:/{NAME}@champion")
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers() -> bool:
-    try:
-        connect()
-    except UserError:
-        return False
-    return True
