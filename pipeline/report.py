@@ -19,7 +19,11 @@ THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 
 def metrics(path: Path = METRICS) -> dict[str, str]:
     """The test split's metrics, each with its standard error where it has one; empty where there are none."""
-    test = _read(path).get("test", {})
+    return with_errors(_read(path).get("test", {}))
+
+
+def with_errors(test: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers as text, each with the standard error that stands beside it as `*_se`."""
     errors = {n.removesuffix("_se"): f" ± {value:.2g}" for n, value in test.items() if n.endswith("_se") and value}
     return {name: _number(test[name]) + errors.get(name, "") for name in test if not name.endswith("_se")}
 

@@ -152,7 +152,9 @@ def _uncommitted() -> bytes:
     In the form that `git apply` takes at the repository's top, whatever the user's settings for `git diff` are.
     """
     form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-    diff = _git("diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock")
+    diff = _git(
+        "-c", "core.quotePath=false", "diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock"
+    )
     return diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
 
 
