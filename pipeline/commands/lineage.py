@@ -47,7 +47,7 @@ def reproduce(
     from pipeline.environment import prepare_environment
 
     prepare_environment()
-    from pipeline.comparison import differences
+    from pipeline.differences import differences
     from pipeline.rebuild import rebuilt
     from vaeline.digests import model_digest
     from vaeline.tracking.lineage import HISTORY, artifact, download_model, trace
@@ -67,6 +67,23 @@ def reproduce(
         raise typer.Exit(1)
     typer.echo(f"{lineage.uri}: identical\n  model digest {digest}\n  data digest  {lineage.tag('data_digest')}")
     typer.echo(f"  reports/history.csv: {'identical too' if history else 'not kept by its run'}")
+
+
+@app.command()
+def report() -> None:
+    """Write reports/index.html: numbers, curves, pictures, the gate's decision and the lineage on one page."""
+    import os
+
+    from vaeline.config import read_params
+    from vaeline.workspace import PARAMS, repository_root
+
+    os.chdir(repository_root())
+    from pipeline.environment import prepare_environment
+
+    prepare_environment()
+    from pipeline.page import publish
+
+    typer.echo(str(publish(read_params(PARAMS))))
 
 
 def _traced(uri: str) -> "Lineage":

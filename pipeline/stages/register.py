@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import page
 from pipeline.stages.entry import run_stage
 from vaeline.config import read_params
 from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.models import LoadedModel, load_model
 from vaeline.tracking.gate import Evidence
+from vaeline.tracking.lineage import of_digest
+from vaeline.tracking.notes import annotate
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
 from vaeline.tracking.store import connect, told_in_one_line
@@ -36,8 +39,12 @@ def main() -> None:
         candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id)
         registration = register(client, candidate, params.register_.minimum_active_units)
         tracker.tags({"vaeline.decision": registration.decision})
+        write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+        lineage = of_digest(client, registration.name, registration.digest)
+        tracker.artifact(page.write(params, lineage), "reports")
         ship_now(tracker.spool, client)
-    write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+        if lineage is not None:
+            annotate(client, lineage, page.note())
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vaeline.digests import model_digest
 from vaeline.errors import UserError
 from vaeline.tracking.provenance import CUT
 from vaeline.tracking.store import redact
@@ -176,6 +177,14 @@ def find(client: "MlflowClient", uri: str) -> "ModelVersion":
     return versions[number]
 
 
+def of_digest(client: "MlflowClient", name: str, digest: str) -> Lineage | None:
+    """The lineage of the version of `name` with this model digest; None where there is none."""
+    from vaeline.tracking.registry import find_version
+
+    version = find_version(client, name, digest)
+    return describe(client, version) if version else None
+
+
 def describe(client: "MlflowClient", version: "ModelVersion") -> Lineage:
     """The lineage of a version; one whose run is gone, or that was registered by hand, has little."""
     name, number = str(version.name), str(version.version)
@@ -215,11 +224,23 @@ def artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
 
 
 def download_model(client: "MlflowClient", lineage: Lineage, folder: Path) -> Path:
-    """The registered model.safetensors and config.json, copied under `folder`; the folder that holds them."""
+    """The registered model.safetensors and config.json, copied under `folder`; the folder that holds them.
+
+    Raises UserError where they are not those that were registered.
+    """
     import mlflow
 
     mlflow.set_tracking_uri(client.tracking_uri)
-    return Path(mlflow.artifacts.download_artifacts(lineage.uri, dst_path=str(folder))) / "artifacts" / "model"
+    package = Path(mlflow.artifacts.download_artifacts(lineage.uri, dst_path=str(folder)))
+    found = [path.parent for path in package.glob("artifacts/*/model.safetensors")]
+    if len(found) != 1 or not (found[0] / "config.json").is_file():
+        raise UserError(f"{lineage.uri}: holds no model.safetensors with its config.json: not registered by vaeline")
+    if (digest := model_digest(found[0])) != lineage.tag("model_digest"):
+        raise UserError(
+            f"{lineage.uri}: its stored files have the digest {digest}, {lineage.tag('model_digest') or 'none'} was "
+            "registered: they were changed"
+        )
+    return found[0]
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
