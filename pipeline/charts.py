@@ -83,7 +83,7 @@ def curves(title: str, unit: str, series: dict[str, Points], best: int | None = 
         return None
     epochs = [x for points in known.values() for x, _ in points]
     first, last = min(epochs), max(epochs)
-    from_epoch = first + math.ceil(EARLY * (last - first))
+    from_epoch = first + math.floor(EARLY * (last - first))
     shown = [y for points in known.values() for x, y in points if x >= from_epoch]
     ticks = nice_ticks(min(shown), max(shown))
     low, high = ticks[0], ticks[-1]

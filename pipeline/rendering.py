@@ -117,16 +117,22 @@ def _sum(test: Mapping[str, Any]) -> str:
 
 
 def _latent(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    flat = flatten_metrics(found.get("latent", {}))
-    named = {key: _measured(value, flat.get(f"{key}_se")) for key, value in flat.items() if not key.endswith("_se")}
-    return [(key.replace("/", " "), " ± ".join(filter(None, told))) for key, told in named.items()]
+    return _pairs(found.get("latent", {}))
 
 
 def _gate(lineage: Lineage | None) -> list[tuple[str, str]]:
-    numbers = report.registration().get("gate") or (lineage.gate if lineage else {})
-    if not isinstance(numbers, Mapping):
-        return []
-    return [(key.replace("/", " "), _text(value)) for key, value in flatten_metrics(numbers).items()]
+    return _pairs(report.registration().get("gate") or (lineage.gate if lineage else {}))
+
+
+def _pairs(numbers: Any) -> list[tuple[str, str]]:
+    """Names and values of nested numbers, each with the standard error that stands beside it."""
+    flat = flatten_metrics(numbers) if isinstance(numbers, Mapping) else {}
+    named = {key: _measured(value, flat.get(f"{key}_se")) for key, value in flat.items()}
+    return [
+        (key.replace("/", " ").replace("_", " "), " ± ".join(filter(None, told)))
+        for key, told in named.items()
+        if not (key.endswith("_se") and key.removesuffix("_se") in named)
+    ]
 
 
 def _version(lineage: Lineage | None) -> str:
