@@ -1,5 +1,6 @@
 """The whole pipeline on scikit-learn's digits: real DVC, sqlite MLflow, and Prefect without a server."""
 
+import html
 import json
 import os
 import re
@@ -10,10 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from workbench import ROOT, execute, lines_with, read_lock, vaeline
+
+from vaeline.digests import model_digest
 
 STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register"]
 TINY = {
@@ -73,18 +77,19 @@ def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     return first_run[0]
 
 
-def runs(repository: Path, experiment: str = "digits") -> list[dict[str, object]]:
-    """The MLflow runs of a repository's own store: params, metrics and tags of each."""
+def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
+    """The MLflow runs of a repository's own store: params, metrics, tags and reports of each."""
     code = (
         "import json, mlflow; c = mlflow.MlflowClient();"
         f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
         "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
         "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
+        " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
         " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
     )
     uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
     done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})
-    found: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -144,8 +149,74 @@ def test_the_run_is_in_mlflow_with_its_curve_and_its_model(clone: Path):
     run = found[0]
     assert run["curve"] == 3
     assert run["params"]["train.beta"] == "1.0"
-    assert {"test_elbo", "validation_elbo", "latent_mutual_information"} <= set(run["metrics"])
+    assert {"test_elbo", "validation_elbo", "test_latent_mutual_information"} <= set(run["metrics"])
     assert {"vaeline.model_digest", "vaeline.flow_run_id"} <= set(run["tags"])
+
+
+def test_the_run_is_told_on_one_page(clone: Path):
+    facts = re.search(r'name="vaeline-facts" content="([^"]*)"', (clone / "reports" / "index.html").read_text())
+    assert facts
+    assert json.loads(html.unescape(facts[1]))["version"] == "1"
+    (run,) = runs(clone)
+    assert run["tags"]["mlflow.note.content"].startswith("| test split |")
+    assert run["files"] == [
+        "history.csv",
+        "index.html",
+        "kl_per_dimension.csv",
+        "metrics.json",
+        "theory",
+        "theory.json",
+    ]
+
+
+def test_a_fresh_clone_knows_where_the_champion_comes_from_and_makes_it_again(clone: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    execute("git", "clone", "-q", str(clone), str(other), cwd=tmp_path)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/.vaeline/mlflow.db"}
+    traced = json.loads(vaeline("trace", "models:/digits@champion", "--json", cwd=other, **store).stdout)
+    assert traced["code"]["commit"] == execute("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
+    assert traced["code"]["dirty"] is False
+    assert traced["model"]["model_digest"] == model_digest(clone / "models")
+    (tmp_path / "temporary").mkdir()
+    before = (clone / "dvc.lock").read_bytes(), len(runs(clone))
+    done = vaeline("reproduce", "models:/digits@champion", cwd=other, TMPDIR=str(tmp_path / "temporary"), **store)
+    assert done.stdout.splitlines()[:2] == [
+        "models:/digits/1: identical",
+        f"  model digest {traced['model']['model_digest']}",
+    ]
+    assert lines_with(done.stderr, "epoch 3/3"), "computed, not taken from a cache"
+    assert not list((tmp_path / "temporary").iterdir())
+    assert execute("git", "status", "--short", cwd=other).stdout == ""
+    assert not (other / "models").exists()
+    assert ((clone / "dvc.lock").read_bytes(), len(runs(clone))) == before
+
+
+@pytest.mark.slow
+def test_on_another_machine_it_says_what_differs_and_by_how_much(clone: Path):
+    env = {"ATEN_CPU_CAPABILITY": "default"}  # as if this were a processor without vector instructions
+    done = vaeline("reproduce", "models:/digits@champion", cwd=clone, check=False, **env)
+    assert done.returncode == 1
+    assert lines_with(done.stdout, "models:/digits/1: not identical")
+    assert lines_with(done.stdout, "models/model.safetensors:", "tensors differ, by at most")
+    assert lines_with(done.stdout, "reports/history.csv: validation_elbo differs by at most")
+    assert lines_with(done.stdout, "the machine: device is cpu NO AVX, was cpu ")
+
+
+@pytest.mark.slow
+def test_an_interrupted_reproduction_leaves_nothing_behind(clone: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "reproduce", "models:/digits@champion"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        assert next(line for line in run.stderr if line.startswith("Running stage 'train'"))
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert not list(tmp_path.iterdir())
+    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow

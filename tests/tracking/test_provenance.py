@@ -51,8 +51,8 @@ def test_mlflow_shows_what_compares_runs_and_leaves_the_rest_in_the_artifact():
         "validation_elbo": -2.0,
         "test_elbo": -3.0,
         "test_active_units": 2.0,
-        "latent_mutual_information": 1.5,
-        "latent_mmd_squared": 0.1,
+        "test_latent_mutual_information": 1.5,
+        "test_latent_mmd_squared": 0.1,
     }
 
 

@@ -21,14 +21,14 @@ UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more th
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
 LATENT_METRICS = {
-    "latent/mutual_information": "latent_mutual_information",
-    "latent/total_correlation": "latent_total_correlation",
-    "latent/mmd/squared": "latent_mmd_squared",
-    "latent/mig": "latent_mig",
-    "latent/probes/knn_accuracy/posterior_means": "latent_knn_accuracy",
-    "latent/probes/linear_accuracy/posterior_means": "latent_linear_accuracy",
-    "latent/frechet_cnn_features/reconstructions": "frechet_reconstructions",
-    "latent/frechet_cnn_features/prior_samples": "frechet_prior_samples",
+    "latent/mutual_information": "test_latent_mutual_information",
+    "latent/total_correlation": "test_latent_total_correlation",
+    "latent/mmd/squared": "test_latent_mmd_squared",
+    "latent/mig": "test_latent_mig",
+    "latent/probes/knn_accuracy/posterior_means": "test_latent_knn_accuracy",
+    "latent/probes/linear_accuracy/posterior_means": "test_latent_linear_accuracy",
+    "latent/frechet_cnn_features/reconstructions": "test_latent_frechet_reconstructions",
+    "latent/frechet_cnn_features/prior_samples": "test_latent_frechet_prior_samples",
 }
 
 
@@ -101,7 +101,7 @@ def flatten_metrics(report: Mapping[str, Any], prefix: str = "") -> dict[str, fl
 
 
 def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of reports/metrics.json that MLflow shows beside the curves: `test_elbo`, ..., `latent_...`.
+    """The numbers of reports/metrics.json that MLflow shows beside the curves: `test_elbo`, ..., `test_latent_mig`.
 
     Names without a slash make one section of MLflow's charts, after `train/` and `validation/`. Standard errors and
     the other latent metrics stay in the run's artifact reports/metrics.json.
