@@ -9,88 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from workbench import ROOT, execute, lines_with, read_lock, vaeline
+from workbench import execute, lines_with, read_lock, runs, vaeline
 
-from vaeline.digests import model_digest
+pytestmark = pytest.mark.usefixtures("own_code")
 
 STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register"]
-TINY = {
-    r"kind: fashion-mnist": "kind: digits",
-    r"validation: 10000": "validation: 200",
-    r"name: vaeline-fashion-mnist": "name: digits",
-    r"importance_samples: \d+": "importance_samples: 4",
-    r"latent_images: \d+": "latent_images: 50",
-    r"training_images: \d+": "training_images: 100",
-    r"hidden: \[.*\]": "hidden: [32]",
-    r"  epochs: \d+": "  epochs: 3",
-    r"rows: \d+": "rows: 2",
-    r"minimum_active_units: \d+": "minimum_active_units: 0",
-}
-
-
-def tiny_clone(folder: Path) -> Path:
-    """This checkout as a repository of its own, with params for seconds."""
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".vaeline", "__pycache__", "tmp", "cache", "data", "models", "reports"
-    )
-    for name in ("src", "pipeline"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=ignored)
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, folder / name)
-    text = (folder / "params.yaml").read_text()
-    for pattern, value in TINY.items():
-        text, count = re.subn(pattern, value, text)
-        assert count, f"params.yaml has no {pattern}"
-    (folder / "params.yaml").write_text(text)
-    execute("git", "init", "-q", "-b", "main", cwd=folder)
-    execute("git", "add", "-A", cwd=folder)
-    execute("git", "commit", "-q", "-m", "Start", cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_code() -> Iterator[None]:
-    """Stages import the copy they run in, on the processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "src")
-        patch.setenv("VAELINE_DEVICE", "cpu")
-        yield
-
-
-@pytest.fixture(scope="module")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A clone, and what its first `vaeline run` said."""
-    clone = tiny_clone(tmp_path_factory.mktemp("clone"))
-    return clone, vaeline("run", cwd=clone)
-
-
-@pytest.fixture
-def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
-    """The clone after its first run."""
-    return first_run[0]
-
-
-def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
-    """The MLflow runs of a repository's own store: params, metrics, tags and reports of each."""
-    code = (
-        "import json, mlflow; c = mlflow.MlflowClient();"
-        f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
-        "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
-        "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
-        " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
-        " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
-    )
-    uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
-    done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
@@ -167,56 +94,6 @@ def test_the_run_is_told_on_one_page(clone: Path):
         "theory",
         "theory.json",
     ]
-
-
-def test_a_fresh_clone_knows_where_the_champion_comes_from_and_makes_it_again(clone: Path, tmp_path: Path):
-    other = tmp_path / "other"
-    execute("git", "clone", "-q", str(clone), str(other), cwd=tmp_path)
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/.vaeline/mlflow.db"}
-    traced = json.loads(vaeline("trace", "models:/digits@champion", "--json", cwd=other, **store).stdout)
-    assert traced["code"]["commit"] == execute("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
-    assert traced["code"]["dirty"] is False
-    assert traced["model"]["model_digest"] == model_digest(clone / "models")
-    (tmp_path / "temporary").mkdir()
-    before = (clone / "dvc.lock").read_bytes(), len(runs(clone))
-    done = vaeline("reproduce", "models:/digits@champion", cwd=other, TMPDIR=str(tmp_path / "temporary"), **store)
-    assert done.stdout.splitlines()[:2] == [
-        "models:/digits/1: identical",
-        f"  model digest {traced['model']['model_digest']}",
-    ]
-    assert lines_with(done.stderr, "epoch 3/3"), "computed, not taken from a cache"
-    assert not list((tmp_path / "temporary").iterdir())
-    assert execute("git", "status", "--short", cwd=other).stdout == ""
-    assert not (other / "models").exists()
-    assert ((clone / "dvc.lock").read_bytes(), len(runs(clone))) == before
-
-
-@pytest.mark.slow
-def test_on_another_machine_it_says_what_differs_and_by_how_much(clone: Path):
-    env = {"ATEN_CPU_CAPABILITY": "default"}  # as if this were a processor without vector instructions
-    done = vaeline("reproduce", "models:/digits@champion", cwd=clone, check=False, **env)
-    assert done.returncode == 1
-    assert lines_with(done.stdout, "models:/digits/1: not identical")
-    assert lines_with(done.stdout, "models/model.safetensors:", "tensors differ, by at most")
-    assert lines_with(done.stdout, "reports/history.csv: validation_elbo differs by at most")
-    assert lines_with(done.stdout, "the machine: device is cpu NO AVX, was cpu ")
-
-
-@pytest.mark.slow
-def test_an_interrupted_reproduction_leaves_nothing_behind(clone: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "pipeline.cli", "reproduce", "models:/digits@champion"]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stderr is not None
-        assert next(line for line in run.stderr if line.startswith("Running stage 'train'"))
-        family = psutil.Process(run.pid).children(recursive=True)
-        run.send_signal(signal.SIGINT)
-        run.communicate(timeout=120)
-    assert run.returncode != 0
-    assert not list(tmp_path.iterdir())
-    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
