@@ -104,7 +104,11 @@ def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_ROOT", "DVC_EXP", "GIT_"))}
     ours.pop("VAELINE_FLOW_RUN_ID", None)
     machine = lineage.machine
-    as_then = {"VAELINE_THREADS": machine.get("threads"), "VAELINE_DEVICE": "cpu" if _on_cpu(lineage) else None}
+    as_then = {
+        "VAELINE_THREADS": machine.get("threads"),
+        "VAELINE_NPROC": machine.get("processes"),
+        "VAELINE_DEVICE": "cpu" if _on_cpu(lineage) else None,
+    }
     for name, value in as_then.items():
         if value and name not in ours:
             ours[name] = value
