@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.processes import spawn, stop
-from pipeline.repro import DVC
+from pipeline.repro import ADVICE, DVC
 from vaeline.errors import UserError
 from vaeline.tracking.lineage import Changes, Lineage
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
@@ -171,7 +171,7 @@ def _reproduce(project: Path, environment: Mapping[str, str], log: Log) -> None:
     try:
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
-            if line:
+            if line and not ADVICE.match(line):
                 log(line)
                 tail.append(line)
         code = process.wait()

@@ -34,12 +34,14 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
 
 
-def test_a_second_run_computes_nothing(clone: Path):
-    before = (clone / "dvc.lock").read_bytes()
+def test_a_second_run_computes_nothing_and_writes_the_page_that_is_missing(clone: Path):
+    before, page = (clone / "dvc.lock").read_bytes(), clone / "reports" / "index.html"
+    page.unlink()
     done = vaeline("run", cwd=clone)
     assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
     assert not lines_with(done.stderr, "Running stage")
     assert (clone / "dvc.lock").read_bytes() == before
+    assert "models:/digits/1 @champion" in page.read_text()
 
 
 def test_the_outputs_name_no_run_no_time_and_no_place(clone: Path):
