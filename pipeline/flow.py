@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from pipeline import report
+from pipeline import page, report
 from pipeline.repro import (
     Outcome,
     Stage,
@@ -28,7 +28,9 @@ from pipeline.repro import (
     workspace_lock,
 )
 from pipeline.stages.entry import run_program
+from vaeline.config import read_params
 from vaeline.errors import UserError
+from vaeline.workspace import PARAMS
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")
@@ -57,7 +59,11 @@ def vaeline_flow() -> State[dict[str, Outcome]]:
     except UserError as error:
         return Failed(message=str(error))
     log.info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
-    create_markdown_artifact(report.markdown(outcomes), key="vaeline-report", description="Metrics and pictures")
+    if page.is_stale():  # all was cached, and the page is not: it names runs, so DVC does not keep it
+        page.publish(read_params(PARAMS))
+    create_markdown_artifact(
+        report.markdown(outcomes, page.where()), key="vaeline-report", description="Metrics and pictures"
+    )
     return Completed(message="all stages are up to date", data=outcomes)
 
 

@@ -14,24 +14,29 @@ METRICS = REPORTS / "metrics.json"
 REGISTRATION = REPORTS / "registration.json"
 SAMPLES = REPORTS / "samples"
 THEORY = REPORTS / "theory" / "theory.md"
+PAGE = REPORTS / "index.html"  # pipeline/page.py writes it
 THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 
 
 def metrics(path: Path = METRICS) -> dict[str, str]:
     """The test split's metrics, each with its standard error where it has one; empty where there are none."""
-    test = _read(path).get("test", {})
+    return with_errors(read(path).get("test", {}))
+
+
+def with_errors(test: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers as text, each with the standard error that stands beside it as `*_se`."""
     errors = {n.removesuffix("_se"): f" ± {value:.2g}" for n, value in test.items() if n.endswith("_se") and value}
     return {name: _number(test[name]) + errors.get(name, "") for name in test if not name.endswith("_se")}
 
 
 def protocol(path: Path = METRICS) -> str:
     """How pixels were scored, which belongs beside every likelihood."""
-    return str(_read(path).get("protocol", "pixels as prepared"))
+    return str(read(path).get("protocol", "pixels as prepared"))
 
 
 def registration(path: Path = REGISTRATION) -> dict[str, Any]:
     """What the stage register decided; empty where it has not run."""
-    return _read(path)
+    return read(path)
 
 
 def summary(version: str | None = None) -> str:
@@ -47,6 +52,8 @@ def summary(version: str | None = None) -> str:
         lines.append(f"samples:  {SAMPLES}/ ({', '.join(path.stem for path in sheets)})")
     if THEORY.exists():
         lines.append(f"theory:   {THEORY} (and {THEORY.with_suffix('.html').name})")
+    if PAGE.exists():
+        lines.append(f"report:   {PAGE} (all of it on one page)")
     if decision := registration():
         lines.append(f"model:    {verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")
@@ -80,9 +87,14 @@ def pictures(folder: Path = SAMPLES) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
-def markdown(outcomes: Mapping[str, str]) -> str:
-    """The report as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
+def markdown(outcomes: Mapping[str, str], page: str = "") -> str:
+    """The report as Markdown, pictures inline as thumbnails: it can be read without this machine's files.
+
+    `page` says where the whole report is.
+    """
     parts = ["## Stages", _table("stage", "outcome", outcomes)]
+    if page:
+        parts += ["## Run report", page]
     if values := metrics():
         parts += ["## Test split", protocol(), _table("metric", "value", values)]
     if decision := registration():
@@ -91,10 +103,16 @@ def markdown(outcomes: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; empty where there is none. Raises UserError where it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not what its stage writes; run that again (dvc repro --force)")
     return content
 
 

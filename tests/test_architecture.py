@@ -26,7 +26,7 @@ LAYERS = (  # the first that fits counts
 )
 # what can change no byte of a result, and what only tells about it: DVC does not watch these
 UNWATCHED = re.compile(
-    r"pipeline\.(stages\.entry|team|processes)"
+    r"pipeline\.(stages\.entry|team|processes|page)"
     r"|vaeline(\.(errors|strict|workspace|durable|untrusted|tracking(\..+)?))?"
 )
 DOOR = "vaeline"  # the functions in its __init__ open the layers above to those who import nothing else

@@ -1,5 +1,112 @@
-"""`vaeline` trace, reproduce: what made a model, and whether it comes out again."""
+"""`vaeline` trace, reproduce, report: what made a model, whether it comes out again, and the page that shows it."""
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from vaeline.tracking.lineage import Lineage
+
 app = typer.Typer()
+
+Uri = Annotated[str, typer.Argument(metavar="URI", help="models:/NAME@champion or models:/NAME/VERSION")]
+
+
+@app.command()
+def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """Say what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
+    from pipeline.environment import prepare_environment
+
+    prepare_environment()
+    lineage = _traced(uri)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(lineage.content(), indent=2, ensure_ascii=False))
+        return
+    from pipeline import tracing
+
+    _print("", tracing.rows(lineage))
+    _print("metrics", list(tracing.metrics(lineage).items()))
+    _print("params", sorted(lineage.params.items()))
+
+
+@app.command()
+def reproduce(
+    uri: Uri,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder where it is.")] = False,
+) -> None:
+    """Make a registered model again, apart from everything (in TMPDIR), and compare: exit 0 where it is identical."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from vaeline.workspace import repository_root
+
+    os.chdir(repository_root())
+    from pipeline.environment import prepare_environment
+
+    prepare_environment()
+    from pipeline.differences import differences
+    from pipeline.rebuild import rebuilt
+    from vaeline.digests import model_digest
+    from vaeline.tracking.lineage import HISTORY, artifact, download_model, trace
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    client = connect()
+    with tempfile.TemporaryDirectory() as temporary:
+        with told_in_one_line():
+            lineage = trace(client, uri)
+            stored = download_model(client, lineage, Path(temporary))
+            history = artifact(client, lineage.run_id, HISTORY) if lineage.run_id else None
+        with rebuilt(lineage, lambda line: typer.echo(line, err=True), keep) as project:
+            found = differences(lineage, stored, history, project)
+        digest = model_digest(stored)
+    if found:
+        typer.echo("\n".join([f"{lineage.uri}: not identical", *(f"  {line}" for line in found)]))
+        raise typer.Exit(1)
+    typer.echo(f"{lineage.uri}: identical\n  model digest {digest}\n  data digest  {lineage.tag('data_digest')}")
+    typer.echo(f"  reports/history.csv: {'identical too' if history else 'not kept by its run'}")
+
+
+@app.command()
+def report() -> None:
+    """Write reports/index.html: numbers, curves, pictures, the gate's decision and the lineage on one page."""
+    import os
+
+    from vaeline.config import read_params
+    from vaeline.workspace import PARAMS, repository_root
+
+    os.chdir(repository_root())
+    from pipeline.environment import prepare_environment
+
+    prepare_environment()
+    from pipeline.page import publish
+
+    typer.echo(str(publish(read_params(PARAMS))))
+
+
+def _traced(uri: str) -> "Lineage":
+    from vaeline.tracking import lineage
+    from vaeline.tracking.store import connect, told_in_one_line
+
+    client = connect()
+    with told_in_one_line():
+        return lineage.trace(client, uri)
+
+
+def _print(title: str, rows: list[tuple[str, str]]) -> None:
+    """Labels and texts in two columns, folded to the terminal's width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim" if title else "bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    if title and rows:
+        console.print(f"\n{title}", style="bold")
+    console.print(table)

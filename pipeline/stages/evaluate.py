@@ -11,7 +11,7 @@ from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
 from vaeline.durable import write_whole
 from vaeline.evaluation import Evaluation, evaluate
 from vaeline.latents import Split, latent_report
-from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
+from vaeline.tracking.runs import headline_metrics, open_model_run, run_start
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
@@ -45,7 +45,7 @@ def main() -> None:
     for line in summary(evaluation.report):
         log.info("%s", line)
     with open_model_run(trained.digest, run_start(params)) as run:
-        run.metrics(flatten_metrics(evaluation.report, "evaluate/"))
+        run.metrics(headline_metrics(evaluation.report))
         run.artifact(METRICS, "reports")
         run.artifact(KL_PER_DIMENSION, "reports")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import page
 from pipeline.stages.entry import run_stage
 from pipeline.trained import load_trained
 from vaeline.comparison import Scores, score
@@ -22,6 +23,8 @@ from vaeline.evaluation import Pixels
 from vaeline.inference import TrainedModel
 from vaeline.models import LoadedModel
 from vaeline.tracking.gate import Bar, Evidence
+from vaeline.tracking.lineage import of_digest
+from vaeline.tracking.notes import annotate
 from vaeline.tracking.promotion import Trial
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
@@ -46,8 +49,12 @@ def main() -> None:
         candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
         registration = register(client, candidate, read_trial(params, test))
         tracker.tags({"vaeline.decision": registration.decision})
+        write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+        lineage = of_digest(client, registration.name, registration.digest)
+        tracker.artifact(page.write(params, lineage), "reports")
         ship_now(tracker.spool, client)
-    write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+        if lineage is not None:
+            annotate(client, lineage, page.note())
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -14,7 +14,7 @@ from vaeline.durable import write_whole
 from vaeline.models import save_model
 from vaeline.tracking.runs import open_training_run, run_start
 from vaeline.training import checkpoint
-from vaeline.training.device import pick_device
+from vaeline.training.device import identity, pick_device
 from vaeline.training.history import to_csv
 from vaeline.training.key import training_key
 from vaeline.training.scale import scale_factor
@@ -47,6 +47,7 @@ def lead(team: Team, key: str, params: Params, splits: Splits, data: dict[str, s
     with checkpoint.owned(checkpoints):
         resume = checkpoint.read(checkpoints) is not None
         with open_training_run(key, run_start(params), resume=resume) as run:
+            run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, team.size).items()})
             result = train(
                 params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run, team=team
             )

@@ -1,15 +1,17 @@
 """A tiny repository with three stages, and a Prefect server, for what drives DVC."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workbench import ROOT, execute
+from workbench import ROOT, execute, tiny_clone, vaeline
 
 from pipeline.servers import free_port, prefect_server, started, wait_until_ready
 
+OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
 TOY = """
 stages:
   fetch: {desc: first, cmd: 'cp seed.txt raw.txt', deps: [seed.txt], outs: [raw.txt]}
@@ -45,3 +47,23 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with started(server) as process:
             wait_until_ready(server, process)
             yield f"{server.address}/api"
+
+
+@pytest.fixture
+def own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages import the copy they run in, on the processor."""
+    for name, value in OWN_CODE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A clone, and what its first `vaeline run` said; all tests of whole pipelines share it."""
+    clone = tiny_clone(tmp_path_factory.mktemp("clone"))
+    return clone, vaeline("run", cwd=clone, **OWN_CODE)
+
+
+@pytest.fixture
+def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """The clone after its first run."""
+    return first_run[0]

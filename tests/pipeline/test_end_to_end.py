@@ -1,5 +1,6 @@
 """The whole pipeline on scikit-learn's digits: real DVC, sqlite MLflow, and Prefect without a server."""
 
+import html
 import json
 import os
 import re
@@ -8,84 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from workbench import ROOT, execute, lines_with, read_lock, vaeline
+from workbench import execute, lines_with, read_lock, runs, vaeline
+
+pytestmark = pytest.mark.usefixtures("own_code")
 
 STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register"]
-TINY = {
-    r"kind: fashion-mnist": "kind: digits",
-    r"validation: 10000": "validation: 200",
-    r"name: vaeline-fashion-mnist": "name: digits",
-    r"importance_samples: \d+": "importance_samples: 4",
-    r"latent_images: \d+": "latent_images: 50",
-    r"training_images: \d+": "training_images: 100",
-    r"hidden: \[.*\]": "hidden: [32]",
-    r"  epochs: \d+": "  epochs: 3",
-    r"rows: \d+": "rows: 2",
-    r"minimum_active_units: \d+": "minimum_active_units: 0",
-}
-
-
-def tiny_clone(folder: Path) -> Path:
-    """This checkout as a repository of its own, with params for seconds."""
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".vaeline", "__pycache__", "tmp", "cache", "data", "models", "reports"
-    )
-    for name in ("src", "pipeline"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=ignored)
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, folder / name)
-    text = (folder / "params.yaml").read_text()
-    for pattern, value in TINY.items():
-        text, count = re.subn(pattern, value, text)
-        assert count, f"params.yaml has no {pattern}"
-    (folder / "params.yaml").write_text(text)
-    execute("git", "init", "-q", "-b", "main", cwd=folder)
-    execute("git", "add", "-A", cwd=folder)
-    execute("git", "commit", "-q", "-m", "Start", cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_code() -> Iterator[None]:
-    """Stages import the copy they run in, on the processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "src")
-        patch.setenv("VAELINE_DEVICE", "cpu")
-        yield
-
-
-@pytest.fixture(scope="module")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A clone, and what its first `vaeline run` said."""
-    clone = tiny_clone(tmp_path_factory.mktemp("clone"))
-    return clone, vaeline("run", cwd=clone)
-
-
-@pytest.fixture
-def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
-    """The clone after its first run."""
-    return first_run[0]
-
-
-def runs(repository: Path, experiment: str = "digits") -> list[dict[str, object]]:
-    """The MLflow runs of a repository's own store: params, metrics and tags of each."""
-    code = (
-        "import json, mlflow; c = mlflow.MlflowClient();"
-        f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
-        "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
-        "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
-        " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
-    )
-    uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
-    done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})
-    found: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
@@ -102,12 +34,14 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
 
 
-def test_a_second_run_computes_nothing(clone: Path):
-    before = (clone / "dvc.lock").read_bytes()
+def test_a_second_run_computes_nothing_and_writes_the_page_that_is_missing(clone: Path):
+    before, page = (clone / "dvc.lock").read_bytes(), clone / "reports" / "index.html"
+    page.unlink()
     done = vaeline("run", cwd=clone)
     assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
     assert not lines_with(done.stderr, "Running stage")
     assert (clone / "dvc.lock").read_bytes() == before
+    assert "models:/digits/1 @champion" in page.read_text()
 
 
 def test_the_outputs_name_no_run_no_time_and_no_place(clone: Path):
@@ -144,8 +78,24 @@ def test_the_run_is_in_mlflow_with_its_curve_and_its_model(clone: Path):
     run = found[0]
     assert run["curve"] == 3
     assert run["params"]["train.beta"] == "1.0"
-    assert "evaluate/test.elbo" in run["metrics"] or "evaluate/test/elbo" in run["metrics"]
+    assert {"test_elbo", "validation_elbo", "test_latent_mutual_information"} <= set(run["metrics"])
     assert {"vaeline.model_digest", "vaeline.flow_run_id"} <= set(run["tags"])
+
+
+def test_the_run_is_told_on_one_page(clone: Path):
+    facts = re.search(r'name="vaeline-facts" content="([^"]*)"', (clone / "reports" / "index.html").read_text())
+    assert facts
+    assert json.loads(html.unescape(facts[1]))["version"] == "1"
+    (run,) = runs(clone)
+    assert run["tags"]["mlflow.note.content"].startswith("| test split |")
+    assert run["files"] == [
+        "history.csv",
+        "index.html",
+        "kl_per_dimension.csv",
+        "metrics.json",
+        "theory",
+        "theory.json",
+    ]
 
 
 @pytest.mark.slow
@@ -224,4 +174,4 @@ def test_a_pulled_model_is_registered_elsewhere_with_its_history(clone: Path, tm
     vaeline("sync", cwd=other)
     (run,) = runs(other)
     assert run["curve"] == 3
-    assert any("elbo" in name for name in run["metrics"] if name.startswith("evaluate/"))
+    assert "test_elbo" in run["metrics"]

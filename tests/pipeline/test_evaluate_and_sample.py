@@ -109,8 +109,8 @@ def test_evaluate_reports_to_the_models_run(workspace: Path) -> None:
     logged: dict[str, float] = {}
     for event in events(workspace, "metrics"):
         logged |= event["values"]
-    assert logged["evaluate/test/elbo"] == report["test"]["elbo"]
-    assert logged["evaluate/validation/elbo"] == report["validation"]["elbo"]
+    assert logged["test_elbo"] == report["test"]["elbo"]
+    assert logged["validation_elbo"] == report["validation"]["elbo"]
     kept = {Path(event["file"]).name for event in events(workspace, "artifact")}
     assert {"metrics.json", "kl_per_dimension.csv"} <= kept
     assert [event["tags"]["vaeline.model_digest"] for event in events(workspace, "start")] == [load_model(MODEL).digest]

@@ -1,14 +1,30 @@
 """Running commands in a repository, and reading what they leave."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vaeline.strict import read_yaml
 
 ROOT = Path(__file__).parents[2]
+TINY = {
+    r"kind: fashion-mnist": "kind: digits",
+    r"validation: 10000": "validation: 200",
+    r"name: vaeline-fashion-mnist": "name: digits",
+    r"importance_samples: \d+": "importance_samples: 4",
+    r"latent_images: \d+": "latent_images: 50",
+    r"training_images: \d+": "training_images: 100",
+    r"hidden: \[.*\]": "hidden: [32]",
+    r"  epochs: \d+": "  epochs: 3",
+    r"rows: \d+": "rows: 2",
+    r"minimum_active_units: \d+": "minimum_active_units: 0",
+}
 
 
 def execute(
@@ -38,3 +54,40 @@ def read_lock(repository: Path) -> dict[str, dict[str, object]]:
     """The stages of dvc.lock."""
     stages: dict[str, dict[str, object]] = read_yaml(repository / "dvc.lock")["stages"]
     return stages
+
+
+def tiny_clone(folder: Path) -> Path:
+    """This checkout as a repository of its own, with params for seconds."""
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", ".vaeline", "__pycache__", "tmp", "cache", "data", "models", "reports"
+    )
+    for name in ("src", "pipeline"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=ignored)
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    text = (folder / "params.yaml").read_text()
+    for pattern, value in TINY.items():
+        text, count = re.subn(pattern, value, text)
+        assert count, f"params.yaml has no {pattern}"
+    (folder / "params.yaml").write_text(text)
+    execute("git", "init", "-q", "-b", "main", cwd=folder)
+    execute("git", "add", "-A", cwd=folder)
+    execute("git", "commit", "-q", "-m", "Start", cwd=folder)
+    return folder
+
+
+def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
+    """The MLflow runs of a repository's own store: params, metrics, tags and reports of each."""
+    code = (
+        "import json, mlflow; c = mlflow.MlflowClient();"
+        f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
+        "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
+        "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
+        " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
+        " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
+    )
+    uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
+    done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,4 +1,6 @@
 import json
+import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -6,9 +8,13 @@ import pytest
 
 from vaeline.config import read_params
 from vaeline.digests import file_digest
-from vaeline.tracking.provenance import flatten_metrics, flatten_params, run_start
+from vaeline.tracking.provenance import MAXIMUM_DIFF, flatten_metrics, flatten_params, headline_metrics, run_start
 
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+
+
+def git(*arguments: str, cwd: Path) -> None:
+    subprocess.run(["git", *arguments], cwd=cwd, check=True)
 
 
 @pytest.fixture
@@ -37,13 +43,26 @@ def test_metrics_are_told_by_path_and_what_is_no_number_is_left_out():
     }
 
 
+def test_mlflow_shows_what_compares_runs_and_leaves_the_rest_in_the_artifact():
+    test = {"elbo": -3.0, "elbo_se": 0.1, "importance_samples": 9, "active_units": 2}
+    latent = {"mutual_information": 1.5, "rate": 2.0, "mmd": {"squared": 0.1, "points": 5}}
+    report = {"validation": {"elbo": -2.0, "kl": 1.0}, "test": test, "latent": latent}
+    assert headline_metrics(report) == {
+        "validation_elbo": -2.0,
+        "test_elbo": -3.0,
+        "test_active_units": 2.0,
+        "test_latent_mutual_information": 1.5,
+        "test_latent_mmd_squared": 0.1,
+    }
+
+
 def test_the_commit_is_told_and_a_clean_tree_is_clean(checkout: Path):
     (checkout / "untracked.txt").write_text("x")
     start = run_start(PARAMS)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert start.tags["vaeline.git_commit"] == start.tags["mlflow.source.git.commit"] == head
     assert start.tags["vaeline.git_dirty"] == "false"
-    assert start.diff == ""
+    assert start.diff == b""
 
 
 def test_changed_tracked_files_are_told_as_a_diff_but_not_the_lock_that_dvc_writes(checkout: Path):
@@ -52,8 +71,49 @@ def test_changed_tracked_files_are_told_as_a_diff_but_not_the_lock_that_dvc_writ
     (checkout / "code.py").write_text("a = 2\n")
     start = run_start(PARAMS)
     assert start.tags["vaeline.git_dirty"] == "true"
-    assert "+a = 2" in start.diff
-    assert "dvc.lock" not in start.diff
+    assert b"+a = 2" in start.diff
+    assert b"dvc.lock" not in start.diff
+
+
+def test_untracked_files_are_told_by_name_for_no_diff_holds_them(checkout: Path):
+    assert "vaeline.git_untracked" not in run_start(PARAMS).tags
+    (checkout / ".gitignore").write_text("data/\n")
+    (checkout / "data").mkdir()
+    (checkout / "data" / "x.npy").write_text("x")
+    (checkout / "neu é.py").write_text("b = 1\n")
+    assert json.loads(run_start(PARAMS).tags["vaeline.git_untracked"]) == [".gitignore", "neu é.py"]
+    for number in range(500):
+        (checkout / f"file with a longer name {number}.py").write_text("x")
+    told = run_start(PARAMS).tags["vaeline.git_untracked"]
+    assert len(told) < 8000
+    assert re.search(r"\.\.\. and \d+ more", told)
+
+
+def test_the_diff_applies_again_whatever_it_holds_and_whatever_the_users_settings_are(checkout: Path):
+    for setting in ("diff.noprefix true", "diff.relative true", "color.ui always"):
+        git("config", *setting.split(), cwd=checkout)
+    (checkout / "latin.txt").write_bytes(b"na\xefve\r\n")
+    (checkout / "picture.bin").write_bytes(bytes(range(256)))
+    git("add", "latin.txt", "picture.bin", cwd=checkout)
+    (checkout / "code.py").write_text("a = 2")  # no newline at its end
+    diff = run_start(PARAMS).diff
+    changed = {name: (checkout / name).read_bytes() for name in ("latin.txt", "picture.bin", "code.py")}
+    git("reset", "--hard", "-q", cwd=checkout)
+    subprocess.run(["git", "apply", "--whitespace=nowarn", "-"], input=diff, cwd=checkout, check=True)
+    assert {name: (checkout / name).read_bytes() for name in changed} == changed
+
+
+def test_a_diff_that_is_too_large_is_cut_and_says_so(checkout: Path):
+    (checkout / "code.py").write_text("a = 2\n" * MAXIMUM_DIFF)
+    diff = run_start(PARAMS).diff
+    assert len(diff) < MAXIMUM_DIFF + 20
+    assert diff.endswith(b"\n... cut\n")
+
+
+def test_the_versions_of_what_computes_are_told():
+    told = json.loads(run_start(PARAMS).tags["vaeline.versions"])
+    assert told["python"] == platform.python_version()
+    assert {"torch", "numpy", "mlflow", "dvc", "prefect"} <= set(told)
 
 
 def test_without_git_a_run_starts_all_the_same(repository: Path):

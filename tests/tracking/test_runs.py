@@ -95,7 +95,7 @@ def test_a_later_stage_finds_the_run_of_its_model_and_leaves_its_status_alone(ru
     run.finish_training("m" * 64)
     run.close()
     with pytest.raises(ValueError, match="stage"), open_model_run("m" * 64, start) as later:
-        later.metrics({"evaluate/test/nll": 99.0})
+        later.metrics({"test_nll": 99.0})
         raise ValueError("stage")
     assert later.spool == run.spool
     assert run.spool.status() == "FINISHED"
@@ -119,9 +119,9 @@ def test_a_later_stage_corrects_a_value_but_does_not_repeat_it(run: RunTracker, 
     run.close()
     for nll in (99.0, 99.0, 98.0):
         with open_model_run("m" * 64, start) as later:
-            later.metrics({"evaluate/test/nll": nll})
+            later.metrics({"test_nll": nll})
             later.image("samples/prior", np.full((2, 2), int(nll), np.uint8), 0)
-    assert [e["values"]["evaluate/test/nll"] for e in events(run, "metrics")] == [99.0, 98.0]
+    assert [e["values"]["test_nll"] for e in events(run, "metrics")] == [99.0, 98.0]
     assert len(events(run, "image")) == 2
 
 
@@ -139,7 +139,7 @@ def test_without_a_local_run_one_is_made_from_the_outputs(
     assert points == [
         (10, {"train/elbo": -5.0, "validation/elbo": -6.0, "train/sigma": 0.3}),
         (20, {"train/elbo": -4.0, "validation/elbo": -5.0, "train/sigma": 0.2}),
-        (0, {"evaluate/validation/elbo": -10.0, "evaluate/test/elbo": -11.0, "evaluate/test/active_units": 3.0}),
+        (0, {"validation_elbo": -10.0, "test_elbo": -11.0, "test_active_units": 3.0}),
     ]
     assert [event["key"] for event in events(first, "image")] == ["prior_samples"]
     assert all(event["fallback"] for event in events(first, "metrics", "image"))

@@ -1,8 +1,10 @@
 """What a run says about where it comes from: params, tags, git state, data set. No mlflow import."""
 
 import getpass
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +17,20 @@ from vaeline.digests import file_digest
 from vaeline.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
+CUT = b"\n... cut\n"  # how a cut one ends
+UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more than 8000
+PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
+# numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
+LATENT_METRICS = {
+    "latent/mutual_information": "test_latent_mutual_information",
+    "latent/total_correlation": "test_latent_total_correlation",
+    "latent/mmd/squared": "test_latent_mmd_squared",
+    "latent/mig": "test_latent_mig",
+    "latent/probes/knn_accuracy/posterior_means": "test_latent_knn_accuracy",
+    "latent/probes/linear_accuracy/posterior_means": "test_latent_linear_accuracy",
+    "latent/frechet_cnn_features/reconstructions": "test_latent_frechet_reconstructions",
+    "latent/frechet_cnn_features/prior_samples": "test_latent_frechet_prior_samples",
+}
 
 
 @dataclass(frozen=True)
@@ -26,16 +42,19 @@ class RunStart:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: Mapping[str, Any] | None = None  # name, digest, source, manifest
-    diff: str = ""  # uncommitted changes of tracked files
+    diff: bytes = b""  # uncommitted changes of tracked files, as `git apply` takes them
 
 
 def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
     """Describe a run of these params on this working tree and this prepared data (if it is there)."""
-    commit, diff = _git("rev-parse", "HEAD").strip(), _uncommitted()
+    commit, diff = _git("rev-parse", "HEAD").decode().strip(), _uncommitted()
     tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    tags["vaeline.versions"] = json.dumps(versions())
     if commit:
         tags |= {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
         tags["vaeline.git_dirty"] = str(bool(diff)).lower()
+        if untracked := _untracked():
+            tags["vaeline.git_untracked"] = json.dumps(untracked, ensure_ascii=False)
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["vaeline.dvc_experiment"] = experiment
     if flow_run := os.environ.get("VAELINE_FLOW_RUN_ID"):
@@ -90,6 +109,31 @@ def user() -> str:
         return "unknown"
 
 
+def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of reports/metrics.json that MLflow shows beside the curves: `test_elbo`, ..., `test_latent_mig`.
+
+    Names without a slash make one section of MLflow's charts, after `train/` and `validation/`. Standard errors and
+    the other latent metrics stay in the run's artifact reports/metrics.json.
+    """
+    flat = flatten_metrics(report)
+    shown = {"validation/elbo": "validation_elbo"} | LATENT_METRICS
+    for key in flat:
+        if key.startswith("test/") and not key.endswith("_se") and key != "test/importance_samples":
+            shown[key] = key.replace("/", "_")
+    return {name: flat[key] for key, name in shown.items() if key in flat}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes, versions and tracks here; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     leaves = []
     for key, item in value.items():
@@ -111,16 +155,31 @@ def _readable_name(params: Params) -> str:
     return "-".join(parts)
 
 
-def _uncommitted() -> str:
-    """The changes of tracked files since the last commit; DVC itself rewrites dvc.lock, which is no change."""
-    diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
-    return diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + "\n... cut\n"
+def _uncommitted() -> bytes:
+    """The changes of tracked files since the last commit; DVC itself rewrites dvc.lock, which is no change.
+
+    In the form that `git apply` takes at the repository's top, whatever the user's settings for `git diff` are.
+    """
+    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    diff = _git(
+        "-c", "core.quotePath=false", "diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock"
+    )
+    return diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
 
 
-def _git(*arguments: str) -> str:
+def _untracked() -> list[str]:
+    """Files that git neither follows nor ignores, whose content the diff therefore lacks; their names only."""
+    output = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
+    names = [name for name in output.decode("utf-8", "replace").split("\0") if name and name != "dvc.lock"]
+    told: list[str] = []
+    while names and sum(map(len, told)) + len(names[0]) < UNTRACKED_TOLD:
+        told.append(names.pop(0))
+    return [*told, f"... and {len(names)} more"] if names else told
+
+
+def _git(*arguments: str) -> bytes:
     """What a git command says; empty where there is no git or no repository."""
     try:
-        result = subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=True)
+        return subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.decode("utf-8", "replace")
+        return b""

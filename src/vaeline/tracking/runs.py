@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from vaeline.tracking import spool as spools
-from vaeline.tracking.provenance import RunStart, flatten_metrics, run_start
+from vaeline.tracking.provenance import RunStart, flatten_metrics, headline_metrics, run_start
 from vaeline.tracking.spool import Spool
 from vaeline.tracking.sync import SyncReport, sync_all
 from vaeline.workspace import REPORTS, repository_root
@@ -29,6 +29,7 @@ __all__ = [
     "RunTracker",
     "SyncReport",
     "flatten_metrics",
+    "headline_metrics",
     "open_model_run",
     "open_training_run",
     "run_start",
@@ -187,12 +188,12 @@ def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) 
 
 
 def _write_start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> None:
-    tags = {**start.tags, **({"vaeline.model_digest": model} if model else {})}
+    tags = {**start.tags, **({"vaeline.model_digest": model, "vaeline.made_from": "outputs"} if model else {})}
     fields = {"experiment": start.experiment, "name": start.name, "params": dict(start.params), "tags": tags}
     nonce = f"{spool.folder.name}-{os.urandom(8).hex()}"
     spool.append("start", **fields, dataset=start.dataset, training=training, find=model, nonce=nonce)
     if start.diff:
-        name = spool.store_file(start.diff.encode(), "uncommitted.diff")
+        name = spool.store_file(start.diff, "uncommitted.diff")
         spool.append("artifact", file=name, folder="git", fallback=not training)
 
 
@@ -202,7 +203,7 @@ def _write_outputs(spool: Spool, reports: Path) -> None:
         for step, values in _history(reports / "history.csv"):
             spool.append("metrics", step=step, values=values, fallback=True)
         report = json.loads((reports / "metrics.json").read_text())
-        spool.append("metrics", step=0, values=flatten_metrics(report, "evaluate/"), fallback=True)
+        spool.append("metrics", step=0, values=headline_metrics(report), fallback=True)
         for picture in sorted((reports / "samples").glob("*.png")):
             name = spool.store_file(picture.read_bytes(), "image.png")
             spool.append("image", key=picture.stem, step=0, file=name, fallback=True)
