@@ -102,6 +102,8 @@ def _workspace(environment: dict[str, str]) -> State[dict[str, Outcome]]:
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
     if all(outcome == "cached" or name in forced for name, outcome in outcomes.items()):
         return _unchanged(outcomes)
+    if outcomes.get("register", "cached") != "cached":
+        registered.registered(anew=True)  # asked and remembered now, not by a run that has nothing to do
     create_markdown_artifact(report.markdown(outcomes), key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
 
@@ -142,9 +144,10 @@ def _unchanged(outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
     found = registered.registered()
     if found is None:
         return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
-    holds = f"{report.verdict(report.registration(), found.version)}, MLflow run {found.run_id}"
+    decision = report.registration()["decision"]
+    holds = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
     links = [f"- [{what}]({address})" for what, address in found.links().items()]
     text = "\n".join(["## Unchanged: nothing to compute", holds, *links])
     create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
-    where = "".join(f"; {address}" for address in found.links().values())
+    where = "".join(f" {address}" for address in found.links().values())
     return Completed(name="Unchanged", message=f"unchanged: {holds}{where}", data=outcomes)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
 from pipeline import attempts, daemons, registered, report
 from pipeline.servers import PREFECT, started, temporary_prefect_server, wait_until_ready
@@ -31,8 +30,7 @@ def main() -> None:
         attempts.forget(str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
-    outcomes: Any = state.result()
-    found = registered.registered(anew=outcomes.get("register", "cached") != "cached")
+    found = registered.registered()
     sys.stdout.write("\n" + report.summary(found.version if found else None))
 
 

@@ -16,7 +16,7 @@ from pipeline.servers import free_port
 
 def test_without_a_command_it_says_what_there_is(tmp_path: Path):
     done = vaeline("--help", cwd=tmp_path)
-    for command in ("run", "ui", "sync", "doctor"):
+    for command in ("run", "up", "down", "deploy", "worker", "ui", "sync", "doctor"):
         assert re.search(rf"^\s+{command}\s", done.stdout, re.MULTILINE)
 
 
@@ -74,6 +74,25 @@ def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path
     for address in addresses:
         port = int(address.rpartition(":")[2])
         assert free_port(port) == port, "nothing listens there any more"
+
+
+def test_servers_open_to_other_machines_need_passwords(toy: Path):
+    (toy / "below").mkdir()
+    done = vaeline("up", "--host", "0.0.0.0", cwd=toy / "below", check=False, MLFLOW_AUTH_ADMIN_PASSWORD="x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: --host 0.0.0.0: other machines could use the servers without a password; "
+        "set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING\n"
+    )
+
+
+def test_down_without_anything_running_says_so(toy: Path):
+    assert vaeline("down", cwd=toy).stdout == "nothing was running\n"
+
+
+def test_a_worker_without_a_server_says_what_to_set(toy: Path):
+    done = vaeline("worker", cwd=toy, check=False)
+    assert (done.returncode, done.stderr.startswith("error: PREFECT_API_URL: not set")) == (1, True)
 
 
 def test_servers_of_the_environment_are_told_and_not_started(toy: Path):

@@ -80,7 +80,7 @@ def runs(repository: Path, experiment: str = "digits") -> list[dict[str, object]
         f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
         "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
         "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
-        " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
+        " status=r.info.status, curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
     )
     uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
     done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})
@@ -106,6 +106,8 @@ def test_a_second_run_computes_nothing(clone: Path):
     before = (clone / "dvc.lock").read_bytes()
     done = vaeline("run", cwd=clone)
     assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
+    assert lines_with(done.stderr, "unchanged: digits version 1 (promoted), MLflow run ")
+    assert lines_with(done.stdout, "model:    digits version 1: promoted")
     assert not lines_with(done.stderr, "Running stage")
     assert (clone / "dvc.lock").read_bytes() == before
 
