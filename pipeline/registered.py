@@ -1,7 +1,7 @@
 """The registered version and the MLflow run that hold for the model at hand, remembered: telling costs nothing."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline import daemons, report
@@ -38,17 +38,32 @@ def registered(anew: bool = False) -> Registered | None:
 
     None where nothing was registered here.
     """
-    decision = report.registration()
-    if not decision:
+    wanted = _wanted()
+    if wanted is None:
         return None
-    wanted = Registered(redact(tracking_uri()), decision["name"], decision["digest"])
-    known = None if anew or _store_is_gone() else _recall()
-    if known and (known.uri, known.name, known.digest) == (wanted.uri, wanted.name, wanted.digest):
+    if not anew and (known := remembered()):
         return known
     found = _ask(wanted)
     if found.version is not None:
         write_whole(_memory(), json.dumps(asdict(found)).encode())
     return found
+
+
+def remembered() -> Registered | None:
+    """The same without asking; None where it is not known, or MLflow's database is gone."""
+    uri, wanted = tracking_uri(), _wanted()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return None
+    try:
+        known = Registered(**json.loads(_memory().read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return known if replace(known, version=None, run_id=None) == wanted else None
+
+
+def _wanted() -> Registered | None:
+    decision = report.registration()
+    return Registered(redact(tracking_uri()), decision["name"], decision["digest"]) if decision else None
 
 
 def _ask(wanted: Registered) -> Registered:
@@ -62,18 +77,6 @@ def _ask(wanted: Registered) -> Registered:
     if version is None:
         return wanted
     return Registered(wanted.uri, wanted.name, wanted.digest, str(version.version), version.run_id)
-
-
-def _recall() -> Registered | None:
-    try:
-        return Registered(**json.loads(_memory().read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _store_is_gone() -> bool:
-    uri = tracking_uri()
-    return uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()
 
 
 def _memory() -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workbench import execute, vaeline
 
-from pipeline.servers import free_port
+from pipeline.servers import free_port, mlflow_server
 
 
 def test_without_a_command_it_says_what_there_is(tmp_path: Path):
@@ -84,6 +84,11 @@ def test_servers_open_to_other_machines_need_passwords(toy: Path):
         "error: --host 0.0.0.0: other machines could use the servers without a password; "
         "set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING\n"
     )
+
+
+def test_beyond_loopback_mlflow_asks_for_passwords():
+    assert "basic-auth" in mlflow_server("sqlite:///x.db", "artifacts", 5000, "0.0.0.0").arguments
+    assert "basic-auth" not in mlflow_server("sqlite:///x.db", "artifacts", 5000).arguments
 
 
 def test_down_without_anything_running_says_so(toy: Path):
