@@ -123,6 +123,18 @@ def members(group: int, mark: tuple[str, str] | None = None) -> list[int]:
     return found
 
 
+def listens(group: int, port: int) -> bool:
+    """Whether a member of the group is who answers at this port."""
+    import psutil
+
+    for pid in members(group):
+        with suppress(psutil.Error):
+            for connection in psutil.Process(pid).net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
 if __name__ == "__main__":
     die_with_parent()
     os.execvp(sys.argv[1], sys.argv[1:])

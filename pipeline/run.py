@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from pipeline import attempts, daemons, registered, report
-from pipeline.servers import PREFECT, started, temporary_prefect_server, wait_until_ready
+from pipeline import attempts, registered, report
+from pipeline.servers import known_prefect, started, temporary_prefect_server, wait_until_ready
 from pipeline.stages.entry import run_program
 from vaeline.errors import UserError
 
@@ -41,10 +41,8 @@ def prefect_api() -> Iterator[None]:
     The last dies with this process, however that ends, which the one that Prefect itself would start does not.
     Call it before Prefect is imported; that is done while the server starts.
     """
-    if os.environ.get("PREFECT_API_URL"):
-        yield
-    elif server := daemons.running(PREFECT):
-        os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    if api := known_prefect():
+        os.environ["PREFECT_API_URL"] = api
         yield
     else:
         temporary = temporary_prefect_server()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import daemons
-from pipeline.processes import Process, spawn, stop
+from pipeline.processes import Process, listens, spawn, stop
 from vaeline.errors import UserError
 from vaeline.tracking.store import artifact_location, redact, tracking_uri
 
@@ -130,6 +130,12 @@ def temporary_prefect_server() -> Server:
     return Server("Prefect", "prefect-temporary", "uvicorn", arguments, port, "/api/health", env)
 
 
+def known_prefect() -> str | None:
+    """The API of the server that the environment names, or that `vaeline up` left running."""
+    server = daemons.running(PREFECT)
+    return os.environ.get("PREFECT_API_URL") or (f"{server.address}/api" if server else None)
+
+
 def reachable(host: str) -> str:
     """Under which name this machine reaches what listens on `host`."""
     return HOST if host in ("0.0.0.0", "::", "localhost") else host
@@ -162,9 +168,9 @@ def started(server: Server) -> Iterator[Process]:
 
 
 def wait_until_ready(server: Server, process: Process) -> None:
-    """Return once the server answers; raises UserError where it ends or takes too long."""
+    """Return once it is this server that answers at its port; raises UserError where it ends or takes too long."""
     deadline = time.monotonic() + START_S
-    while not answers(server.port, server.health, reachable(server.host)):
+    while not (answers(server.port, server.health, reachable(server.host)) and listens(process.pid, server.port)):
         if process.poll() is not None:
             raise UserError(_ended(server, process))
         if time.monotonic() > deadline:

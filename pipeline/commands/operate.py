@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.environment import enter_workspace, prepare_environment
+from vaeline.errors import UserError
 
 app = typer.Typer()
 
@@ -32,18 +33,23 @@ def down() -> None:
 
 @app.command()
 def deploy() -> None:
-    """Register the deployments of pipeline/prefect.yaml with the server at PREFECT_API_URL."""
+    """Register the deployments of pipeline/prefect.yaml with the server at PREFECT_API_URL, or that of `vaeline up`."""
     _become("deploy")
 
 
 @app.command()
 def worker() -> None:
-    """Run deployments of the server at PREFECT_API_URL in this clone, going on with what a killed worker left."""
+    """Run deployments in this clone, going on with what a killed worker left."""
     _become()
 
 
 def _become(*arguments: str) -> None:
     enter_workspace()
     prepare_environment()
+    from pipeline.servers import known_prefect
+
+    api = known_prefect()
+    if api is None:
+        raise UserError("PREFECT_API_URL: not set; name a Prefect server, or use `vaeline up`, which starts one")
     command = [sys.executable, "-m", "pipeline.worker", *arguments]  # above this module: imports point downwards
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, os.environ | {"PREFECT_API_URL": api})

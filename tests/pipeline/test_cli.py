@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from workbench import execute, vaeline
 
-from pipeline.servers import free_port, mlflow_server
+from pipeline.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
+from vaeline.errors import UserError
 
 
 def test_without_a_command_it_says_what_there_is(tmp_path: Path):
@@ -53,6 +54,22 @@ def test_a_taken_port_is_left_to_who_has_it():
         port = taken.getsockname()[1]
         assert free_port(port) != port
     assert free_port(port) == port
+
+
+def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: Path):
+    """Two that start at once may have found the same port free."""
+    port = free_port(0)
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+        while not answers(port, "/"):
+            assert other.poll() is None
+        late = Server("late", "late", "http.server", [str(port), "--bind", "127.0.0.1"], port, "/")
+        with (
+            started(late) as process,
+            pytest.raises(UserError, match="ended with exit code 1: .*Address already in use"),
+        ):
+            wait_until_ready(late, process)
+        other.kill()
 
 
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
