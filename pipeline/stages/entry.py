@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -27,7 +28,14 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
-    run_program(lambda: _in_turn(main))
+    try:
+        run_program(lambda: _in_turn(main))
+    except SystemExit as end:
+        if end.code in (130, 143):  # all is closed; taking torch down takes a second and more, which somebody waits for
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(int(end.code))
+        raise
 
 
 def _in_turn(main: Callable[[], None]) -> None:

@@ -66,7 +66,7 @@ def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: P
         late = Server("late", "late", "http.server", [str(port), "--bind", "127.0.0.1"], port, "/")
         with (
             started(late) as process,
-            pytest.raises(UserError, match="ended with exit code 1: .*Address already in use"),
+            pytest.raises(UserError, match=r"exit code 1: .*Address already in use"),
         ):
             wait_until_ready(late, process)
         other.kill()
