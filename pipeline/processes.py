@@ -55,10 +55,10 @@ def _start(process: Any) -> str:
     return f"{boot}:{fields[19]}"
 
 
-def die_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends; elsewhere do nothing."""
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to send this process a signal when its parent ends; elsewhere do nothing."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def spawn(

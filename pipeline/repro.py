@@ -130,7 +130,7 @@ def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: s
             process.stdout.close()
     if code:
         transient = any(TRANSIENT.search(line) for line in tail)
-        raise StageError(f"{what} failed: {_reason(tail, code)}", transient)
+        raise StageError(f"{what} failed: {reason(tail, code)}", transient)
     return list(tail)
 
 
@@ -143,7 +143,7 @@ def _outcome(stage: str, line: str) -> Outcome | None:
     return None
 
 
-def _reason(tail: deque[str], code: int) -> str:
+def reason(tail: Sequence[str], code: int) -> str:
     """What says most: the stage's `error:` lines, else a traceback's last line, else DVC's `ERROR:`, else the code."""
     if told := [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]:
         return "\n".join(told)

@@ -32,7 +32,7 @@ def test_other_data_threads_or_code_are_another_training(monkeypatch: pytest.Mon
     params = parse_params(CONTENT)
     plain = training_key(params, "d", CPU)
     assert training_key(params, "e", CPU) != plain
-    monkeypatch.setattr(key, "identity", lambda device: {"threads": 3})
+    monkeypatch.setattr(key, "identity", lambda device, processes: {"threads": 3})
     assert training_key(params, "d", CPU) != plain
     monkeypatch.undo()
     monkeypatch.setattr(key, "code_digest", lambda: "other")
@@ -52,9 +52,7 @@ def test_the_codes_digest_covers_all_torch_code_that_training_loads():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     loaded = {Path(line) for line in done.stdout.split()}
     covered = {path for pattern in key.SOURCES for path in package.glob(pattern)}
-    plain = {
-        package / name
-        for name in ("config.py", "config_data.py", "errors.py", "strict.py", "digests.py", "data/__init__.py")
-    }
+    names = ("config.py", "config_data.py", "durable.py", "errors.py", "strict.py", "digests.py", "data/__init__.py")
+    plain = {package / name for name in names}
     assert loaded - covered <= plain
     assert len(code_digest()) == 64
