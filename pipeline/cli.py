@@ -37,7 +37,7 @@ def run() -> None:
     enter_workspace()
     read_params(PARAMS)  # a typing mistake is told before any server starts
     prepare_environment()
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.flow"])  # above this module: imports point downwards
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.run"])  # above this module: imports point downwards
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

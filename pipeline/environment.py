@@ -40,7 +40,7 @@ def prepare_environment() -> None:
 
 
 def enter_workspace() -> None:
-    """Go to the folder of dvc.yaml: here or above."""
+    """Go to the folder of dvc.yaml: here or above. Raises UserError where there is none."""
     root = repository_root()
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")

@@ -67,21 +67,6 @@ def verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
     return f'{text}, mlflow.pyfunc.load_model("models:/{name}@champion")' if word == "promoted" else text
 
 
-def registered_version() -> str | None:
-    """The registry's number for the model; None where it has none or cannot be asked."""
-    from vaeline.tracking.registry import find_version
-    from vaeline.tracking.store import connect
-
-    decision = registration()
-    if not decision:
-        return None
-    try:
-        found = find_version(connect(timeout_s=5, retries=0), decision["name"], decision["digest"])
-    except UserError:
-        return None
-    return str(found.version) if found else None
-
-
 def pictures(folder: Path = SAMPLES) -> list[Path]:
     """The sample sheets."""
     return sorted(folder.glob("*.png"))

@@ -9,27 +9,32 @@ import os
 import re
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pipeline.processes import spawn, stop
-from vaeline.errors import UserError
+from vaeline.errors import TRY_AGAIN, UserError
 from vaeline.strict import read_yaml
-from vaeline.tracking.locks import acquire
-from vaeline.workspace import state_folder
 
+Log = Callable[[str], None]
 Outcome = Literal["ran", "restored", "cached"]
 DVC = ("dvc", "--wait-for-lock")
 LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot see a change
 # what DVC says after each stage about git and remotes
+BUSY = re.compile(r"Unable to acquire lock|'.*' is busy, it is being blocked by|failed to lock")
+TRANSIENT = re.compile(rf"{BUSY.pattern}|exited with {TRY_AGAIN}\b")
+EXPERIMENT = re.compile(r"Ran experiment\(s\): (\S+)")
 ADVICE = re.compile(r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config |Use `dvc push`")
 
 
 class StageError(UserError):
     """A stage that did not end well; the message is its own one line."""
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient  # a server or remote that is away, a lock: the same may do later
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,38 @@ def always_stale(params: Path = Path("params.yaml")) -> set[str]:
     return {"fetch"} if content["data"]["source"]["kind"] in LOCAL_SOURCES else set()
 
 
-def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, str], force: bool = False) -> Outcome:
-    """`dvc repro --single-item` in its own process group, its output to `log` as it comes.
+def reproduce(stage: str, log: Log, extra_env: Mapping[str, str], force: bool = False) -> Outcome:
+    """`dvc repro --single-item`, its output to `log` as it comes. Raises StageError with the stage's own words."""
+    command = ["repro", "--single-item", *(["--force"] if force else []), stage]
+    lines = _run(command, log, extra_env, f"stage '{stage}'")
+    return next((found for line in lines if (found := _outcome(stage, line))), "ran")
+
+
+def run_experiment(overrides: Sequence[str], log: Log, extra_env: Mapping[str, str]) -> str:
+    """`dvc exp run --temp` with these changes (`key=value`) to params.yaml; the experiment's name.
+
+    It runs in a copy of the repository: the workspace and its params stay as they are. Raises StageError.
+    """
+    changes = [argument for change in overrides for argument in ("-S", change)]
+    lines = _run(["exp", "run", "--temp", *changes], log, extra_env, "the experiment")
+    return next((found[1] for line in lines if (found := EXPERIMENT.match(line))), "")
+
+
+def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: str) -> list[str]:
+    """A DVC command in its own process group; the last of what it said.
 
     Whatever ends this call early (an error, Ctrl-C, SIGTERM) ends the group; should this process be killed,
-    Linux does. Raises StageError with the stage's own words.
+    Linux does. Raises StageError.
     """
-    command = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
     env = {**os.environ, **extra_env, "PYTHONUNBUFFERED": "1"}
     tail: deque[str] = deque(maxlen=200)
-    outcome: Outcome = "ran"
-    process = spawn(command, env)
+    process = spawn([*DVC, *command], env)
     try:
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
             if line and not ADVICE.match(line):
                 log(line)
                 tail.append(line)
-            outcome = _outcome(stage, line) or outcome
         code = process.wait()
     finally:
         if process.poll() is None:
@@ -110,8 +129,9 @@ def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, st
         if process.stdout:
             process.stdout.close()
     if code:
-        raise StageError(f"stage '{stage}' failed: {reason(tail, code)}")
-    return outcome
+        transient = any(TRANSIENT.search(line) for line in tail)
+        raise StageError(f"{what} failed: {reason(tail, code)}", transient)
+    return list(tail)
 
 
 def _outcome(stage: str, line: str) -> Outcome | None:
@@ -131,21 +151,3 @@ def reason(tail: Sequence[str], code: int) -> str:
         if lines := [line for line in tail if re.match(pattern, line)]:
             return lines[-1].removeprefix("ERROR: ")
     return f"exit code {code}{f': {tail[-1]}' if tail else ''}"
-
-
-@contextmanager
-def workspace_lock(log: Callable[[str], None]) -> Iterator[None]:
-    """Only one run in a workspace at a time; a second waits. The kernel frees the lock of a dead holder."""
-    path = state_folder() / "run.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = acquire(path, wait=False)
-    if descriptor is None:
-        log(f"another run (process {path.read_text()}) is at work here: waiting for its end")
-        descriptor = acquire(path)
-    assert descriptor is not None
-    try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {"vaeline": ROOT / "src", "pipeline": ROOT}
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 LAYERS = (  # the first that fits counts
-    (5, r"pipeline\.(flow|sweep_flow)"),
+    (5, r"pipeline\.(flow|run|worker|sweep_flow)"),
     (4, r"pipeline(\..+)?"),
     (3, r"vaeline\.tracking(\..+)?"),
     (1, r"vaeline\.(core|data)(\..+)?"),
@@ -117,7 +117,7 @@ def test_core_takes_plain_values_and_touches_no_files():
     ("package", "home"),
     [
         ("mlflow", "vaeline.tracking"),
-        ("prefect", ("pipeline.flow", "pipeline.sweep_flow")),
+        ("prefect", ("pipeline.flow", "pipeline.worker", "pipeline.sweep_flow")),
         ("yaml", "vaeline.strict"),
         ("typer", ("pipeline.cli", "pipeline.commands")),
     ],

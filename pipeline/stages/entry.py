@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.processes import die_with_parent
-from vaeline.errors import UserError
+from pipeline.turns import stage_turn
+from vaeline.errors import TRY_AGAIN, TransientError, UserError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 # numpy, safetensors and torch each have their own words for it, without an errno
@@ -19,13 +21,31 @@ FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested 
 def run_stage(main: Callable[[], None]) -> NoReturn:
     """Run a stage's `main` as `run_program` does, with plain log lines.
 
-    It ends with its parent: a killed `dvc repro` leaves no orphan that works on beside a second one.
+    It ends with its parent: a killed `dvc repro` leaves no orphan that works on beside a second one. Where another
+    run is at work in this workspace it does nothing; where something outside is away it exits with TRY_AGAIN.
     """
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
-    run_program(main)
+    try:
+        run_program(lambda: _in_turn(main))
+    except SystemExit as end:
+        if end.code in (130, 143):  # all is closed; taking torch down takes a second and more, which somebody waits for
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(int(end.code))
+        raise
+
+
+def _in_turn(main: Callable[[], None]) -> None:
+    with stage_turn():
+        try:
+            main()
+        except TransientError as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)  # noqa: T201
+            sys.exit(TRY_AGAIN)
 
 
 def run_program(main: Callable[[], None]) -> NoReturn:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from workbench import execute, vaeline
 
-from pipeline.servers import free_port
+from pipeline.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
+from vaeline.errors import UserError
 
 
 def test_without_a_command_it_says_what_there_is(tmp_path: Path):
     done = vaeline("--help", cwd=tmp_path)
-    for command in ("run", "ui", "sync", "doctor"):
+    for command in ("run", "up", "down", "deploy", "worker", "ui", "sync", "doctor"):
         assert re.search(rf"^\s+{command}\s", done.stdout, re.MULTILINE)
 
 
@@ -55,6 +56,22 @@ def test_a_taken_port_is_left_to_who_has_it():
     assert free_port(port) == port
 
 
+def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: Path):
+    """Two that start at once may have found the same port free."""
+    port = free_port(0)
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+        while not answers(port, "/"):
+            assert other.poll() is None
+        late = Server("late", "late", "http.server", [str(port), "--bind", "127.0.0.1"], port, "/")
+        with (
+            started(late) as process,
+            pytest.raises(UserError, match=r"exit code 1: .*Address already in use"),
+        ):
+            wait_until_ready(late, process)
+        other.kill()
+
+
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
     execute("git", "init", "-q", cwd=toy)
     command = [sys.executable, "-m", "pipeline.cli", "ui"]
@@ -74,6 +91,30 @@ def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path
     for address in addresses:
         port = int(address.rpartition(":")[2])
         assert free_port(port) == port, "nothing listens there any more"
+
+
+def test_servers_open_to_other_machines_need_passwords(toy: Path):
+    (toy / "below").mkdir()
+    done = vaeline("up", "--host", "0.0.0.0", cwd=toy / "below", check=False, MLFLOW_AUTH_ADMIN_PASSWORD="x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: --host 0.0.0.0: other machines could use the servers without a password; "
+        "set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING\n"
+    )
+
+
+def test_beyond_loopback_mlflow_asks_for_passwords():
+    assert "basic-auth" in mlflow_server("sqlite:///x.db", "artifacts", 5000, "0.0.0.0").arguments
+    assert "basic-auth" not in mlflow_server("sqlite:///x.db", "artifacts", 5000).arguments
+
+
+def test_down_without_anything_running_says_so(toy: Path):
+    assert vaeline("down", cwd=toy).stdout == "nothing was running\n"
+
+
+def test_a_worker_without_a_server_says_what_to_set(toy: Path):
+    done = vaeline("worker", cwd=toy, check=False)
+    assert (done.returncode, done.stderr.startswith("error: PREFECT_API_URL: not set")) == (1, True)
 
 
 def test_servers_of_the_environment_are_told_and_not_started(toy: Path):

@@ -39,6 +39,8 @@ def test_a_second_run_computes_nothing_and_writes_the_page_that_is_missing(clone
     page.unlink()
     done = vaeline("run", cwd=clone)
     assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
+    assert lines_with(done.stderr, "unchanged: digits version 1 (promoted), MLflow run ")
+    assert lines_with(done.stdout, "model:    digits version 1: promoted")
     assert not lines_with(done.stderr, "Running stage")
     assert (clone / "dvc.lock").read_bytes() == before
     assert "models:/digits/1 @champion" in page.read_text()

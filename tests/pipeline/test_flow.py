@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from workbench import execute, lines_with, vaeline
 
 from pipeline.report import markdown
@@ -60,7 +61,8 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
     assert not lines_with(done.stderr, "Traceback")
 
 
-def test_a_terminated_run_ends_its_stage_and_its_server(toy: Path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
     (toy / "train.sh").write_text("echo child $$; sleep 300\n")
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
@@ -68,14 +70,25 @@ def test_a_terminated_run_ends_its_stage_and_its_server(toy: Path):
         assert run.stderr is not None
         line = next(line for line in run.stderr if "| train | child " in line)
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
-        run.send_signal(signal.SIGTERM)
-        for _ in run.stderr:
-            pass
-        assert run.wait(30) == 143
-    deadline = time.monotonic() + 10
+        assert any("uvicorn" in process.cmdline() for process in family)
+        run.send_signal(number)
+        assert run.wait(60) == code
+    deadline = time.monotonic() + 30
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_only_what_may_mend_itself_is_tried_again(toy: Path, prefect_api: str):
+    retries = {"PREFECT_TASKS_DEFAULT_RETRIES": "1", "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "0"}
+    (toy / "train.sh").write_text("echo x >> tries; echo error: train.beta: wrong >&2; exit 1\n")
+    wrong = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api, **retries)
+    assert lines_with(wrong.stderr, "error: stage 'train' failed: train.beta: wrong")
+    assert (toy / "tries").read_text() == "x\n"
+    (toy / "train.sh").write_text("echo x >> tries; test $(wc -l < tries) -ge 3 || exit 75; cp raw.txt model.txt\n")
+    mended = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api, **retries)
+    assert lines_with(mended.stderr, "fetch cached, train ran, sample ran")
+    assert (toy / "tries").read_text() == "x\nx\nx\n"
 
 
 def test_the_report_shows_metrics_and_pictures_inline(toy: Path):

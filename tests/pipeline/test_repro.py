@@ -1,8 +1,5 @@
 """DVC's stages in order, what became of each, and that nothing is left running."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,7 +12,6 @@ from pipeline.repro import (
     read_stages,
     reproduce,
     stale_stages,
-    workspace_lock,
 )
 from vaeline.errors import UserError
 
@@ -109,40 +105,6 @@ def test_an_interruption_ends_every_process_of_the_stage(toy: Path):
     assert len(children) == 2
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert stale_stages() == {"train", "sample"}
-
-
-def test_a_second_run_waits_for_the_first_and_says_so(toy: Path):
-    code = "from pipeline.repro import *\nwith workspace_lock(print): print('held', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        said: list[str] = []
-
-        def end_the_first(line: str) -> None:
-            said.append(line)
-            first.communicate("\n")
-
-        with workspace_lock(end_the_first):
-            assert first.poll() == 0
-    assert said == [f"another run (process {first.pid}) is at work here: waiting for its end"]
-
-
-def test_a_killed_run_leaves_the_workspace_free(toy: Path):
-    code = "from pipeline.repro import *\nwith workspace_lock(print): print('held', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stdout is not None
-        first.stdout.readline()
-        first.kill()
-        first.wait()
-    said: list[str] = []
-    begun = time.monotonic()
-    with workspace_lock(said.append):
-        assert time.monotonic() - begun < 5
-    assert said == []
 
 
 @pytest.mark.parametrize(("kind", "forced"), [("digits", set()), ("folder", {"fetch"}), ("npz", {"fetch"})])

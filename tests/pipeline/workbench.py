@@ -85,7 +85,7 @@ def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
         "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
         "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
         " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
-        " curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
+        " status=r.info.status, curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
     )
     uri = f"sqlite:///{repository}/.vaeline/mlflow.db"
     done = execute(sys.executable, "-c", code, cwd=repository, env={"MLFLOW_TRACKING_URI": uri})

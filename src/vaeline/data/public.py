@@ -10,7 +10,7 @@ from vaeline.data.catalogue import PUBLIC_SETS, Item
 from vaeline.data.debian import PACKAGE, installed_folder, unpack_package
 from vaeline.data.download import UnavailableError, open_url, store
 from vaeline.data.progress import progress
-from vaeline.errors import UserError
+from vaeline.errors import TransientError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def fetch_public(kind: str, folder: Path) -> None:
 
     The order: a folder the user names by VAELINE_DATA_DIR; for fashion-mnist the Debian package's folder;
     torchvision's mirrors; for fashion-mnist the Debian package, downloaded and unpacked without root.
-    The log says which way was taken. Raises UserError listing what was tried and what to do where none is open.
+    The log says which way was taken. Raises TransientError listing what was tried and what to do where none is open.
     """
     debian = kind == "fashion-mnist"
     ways = (_user_folder, *(_debian_folder,) * debian, _mirrors, *(_debian_package,) * debian)
@@ -38,7 +38,7 @@ def fetch_public(kind: str, folder: Path) -> None:
     names = ", ".join(item.name for item in PUBLIC_SETS[kind].items)
     mend = f"connect to the network, or set {FOLDER_VARIABLE} to a folder that holds {names}"
     lines = ["no source could be reached; tried:", *(f"  - {reason}" for reason in tried), f"what to do: {mend}"]
-    raise UserError("\n".join(f"{kind}: {line}" for line in lines))
+    raise TransientError("\n".join(f"{kind}: {line}" for line in lines))
 
 
 def _user_folder(kind: str, folder: Path) -> str:

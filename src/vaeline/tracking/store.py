@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.errors import UserError
+from vaeline.errors import TransientError, UserError
 from vaeline.tracking.locks import locked
 from vaeline.workspace import repository_root, state_folder
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
 
 
 def tracking_uri() -> str:
@@ -77,7 +78,7 @@ def connect(timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Turn what MLflow and the layers below it raise when the store is away into a UserError."""
+    """Turn what MLflow and the layers below it raise into a UserError; TransientError where the store is away."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -87,7 +88,8 @@ def told_in_one_line() -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2]
         store = redact(tracking_uri())
-        raise UserError(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
+        kind = UserError if isinstance(error, MlflowException) and error.error_code not in AWAY else TransientError
+        raise kind(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
 
 
 def ensure_store(uri: str) -> None:

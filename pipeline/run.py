@@ -1,0 +1,58 @@
+"""`vaeline run`: the flow once, in this process, with Prefect's server for the time of it where none is known."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from pipeline import attempts, registered, report
+from pipeline.servers import known_prefect, started, temporary_prefect_server, wait_until_ready
+from pipeline.stages.entry import run_program
+from vaeline.errors import UserError
+
+
+def main() -> None:
+    """Run the flow, then tell where to look.
+
+    Raises UserError with the words of the stage that failed, or where Prefect's server is away.
+    """
+    with prefect_api():
+        from pipeline.flow import vaeline_flow
+
+        try:
+            state = vaeline_flow(return_state=True)
+        except RuntimeError as error:
+            if "Failed to reach API" not in str(error):
+                raise
+            hint = "start that server, or unset PREFECT_API_URL for a temporary one"
+            raise UserError(f"Prefect: {error}; {hint}") from None
+        attempts.forget(str(state.state_details.flow_run_id))
+    if not state.is_completed():
+        raise UserError(state.message or f"the flow ended {state.name}")
+    found = registered.registered()
+    sys.stdout.write("\n" + report.summary(found.version if found else None))
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """PREFECT_API_URL for the block: the user's, that of `vaeline up`, or a temporary server's.
+
+    The last dies with this process, however that ends, which the one that Prefect itself would start does not.
+    Call it before Prefect is imported; that is done while the server starts.
+    """
+    if api := known_prefect():
+        os.environ["PREFECT_API_URL"] = api
+        yield
+    else:
+        temporary = temporary_prefect_server()
+        os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
+        with started(temporary) as process:
+            import_module("pipeline.flow")
+
+            wait_until_ready(temporary, process)
+            yield
+
+
+if __name__ == "__main__":
+    run_program(main)

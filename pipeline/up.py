@@ -1,0 +1,133 @@
+"""`vaeline up` and `vaeline down`: MLflow's server, Prefect's and a worker, left running and stopped again."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pipeline import daemons
+from pipeline.processes import Process
+from pipeline.servers import (
+    HOST,
+    MLFLOW,
+    PREFECT,
+    START_S,
+    Server,
+    free_port,
+    mlflow_server,
+    prefect_server,
+    refuse_open_doors,
+    wait_until_ready,
+)
+from vaeline.errors import UserError
+from vaeline.tracking.locks import locked
+from vaeline.tracking.store import artifact_location, redact, tracking_uri
+from vaeline.workspace import state_folder
+
+WORKER = "worker"
+PATIENCE_S = {WORKER: 40.0, PREFECT: 20.0, MLFLOW: 20.0}  # a worker waits for its runs, which write checkpoints
+Say = Callable[[str], None]
+
+
+def up(say: Say, host: str = HOST) -> None:
+    """Start what does not run yet, register the deployments with a new worker, and tell the addresses.
+
+    A server that the environment names (MLFLOW_TRACKING_URI, PREFECT_API_URL) is used, not started. Raises UserError
+    where a server would be open to other machines without a password, or does not start; what did start stays.
+    """
+    refuse_open_doors(host)
+    with _alone():
+        uri = tracking_uri()
+        artifacts = artifact_location(uri)
+        api = os.environ.get("PREFECT_API_URL")
+        starting = []
+        if artifacts is None:
+            say(f"MLflow: {redact(uri)} (MLFLOW_TRACKING_URI)")
+        else:
+            starting += _start(say, MLFLOW, 5000, host, lambda port: mlflow_server(uri, artifacts, port, host))
+        if api:
+            say(f"Prefect: {redact(api).removesuffix('/api')} (PREFECT_API_URL)")
+        else:
+            starting += _start(say, PREFECT, 4200, host, lambda port: prefect_server(port, host))
+        for server, process in starting:
+            wait_until_ready(server, process)
+            say(f"{server.name}: {server.address}")
+        _start_worker(say, api or _address(PREFECT))
+    say(f"logs in {state_folder()}/; vaeline down stops them")
+
+
+def down(say: Say) -> None:
+    """Stop what `vaeline up` started, the worker first, and wait for its end."""
+    with _alone():
+        stopped = [name for name in (WORKER, PREFECT, MLFLOW) if (d := daemons.find(name)) and d.end(PATIENCE_S[name])]
+    say(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def _alone() -> AbstractContextManager[None]:
+    state_folder().mkdir(parents=True, exist_ok=True)
+    return locked(state_folder() / "up.lock")
+
+
+def _start(say: Say, daemon: str, port: int, host: str, make: Callable[[int], Server]) -> list[tuple[Server, Process]]:
+    """The server, started, unless it runs: then only told."""
+    known = daemons.find(daemon)
+    if known and known.lives:
+        say(f"{make(port).name}: {known.address}, already running")
+        return []
+    if known:
+        known.end(PATIENCE_S[daemon])  # what a killed one left
+    server = make(free_port(port, host))
+    if server.port != port:
+        say(f"{server.name}: port {port} is taken here, {server.port} instead")
+    return [(server, daemons.start(daemon, server.command, server.env, server.address, cwd=state_folder()))]
+
+
+def _start_worker(say: Say, api: str) -> None:
+    """Register the deployments and start a worker for them, unless one runs for this very server."""
+    known = daemons.find(WORKER)
+    if known and known.lives and known.address == api:
+        say("worker: already running")
+        return
+    if known:
+        known.end(PATIENCE_S[WORKER])
+    environment = _client(api)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.worker", "deploy"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    process = daemons.start(WORKER, [sys.executable, "-m", "pipeline.worker"], environment, api, cwd=Path.cwd())
+    _wait_for_words(process, "started!")
+    say("worker: waits for runs of the deployments nightly and on-demand")
+
+
+def _client(api: str) -> dict[str, str]:
+    """What a client of Prefect's server needs."""
+    environment = {"PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        environment["PREFECT_API_AUTH_STRING"] = os.environ.get("PREFECT_API_AUTH_STRING", password)
+    return environment
+
+
+def _wait_for_words(process: Process, words: str) -> None:
+    """Return once the worker has said so. Raises UserError where it ends first, or is silent."""
+    log, deadline = daemons.log_of(WORKER), time.monotonic() + START_S
+    while words not in (text := log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = [line for line in text.splitlines() if line.strip()]
+            raise UserError(f"the worker did not start: {lines[-1] if lines else 'no output'} (see {log})")
+        time.sleep(0.2)
+
+
+def _address(daemon: str) -> str:
+    found = daemons.running(daemon)
+    if found is None:
+        raise UserError(f"the server ended as soon as it had started; see {daemons.log_of(daemon)}")
+    return f"{found.address}/api"

@@ -1,0 +1,71 @@
+"""What holds for the model at hand, told without asking MLflow again."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.registered import Registered, registered, remembered
+from vaeline.tracking.store import tracking_uri
+
+KNOWN = "import sys; from pipeline.registered import registered; print(registered().version, 'mlflow' in sys.modules)"
+
+
+@pytest.fixture
+def known(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
+    """A model whose version was asked for before, of a store that is away now."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (toy / "reports").mkdir()
+    (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "abc"}))
+    (toy / ".vaeline").mkdir()
+    found = Registered(tracking_uri(), "digits", "abc", "7", "run")
+    (toy / ".vaeline" / "registered.json").write_text(json.dumps(asdict(found)))
+    return found
+
+
+def test_where_nothing_was_registered_nothing_holds(toy: Path):
+    assert registered() is None
+
+
+def test_a_version_once_asked_for_is_told_without_mlflow(known: Registered):
+    assert registered() == known
+    assert (
+        subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=True).stdout == "7 False\n"
+    )
+
+
+@pytest.mark.parametrize("gone", ["store", "model", "note"])
+def test_another_model_store_or_a_spoilt_note_is_asked_for_anew(
+    known: Registered, toy: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+):
+    match gone:
+        case "store":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
+        case "model":
+            (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "def"}))
+        case "note":
+            (toy / ".vaeline" / "registered.json").write_text("{")
+    found = registered()
+    assert found is not None
+    assert found.version is None, "the store is away"
+
+
+def test_a_database_that_is_gone_has_no_version(known: Registered, toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert known.links() == {}, "no server shows a database file"
+    (toy / ".vaeline" / "registered.json").write_text(json.dumps(asdict(replace(known, uri=tracking_uri()))))
+    (toy / ".vaeline" / "mlflow.db").touch()
+    assert remembered() is not None
+    (toy / ".vaeline" / "mlflow.db").unlink()
+    assert remembered() is None
+
+
+def test_links_lead_to_a_server_that_is_known(known: Registered, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example/")
+    assert known.links() == {
+        "digits version 7": "https://mlflow.example/#/models/digits/versions/7",
+        "MLflow run run": "https://mlflow.example/#/runs/run",
+    }
