@@ -16,8 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_end_to_end import runs, tiny_clone
-from workbench import ROOT, execute, lines_with, read_lock, vaeline
+from workbench import ROOT, execute, lines_with, read_lock, runs, tiny_clone, vaeline
 
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
