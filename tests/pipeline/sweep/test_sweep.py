@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_end_to_end import runs, tiny_clone
-from workbench import execute, lines_with, vaeline
+from workbench import execute, lines_with, runs, tiny_clone, vaeline
 
 
 def read(repository: Path, name: str) -> dict[str, object]:
