@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +90,9 @@ class Failed:
 
 def failing(tests: list[str], folder: Path) -> str:
     """The first of the tests that fails in the folder, "" if none does; raises if they cannot be run."""
-    with multiprocessing.get_context("fork").Pool(1) as process:  # forked, it need not import torch again
-        return process.apply(run_tests, (tests, folder))
+    fork = multiprocessing.get_context("fork")  # so that torch need not be imported again
+    with ProcessPoolExecutor(1, mp_context=fork) as process:
+        return process.submit(run_tests, tests, folder).result()
 
 
 def run_tests(tests: list[str], folder: Path) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class TrainedModel:
     """A VAE ready for use. Raises ValueError, in one line, for an input that it cannot read."""
 
     loaded: LoadedModel
+    reference: npt.NDArray[np.float64] | None = None  # [N], ELBOs of test images, nats: see vaeline.drift
 
     @property
     def digest(self) -> str:

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 
 from vaeline import signing
+from vaeline.drift import LARGEST_FILE, REFERENCE, Values, parse_reference
 from vaeline.durable import write_whole
 from vaeline.errors import UserError
 from vaeline.models import CONFIG, WEIGHTS, LoadedModel, load_model
@@ -71,6 +72,7 @@ class Package:
     loaded: LoadedModel
     manifest: Manifest
     digest: str  # SHA-256 of MANIFEST.json
+    reference: Values | None  # ELBOs of test images, nats; None where none travel with it
 
 
 def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
@@ -117,7 +119,8 @@ def load_package(folder: Path, device: str | torch.device = "cpu", expected: Exp
             f"passed off as {expected.name!r} version {expected.serial}"
         )
     _check_files(folder, manifest)
-    return Package(_load(folder, manifest, device), manifest, digest)
+    loaded, reference = _load(folder, manifest, device)
+    return Package(loaded, manifest, digest, reference)
 
 
 def is_package(folder: Path) -> bool:
@@ -180,7 +183,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             _refuse_change(folder / path, checked_digest(folder / path, entry.size), entry)
 
 
-def _load(folder: Path, manifest: Manifest, device: str | torch.device) -> LoadedModel:
+def _load(folder: Path, manifest: Manifest, device: str | torch.device) -> tuple[LoadedModel, Values | None]:
     def read(path: Path, most: int) -> bytes:
         entry = manifest.files.get(path.relative_to(folder).as_posix())
         if entry is None:
@@ -193,7 +196,9 @@ def _load(folder: Path, manifest: Manifest, device: str | torch.device) -> Loade
     told = (manifest.model_digest, manifest.data_digest)
     if told != (loaded.digest, loaded.config.data.digest):
         raise UserError(f"{folder / MANIFEST}: names another model or other data than {folder / MODEL / CONFIG}")
-    return loaded
+    path = folder / MODEL / REFERENCE
+    has_reference = path.relative_to(folder).as_posix() in manifest.files
+    return loaded, parse_reference(read(path, LARGEST_FILE), str(path)) if has_reference else None
 
 
 def _refuse_change(path: Path, digest: str, entry: Entry) -> None:

@@ -52,7 +52,8 @@ def load(uri: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tra
     target, folder = _device(device), _local(os.fspath(uri))
     if folder is not None and folder.is_dir() and not is_package(folder):
         return TrainedModel(load_plain(folder, target))
-    return TrainedModel(_checked(locate(uri), target).loaded)
+    package = _checked(locate(uri), target)
+    return TrainedModel(package.loaded, package.reference)
 
 
 def verify(uri: str) -> list[str]:

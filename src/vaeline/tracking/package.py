@@ -13,6 +13,7 @@ from mlflow.models.model import Model
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaeline
+from vaeline.drift import REFERENCE, reference_bytes
 from vaeline.errors import UserError
 from vaeline.inference import TrainedModel
 from vaeline.manifest import MANIFEST, MODEL, renumber, seal
@@ -36,16 +37,20 @@ def write_package(
     mlflow_model: Model,
     name: str,
     serial: int,
+    reference: np.ndarray | None = None,
 ) -> str:
     """Write the MLflow model folder of the saved model at `model`, and last its manifest; returns that one's SHA-256.
 
-    `example` is a few images, uint8 [N, C, H, W]; `name` and `serial` are those of the version that it is to become.
+    `example` is a few images, uint8 [N, C, H, W]; `name` and `serial` are those of the version that it is to become;
+    `reference` is the ELBOs of test images, which tell drift.
     """
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / Path(MODEL).name  # whose name MLflow keeps
         staged.mkdir()
         for file in (WEIGHTS, CONFIG):
             shutil.copyfile(model / file, staged / file)
+        if reference is not None:
+            (staged / REFERENCE).write_bytes(reference_bytes(reference))
         mlflow.pyfunc.save_model(
             path=str(folder),
             mlflow_model=mlflow_model,

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from vaeline.inference import TrainedModel
@@ -34,8 +36,14 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Do what `params["method"]` says."""
-        return self.answer(model_input, params or {})
+        """Do what `params["method"]` says.
+
+        An input that cannot be read is told as MlflowException, whose words alone a server passes on.
+        """
+        try:
+            return self.answer(model_input, params or {})
+        except ValueError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
 
     def answer(self, model_input: Any, params: dict[str, Any]) -> np.ndarray:
         """`predict` without MLflow's context."""

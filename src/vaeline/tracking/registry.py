@@ -37,6 +37,7 @@ class Candidate:
     example: np.ndarray  # a few images, uint8 [N, C, H, W]
     evidence: Evidence
     run_id: str
+    reference: np.ndarray | None = None  # ELBOs of test images, nats: by them a consumer sees drift
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,14 @@ def _upload(client: "MlflowClient", candidate: Candidate, serial: int) -> tuple[
             )
             folder = Path(temporary) / "model"
             manifest = write_package(
-                folder, candidate.folder, candidate.loaded, candidate.example, model, candidate.name, serial
+                folder,
+                candidate.folder,
+                candidate.loaded,
+                candidate.example,
+                model,
+                candidate.name,
+                serial,
+                candidate.reference,
             )
             client.log_model_artifacts(stored.model_id, str(folder))
         uri = f"models:/{stored.model_id}"
