@@ -72,8 +72,8 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
         assert any("uvicorn" in process.cmdline() for process in family)
         run.send_signal(number)
-        assert run.wait(60) == code
-    deadline = time.monotonic() + 30
+        assert run.wait(240) == code
+    deadline = time.monotonic() + 120
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
         assert time.monotonic() < deadline
         time.sleep(0.05)
