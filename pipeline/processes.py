@@ -1,6 +1,6 @@
 """Child processes that do not outlive their parent: a killed parent leaves nothing running behind it.
 
-Run as a program, `python -m pipeline.processes COMMAND...` becomes COMMAND, to be killed with its parent.
+Run as a program, `python -m pipeline.processes PARENT COMMAND...` becomes COMMAND, to be killed with its parent.
 """
 
 import ctypes
@@ -16,10 +16,15 @@ Process = subprocess.Popen[str]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def die_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends; elsewhere do nothing."""
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends; end at once where that has happened already.
+
+    `parent` is the parent's process id. Elsewhere than on Linux only the latter.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def spawn(command: Sequence[str], env: Mapping[str, str], output: int | IO[str] = subprocess.PIPE) -> Process:
@@ -29,7 +34,7 @@ def spawn(command: Sequence[str], env: Mapping[str, str], output: int | IO[str] 
     is unsafe in a process with threads.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.processes", *command],
+        [sys.executable, "-m", "pipeline.processes", str(os.getpid()), *command],
         env=dict(env),
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -78,5 +83,5 @@ def _group_lives(group: int) -> bool:
 
 
 if __name__ == "__main__":
-    die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

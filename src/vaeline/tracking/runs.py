@@ -29,6 +29,7 @@ __all__ = [
     "RunTracker",
     "SyncReport",
     "flatten_metrics",
+    "latest_artifact",
     "open_model_run",
     "open_training_run",
     "run_start",
@@ -237,6 +238,15 @@ def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) 
         run = RunTracker(spool(), training=False)
         run.give_up(error)
     return run
+
+
+def latest_artifact(key: str, name: str) -> bytes | None:
+    """The file of that name which the latest run of a training kept; None where there is none."""
+    spool = spools.latest_generation(key)
+    if spool is None:
+        return None
+    files = [spool.folder / event["file"] for event, _ in spool.read() if event["kind"] == "artifact"]
+    return next((file.read_bytes() for file in reversed(files) if file.name == name and file.is_file()), None)
 
 
 def _start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> spools.Event:

@@ -76,6 +76,7 @@ def train(
         with open_progress(training.steps) as progress:
             while not history.is_over(training.rows, options):
                 training.epoch(settings, interrupted, progress)
+        training.stop_if(interrupted)
         return training.result()
 
 
@@ -131,12 +132,16 @@ class _Training:
             if self.step % settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 self.refuse_failure()
                 self.report(meter, progress)
-            due = time.monotonic() - self.saved > settings.checkpoint_seconds
-            if due or interrupted.number is not None:
+            self.stop_if(interrupted)
+            if time.monotonic() - self.saved > settings.checkpoint_seconds:
                 self.save()
-            if interrupted.number is not None:
-                raise interrupted.error()
         self.finish_epoch(meter, progress)
+
+    def stop_if(self, interrupted: interruption.Interruption) -> None:
+        """Where a signal came: a checkpoint, then the end."""
+        if interrupted.number is not None:
+            self.save()
+            raise interrupted.error()
 
     def rule(self, number: int) -> Rule:
         """What step `number` (from 0) goes by."""

@@ -1,0 +1,19 @@
+"""One farm for all: growing it takes half a minute."""
+
+from collections.abc import Iterator
+
+import pytest
+from farm import Farm, Zygote
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """Every stage, a checkpoint and a point each step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAELINE_CHECKPOINT_SECONDS", "0")
+        patch.setenv("VAELINE_LOG_EVERY", "2")
+        zygote = Zygote()
+        try:
+            yield Farm(tmp_path_factory.mktemp("farm"), zygote)
+        finally:
+            zygote.close()

@@ -1,0 +1,117 @@
+"""A process that has imported everything and forks for each job: a stage costs its own work, not its imports.
+
+Jobs come as JSON lines on standard input; for each, one line with the exit code and the points goes out.
+"""
+
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from sabotage import Sabotage
+
+Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
+
+
+def main() -> None:
+    """Import, then fork for each line."""
+    preload()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            work(job)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+
+
+def preload() -> None:
+    """What stages, shippers and the command line import."""
+    from vaeline.tracking.store import set_environment
+
+    set_environment(10, 0)
+    import matplotlib.pyplot  # noqa: F401, ICN001
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import sklearn.linear_model
+    import sklearn.neighbors  # noqa: F401
+    import torch
+
+    import vaeline.tracking.courier
+    import vaeline.tracking.package
+    from pipeline.stages import evaluate, fetch, prepare, register, sample, theory, train  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def work(job: Job) -> None:
+    """One job, in the child; never returns."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(job["cwd"])
+    os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_SHIPPER": "off"} | job["env"])
+    sabotage = Sabotage(job["root"], job["action"], job["at"])
+    code: Any = 70
+    try:
+        act(job["what"], sabotage)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        if job.get("points"):
+            Path(job["points"]).write_text(json.dumps(sabotage.points))
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def act(what: str, sabotage: Sabotage) -> None:
+    """What the job is."""
+    import importlib
+
+    if what == "inspect":
+        from inspection import inspect_store
+
+        print(json.dumps(inspect_store()))
+        return
+    if what == "sync":
+        from pipeline.stages.entry import run_program
+        from vaeline.tracking.sync import sync_all
+
+        sabotage.install()
+        run_program(lambda: print(sync_all()))
+    from pipeline.stages import entry
+
+    entry.PARENT = os.getppid()
+    stage = importlib.import_module(f"pipeline.stages.{what}")
+    if what == "theory":
+        remember_the_claims(stage)
+    sys.argv = [f"pipeline/stages/{what}.py"]
+    sabotage.install()
+    entry.run_stage(stage.main)
+
+
+def remember_the_claims(stage: Any) -> None:
+    """The claims take seconds and are the same each time; what is looked at here is how they are written."""
+    path, show = Path(os.environ["CLAIMS"]), stage.show
+
+    def shown(subject: Any) -> Any:
+        if path.exists():
+            return pickle.loads(path.read_bytes())
+        report = show(subject)
+        path.write_bytes(pickle.dumps(report))
+        return report
+
+    stage.show = shown
+
+
+if __name__ == "__main__":
+    main()
