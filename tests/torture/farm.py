@@ -143,7 +143,7 @@ class Farm:
         if set(stages) <= set(self.outputs):
             return
         shutil.rmtree(self.root)
-        last = Workspace(self.root / "seed", self.zygote, {"CLAIMS": str(self.root / "claims")})
+        last = Workspace(self.root / "seed", self.zygote, {"REMEMBERED": str(self.root)})
         last.folder.mkdir(parents=True)
         (last.folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
         last.well("inspect")  # makes the store, which takes seconds

@@ -33,16 +33,17 @@ def preload() -> None:
     from vaeline.tracking.store import set_environment
 
     set_environment(10, 0)
-    import matplotlib.pyplot  # noqa: F401, ICN001
+    import matplotlib.pyplot  # noqa: F401
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     import sklearn.linear_model
     import sklearn.neighbors  # noqa: F401
     import torch
+    import torch._dynamo  # the training's first step imports it
 
     import vaeline.tracking.courier
-    import vaeline.tracking.package
+    import vaeline.tracking.package  # noqa: F401
     from pipeline.stages import evaluate, fetch, prepare, register, sample, theory, train  # noqa: F401
 
     torch.set_num_threads(1)
@@ -92,25 +93,25 @@ def act(what: str, sabotage: Sabotage) -> None:
 
     entry.PARENT = os.getppid()
     stage = importlib.import_module(f"pipeline.stages.{what}")
-    if what == "theory":
-        remember_the_claims(stage)
+    for name in {"theory": ["show"], "evaluate": ["latent_report"]}.get(what, []):
+        remember(stage, name)
     sys.argv = [f"pipeline/stages/{what}.py"]
     sabotage.install()
     entry.run_stage(stage.main)
 
 
-def remember_the_claims(stage: Any) -> None:
-    """The claims take seconds and are the same each time; what is looked at here is how they are written."""
-    path, show = Path(os.environ["CLAIMS"]), stage.show
+def remember(stage: Any, name: str) -> None:
+    """What takes seconds and is the same each time; what is looked at here is how it is written."""
+    path, real = Path(os.environ["REMEMBERED"]) / name, getattr(stage, name)
 
-    def shown(subject: Any) -> Any:
+    def once(*arguments: Any, **named: Any) -> Any:
         if path.exists():
             return pickle.loads(path.read_bytes())
-        report = show(subject)
-        path.write_bytes(pickle.dumps(report))
-        return report
+        result = real(*arguments, **named)
+        path.write_bytes(pickle.dumps(result))
+        return result
 
-    stage.show = shown
+    setattr(stage, name, once)
 
 
 if __name__ == "__main__":
