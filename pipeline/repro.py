@@ -25,6 +25,10 @@ Outcome = Literal["ran", "restored", "cached"]
 DVC = ("dvc", "--wait-for-lock")
 LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot see a change
 # what DVC says after each stage about git and remotes
+MENDING = {  # DVC writes both in place: killed meanwhile, it leaves half of one and cannot read it again
+    "dvc.lock": "`git checkout dvc.lock`, or delete it, and run again: finished stages come from DVC's cache",
+    ".dvc/tmp/rwlock": "delete it, when no DVC is at work here, and run again",
+}
 ADVICE = re.compile(r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config |Use `dvc push`")
 
 
@@ -75,8 +79,13 @@ def stale_stages() -> set[str]:
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        raise UserError(f"dvc status: {'; '.join(errors or lines[:3])}")
+        raise UserError(_with_mending(f"dvc status: {'; '.join(errors or lines[:3])}"))
     return set(json.loads(done.stdout))
+
+
+def _with_mending(told: str) -> str:
+    """DVC's words, with what to do where it stumbles over what a killed DVC left half-written."""
+    return "; ".join([told, *(f"{name} is torn: {mending}" for name, mending in MENDING.items() if name in told)])
 
 
 def always_stale(params: Path = Path("params.yaml")) -> set[str]:
@@ -110,7 +119,7 @@ def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, st
         if process.stdout:
             process.stdout.close()
     if code:
-        raise StageError(f"stage '{stage}' failed: {_reason(tail, code)}")
+        raise StageError(_with_mending(f"stage '{stage}' failed: {_reason(tail, code)}"))
     return outcome
 
 

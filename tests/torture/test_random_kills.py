@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -136,7 +135,7 @@ def clone(folder: Path) -> None:
     (folder / ".git" / "info").mkdir(parents=True)
     for command in ("init -q -b main", "add -A", "commit -q -m Start"):
         subprocess.run(["git", *command.split()], cwd=folder, check=True)
-    (folder / ".git" / "info" / "exclude").write_text(".said\n.log\n.points.json\ndvc.lock\n")
+    (folder / ".git" / "info" / "exclude").write_text(".said\n.log\n.points.json\n")
 
 
 def first_run(shooting: Range) -> Range:
