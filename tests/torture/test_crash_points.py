@@ -64,6 +64,7 @@ def grown(farm: Farm) -> Farm:
         ("prepare", r"half write data/.prepared.new/manifest.json"),
         ("train", r"create .*/events.jsonl"),
         ("train", r"half write .*/events.jsonl"),
+        ("train", r"after replace .*step-0{11}1"),
         ("train", r"half write .*step-0{11}3"),
         ("train", r"after replace models/.model.safetensors.part"),
         ("train", r"after replace .*/.model.part"),

@@ -177,9 +177,9 @@ def shoot(shooting: Range, rng: random.Random, how: str) -> int:
     """Run until it ends by itself, killing at random moments before; returns how many kills it took."""
     kills = 0
     while True:
-        flow = how == "tree" or rng.random() < 0.5
+        flow = rng.random() < 0.5
         process = shooting.start(FLOW if flow else REPRO)
-        delay = rng.uniform(0.0, 0.6 * shooting.seconds)
+        delay = rng.uniform(0.0, 0.25 * shooting.seconds)
         try:
             code = process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -188,6 +188,7 @@ def shoot(shooting: Range, rng: random.Random, how: str) -> int:
             kill(members if how == "tree" else dvc if dvc and rng.random() < 0.5 else members[:1])
             kills += 1
             process.wait(120)
+            print(f"{how}: kill {kills} after {delay:.1f} s of {'vaeline run' if flow else 'dvc repro'}", flush=True)
             wait_until(lambda: not shooting.orphans(), SECONDS)
             continue
         if code == 0:

@@ -97,6 +97,7 @@ class _Training:
         self.step = 0  # steps done
         self.rows: list[Epoch] = []  # epochs done
         self.best: dict[str, Tensor] = {}  # the best epoch's weights
+        self.meter: Meter | None = None  # of this epoch, once it has begun
         self.saved = time.monotonic()
 
     def resume(self) -> None:
@@ -107,6 +108,7 @@ class _Training:
         self.state.restore(found.tensors)
         self.step = found.progress["step"]
         self.rows = [Epoch(**row) for row in found.progress["rows"]]
+        self.meter = Meter(self.state.totals.tolist(), found.progress["reported"])
         weights = {name: tensor for name, tensor in found.tensors.items() if name.startswith("best/")}
         self.best = {name.removeprefix("best/"): tensor.to(self.device) for name, tensor in weights.items()}
         log.info("resuming at step %s of %s", f"{self.step:,}", f"{self.steps:,}")
@@ -115,7 +117,8 @@ class _Training:
         """Write a checkpoint of a sound state."""
         self.refuse_failure()
         tensors = self.state.tensors() | {f"best/{name}": tensor for name, tensor in self.best.items()}
-        progress = {"step": self.step, "rows": [asdict(row) for row in self.rows]}
+        reported = self.meter and list(self.meter.last)
+        progress = {"step": self.step, "rows": [asdict(row) for row in self.rows], "reported": reported}
         checkpoint.write(self.checkpoints, self.step, Checkpoint(tensors, progress))
         self.saved = time.monotonic()
 
@@ -124,7 +127,7 @@ class _Training:
         done = len(self.rows)
         skip = self.step - done * self.steps_per_epoch
         order = permutation(self.options.seed, done, len(self.images))
-        meter = Meter(self.state.totals.tolist())
+        meter = self.meter = self.meter or Meter(self.state.totals.tolist())
         for pixels in self.images.batches(order, self.options.batch_size, skip):
             self.take_step(pixels)
             if self.device.type == "cpu":  # elsewhere to look is to wait: at reports, checkpoints and epochs' ends
@@ -178,6 +181,7 @@ class _Training:
         row = self.row()
         self.rows.append(row)
         self.state.totals.zero_()
+        self.meter = None
         if history.best(self.rows, self.options.beta) is row:
             self.best = {name: tensor.clone() for name, tensor in self.state.model.state_dict().items()}
         names = {f"validation/{name}": getattr(row, f"validation_{name}") for name in ("elbo", "reconstruction", "kl")}
