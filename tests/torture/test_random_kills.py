@@ -108,7 +108,7 @@ def shooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
     zygote = Zygote()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{server_folder}/prefect.db")
-        server = prefect_server(free_port(4300))
+        server = prefect_server(free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
             yield first_run(Range(Workspace(folder, zygote), environment(folder, f"{server.address}/api")))
