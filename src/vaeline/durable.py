@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,14 +16,18 @@ def write_whole(path: Path, content: bytes) -> None:
     killed one left is taken over by the next. Raises OSError, naming the file (a full disk); then the old content
     stays and nothing is left beside it.
     """
-    with _named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _own_part(path) as (part, descriptor):
-            os.truncate(descriptor, 0)
-            write_all(descriptor, content)
-            os.fsync(descriptor)
-            part.replace(path)
-        sync_folder(path.parent)
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: where there is no room for all of them, all old ones stay."""
+    with ExitStack() as stack:
+        parts = {}
+        for path, content in files.items():
+            with _named(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                parts[path] = stack.enter_context(_part_with(path, content))
+        _put_in_place(parts)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -93,8 +97,8 @@ def drop_parts(folder: Path) -> None:
 
 
 @contextmanager
-def _own_part(path: Path) -> Iterator[tuple[Path, int]]:
-    """The part beside a file and a descriptor that holds its lock; on an error the part is removed."""
+def _part_with(path: Path, content: bytes) -> Iterator[Path]:
+    """The part beside a file, written and synced, its lock held for the block; on an error the part is removed."""
     part = path.with_name(f".{path.name}.part")
     while True:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
@@ -103,13 +107,34 @@ def _own_part(path: Path) -> Iterator[tuple[Path, int]]:
             if not _is_still(part, descriptor):  # its last writer has put it in place, or removed it
                 continue
             try:
-                yield part, descriptor
+                os.truncate(descriptor, 0)
+                write_all(descriptor, content)
+                os.fsync(descriptor)
+                yield part
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
             return
         finally:
             os.close(descriptor)
+
+
+def _put_in_place(parts: Mapping[Path, Path]) -> None:
+    """Rename each part to its file; Ctrl-C or SIGTERM meanwhile waits for the last of them."""
+    waiting = list(parts.items())
+    try:
+        while waiting:
+            path, part = waiting[0]
+            with _named(path):
+                part.replace(path)
+            del waiting[0]
+    except (KeyboardInterrupt, SystemExit):
+        for path, part in waiting:
+            with suppress(FileNotFoundError):
+                part.replace(path)
+        raise
+    for folder in {path.parent for path in parts}:
+        sync_folder(folder)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -17,3 +17,17 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
             yield Farm(tmp_path_factory.mktemp("farm"), zygote)
         finally:
             zygote.close()
+
+
+@pytest.fixture
+def grown(farm: Farm) -> Farm:
+    """The stages up to a trained model."""
+    farm.grow(("fetch", "prepare", "train"))
+    return farm
+
+
+@pytest.fixture
+def whole(farm: Farm) -> Farm:
+    """All stages."""
+    farm.grow()
+    return farm

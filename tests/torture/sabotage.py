@@ -28,6 +28,7 @@ class Sabotage:
     at: int = -1
     points: list[str] = field(default_factory=list)
     full: bool = False
+    unlink: Callable[..., None] = os.unlink
 
     def reach(self, what: str, path: str, half: Callable[[], object] | None = None, room: bool = True) -> None:
         """A point. `half` does a part of the write; `room`: it needs some on the disk."""
@@ -63,6 +64,8 @@ class Sabotage:
                 folder = named.get("dir_fd", named.get("src_dir_fd"))
                 where = os.fspath(path) if not isinstance(path, int) else _of(path)
                 where = os.path.join(_of(folder) if folder is not None else os.getcwd(), where)
+                if name == "mkdir" and os.path.isdir(where):
+                    return real(path, *more, **named)
                 self.reach(name, where, room=room)
                 result = real(path, *more, **named)
                 if after:
@@ -77,7 +80,7 @@ class Sabotage:
             wrap(name, after=False, room=False)
 
     def _descriptors(self) -> None:
-        write, sync, opened, send = os.write, os.fsync, os.open, os.sendfile
+        write, sync, opened, send, unlink = os.write, os.fsync, os.open, os.sendfile, self.unlink
 
         def os_write(descriptor: int, content: Any) -> int:
             content = memoryview(content)
@@ -90,9 +93,15 @@ class Sabotage:
             sync(descriptor)
 
         def os_open(path: Any, flags: int, *more: Any, **named: Any) -> int:
+            new = flags & os.O_CREAT and not os.path.exists(path)
             descriptor = opened(path, flags, *more, **named)
-            if flags & os.O_CREAT:
-                self.reach("create", _of(descriptor))
+            if new:
+                try:
+                    self.reach("create", _of(descriptor))
+                except OSError:  # where there is no room, there is no file
+                    os.close(descriptor)
+                    unlink(path, **named)
+                    raise
             return descriptor
 
         def os_sendfile(out: int, source: int, offset: int, count: int, *more: Any) -> int:

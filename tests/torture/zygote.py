@@ -69,8 +69,9 @@ def work(job: Job) -> None:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
+        sabotage.root, points = "/nowhere", sabotage.points
         if job.get("points"):
-            Path(job["points"]).write_text(json.dumps(sabotage.points))
+            Path(job["points"]).write_text(json.dumps(points))
         os._exit(code if isinstance(code, int) else 1)
 
 
