@@ -71,8 +71,10 @@ class Workspace:
     zygote: Zygote
     env: dict[str, str] = field(default_factory=dict)
 
-    def run(self, what: str, action: str = "none", at: int = -1, within: str = "", **env: str) -> Done:
-        """A stage, sync or inspect, with something happening at a point of those within a subfolder."""
+    def run(
+        self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
+    ) -> Done:
+        """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
         points = self.folder / ".points.json"
         points.unlink(missing_ok=True)
         job = {
@@ -84,6 +86,7 @@ class Workspace:
             "at": at,
             "root": str(self.folder / within) if within else str(self.folder) + "/",
             "points": str(points),
+            "after": after,
         }
         code = self.zygote.do(job)
         found = json.loads(points.read_text()) if points.exists() else []

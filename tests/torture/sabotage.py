@@ -74,8 +74,9 @@ class Sabotage:
 
             setattr(os, name, call)
 
-        for name in ("replace", "rename", "mkdir"):
-            wrap(name, after=True, room=True)
+        wrap("mkdir", after=True, room=True)
+        for name in ("replace", "rename"):  # within a folder: no room needed
+            wrap(name, after=True, room=False)
         for name in ("unlink", "remove", "rmdir", "truncate"):
             wrap(name, after=False, room=False)
 

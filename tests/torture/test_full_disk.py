@@ -10,7 +10,7 @@ import pytest
 from farm import STAGES, TRACKED, Farm, Workspace
 from trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
 
-ROOM = re.compile(r"create|half write|open|mkdir|fsync|replace|rename|commit|half copy")
+ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
 EVERY = {"theory": 4, "register": 12}
 
 
@@ -22,10 +22,12 @@ def assert_survives(farm: Farm, stage: str, at: int) -> None:
     assert_one_line(done.code, done.said)
     assert_old_or_new(farm, trial, stage)
     assert trial.leftovers() == []
+    if done.code == 0:
+        assert trial.outputs(stage) == farm.outputs[stage]
     trial.well(stage)
     if done.code == 1:
         assert_same(farm, trial, stage)
-    else:  # the work is done; what was not told stays untold
+    else:  # what was not told stays untold
         assert trial.outputs(stage) == farm.outputs[stage]
         if stage in TRACKED:
             assert_nothing_twice(trial)
@@ -41,7 +43,6 @@ def assert_one_line(code: int, said: str) -> None:
     assert len(errors) == code, said
     assert all("is full" in line for line in errors), said
     assert len(warnings) <= 1, said
-    assert code or warnings, said
 
 
 def assert_nothing_twice(trial: Workspace) -> None:

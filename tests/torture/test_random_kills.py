@@ -21,7 +21,7 @@ from pipeline.servers import free_port, prefect_server, started, wait_until_read
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]
 KILLS = int(os.environ.get("TORTURE_KILLS", "50"))
 SEED = int(os.environ.get("TORTURE_SEED", str(time.time_ns() % 1_000_000)))
-SECONDS = 30.0  # for orphans to end, on a busy machine
+SECONDS = 60.0  # for orphans to end, on a busy machine
 FLOW, REPRO = [sys.executable, "-m", "pipeline.cli", "run"], [sys.executable, "-m", "dvc", "repro"]
 
 

@@ -4,9 +4,12 @@ Jobs come as JSON lines on standard input; for each, one line with the exit code
 """
 
 import json
+import math
 import os
 import pickle
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,21 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             work(job)
-        _, status = os.waitpid(child, 0)
+        status = wait(child, job.get("after"))
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+
+
+def wait(child: int, after: float | None) -> int:
+    """Wait for a job, or kill it some seconds after its start."""
+    deadline = time.monotonic() + after if after is not None else math.inf
+    while True:
+        pid, status = os.waitpid(child, 0 if after is None else os.WNOHANG)
+        if pid:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            after = None
+        time.sleep(0.002)
 
 
 def preload() -> None:
