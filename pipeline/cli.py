@@ -10,11 +10,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.commands import consume, lineage, operate, registry, sweep
-from pipeline.environment import prepare_environment
+from pipeline.environment import enter_workspace, prepare_environment
 from pipeline.stages.entry import run_program
 from vaeline.config import read_params
-from vaeline.errors import UserError
-from vaeline.workspace import PARAMS, repository_root
+from vaeline.workspace import PARAMS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -35,7 +34,7 @@ def _vaeline() -> None:
 @app.command()
 def run() -> None:
     """Bring every stage of dvc.yaml up to date, as a Prefect flow."""
-    _enter_workspace()
+    enter_workspace()
     read_params(PARAMS)  # a typing mistake is told before any server starts
     prepare_environment()
     os.execv(sys.executable, [sys.executable, "-m", "pipeline.flow"])  # above this module: imports point downwards
@@ -44,7 +43,7 @@ def run() -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
     """Run a named experiment by `dvc exp run`, to which further options go (--temp, -S ...); no name: list them."""
-    _enter_workspace()
+    enter_workspace()
     from pipeline.experiments import overrides, read_experiments
     from vaeline.strict import read_yaml
 
@@ -82,7 +81,7 @@ def sync() -> None:
 @app.command()
 def doctor() -> None:
     """Check everything a run needs and say how to mend what is missing."""
-    _enter_workspace()
+    enter_workspace()
     prepare_environment()
     from pipeline.doctor import examine
 
@@ -92,14 +91,6 @@ def doctor() -> None:
         failed |= finding.level == "fail"
     if failed:
         raise typer.Exit(1)
-
-
-def _enter_workspace() -> None:
-    """Go to the folder of dvc.yaml: here or above."""
-    root = repository_root()
-    if not (root / "dvc.yaml").is_file():
-        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
-    os.chdir(root)
 
 
 if __name__ == "__main__":

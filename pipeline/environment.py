@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from vaeline.workspace import state_folder
+from vaeline.errors import UserError
+from vaeline.workspace import repository_root, state_folder
 
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
 
@@ -36,3 +37,11 @@ def prepare_environment() -> None:
     path = os.environ.get("PATH", "")
     if here not in path.split(os.pathsep):
         os.environ["PATH"] = f"{here}{os.pathsep}{path}"
+
+
+def enter_workspace() -> None:
+    """Go to the folder of dvc.yaml: here or above."""
+    root = repository_root()
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
+    os.chdir(root)

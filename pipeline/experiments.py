@@ -38,9 +38,9 @@ def overrides(name: str, params: Any, experiments: Mapping[str, Experiment]) -> 
     parse_params(params)
     wanted = params
     for changes in _lineage(name, experiments):
-        wanted = _laid_over(wanted, changes)
+        wanted = laid_over(wanted, changes)
     parse_params(wanted, f"{EXPERIMENTS}: {name}")
-    return list(_differences(params, wanted))
+    return list(differences(params, wanted))
 
 
 def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
@@ -55,19 +55,20 @@ def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str,
     return list(reversed(line.values()))
 
 
-def _laid_over(below: Any, above: Any) -> Any:
+def laid_over(below: Any, above: Any) -> Any:
     """Mappings are merged key by key, unless the upper one gives a kind; anything else replaces what it covers."""
     if not isinstance(below, dict) or not isinstance(above, dict) or "kind" in above:
         return above
-    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
+    return below | {key: laid_over(below.get(key), value) for key, value in above.items()}
 
 
-def _differences(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
+def differences(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
+    """What turns one mapping into the other: arguments of `dvc exp run -S`."""
     for key in sorted(now.keys() - wanted.keys()):
         yield f"~{path}{key}"
     for key, value in wanted.items():
         if isinstance(value, dict) and isinstance(now.get(key), dict):
-            yield from _differences(now[key], value, f"{path}{key}.")
+            yield from differences(now[key], value, f"{path}{key}.")
         elif key not in now or now[key] != value:
             yield f"++{path}{key}={_literal(value)}"
 

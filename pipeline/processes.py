@@ -16,13 +16,13 @@ Process = subprocess.Popen[str]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends; end at once where that has happened already.
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to send this process a signal when its parent ends; end at once where that has happened already.
 
     `parent` is the parent's process id. Elsewhere than on Linux only the latter.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
 

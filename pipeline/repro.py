@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -119,7 +119,7 @@ def reproduce(stage: str, log: Callable[[str], None], extra_env: Mapping[str, st
         if process.stdout:
             process.stdout.close()
     if code:
-        raise StageError(_with_mending(f"stage '{stage}' failed: {_reason(tail, code)}"))
+        raise StageError(_with_mending(f"stage '{stage}' failed: {reason(tail, code)}"))
     return outcome
 
 
@@ -132,7 +132,7 @@ def _outcome(stage: str, line: str) -> Outcome | None:
     return None
 
 
-def _reason(tail: deque[str], code: int) -> str:
+def reason(tail: Sequence[str], code: int) -> str:
     """What says most: the stage's `error:` lines, else a traceback's last line, else DVC's `ERROR:`, else the code."""
     if told := [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]:
         return "\n".join(told)

@@ -7,9 +7,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 HOME = pytest.StashKey[Path]()
 FOREIGN = ("MLFLOW_", "VAELINE_", "DVC_", "PREFECT_", "GIT_", "XDG_")
+# on a busy machine any example may take long
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -67,7 +67,7 @@ def test_a_whole_number_is_a_fine_float() -> None:
             "data.test: must be 'auto', or a valid integer, or a valid number; found 'own'",
         ),
         ({"model__likelihood__sigma": -1}, "model.likelihood.sigma: must be 'learned', or greater than 0; "),
-        ({"model__network__hidden": []}, "model.network.hidden: must be "),
+        ({"model__network__hidden": []}, "model.network.hidden: must have at least 1 item "),
         ({"model__network__hidden": [9, "a"]}, "model.network.hidden.1: must be a valid integer; found 'a'"),
         ({"register__name": "a/b"}, "register.name: "),
         ({"train__warmup_epochs": 50}, "train: warmup_epochs (50) must not exceed epochs (20)"),

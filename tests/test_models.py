@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vaeline import config
+from vaeline.core.likelihoods import START_SIGMA
+from vaeline.digests import model_digest
 from vaeline.errors import UserError
 from vaeline.models import CONFIG, WEIGHTS, build_model, load_model, save_model
 
@@ -63,6 +65,13 @@ def test_a_saved_model_comes_back_bit_for_bit(
     assert str(vae.likelihood.sigma) == str(loaded.vae.likelihood.sigma)
     assert not loaded.vae.training
     assert not any(p.requires_grad for p in loaded.vae.parameters())
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [(0.05, 0.05), (1.0, 1.0), ("learned", START_SIGMA)])
+def test_mistake_7_sigma_is_what_the_params_say(sigma: float | str, expected: float) -> None:
+    vae = build_model(section(likelihood={"kind": "gaussian", "sigma": sigma}), SHAPE, "elbo", seed=1)
+    assert float(vae.likelihood.sigma) == pytest.approx(expected, rel=0.01)
+    assert any(parameter is vae.likelihood.log_sigma for parameter in vae.parameters()) == (sigma == "learned")
 
 
 def test_the_same_model_is_saved_as_the_same_bytes(tmp_path: Path, folder: Path) -> None:
@@ -160,6 +169,18 @@ def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, cas
     assert message.startswith(str(folder / file))
     assert says in message
     assert "\n" not in message
+
+
+def test_only_a_key_of_params_yaml_can_be_removed_by_dvc(folder: Path) -> None:
+    change_json(lambda c: c.update(extra=1))(folder)
+    with pytest.raises(UserError, match=r"config\.json: extra: unknown key; allowed: [a-z_, ]*$"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"extra: unknown key; .* \(to remove it: -S '~extra'\)"):
+        config.parse_params({"extra": 1})
+
+
+def test_the_digest_is_that_of_the_files(folder: Path) -> None:
+    assert load_model(folder).digest == model_digest(folder)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,82 @@
 """`vaeline` verify, score, export: for those who use a model."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from vaeline.errors import UserError
+from vaeline.workspace import PARAMS, repository_root
+
 app = typer.Typer()
+
+DRIFT = 3  # exit code of `score`
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
+) -> None:
+    """Check all of a stored model: files, digests, signature, registry entry. Exit code 1 where anything is off."""
+    from vaeline.tracking import consumer
+
+    for line in consumer.verify(uri):
+        typer.echo(line)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
+    folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
+) -> None:
+    """Write a model as ONNX, for consumers without torch: encoder.onnx, decoder.onnx, and model.json, which tells how.
+
+    Both graphs are held against torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
+    """
+    import vaeline
+    from vaeline.export import TOLERANCE, export_onnx
+
+    agreement = export_onnx(vaeline.load(model).loaded, folder)
+    typer.echo(
+        f"{folder}: encoder within {agreement.encoder:.1e}, decoder within {agreement.decoder:.1e} of torch "
+        f"(allowed: {TOLERANCE:.0e})"
+    )
+
+
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
+    model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
+    out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile among the test images")] = Path(
+        "scores.csv"
+    ),
+    level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
+    seed: Annotated[int, typer.Option(help="of the ELBO's noise")] = 0,
+    fit: Annotated[bool, typer.Option("--fit", help="resize and convert a folder's images to the model's")] = False,
+) -> None:
+    """Score images by their ELBO, and say whether they look like the data that the model was tested on.
+
+    Exit code 0: they do. 3: drift. 1: an error. 2: wrong usage.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"--level: found {level}, allowed: above 0 and below 1")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed: found {seed}, allowed: 0 to 2^63 - 1")
+    uri = model or _champion()
+    import vaeline
+    from pipeline.scoring import score_images
+    from vaeline.training.device import pick_device
+
+    verdict = score_images(vaeline.load(uri, pick_device()), uri, images, out, level, seed, fit, typer.echo)
+    if verdict.drift:
+        raise typer.Exit(DRIFT)
+
+
+def _champion() -> str:
+    """The champion of the repository around the current folder."""
+    from vaeline.config import read_params
+
+    params = repository_root() / PARAMS
+    if not params.is_file():
+        raise UserError("--model: is needed outside a repository with params.yaml, e.g. --model models:/NAME@champion")
+    return f"models:/{read_params(params).register_.name}@champion"

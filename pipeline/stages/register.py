@@ -1,8 +1,9 @@
 """Stage `register`: put the model through the gate and into the registry, once a model."""
 
+import copy
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 
 from pipeline.stages.entry import run_stage
 from vaeline.config import read_params
+from vaeline.drift import REFERENCE_SEED, spread_evenly
 from vaeline.durable import write_whole
 from vaeline.errors import UserError
+from vaeline.inference import TrainedModel
 from vaeline.models import LoadedModel, load_model
 from vaeline.tracking.gate import Evidence
 from vaeline.tracking.registry import Candidate, register
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
 from vaeline.tracking.store import connect, told_in_one_line
 from vaeline.tracking.sync import ship_now
+from vaeline.training.device import pick_device
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
 
 EXAMPLES = 2  # images kept beside the model to show what goes in
@@ -27,13 +31,14 @@ def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
     params = read_params(PARAMS)
     report = read_report(REPORTS / "metrics.json")
-    example = read_example(PREPARED / "test.npy")
+    test = read_test(PREPARED / "test.npy")
     client = connect()
     loaded = load_model(MODEL)
     evidence = gather_evidence(loaded, report)
     with told_in_one_line(), open_model_run(loaded.digest, run_start(params), ship=False) as tracker:
         run_id = ship_now(tracker.spool, client)
-        candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id)
+        example, reference = np.array(test[:EXAMPLES]), reference_scores(loaded, test)
+        candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
         registration = register(client, candidate, params.register_.minimum_active_units)
         tracker.tags({"vaeline.decision": registration.decision})
         ship_now(tracker.spool, client)
@@ -68,12 +73,25 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def read_example(path: Path) -> np.ndarray:
-    """The first test images, uint8 [N, C, H, W]."""
+def read_test(path: Path) -> np.ndarray:
+    """The test images, uint8 [N, C, H, W], a memory map."""
     try:
-        return np.array(np.load(path, mmap_mode="r")[:EXAMPLES])
+        return np.asarray(np.load(path, mmap_mode="r"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def reference_scores(loaded: LoadedModel, test: np.ndarray) -> np.ndarray | None:
+    """The ELBOs that travel with the model, of images from all over the test split: see `vaeline.drift`.
+
+    None where the model has no ELBO, or not a finite one for each of them.
+    """
+    if loaded.vae.deterministic:
+        return None
+    device = pick_device()
+    model = TrainedModel(replace(loaded, vae=copy.deepcopy(loaded.vae).to(device)))
+    elbo = model.score(test[spread_evenly(len(test))], REFERENCE_SEED)
+    return elbo if len(elbo) > 1 and np.isfinite(elbo).all() else None
 
 
 def _number(report: dict[str, Any], split: str, name: str) -> float:

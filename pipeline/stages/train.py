@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.stages.entry import run_stage
+from pipeline.team import agree, assembled
 from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.digests import model_digest
@@ -20,6 +21,7 @@ from vaeline.training.history import to_csv
 from vaeline.training.key import training_key
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
+from vaeline.training.team import Team
 from vaeline.training.trainer import Result, train
 from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS, state_folder
 
@@ -28,17 +30,29 @@ HISTORY = REPORTS / "history.csv"
 
 def main() -> None:
     """Train, or go on training, and put the result in place."""
-    params, manifest = read_params(PARAMS), read_manifest(PREPARED)
-    device, digest = pick_device(), manifest_digest(PREPARED)
+    params, manifest, digest = read_params(PARAMS), read_manifest(PREPARED), manifest_digest(PREPARED)
     splits = Splits(load_split(PREPARED, "train"), load_split(PREPARED, "validation"), manifest.binarise)
-    key = training_key(params, digest, device)
-    checkpoints = state_folder() / "checkpoints" / key
+    data = {"digest": digest, "source": manifest.source, "binarise": manifest.binarise}
+    with assembled("pipeline.stages.train") as team:
+        key = training_key(params, digest, pick_device(), team.size)
+        agree(team, key)
+        checkpoints = state_folder() / "checkpoints" / key
+        if team.leads:
+            lead(team, key, params, splits, data, checkpoints)
+        else:
+            train(params.model, params.train, splits, device=pick_device(), checkpoints=checkpoints, team=team)
+
+
+def lead(team: Team, key: str, params: Params, splits: Splits, data: dict[str, str], checkpoints: Path) -> None:
+    """Train, tell the tracker, and write the outputs: what one process of a team does."""
+    device = pick_device()
     with checkpoint.owned(checkpoints):
         checkpoint.drop_abandoned(checkpoints.parent)
         resume = checkpoint.read(checkpoints) is not None or not is_committed(latest_artifact(key, HISTORY.name))
         with open_training_run(key, run_start(params), resume=resume) as run:
-            result = train(params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run)
-            data = {"digest": digest, "source": manifest.source, "binarise": manifest.binarise}
+            result = train(
+                params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run, team=team
+            )
             put_in_place(result, described(result, params, splits, device) | {"data": data})
             run.artifact(HISTORY, "reports")
             run.finish_training(model_digest(MODEL))

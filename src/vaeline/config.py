@@ -27,7 +27,7 @@ class Mlp(Section):
     """A multilayer perceptron; the decoder mirrors the encoder."""
 
     kind: Literal["mlp"]
-    hidden: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [400])]
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [400])]
     activation: Activation = "relu"
 
 
@@ -35,7 +35,7 @@ class Conv(Section):
     """Strided convolutions, one halving of the resolution a channel count, then a dense layer."""
 
     kind: Literal["conv"]
-    channels: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [32, 64])]
+    channels: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [32, 64])]
     hidden: Width = 256
     activation: Activation = "relu"
 
@@ -44,7 +44,7 @@ class Gated(Section):
     """Gated dense layers, h = (W x + b) * sigmoid(V x + c); the decoder mirrors the encoder."""
 
     kind: Literal["gated"]
-    hidden: Annotated[list[Width], Field(min_length=1, default_factory=lambda: [300, 300])]
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [300, 300])]
 
 
 class Residual(Section):

@@ -1,7 +1,9 @@
 """Models as files: built from params, saved as safetensors and JSON, loaded strictly. Nothing is unpickled."""
 
+import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,12 +19,15 @@ from vaeline import config
 from vaeline.config_data import Binarise
 from vaeline.core import likelihoods, networks, priors, residual
 from vaeline.core.model import VAE
-from vaeline.digests import model_digest
+from vaeline.digests import value_digest
 from vaeline.durable import write_together
 from vaeline.errors import UserError
 from vaeline.strict import Section, validate
+from vaeline.untrusted import parse_json, read_bounded, shown
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
+Reader = Callable[[Path, int], bytes]
 Side = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -154,44 +159,51 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     write_together({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
 
 
-def load_model(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Read a saved model, in evaluation mode and without gradients.
+def load_model(folder: Path, device: str | torch.device = "cpu", read: Reader = read_bounded) -> LoadedModel:
+    """Read a saved model, in evaluation mode and without gradients. Nothing large is read or allocated unasked.
 
-    Raises UserError, naming the file, where one is missing, torn or of another format, or where the tensors are not
-    exactly those that config.json describes, finite and float32.
+    `read` gives the bytes of a file, at most so many. Raises UserError, naming the file, where one is missing, torn,
+    too large or of another format, or where the tensors are not exactly those that config.json describes, finite and
+    float32.
     """
-    description = _read_description(folder / CONFIG)
-    with torch.device("meta"):
-        vae = build_model(description.model, description.shape, description.objective)
-    tensors = _read_tensors(folder / WEIGHTS, vae.state_dict())
-    vae.load_state_dict(tensors, assign=True)
+    described = read(folder / CONFIG, CONFIG_BYTES)
+    description = validate(Description, parse_json(described, str(folder / CONFIG)), str(folder / CONFIG))
+    vae = _without_memory(description, folder / CONFIG)
+    expected = vae.state_dict()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    weights = read(folder / WEIGHTS, size + HEADER_BYTES)
+    vae.load_state_dict(_read_tensors(weights, folder / WEIGHTS, expected), assign=True)
     vae.requires_grad_(False).eval().to(device)
-    return LoadedModel(vae, description, model_digest(folder))
+    contents = {WEIGHTS: weights, CONFIG: described}
+    digest = value_digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+    return LoadedModel(vae, description, digest)
 
 
-def _read(path: Path) -> bytes:
+def _without_memory(description: Description, path: Path) -> VAE:
+    """The model on the meta device: shapes and dtypes alone, however large."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        with torch.device("meta"):
+            return build_model(description.model, description.shape, description.objective)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (RuntimeError, TypeError, OverflowError):  # torch's words for more elements than 64 bits count
+        raise UserError(f"{path}: describes a model larger than any memory") from None
 
 
-def _read_description(path: Path) -> Description:
+def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    header = int.from_bytes(content[:8], "little")
+    if not 2 <= header <= min(HEADER_BYTES, len(content)) - 8:
+        raise UserError(f"{path}: is not a safetensors file: its header has {header} of {len(content)} bytes")
+    parse_json(content[8 : 8 + header], str(path))  # stricter than the library: no tensor twice
     try:
-        content = json.loads(_read(path))
-    except ValueError:
-        raise UserError(f"{path}: is not JSON") from None
-    return validate(Description, content, str(path))
-
-
-def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        tensors = safetensors_load(_read(path))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: is not a safetensors file: {error}") from None
+        tensors = safetensors_load(content)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
     if tensors.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {missing}, unknown tensors {extra}")
+        missing, extra = (
+            sorted(names) for names in (expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+        )
+        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
     for name, tensor in tensors.items():
         wanted = expected[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeline.errors import UserError
+from vaeline.untrusted import shown
 
 
 class Section(BaseModel):
@@ -44,15 +45,22 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> Any:
     """Parse one YAML file; raises UserError where it is missing, not UTF-8 or not YAML."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text, named `source` in messages; raises UserError where it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{source}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
 
 
 def validate(section: type[S], content: Any, where: str) -> S:
@@ -63,7 +71,8 @@ def validate(section: type[S], content: Any, where: str) -> S:
         by_key: dict[str, list[ErrorDetails]] = {}  # the alternatives of a union of plain types share a line
         for details in error.errors(include_url=False):
             by_key.setdefault(".".join(_path(section, details)), []).append(details)
-        lines = [f"{where}: {_line(section, key, mistakes)}" for key, mistakes in by_key.items()]
+        ours = Path(where).name == "params.yaml"  # what `dvc exp run -S` changes
+        lines = [f"{where}: {_line(section, key, mistakes, ours)}" for key, mistakes in by_key.items()]
         raise UserError("\n".join(lines)) from None
 
 
@@ -73,7 +82,7 @@ def _path(root: type[Section], details: ErrorDetails) -> list[str]:
     known = {name for owner in _owners(root).values() for name in _keys(owner)}
     kept = [str(part) for part in parents if isinstance(part, int) or part in known]
     ends = details["type"] == "extra_forbidden" or isinstance(last, int) or last in known
-    return [*kept, str(last)] if ends else kept
+    return [*kept, shown(last, most=60)] if ends else kept
 
 
 def _owners(root: type[Section]) -> dict[str, type[Section]]:
@@ -98,17 +107,19 @@ def _keys(owner: type[Section]) -> list[str]:
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 
-def _line(root: type[Section], key: str, mistakes: list[ErrorDetails]) -> str:
+def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridable: bool) -> str:
     first = mistakes[0]
     found = repr(first["input"])
     found = found if len(found) <= 60 else found[:57] + "..."
     context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
-            allowed = _keys(_owners(root)[str(("", *first["loc"])[-2])])
+            owners, parents = _owners(root), ("", *first["loc"][:-1])
+            allowed = _keys(owners[next(str(part) for part in reversed(parents) if str(part) in owners)])
             near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            return f"{key}: unknown key; {hint}allowed: {', '.join(allowed)} (to remove it: -S '~{key}')"
+            way_out = f" (to remove it: -S '~{key}')" if overridable else ""
+            return f"{key}: unknown key; {hint}allowed: {', '.join(allowed)}{way_out}"
         case "missing":
             return f"{key}: missing"
         case "value_error":
@@ -119,5 +130,7 @@ def _line(root: type[Section], key: str, mistakes: list[ErrorDetails]) -> str:
             return f"{key}.kind: allowed: {context.get('expected_tags')}; found {context.get('tag')!r}"
         case "model_type" | "model_attributes_type":
             return f"{key and key + ': '}must be a section with keys, found {found}"
-    allowed_forms = dict.fromkeys(m["msg"].removeprefix("Input should be ") for m in mistakes)
-    return f"{key}: must be {', or '.join(allowed_forms)}; found {found}"
+    messages = (mistake["msg"] for mistake in mistakes)
+    forms = list(dict.fromkeys(m.partition(" should ")[2] or m for m in messages))  # "be 1", "have at most 2 items"
+    rest = [form.removeprefix(f"{forms[0].partition(' ')[0]} ") for form in forms[1:]]
+    return f"{key}: must {', or '.join([forms[0], *rest])}; found {found}"

@@ -14,9 +14,10 @@ def repository_root() -> Path:
     """The repository that owns the local state.
 
     DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
-    tracking store. Outside DVC it is the nearest folder upwards with a `.dvc`, else the current one.
+    tracking store. VAELINE_ROOT names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
+    it is the nearest folder upwards with a `.dvc`, else the current one.
     """
-    if root := os.environ.get("DVC_ROOT"):
+    if root := os.environ.get("VAELINE_ROOT") or os.environ.get("DVC_ROOT"):
         return Path(root)
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)

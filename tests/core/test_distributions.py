@@ -50,6 +50,7 @@ def test_kl_near_the_prior_keeps_its_digits_in_float32() -> None:
 
 
 def test_log_prob_equals_the_textbook_density_for_any_leading_axes() -> None:
+    """Mistake 4: a misplaced parenthesis that divides log-variance by variance."""
     generator = torch.Generator().manual_seed(2)
     mean, log_variance = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     z = torch.randn(7, 2, 3, 4, generator=generator, dtype=torch.float64)

@@ -191,6 +191,7 @@ def test_what_is_reported_is_the_bound_whatever_the_estimator(bound: Bound) -> N
 
 
 def test_the_reported_elbo_does_not_change_with_beta() -> None:
+    """Mistake 12: a reported bound that includes beta."""
     model, x = linear_model((1.5, 0.8))
     noise = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     for estimator in ELBO_ESTIMATORS:

@@ -13,7 +13,7 @@ from vaeline.core.estimators import importance_log_likelihood, log_likelihood, l
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Terms, elbo_terms, surrogate
-from vaeline.core.priors import StandardNormal
+from vaeline.core.priors import MixtureOfGaussians, StandardNormal
 from vaeline.units import bits_per_dimension
 
 
@@ -117,8 +117,9 @@ def test_log_likelihood_depends_neither_on_the_batch_nor_rounds_its_samples_down
     """Mistake 6: NLL that depends on the batch size, floors the sample count, or has the wrong sign."""
     model, pixels = small(DiscretisedLogistic())
     whole, _ = log_likelihood(model, pixels, range(10), k=7, seed=1, chunk=3)  # 3 does not divide 7
-    single = torch.cat([log_likelihood(model, pixels[i : i + 1], [i], k=7, seed=1, chunk=7)[0] for i in range(10)])
-    assert torch.allclose(whole, single, atol=1e-4)
+    for chunk in (7, 3):
+        alone = [log_likelihood(model, pixels[i : i + 1], [i], k=7, seed=1, chunk=chunk)[0] for i in range(10)]
+        assert torch.allclose(whole, torch.cat(alone), atol=1e-4)
     fewer, _ = log_likelihood(model, pixels, range(10), k=6, seed=1, chunk=3)
     assert not torch.allclose(whole, fewer, atol=1e-4)
     assert (whole < 0).all()  # log of a probability
@@ -137,6 +138,7 @@ def test_sigma_is_in_pixels_on_the_unit_interval_and_is_what_the_error_says() ->
     likelihood, error = Gaussian(None).double(), 0.05 * normal(50, 1, 4, 4)
     with torch.no_grad():
         likelihood.log_sigma.copy_(10 * torch.atanh(error.square().mean().sqrt().log() / 10))
+    assert float(likelihood.sigma) == pytest.approx(float(error.square().mean().sqrt()))
     likelihood.log_prob(error, torch.zeros_like(error)).mean().backward()
     assert likelihood.log_sigma.grad is not None
     assert abs(float(likelihood.log_sigma.grad)) < 1e-9
@@ -193,6 +195,17 @@ def test_huge_log_variances_overflow_nowhere() -> None:
         total.backward()
         assert torch.isfinite(total)
         assert torch.isfinite(raw.grad).all()
+
+
+@pytest.mark.parametrize("value", [-1e30, -1e4, 1e4, 1e30])
+def test_huge_learned_variances_overflow_nowhere(value: float) -> None:
+    """Mistake 14: a variance that is a parameter of the likelihood or the prior, unclamped."""
+    gaussian, logistic, prior = Gaussian(None), DiscretisedLogistic(), MixtureOfGaussians(3, 2)
+    x, z = torch.rand(2, 1, 3, 3), torch.randn(2, 2)
+    for parameter in (gaussian.log_sigma, logistic.log_scale, prior.raw_log_variances):
+        torch.nn.init.constant_(parameter, value)
+    for score in (gaussian.log_prob(x, 1 - x), logistic.log_prob(x, 1 - x), prior.log_prob(z)):
+        assert torch.isfinite(score).all()
 
 
 @pytest.mark.parametrize("logit", [-1e4, -200.0, 200.0, 1e4])

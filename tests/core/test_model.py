@@ -88,6 +88,7 @@ def test_a_float64_model_computes_in_float64(maker: Callable[[], Likelihood]) ->
 
 
 def test_the_posterior_s_variance_is_bounded_whatever_the_encoder_emits() -> None:
+    """Mistake 14: log-variance unclamped."""
     model = small(Bernoulli())
     with torch.no_grad():
         model.encoder[-1].bias.fill_(1e6)

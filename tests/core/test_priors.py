@@ -164,6 +164,7 @@ def test_a_vamp_prior_without_a_model_says_so() -> None:
 
 @pytest.mark.parametrize("kind", ["vamp", "mixture"])
 def test_a_mixtures_elbo_is_the_mean_log_weight(kind: str) -> None:
+    """Mistake 4: a sampled KL negated."""
     vae = build_model(_model({"kind": kind, "components": 3}), SHAPE, "elbo", seed=1)
     x, noise = (torch.rand(4, *SHAPE) < 0.5).float(), torch.randn(4, 2)
     terms, posterior = elbo_terms(vae, x, noise), vae.encode(x)

@@ -25,7 +25,7 @@ def mapped(tmp_path: Path) -> np.ndarray:
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_batches_follow_the_order_and_the_last_holds_what_is_left(mapped: np.ndarray, holder: Callable[..., Images]):
     order = permutation(1, 0, 25)
-    found = list(holder(mapped, CPU).batches(order, 8))
+    found = list(holder(mapped, CPU).batches(order.split(8)))
     assert [len(batch) for batch in found] == [8, 8, 8, 1]
     assert all(batch.dtype == torch.uint8 for batch in found)
     assert np.array_equal(torch.cat(found).numpy(), np.asarray(mapped)[order.numpy()])
@@ -37,14 +37,14 @@ def test_skipped_batches_are_left_out_and_the_others_as_they_were(
     mapped: np.ndarray, holder: Callable[..., Images], skip: int
 ):
     images, order = holder(mapped, CPU), permutation(1, 0, 25)
-    whole, rest = list(images.batches(order, 8)), list(images.batches(order, 8, skip))
+    whole, rest = list(images.batches(order.split(8))), list(images.batches(order.split(8)[skip:]))
     assert len(rest) == 4 - skip
     assert all(torch.equal(a, b) for a, b in zip(whole[skip:], rest, strict=True))
 
 
 def test_the_reader_ends_with_its_batches_even_if_they_are_not_all_used(mapped: np.ndarray):
     before = threading.active_count()
-    reading = Streamed(mapped, CPU).batches(permutation(1, 0, 25), 8)
+    reading = Streamed(mapped, CPU).batches(permutation(1, 0, 25).split(8))
     next(reading)
     reading.close()
     assert threading.active_count() == before

@@ -67,6 +67,7 @@ def test_duplicates_across_splits_are_dropped_and_counted_and_test_wins(tmp_path
 
 
 def test_training_images_in_the_official_test_split_are_dropped(tmp_path: Path, section: Section, monkeypatch) -> None:
+    """Mistake 11."""
     from data_files import idx_bytes, item_of
 
     from vaeline.data import public

@@ -11,6 +11,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 @given(st.data(), st.integers(3, 300), seeds)
 def test_splits_are_disjoint_complete_and_a_function_of_the_seed(data: st.DataObject, pool: int, seed: int) -> None:
+    """Mistake 11: test images in the training split."""
     validation = data.draw(st.integers(1, pool - 2))
     test = data.draw(st.integers(1, pool - 1 - validation))
     parts = split(pool, validation, test, official=False, seed=seed)
@@ -63,6 +64,7 @@ def test_impossible_splits_name_the_key_what_was_found_and_what_is_allowed(
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=40), st.data())
 def test_no_image_is_left_in_two_splits_and_none_is_lost(kinds: list[int], data: st.DataObject) -> None:
+    """Mistake 11: test images in the training split, as duplicates."""
     pixels = np.array(kinds, np.uint8)[:, None, None, None].repeat(4, 3)  # N x 1 x 1 x 4
     owner = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(kinds), max_size=len(kinds))))
     prints = fingerprints(pixels)

@@ -49,6 +49,17 @@ def test_the_gap_of_a_model_with_its_true_posterior_is_zero_and_else_the_diverge
         assert numbers["gaps_below_zero_by_2_se"] <= (4 if error == 0 else 0)
 
 
+def test_the_second_opinion_says_where_importance_sampling_is_too_low():
+    errors = torch.full((4,), 0.5)
+    agreed = bounds.second_opinion(torch.tensor([0.1, -0.2, 0.3, 0.0]), errors, 1000)
+    assert "more than two standard errors on 0" in agreed
+    assert agreed.endswith("No image is found where 1000 samples of q(z|x) are too few.")
+    hard = bounds.second_opinion(torch.tensor([0.1, -0.2, 40.0, 3.0]), errors, 1000)
+    assert "more than two standard errors on 2" in hard
+    assert "IS is then too low on hard images" in hard
+    assert "by 40.0 ± 0.5 nats on the hardest" in hard
+
+
 def test_the_terms_agree_with_the_densities():
     numbers = bounds.terms(subject()).numbers
     assert numbers["elbo"] == pytest.approx(numbers["reconstruction"] - numbers["rate"], rel=1e-5)
@@ -187,7 +198,9 @@ def test_the_small_residual_network_fits_the_image(height: int, halvings: int):
 
 
 def test_latents_times_the_scale_factor_have_variance_one():
-    numbers = first_stage.latent_diffusion(subject()).numbers
+    claim = first_stage.latent_diffusion(subject())
+    numbers = claim.numbers
+    assert [picture.name for picture in claim.pictures] == ["latents"]
     assert numbers["here"]["scaled_variance"] == pytest.approx(1, abs=0.1)
     large = numbers["stable_diffusion_size"]
     assert (large["factor"], large["latents"], large["compression"]) == (8, [4, 64, 64], 48)

@@ -87,6 +87,7 @@ def test_every_claim_is_shown_on_every_kind_of_model(likelihood, objective, more
     assert len(numbers) == len(report.CLAIMS) == 9
     assert numbers["squared_error"]["applies"] == (likelihood["kind"] == "gaussian")
     assert numbers["gap"]["applies"] == (objective == "elbo")
+    assert all(claim.equation and bool(claim.pictures) == bool(claim.numbers) for claim in made.claims)
     text = files["theory.md"].decode()
     assert text.count("Does not apply") == sum(not claim["applies"] for claim in numbers.values())
     assert set(re.findall(r"\]\((.+?\.png)\)", text)) == {name for name in files if name.endswith(".png")}

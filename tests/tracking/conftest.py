@@ -1,10 +1,12 @@
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packages import make_keys, make_package
 from PIL import Image
 
 from vaeline import config
@@ -89,3 +91,22 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory: pytest.TempPathFactory, outputs: Callable[..., Path]) -> Path:
+    """A folder with a signed package, the key that signed it, and another one: `package`, `signer.*`, `stranger.*`."""
+    root = tmp_path_factory.mktemp("sealed")
+    private, _ = make_keys(root, "signer")
+    make_keys(root, "stranger")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow, of its own classes
+        patch.setenv("VAELINE_SIGNING_KEY", str(private))
+        make_package(root / "package", outputs() / "models")
+    return root
+
+
+@pytest.fixture
+def package(sealed: Path, tmp_path: Path) -> Path:
+    """A copy of the signed package, to be spoilt."""
+    return shutil.copytree(sealed / "package", tmp_path / "package")

@@ -9,11 +9,12 @@ import torch
 from vaeline import config
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.sampling import decoded, reconstructions
+from vaeline.inference import BATCH
 from vaeline.models import LoadedModel, build_model, load_model, save_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns of its own type hints when imported
-    from vaeline.tracking.pyfunc import BATCH, Served
+    from vaeline.tracking.pyfunc import Served
 
 SHAPE = (1, 5, 4)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
@@ -131,3 +132,12 @@ def test_an_autoencoder_has_no_score(tmp_path: Path):
     assert served.answer(PIXELS, {"method": "encode"}).shape == (6, 3)
     with pytest.raises(ValueError, match="plain autoencoder"):
         served.answer(PIXELS, {"method": "score"})
+
+
+def test_a_server_is_told_what_is_wrong_in_words_that_it_passes_on(model: LoadedModel):
+    """MLflow's server answers other exceptions with a sentence of its own and a stack trace."""
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=r"^pixels: found other values than whole numbers") as raised:
+        Served(model).predict(None, PIXELS / 255, params={})
+    assert raised.value.get_http_status_code() == 400

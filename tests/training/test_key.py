@@ -32,7 +32,7 @@ def test_other_data_threads_or_code_are_another_training(monkeypatch: pytest.Mon
     params = parse_params(CONTENT)
     plain = training_key(params, "d", CPU)
     assert training_key(params, "e", CPU) != plain
-    monkeypatch.setattr(key, "identity", lambda device: {"threads": 3})
+    monkeypatch.setattr(key, "identity", lambda device, processes: {"threads": 3})
     assert training_key(params, "d", CPU) != plain
     monkeypatch.undo()
     monkeypatch.setattr(key, "code_digest", lambda: "other")

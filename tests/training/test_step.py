@@ -63,6 +63,7 @@ def test_steps_are_those_of_adam_with_clipped_gradients(clip: float):
 
 
 def test_the_loss_is_the_negative_mean_of_the_surrogate_and_the_totals_are_not_weighted():
+    """Mistakes 2, 4, 8 and 12: the KL's weight is in the loss alone; totals are sums over images, with their signs."""
     state, item = start(), batch()
     with torch.no_grad():
         terms = elbo_terms(state.model, state.model.likelihood.observe(item.pixels, item.uniform), item.normal)
@@ -119,6 +120,14 @@ def test_mistake_13_every_parameter_is_trained(likelihood: config.Likelihood, ne
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: prior.kind)
 def test_mistake_13_every_parameter_of_a_prior_is_trained(prior: config.Prior):
     assert_everything_moves(model(prior=prior))
+
+
+def test_mistake_13_what_is_called_learned_is_a_parameter():
+    sections = [*(model(likelihood) for likelihood in LIKELIHOODS), *(model(prior=prior) for prior in PRIORS)]
+    names = {name for section in sections for name, _ in start(section).model.named_parameters()}
+    learned = {name for name in names if not name.startswith(("encoder.", "decoder."))}
+    mixture = {"prior.means", "prior.raw_log_variances", "prior.logits"}
+    assert learned == {"likelihood.log_sigma", "likelihood.log_scale", "prior.pseudo_inputs", *mixture}
 
 
 def assert_everything_moves(section: config.Model) -> None:

@@ -68,6 +68,7 @@ def edit(workspace: Path, section: str, **changes: object) -> None:
 
 
 def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace: Path):
+    """Mistake 2: the test split used for validation."""
     done = run(workspace, VAELINE_LOG_EVERY="5")
     assert (done.returncode, done.stdout) == (0, "")
     assert "epoch 3/3: ELBO" in done.stderr

@@ -1,6 +1,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,15 +10,18 @@ from small import CPU, TRAIN, Recorder, bumps, model, options, same_weights, spl
 
 from vaeline import config
 from vaeline.config_data import Binarise
+from vaeline.core.likelihoods import Bernoulli
 from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
 from vaeline.training import checkpoint, trainer
 from vaeline.training.history import best
+from vaeline.training.meter import Averages
 from vaeline.training.randomness import Noise
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.step import Batch
+from vaeline.training.trainer import Result
 from vaeline.training.validation import validate
 
 GOLDEN = {"elbo": -32.662044, "kl": 0.40677482, "sigma": 0.31397343}
@@ -56,19 +60,37 @@ def test_training_improves_the_bound(tmp_path: Path):
     assert rows[-1].validation_elbo > rows[0].validation_elbo + 10
 
 
-def test_every_image_is_seen_once_an_epoch_the_last_short_batch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[torch.Tensor] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """The batches that steps are taken on."""
+    batches: list[Batch] = []
     real = trainer.step
 
-    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
-        seen.append(batch.pixels)
-        return real(state, batch, rule)
+    def watched(state: trainer.State, batch: Batch, *rest: Any) -> object:
+        batches.append(batch)
+        return real(state, batch, *rest)
 
     monkeypatch.setattr(trainer, "step", watched)
-    train_small(tmp_path, options(epochs=1))
-    assert [len(pixels) for pixels in seen] == [16] * 6 + [4]
-    images = sorted(image.tobytes() for image in torch.cat(seen).to(torch.uint8).numpy())
-    assert images == sorted(image.tobytes() for image in bumps(100, seed=1))
+    return batches
+
+
+def test_every_image_is_seen_once_an_epoch_and_in_another_order_each_time(tmp_path: Path, seen: list[Batch]):
+    """Mistakes 8 and 11: the same order in every epoch; a short last batch that is dropped."""
+    train_small(tmp_path, options(epochs=2))
+    assert [len(batch.pixels) for batch in seen] == 2 * ([16] * 6 + [4])
+    images = [image.tobytes() for batch in seen for image in batch.pixels.to(torch.uint8).numpy()]
+    first, second, file = images[:100], images[100:], [image.tobytes() for image in bumps(100, seed=1)]
+    assert sorted(first) == sorted(second) == sorted(file)
+    assert first != second
+    assert file not in (first, second)
+
+
+def test_mistake_7_a_density_is_trained_on_pixels_dequantised_anew_at_every_step(tmp_path: Path, seen: list[Batch]):
+    train_small(tmp_path, options(epochs=2))
+    noise = torch.cat([batch.uniform for batch in seen])
+    assert noise.shape == (200, 1, 8, 8)
+    assert len(noise.unique()) > 0.8 * noise.numel()  # of 2^16 values
+    assert 0 < noise.min() < noise.max() < 1
 
 
 def getting_worse() -> Splits:
@@ -77,11 +99,26 @@ def getting_worse() -> Splits:
 
 
 def test_the_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path):
+    """Mistake 2: the last weights, or those of another epoch than the best, in place of the best."""
     result = train_small(tmp_path, options(epochs=8), getting_worse())
     assert result.best == best(result.history, 1.0)
     assert result.best.epoch < result.history[-1].epoch == 8
     found = validate(result.model, Resident(getting_worse().validation, CPU), Noise(TRAIN.seed, CPU))
     assert found.reconstruction - found.kl == pytest.approx(result.best.validation_elbo, rel=1e-6)
+
+
+def test_mistake_2_weights_are_chosen_under_the_last_weight_of_the_kl_and_not_that_of_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def trained(name: str, *found: tuple[float, float]) -> Result:
+        validations = iter([Averages(reconstruction, kl, 0.0) for reconstruction, kl in found])
+        monkeypatch.setattr(trainer, "validate", lambda *_: next(validations))
+        return train_small(tmp_path / name, options(beta=4.0, warmup_epochs=3))
+
+    # -25, -27 and -42 at beta 4, but at the second epoch's beta of 2.5 that one is the best so far
+    result = trained("a", (-21.0, 1.0), (-15.0, 3.0), (-30.0, 3.0))
+    assert result.best.epoch == 1
+    assert same_weights(result, trained("b", (-1.0, 0.0), (-9.0, 0.0), (-9.0, 0.0)))
 
 
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path):
@@ -135,6 +172,7 @@ def test_metrics_and_pictures_reach_the_tracker(tmp_path: Path):
 
 
 def test_the_reported_means_of_an_epochs_parts_add_up_to_its_row(tmp_path: Path):
+    """Mistake 8: a mean of batch means, the last of them short."""
     recorder = Recorder()
     result = train_small(tmp_path, options(epochs=1), tracker=recorder, settings=Settings(log_every=2))
     parts = recorder.values("train/reconstruction")
@@ -155,20 +193,11 @@ def test_an_autoencoder_has_no_elbo_and_no_kl(tmp_path: Path):
     assert result.model.deterministic
 
 
-def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    drawn: list[torch.Tensor] = []
-    real = trainer.step
-
-    def watched(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
-        drawn.append(state.model.likelihood.observe(batch.pixels, batch.uniform))
-        return real(state, batch, rule)
-
-    monkeypatch.setattr(trainer, "step", watched)
+def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(tmp_path: Path, seen: list[Batch]):
     data = splits(binarise="dynamic")
     section = options(batch_size=100, epochs=200, learning_rate=1e-4, patience=200)
     train_small(tmp_path, section, data, model_section=model(config.Bernoulli(kind="bernoulli")))
+    drawn = [Bernoulli().observe(batch.pixels, batch.uniform) for batch in seen]
     images = torch.stack([epoch.flatten(1).sum(1).sort().values for epoch in drawn])
     assert set(torch.cat(drawn).unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(images[0], images[1])
@@ -196,10 +225,10 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
 ):
     real, calls = trainer.step, []
 
-    def poisoned(state: trainer.State, batch: Batch, rule: trainer.Rule) -> object:
+    def poisoned(state: trainer.State, batch: Batch, *rest: Any) -> object:
         calls.append(1)
         pixels = batch.pixels * float("nan") if len(calls) == 11 else batch.pixels
-        return real(state, Batch(pixels, batch.uniform, batch.normal), rule)
+        return real(state, Batch(pixels, batch.uniform, batch.normal), *rest)
 
     monkeypatch.setattr(trainer, "step", poisoned)
     expected = r"^training diverged: .* not finite at step 11 \(epoch 2\); lower train.learning_rate \(now 0.004\)"

@@ -13,7 +13,10 @@ from vaeline.training.validation import validate
 
 
 def test_mistake_8_every_image_counts_once_and_as_much_as_any_other(monkeypatch: pytest.MonkeyPatch):
-    """Eleven images in batches of 4, 4 and 3, the last batch unlike the others."""
+    """Eleven images in batches of 4, 4 and 3, the last batch unlike the others.
+
+    Mistakes 2, 4, 7 and 11 as well: the KL's weight and sign, the noise of dequantisation, a short batch dropped.
+    """
     monkeypatch.setattr(validation, "BATCH", 4)
     pixels = np.concatenate([bumps(8, seed=1), np.zeros((3, 1, 8, 8), np.uint8)])
     vae, noise = build_model(model(), (1, 8, 8), "elbo", 1), Noise(1, CPU)
@@ -36,6 +39,16 @@ def test_the_noise_is_the_same_at_each_validation():
     noise.restart("step", 9)
     assert validate(vae, images, noise) == first
     assert validate(vae, images, Noise(2, CPU)) != first
+
+
+def test_mistake_9_validation_takes_a_sample_and_not_the_mean():
+    section = model(config.DiscretisedLogistic(kind="discretised-logistic"))  # needs no other noise
+    vae, images = build_model(section, (1, 8, 8), "elbo", 1), Resident(bumps(30, 1), CPU)
+    x = vae.likelihood.observe(torch.from_numpy(bumps(30, 1)), None)
+    at_the_mean = vae.likelihood.log_prob(x, vae.decode(vae.encode(x).mean)).mean().item()
+    found = [validate(vae, images, Noise(seed, CPU)).reconstruction for seed in (1, 2)]
+    assert found[0] != found[1]
+    assert max(found) < at_the_mean
 
 
 def test_an_autoencoder_is_validated_without_noise_in_its_code():

@@ -1,7 +1,7 @@
 """Batches of uint8 images on a device: from memory where the data set fits, else read ahead from its file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +21,10 @@ class Images(Protocol):
     def __len__(self) -> int:
         """How many images."""
 
-    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
-        """The images in an order (int64, on the CPU), `size` at a time, without the first `skip` batches.
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch, whose indices (int64 [B], on the CPU) are given: uint8 [B, C, H, W] on the device.
 
-        Yields uint8 [size, C, H, W] on the device; the last batch holds what is left.
+        `torch.split(order, size)` cuts an order into batches.
         """
 
 
@@ -47,10 +47,13 @@ class Resident:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """See `Images`."""
-        for indices in torch.split(order.to(self.pixels.device), size)[skip:]:
-            yield self.pixels.index_select(0, indices)
+        if not indices:
+            return
+        everything = torch.cat(list(indices)).to(self.pixels.device)  # one copy to the device, not one a batch
+        for batch in torch.split(everything, [len(batch) for batch in indices]):
+            yield self.pixels.index_select(0, batch)
 
 
 class Streamed:
@@ -62,12 +65,12 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, order: Tensor, size: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """See `Images`."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[Tensor] | None = None
-            for indices in torch.split(order, size)[skip:]:
-                current, ahead = ahead, reader.submit(self._read, indices)
+            for batch in indices:
+                current, ahead = ahead, reader.submit(self._read, batch)
                 if current is not None:
                     yield current.result().to(self.device, non_blocking=True)
             if ahead is not None:

@@ -11,13 +11,14 @@ from vaeline.core.model import VAE
 from vaeline.core.networks import Shape
 from vaeline.core.residual import factor, latent_shape
 from vaeline.models import build_model
-from vaeline.theory.page import Claim, Table
+from vaeline.theory.page import Claim, Picture, Table
+from vaeline.theory.plots import sheet
 from vaeline.theory.subject import Subject
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
 
 SMALL_CHANNELS = (16, 32, 64, 64)  # as many of them as the image can be halved
-IMAGES = 256
+IMAGES, COLUMNS = 256, 10
 # Rombach et al. 2022 (arXiv:2112.10752): f = 8, four latent channels, images of 512 x 512
 LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_channels=4, blocks=2)
 LARGE_SHAPE = (3, 512, 512)
@@ -67,7 +68,9 @@ def latent_diffusion(subject: Subject) -> Claim:
     }
     equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
     title = "The same bricks carry Stable Diffusion's autoencoder"
-    return Claim("latent_diffusion", title, equation, words, numbers, Table(header, rows))
+    return Claim(
+        "latent_diffusion", title, equation, words, numbers, Table(header, rows), (_maps(subject, model, built),)
+    )
 
 
 def small(shape: Shape) -> config.Residual:
@@ -96,6 +99,21 @@ def _scale(subject: Subject, model: VAE) -> tuple[float, float]:
     images = [subject.train.take(IMAGES, seed + n).pixels for n in (0, 1)]
     first, second = (scale_factor(model, Splits(part, part, subject.binarise), seed, device) for part in images)
     return first, (first / second) ** 2
+
+
+@torch.no_grad()
+def _maps(subject: Subject, model: VAE, built: Built) -> Picture:
+    """Test images above the channels of their latents, each latent as large as the pixels it stands for."""
+    x = subject.tested(COLUMNS)[1].cpu()
+    means = model.encode(x).mean.view(-1, *built.latents)  # [N, c, H / f, W / f]
+    low, high = means.amin((0, 2, 3), keepdim=True), means.amax((0, 2, 3), keepdim=True)
+    grey = ((means - low) / (high - low)).nan_to_num(0.5)
+    large = grey.repeat_interleave(built.factor, 2).repeat_interleave(built.factor, 3)  # [N, c, H, W]
+    rows = [(f"latents, channel {i}", part.expand_as(x)) for i, part in enumerate(torch.split(large, 1, dim=1), 1)]
+    caption = (
+        "Latents keep their places: the posterior's mean, each channel from its least (black) to its greatest value."
+    )
+    return sheet("latents", caption, "Images and their latents", [("test images", x), *rows])
 
 
 def _row(built: Built, scale: str) -> tuple[str, ...]:

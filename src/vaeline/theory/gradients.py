@@ -62,7 +62,7 @@ def estimators(subject: Subject) -> Claim:
         f"Small model: z is one number, x has {SMALL_PIXELS}, everything is linear and Gaussian, and the gradient is "
         f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}: "
         "each is unbiased (of normal numbers one in 16,000 is beyond 4).",
-        "The score function weighs grad log q by log w, a number of the size of log p(x); the pathwise estimator takes "
+        "The score function weighs ∇ log q by log w, a number of the size of log p(x); the pathwise estimator takes "
         "the noise outside, z = μ + σ ε, and differentiates the decoder. On the ELBO, score function over pathwise: "
         f"variance times {ratio['elbo', 'score-function'][0]:.3g} on the small model"
         + (

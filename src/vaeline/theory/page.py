@@ -39,7 +39,7 @@ class Claim:
     key: str
     title: str
     equation: str
-    words: tuple[str, ...]  # paragraphs
+    words: tuple[str, ...] = ()  # paragraphs
     numbers: dict[str, Any] = field(default_factory=dict)  # what goes into reports/theory.json
     table: Table | None = None
     pictures: tuple[Picture, ...] = ()

@@ -181,7 +181,7 @@ def squared_error(subject: Subject) -> Claim:
         **best_test.numbers("root_mean_squared_error_test"),
         "largest_relative_difference": exact,
     }
-    caption = "The cost of a pixel as a function of σ: it is least at √MSE, and that is where training has put σ."
+    caption = "The cost of a pixel as a function of σ: it is least at √MSE, where training is to put σ."
     caption = caption if likelihood.learned else "The cost of a pixel as a function of σ: it is least at √MSE."
     picture = chart("squared_error", caption, lambda axes: _cost(axes, best.value, sigma, how))
     return Claim("squared_error", title, equation, words, numbers, pictures=(picture,))

@@ -1,6 +1,8 @@
 """A model as an MLflow model folder: safetensors, JSON and the code of pyfunc.py. Nothing in it is pickled."""
 
 import importlib.metadata
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +13,81 @@ from mlflow.models.model import Model
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaeline
+from vaeline.drift import REFERENCE, reference_bytes
 from vaeline.errors import UserError
-from vaeline.tracking import pyfunc
+from vaeline.inference import TrainedModel
+from vaeline.manifest import MANIFEST, MODEL, renumber, seal
+from vaeline.models import CONFIG, WEIGHTS
+from vaeline.tracking import consumer, pyfunc
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from vaeline.models import LoadedModel
 
 REQUIRED = ("torch", "numpy", "pydantic", "pyyaml", "safetensors")
 PARAMS = {"method": "reconstruct", "n": 16, "seed": 0}
 
 
-def write_package(folder: Path, model: Path, loaded: "LoadedModel", example: np.ndarray, mlflow_model: Model) -> None:
-    """Write the MLflow model folder of the saved model at `model`; `example` is a few images, uint8 [N, C, H, W]."""
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        mlflow_model=mlflow_model,
-        python_model=pyfunc.__file__,
-        artifacts={"model": str(model.absolute())},
-        code_paths=[str(Path(vaeline.__file__).parent)],
-        pip_requirements=requirements(),
-        signature=signature(loaded),
-        input_example=(example, PARAMS),
-        metadata=describe(loaded),
-    )
+def write_package(
+    folder: Path,
+    model: Path,
+    loaded: "LoadedModel",
+    example: np.ndarray,
+    mlflow_model: Model,
+    name: str,
+    serial: int,
+    reference: np.ndarray | None = None,
+) -> str:
+    """Write the MLflow model folder of the saved model at `model`, and last its manifest; returns that one's SHA-256.
+
+    `example` is a few images, uint8 [N, C, H, W]; `name` and `serial` are those of the version that it is to become;
+    `reference` is the ELBOs of test images, which tell drift.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / Path(MODEL).name  # whose name MLflow keeps
+        staged.mkdir()
+        for file in (WEIGHTS, CONFIG):
+            shutil.copyfile(model / file, staged / file)
+        if reference is not None:
+            (staged / REFERENCE).write_bytes(reference_bytes(reference))
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=mlflow_model,
+            python_model=pyfunc.__file__,
+            artifacts={"model": str(staged)},
+            code_paths=[str(Path(vaeline.__file__).parent)],
+            pip_requirements=requirements(),
+            signature=signature(loaded),
+            input_example=(example, PARAMS),
+            metadata=describe(loaded),
+        )
+    _keep_bytecode_out(folder)
+    return seal(folder, name, serial, loaded)
+
+
+def _keep_bytecode_out(folder: Path) -> None:
+    """Put an empty file where Python would make the folder `__pycache__`.
+
+    MLflow imports a package's code where it lies, and Python would leave bytecode there, which no manifest can vouch
+    for and which it would later run in the code's place.
+    """
+    for code in {path.parent for path in folder.rglob("*.py")}:
+        (code / "__pycache__").write_bytes(b"")
+
+
+def renumber_package(client: "MlflowClient", model_id: str, digest: str, serial: int) -> str:
+    """Give the uploaded package whose manifest has SHA-256 `digest` another number; returns the new manifest's.
+
+    For where another machine took the number in between.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        old, new = Path(temporary) / "old", Path(temporary) / "new"
+        location = client.get_logged_model(model_id).artifact_location
+        mlflow.artifacts.download_artifacts(f"{location}/{MANIFEST}", dst_path=str(old))
+        made = renumber(old, new, digest, serial)
+        client.log_model_artifacts(model_id, str(new))
+    return made
 
 
 def requirements() -> list[str]:
@@ -76,12 +130,11 @@ def describe(loaded: "LoadedModel") -> dict[str, Any]:
 def verify_package(uri: str, loaded: "LoadedModel", example: np.ndarray) -> None:
     """Load an uploaded model back: the same files must have come, and the same numbers come out.
 
-    Raises UserError where they do not.
+    Raises UserError where they do not. First as `vaeline.load` does it, which runs none of its code, then by MLflow.
     """
+    back, own = consumer.load(uri), TrainedModel(loaded)
+    if back.digest != own.digest:
+        raise UserError(f"{uri}: the model that came back has digest {back.digest}, {own.digest} was sent")
     served = mlflow.pyfunc.load_model(uri)
-    digest = served.unwrap_python_model().loaded.digest
-    if digest != loaded.digest:
-        raise UserError(f"{uri}: the model that came back has digest {digest}, {loaded.digest} was sent")
-    own = pyfunc.Served(loaded)
-    if not np.array_equal(served.predict(example, params=PARAMS), own.answer(example, PARAMS)):
+    if not np.array_equal(served.predict(example, params=PARAMS), own.reconstruct(example)):
         raise UserError(f"{uri}: the model that came back reconstructs other images than the one that was sent")

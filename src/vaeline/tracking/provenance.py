@@ -39,6 +39,10 @@ def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
         tags["vaeline.dvc_experiment"] = experiment
     if flow_run := os.environ.get("VAELINE_FLOW_RUN_ID"):
         tags["vaeline.flow_run_id"] = flow_run
+    if sweep := os.environ.get("VAELINE_SWEEP"):
+        tags["vaeline.sweep"] = sweep
+    if parent := os.environ.get("VAELINE_PARENT_RUN_ID"):
+        tags["mlflow.parentRunId"] = parent
     dataset = describe_data(prepared, params.data.source.kind)
     if dataset is not None:
         tags["vaeline.data_digest"] = str(dataset["digest"])

@@ -37,6 +37,7 @@ class Candidate:
     example: np.ndarray  # a few images, uint8 [N, C, H, W]
     evidence: Evidence
     run_id: str
+    reference: np.ndarray | None = None  # ELBOs of test images, nats: by them a consumer sees drift
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,11 @@ def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
     """Upload, load back, and only then make the version; where another machine was faster, its version stays."""
     from mlflow.exceptions import MlflowException
 
-    uri, model_id = _upload(client, candidate)
+    from vaeline.tracking.consumer import MANIFEST_TAG
+    from vaeline.tracking.package import renumber_package
+
+    serial = _next_number(client, candidate.name)
+    uri, model_id, manifest = _upload(client, candidate, serial)
     name, run = candidate.name, client.get_run(candidate.run_id)
     try:
         client.create_registered_model(name, description=_how_to_use(name))
@@ -114,10 +119,17 @@ def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.") and key != "vaeline.spool"}
-    tags |= evidence_tags(candidate.evidence)
+    tags |= evidence_tags(candidate.evidence) | {MANIFEST_TAG: manifest}
     made = client.create_model_version(
         name, uri, candidate.run_id, tags, description=_how_to_use(name), model_id=model_id
     )
+    while int(made.version) != serial:  # deleted versions keep their numbers, and other machines take some
+        client.delete_model_version(name, made.version)
+        serial = int(made.version) + 1
+        tags[MANIFEST_TAG] = manifest = renumber_package(client, model_id, manifest, serial)
+        made = client.create_model_version(
+            name, uri, candidate.run_id, tags, description=_how_to_use(name), model_id=model_id
+        )
     first = find_version(client, name, candidate.evidence.digest)
     if first is None or int(first.version) == int(made.version):
         return made
@@ -125,8 +137,13 @@ def _publish(client: "MlflowClient", candidate: Candidate) -> "ModelVersion":
     return first
 
 
-def _upload(client: "MlflowClient", candidate: Candidate) -> tuple[str, str]:
-    """Store the MLflow model under its run; returns its address and id."""
+def _next_number(client: "MlflowClient", name: str) -> int:
+    """The number that the next version will most likely get; its package's signed manifest names it."""
+    return 1 + max((int(version.version) for version in client.search_model_versions(f"name = '{name}'")), default=0)
+
+
+def _upload(client: "MlflowClient", candidate: Candidate, serial: int) -> tuple[str, str, str]:
+    """Store the MLflow model under its run; returns its address, its id and its manifest's SHA-256."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models.model import Model
 
@@ -147,7 +164,16 @@ def _upload(client: "MlflowClient", candidate: Candidate) -> tuple[str, str]:
                 metadata=describe(candidate.loaded),
             )
             folder = Path(temporary) / "model"
-            write_package(folder, candidate.folder, candidate.loaded, candidate.example, model)
+            manifest = write_package(
+                folder,
+                candidate.folder,
+                candidate.loaded,
+                candidate.example,
+                model,
+                candidate.name,
+                serial,
+                candidate.reference,
+            )
             client.log_model_artifacts(stored.model_id, str(folder))
         uri = f"models:/{stored.model_id}"
         verify_package(uri, candidate.loaded, candidate.example)
@@ -156,7 +182,7 @@ def _upload(client: "MlflowClient", candidate: Candidate) -> tuple[str, str]:
         raise
     client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
     client.log_outputs(candidate.run_id, [LoggedModelOutput(stored.model_id, step=0)])
-    return uri, stored.model_id
+    return uri, stored.model_id, manifest
 
 
 def _apply(client: "MlflowClient", candidate: Candidate, version: "ModelVersion", decision: Decision) -> Registration:

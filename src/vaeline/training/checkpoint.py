@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from vaeline.digests import file_digest
 from vaeline.durable import drop_parts, write_whole
 
 log = logging.getLogger(__name__)
@@ -40,10 +38,21 @@ class Checkpoint:
     progress: dict[str, Any]
 
 
+def pack(checkpoint: Checkpoint) -> bytes:
+    """As the content of one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    return save(tensors, {"progress": json.dumps(checkpoint.progress)})
+
+
+def unpack(content: bytes) -> Checkpoint:
+    """The inverse, on the CPU."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return Checkpoint(load(content), json.loads(header["__metadata__"]["progress"]))
+
+
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     """Add a checkpoint and drop all but the last two. Raises OSError (a full disk); then the old ones stay."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    content = save(tensors, {"progress": json.dumps(checkpoint.progress)})
+    content = pack(checkpoint)
     path = folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     drop_parts(folder)
     write_whole(path, content)
@@ -54,11 +63,9 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 def read(folder: Path) -> Checkpoint | None:
     """The newest sound checkpoint, on the CPU; None where there is none."""
     for path in _newest_first(folder):
-        match = NAME.fullmatch(path.name)
-        if match and file_digest(path) == match[2]:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return Checkpoint(tensors, json.loads(file.metadata()["progress"]))
+        match, content = NAME.fullmatch(path.name), path.read_bytes()
+        if match and hashlib.sha256(content).hexdigest() == match[2]:
+            return unpack(content)
         log.warning("%s: is damaged; going back to the checkpoint before it", path)
     return None
 

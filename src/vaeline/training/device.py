@@ -28,16 +28,19 @@ def pick_device() -> torch.device:
     present = wanted != "cpu" and torch.cuda.is_available()
     if wanted == "cuda" and not present:
         raise UserError("VAELINE_DEVICE: is 'cuda', but PyTorch finds no usable CUDA device; allowed here: cpu, auto")
-    return torch.device("cuda" if present else "cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if present else torch.device("cpu")
 
 
-def identity(device: torch.device) -> dict[str, str | int]:
+def identity(device: torch.device, processes: int = 1) -> dict[str, str | int]:
     """What of the machine can change a result's last digits."""
+    shared: dict[str, str | int] = {"torch": str(torch.__version__)} | (
+        {"processes": processes} if processes > 1 else {}
+    )
     if device.type == "cuda":
-        return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
+        return shared | {"device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
-    return {"torch": torch.__version__, "device": f"cpu {capability}", "precision": "float32", "threads": threads}
+    return shared | {"device": f"cpu {capability}", "precision": "float32", "threads": threads}
 
 
 @contextmanager

@@ -8,13 +8,15 @@ from types import FrameType
 
 
 class Interruption:
-    """A signal that came, if one did."""
+    """A signal that came, if one did; or came to another process of the team."""
 
     number: int | None = None
 
     def error(self) -> BaseException:
         """What to raise for it: SystemExit(143), or KeyboardInterrupt."""
-        return KeyboardInterrupt() if self.number == signal.SIGINT else SystemExit(128 + (self.number or 0))
+        return (
+            KeyboardInterrupt() if self.number == signal.SIGINT else SystemExit(128 + (self.number or signal.SIGTERM))
+        )
 
 
 @contextmanager

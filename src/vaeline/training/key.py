@@ -13,15 +13,15 @@ from vaeline.training.device import identity
 SOURCES = ("core/*.py", "training/*.py", "data/batches.py", "models.py")
 
 
-def training_key(params: Params, data_digest: str, device: torch.device) -> str:
-    """32 hex digits of the params, the data, the code, PyTorch, the device, its precision and the threads."""
+def training_key(params: Params, data_digest: str, device: torch.device, processes: int = 1) -> str:
+    """32 hex digits of the params, the data, the code, PyTorch, the devices, their precision and the threads."""
     return value_digest(
         {
             "model": params.model.model_dump(mode="json"),
             "train": params.train.model_dump(mode="json"),
             "data": data_digest,
             "code": code_digest(),
-            "machine": identity(device),
+            "machine": identity(device, processes),
         }
     )[:32]
 

@@ -27,17 +27,15 @@ class Progress(Protocol):
         """Something worth a line: an epoch's end, say."""
 
 
-def open_progress(steps: int) -> Progress:
-    """The bar where standard error is a terminal, else lines through logging."""
+def open_progress(steps: int, quiet: bool = False) -> Progress:
+    """The bar where standard error is a terminal, else lines through logging; `quiet`: nothing."""
+    if quiet:
+        return Silence()
     return Bar(steps) if sys.stderr.isatty() else Lines(steps)
 
 
-class Lines:
-    """One line at most each ten seconds."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self._last = time.monotonic()
+class Silence:
+    """For those who do not lead a team."""
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +44,20 @@ class Lines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+    def moved(self, step: int, speed: float) -> None:
+        """See `Progress`."""
+
+    def line(self, text: str) -> None:
+        """See `Progress`."""
+
+
+class Lines(Silence):
+    """One line at most each ten seconds."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._last = time.monotonic()
 
     def moved(self, step: int, speed: float) -> None:
         """See `Progress`."""

@@ -21,7 +21,7 @@ def scale_factor(model: VAE, splits: Splits, seed: int, device: torch.device) ->
     draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     model.to(device)
-    for number, pixels in enumerate(images.batches(torch.arange(len(images)), BATCH)):
+    for number, pixels in enumerate(images.batches(torch.split(torch.arange(len(images)), BATCH))):
         noise.restart("scale", number)
         normal = noise.normal(len(pixels), model.latent_dim)
         x = model.likelihood.observe(pixels.to(torch.float32), noise.uniform(pixels.shape) if draws_uniform else None)

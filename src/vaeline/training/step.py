@@ -11,6 +11,7 @@ from torch import Tensor
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
+from vaeline.training.team import ALONE, Team
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam (Kingma & Ba 2015)
 
@@ -22,6 +23,7 @@ class Batch:
     pixels: Tensor  # [B, C, H, W], 0 ... 255, float32
     uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
     normal: Tensor | None  # [B, Z] or [K, B, Z], for the samples of z; None for a plain autoencoder
+    share: float = 1.0  # of the team's images in this step, those that are here: 0 where they only stand in
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,25 @@ class State:
             tensor.copy_(tensors[name])
 
 
-def step(state: State, batch: Batch, rule: Rule) -> Info:
+def step(state: State, batch: Batch, rule: Rule, team: Team = ALONE) -> Info:
     """Maximise the objective by one step of Adam, with the gradient clipped to a norm.
 
     Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
+    A team's loss is the mean over all its images, its gradient the sum over ranks of share * gradient.
     """
     losses = _losses(state.totals.device.type)
     loss, sums = losses(state.model, batch, rule.beta, rule.free_bits, bound=rule.bound, estimator=rule.estimator)
-    gradients = torch.autograd.grad(loss, state.parameters)  # raises where the loss does not depend on a parameter
-    norm = _update(state, list(gradients), loss.detach(), rule)
+    gradients = list(
+        torch.autograd.grad(loss, state.parameters)
+    )  # raises where the loss does not depend on a parameter
+    loss = loss.detach()
+    if not team.alone:
+        sums = sums * float(batch.share > 0)
+        loss, sums, *gradients = team.add_up([loss * batch.share, sums, *(g * batch.share for g in gradients)])
+    norm = _update(state, gradients, loss, rule)
     with torch.no_grad():
         state.totals.add_(sums)
-    return Info(loss.detach(), norm)
+    return Info(loss, norm)
 
 
 def losses(

@@ -29,6 +29,7 @@ from vaeline.training.schedule import kl_weight, one_cycle
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.step import Batch, Rule, State, step
+from vaeline.training.team import ALONE, Team
 from vaeline.training.tracker import NullTracker, Tracker
 from vaeline.training.validation import validate
 
@@ -53,15 +54,17 @@ def train(
     checkpoints: Path,
     tracker: Tracker | None = None,
     settings: Settings | None = None,
+    team: Team = ALONE,
 ) -> Result:
     """Train a model of these params, going on from the newest checkpoint in `checkpoints` if there is one.
 
     The result is bit for bit that of an uninterrupted training on the same machine. The caller owns the folder
-    (`checkpoint.owned`) and removes it (`checkpoint.remove`) when the result is in place.
+    (`checkpoint.owned`) and removes it (`checkpoint.remove`) when the result is in place. In a `team` every process
+    calls this; the leader alone touches the folder and tells the tracker, all get the result.
 
     Raises UserError where the loss, its gradient or the validation bound is not finite, and where a Bernoulli is to
-    learn grey pixels; OSError where a checkpoint cannot be written; and, having written one, SystemExit(143) on
-    SIGTERM, KeyboardInterrupt on Ctrl-C.
+    learn grey pixels or a team free bits; OSError where a checkpoint cannot be written; and, having written one,
+    SystemExit(143) on SIGTERM, KeyboardInterrupt on Ctrl-C.
     """
     settings = settings or Settings.from_environment()
     vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
@@ -69,22 +72,29 @@ def train(
         splits.refuse_grey()
     if isinstance(vae.prior, VampPrior):
         vae.prior.start_at(splits.some(len(vae.prior.pseudo_inputs), options.seed))
+    if options.free_bits and not team.alone:
+        raise UserError(
+            f"train.free_bits: are of the whole batch's KL, which {team.size} processes share out; allowed: 0"
+        )
     keep_freed_memory()
     with reproducible(device), interruption.deferred() as interrupted:
-        training = _Training(vae.to(device), options, splits, checkpoints, tracker or NullTracker())
+        training = _Training(vae.to(device), options, splits, checkpoints, tracker or NullTracker(), team)
         training.resume()
-        with open_progress(training.steps) as progress:
+        with open_progress(training.steps, quiet=not team.leads) as progress:
             while not history.is_over(training.rows, options):
                 training.epoch(settings, interrupted, progress)
-        training.stop_if(interrupted)
+        training.stop_if_told(interrupted, settings)
         return training.result()
 
 
 class _Training:
     """A training under way."""
 
-    def __init__(self, model: VAE, options: config.Train, splits: Splits, checkpoints: Path, tracker: Tracker) -> None:
-        self.options, self.checkpoints, self.tracker = options, checkpoints, tracker
+    def __init__(
+        self, model: VAE, options: config.Train, splits: Splits, checkpoints: Path, tracker: Tracker, team: Team
+    ) -> None:
+        self.options, self.checkpoints, self.team = options, checkpoints, team
+        self.tracker = tracker if team.leads else NullTracker()
         self.state = State.start(model)
         self.device = self.state.totals.device
         self.images = open_images(splits.train, self.device)
@@ -102,7 +112,10 @@ class _Training:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        found = checkpoint.read(self.checkpoints)
+        found = checkpoint.read(self.checkpoints) if self.team.leads else None
+        if not self.team.alone:
+            content = self.team.share(checkpoint.pack(found) if found else b"", self.device)
+            found = checkpoint.unpack(content) if content else None
         if found is None:
             return
         self.state.restore(found.tensors)
@@ -111,16 +124,19 @@ class _Training:
         self.meter = Meter(self.state.totals.tolist(), found.progress["reported"])
         weights = {name: tensor for name, tensor in found.tensors.items() if name.startswith("best/")}
         self.best = {name.removeprefix("best/"): tensor.to(self.device) for name, tensor in weights.items()}
-        log.info("resuming at step %s of %s", f"{self.step:,}", f"{self.steps:,}")
+        if self.team.leads:
+            log.info("resuming at step %s of %s", f"{self.step:,}", f"{self.steps:,}")
 
     def save(self) -> None:
         """Write a checkpoint of a sound state."""
         self.refuse_failure()
+        self.saved = time.monotonic()
+        if not self.team.leads:
+            return
         tensors = self.state.tensors() | {f"best/{name}": tensor for name, tensor in self.best.items()}
         reported = self.meter and list(self.meter.last)
         progress = {"step": self.step, "rows": [asdict(row) for row in self.rows], "reported": reported}
         checkpoint.write(self.checkpoints, self.step, Checkpoint(tensors, progress))
-        self.saved = time.monotonic()
 
     def epoch(self, settings: Settings, interrupted: interruption.Interruption, progress: Progress) -> None:
         """One epoch, or the rest of one."""
@@ -128,21 +144,23 @@ class _Training:
         skip = self.step - done * self.steps_per_epoch
         order = permutation(self.options.seed, done, len(self.images))
         meter = self.meter = self.meter or Meter(self.state.totals.tolist())
-        for pixels in self.images.batches(order, self.options.batch_size, skip):
-            self.take_step(pixels)
+        batches = torch.split(order, self.options.batch_size)[skip:]
+        pixels = self.images.batches([batch[self.team.rows(len(batch))[0]] for batch in batches])
+        for batch, own in zip(batches, pixels, strict=True):
+            self.take_step(own, len(batch))
             if self.device.type == "cpu":  # elsewhere to look is to wait: at reports, checkpoints and epochs' ends
                 self.refuse_failure()
             if self.step % settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 self.refuse_failure()
                 self.report(meter, progress)
-            self.stop_if(interrupted)
+            self.stop_if_told(interrupted, settings)
             if time.monotonic() - self.saved > settings.checkpoint_seconds:
                 self.save()
         self.finish_epoch(meter, progress)
 
-    def stop_if(self, interrupted: interruption.Interruption) -> None:
-        """Where a signal came: a checkpoint, then the end."""
-        if interrupted.number is not None:
+    def stop_if_told(self, interrupted: interruption.Interruption, settings: Settings) -> None:
+        """Where a signal came, a checkpoint, then the end."""
+        if self.is_told_to_stop(interrupted, settings):
             self.save()
             raise interrupted.error()
 
@@ -159,12 +177,22 @@ class _Training:
             estimator=options.estimator,
         )
 
-    def take_step(self, pixels: Tensor) -> None:
-        """One step on uint8 pixels [B, C, H, W]."""
+    def is_told_to_stop(self, interrupted: interruption.Interruption, settings: Settings) -> bool:
+        """Whether a signal came to this process or another of the team, which stop after the same step."""
+        if not self.team.alone and self.device.type != "cpu" and self.step % settings.log_every:
+            return False  # to ask is to wait for the device
+        return self.team.any(interrupted.number is not None, self.device)
+
+    def take_step(self, pixels: Tensor, images: int) -> None:
+        """One step on a batch of so many images, of which these, uint8 [B, C, H, W], are here."""
         self.noise.restart("step", self.step)
-        normal = self.normal(len(pixels))
-        uniform = self.noise.uniform(pixels.shape) if self.draws_uniform else None
-        step(self.state, Batch(pixels.to(torch.float32), uniform, normal), self.rule(self.step))
+        normal = self.normal(images)
+        uniform = self.noise.uniform(torch.Size((images, *pixels.shape[1:]))) if self.draws_uniform else None
+        rows, share = self.team.rows(images)
+        if not self.team.alone:
+            normal = None if normal is None else normal[..., rows, :]
+            uniform = None if uniform is None else uniform[rows]
+        step(self.state, Batch(pixels.to(torch.float32), uniform, normal, share), self.rule(self.step), self.team)
         self.step += 1
 
     def normal(self, images: int) -> Tensor | None:
@@ -192,7 +220,7 @@ class _Training:
     def row(self) -> Epoch:
         """The epoch that has just ended."""
         trained = Averages.of(self.state.totals.tolist())
-        held_out = validate(self.state.model, self.validation, self.noise, self.bound, self.options.samples)
+        held_out = validate(self.state.model, self.validation, self.noise, self.bound, self.options.samples, self.team)
         if not math.isfinite(held_out.bound):
             raise UserError(
                 f"training diverged: the validation bound is not finite after epoch {len(self.rows) + 1}; "

@@ -10,21 +10,27 @@ from vaeline.data.batches import Images
 from vaeline.training.meter import Averages
 from vaeline.training.randomness import Noise
 from vaeline.training.step import precision
+from vaeline.training.team import ALONE, Team
 
 BATCH = 500  # latents decoded at once: it, the samples and the seed fix the noise, whatever train.batch_size is
 
 
 @torch.no_grad()
-def validate(model: VAE, images: Images, noise: Noise, bound: Bound = "elbo", samples: int = 1) -> Averages:
+def validate(
+    model: VAE, images: Images, noise: Noise, bound: Bound = "elbo", samples: int = 1, team: Team = ALONE
+) -> Averages:
     """The bound that is trained: the ELBO at one posterior sample an image, or IWAE with `samples` of them.
 
     An autoencoder takes none. The same noise at each call. Sums per image in float64, divided by the number of
     images: no mean of batch means. Pixels are not binarised anew: under the Bernoulli they are binary already.
+    A team shares the batches out, each whole to one process.
     """
     iwae = bound == "iwae"
     sums = torch.zeros(3, dtype=torch.float64, device=noise.generator.device)
     batch = max(1, BATCH // samples) if iwae else BATCH
-    for number, pixels in enumerate(images.batches(torch.arange(len(images)), batch)):
+    batches = torch.split(torch.arange(len(images)), batch)
+    own = range(team.rank, len(batches), team.size)
+    for number, pixels in zip(own, images.batches([batches[number] for number in own]), strict=True):
         noise.restart("validation", number)
         shape = (samples, len(pixels), model.latent_dim) if iwae else (len(pixels), model.latent_dim)
         normal = None if model.deterministic else noise.normal(*shape)
@@ -32,7 +38,7 @@ def validate(model: VAE, images: Images, noise: Noise, bound: Bound = "elbo", sa
         x = model.likelihood.observe(pixels.to(torch.float32), uniform)
         with precision(x.device):
             sums += _sums(model, x, normal, iwae)
-    return Averages.of([*sums.tolist(), len(images)])
+    return Averages.of([*team.add_up([sums])[0].tolist(), len(images)])
 
 
 def _sums(model: VAE, x: Tensor, normal: Tensor | None, iwae: bool) -> Tensor:

@@ -1,0 +1,35 @@
+"""What each of several trials at once runs on: one accelerator, or its share of the cores."""
+
+import os
+import shutil
+import subprocess
+
+Environment = dict[str, str]
+
+
+def slots(jobs: int) -> list[Environment]:
+    """The environment of each of `jobs` places: the accelerators in turn, else the cores divided.
+
+    What the user's own environment says of threads stays.
+    """
+    accelerators = _accelerators()
+    if accelerators:
+        return [{"CUDA_VISIBLE_DEVICES": accelerators[slot % len(accelerators)]} for slot in range(jobs)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // jobs))
+    own = {name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}
+    return [own] * jobs
+
+
+def _accelerators() -> list[str]:
+    """The CUDA devices that may be used, as CUDA_VISIBLE_DEVICES names them; torch would take seconds to ask."""
+    if os.environ.get("VAELINE_DEVICE") == "cpu":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in map(str.strip, visible.split(",")) if name and name != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.split() if done.returncode == 0 else []

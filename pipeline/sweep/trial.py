@@ -1,0 +1,190 @@
+"""One trial: `dvc exp run` in a clone of its own, and the experiment brought back into the repository.
+
+Why a clone and not `dvc exp run --temp`: that keeps what is to run in one stash for the whole repository, unlocked
+between putting in and taking out, so that of two at once one may run the other's trial, and it changes the user's own
+files while it does. A clone has its own stash and locks, shares Git's objects and DVC's cache, and touches nothing.
+"""
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from pipeline.experiments import differences
+from pipeline.processes import Process, spawn, stop
+from pipeline.repro import reason
+from pipeline.sweep.state import Baseline, Sweep, Trial, folder
+from vaeline.digests import model_digest, value_digest
+from vaeline.errors import UserError
+from vaeline.strict import read_yaml
+from vaeline.tracking.provenance import flatten_metrics
+from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root
+
+
+@dataclass
+class Running:
+    """A trial at work."""
+
+    trial: Trial
+    baseline: Baseline
+    clone: Path
+    log: Path
+    before: int  # bytes that earlier tries left in the log
+    process: Process
+    output: IO[str]
+    started: float
+    collect: bool  # whether its experiment is wanted
+
+    def last_line(self) -> str:
+        """What the trial said last."""
+        lines = _tail(self.log, self.before, 2000)
+        return lines[-1] if lines else ""
+
+    def poll(self) -> Trial | None:
+        """None while it runs; then what became of it, its experiment brought back and its clone removed."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.output.close()
+        seconds = round(time.monotonic() - self.started, 1)
+        try:
+            if code:
+                return replace(self.trial, status="failed", reason=self._reason(code), seconds=seconds)
+            if not self.collect:
+                return self.trial
+            metrics, digest = _metrics(self.clone), _digest(self.clone)
+            _bring_back(self.clone, self.baseline, self.trial.name)
+            return replace(self.trial, status="done", reason="", metrics=metrics, digest=digest, seconds=seconds)
+        except UserError as error:
+            return replace(self.trial, status="failed", reason=str(error), seconds=seconds)
+        finally:
+            shutil.rmtree(self.clone, ignore_errors=True)
+
+    def _reason(self, code: int) -> str:
+        """Why it failed, in one line."""
+        return reason(_tail(self.log, self.before, 40_000), code).replace("\n", "; ")
+
+    def stop(self) -> None:
+        """End it, with everything it started; a training leaves its checkpoint."""
+        stop(self.process)
+        self.output.close()
+        shutil.rmtree(self.clone, ignore_errors=True)
+
+
+def read_baseline() -> Baseline:
+    """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
+    commit = git("rev-parse", "--verify", "-q", "HEAD", check=False)
+    if not commit:
+        raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
+    diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
+    stash = git("stash", "create", "vaeline sweep")
+    return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(PARAMS))
+
+
+def start(
+    sweep: Sweep,
+    trial: Trial,
+    cache: Path,
+    environment: Mapping[str, str],
+    targets: Sequence[str] = (),
+    *,
+    collect: bool = True,
+) -> Running:
+    """Start `dvc exp run TARGETS` (none: all stages) of a trial in a fresh clone. Raises UserError where Git cannot."""
+    home = folder(sweep.name)
+    clone, log = home / "work" / trial.name, home / f"{trial.name}.log"
+    _make_clone(sweep.baseline, clone, cache)
+    changes = [item for change in differences(sweep.baseline.params, sweep.params(trial)) for item in ("-S", change)]
+    command = ["dvc", "--cd", str(clone), "exp", "run", "--name", trial.name, *changes, *targets]
+    paths = [str(clone / "src"), str(clone), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {
+        "VAELINE_ROOT": str(repository_root().absolute()),
+        "VAELINE_SWEEP": sweep.name,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),  # the clone's code, whatever is edited meanwhile
+        "PYTHONUNBUFFERED": "1",
+        "DVC_SITE_CACHE_DIR": str(clone / ".dvc" / "tmp" / "site"),  # goes with the clone
+        **environment,
+    }
+    output = log.open("a", encoding="utf-8")
+    before, process = output.tell(), spawn(command, env, output)
+    return Running(trial, sweep.baseline, clone, log, before, process, output, time.monotonic(), collect)
+
+
+def cache_folder() -> Path:
+    """DVC's cache, which all trials share."""
+    done = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc cache dir: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return Path(done.stdout.strip())
+
+
+def git(*arguments: str, cwd: Path | None = None, check: bool = True) -> str:
+    """What a Git command says. Raises UserError with its own words where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
+    if check and done.returncode:
+        raise UserError(f"git {arguments[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return done.stdout.strip()
+
+
+def _make_clone(baseline: Baseline, clone: Path, cache: Path) -> None:
+    """A clone at the baseline; dvc.lock comes along, tracked or not, so that DVC knows what is done."""
+    root = Path(git("rev-parse", "--show-toplevel"))
+    shutil.rmtree(clone, ignore_errors=True)
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    git("clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
+    git("checkout", "-q", "--detach", baseline.commit, cwd=clone)
+    if baseline.stash:
+        git("stash", "apply", "-q", baseline.stash, cwd=clone)
+    for name in ("user.name", "user.email"):  # DVC commits the experiment
+        if value := git("config", name, check=False):
+            git("config", name, value, cwd=clone)
+    if (root / "dvc.lock").exists():
+        shutil.copy(root / "dvc.lock", clone / "dvc.lock")
+    _share_cache(root, clone, cache)
+
+
+def _share_cache(root: Path, clone: Path, cache: Path) -> None:
+    """Point the clone at the repository's cache, with the way of linking that this machine's settings ask for."""
+    local = configparser.ConfigParser(interpolation=None)
+    local.read(root / ".dvc" / "config.local", encoding="utf-8")
+    settings = configparser.ConfigParser(interpolation=None)
+    settings["cache"] = {**(local["cache"] if local.has_section("cache") else {}), "dir": str(cache)}
+    with (clone / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
+        settings.write(file)
+
+
+def _bring_back(clone: Path, baseline: Baseline, name: str) -> None:
+    """Fetch the experiment's commit, under the reference by which DVC knows it."""
+    ref = f"refs/exps/{baseline.commit[:2]}/{baseline.commit[2:]}/{name}"
+    git("fetch", "-q", "--no-write-fetch-head", str(clone), f"+{ref}:{ref}")
+
+
+def _metrics(clone: Path) -> dict[str, float]:
+    """The numbers of the trial's reports/metrics.json by their dotted paths. Raises UserError where it is missing."""
+    path = REPORTS / "metrics.json"
+    try:
+        report = json.loads((clone / path).read_text(encoding="utf-8"))
+        return {name.replace("/", "."): value for name, value in flatten_metrics(report).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _digest(clone: Path) -> str:
+    try:
+        return model_digest(clone / MODEL)
+    except OSError:
+        return ""
+
+
+def _tail(log: Path, start: int, size: int) -> list[str]:
+    """The lines from byte `start` on that are not empty, of the last `size` bytes; carriage returns end lines too."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - size))
+        text = file.read().decode("utf-8", "replace")
+    return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]

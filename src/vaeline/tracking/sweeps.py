@@ -1,0 +1,76 @@
+"""A sweep in MLflow: one parent run over the trials' runs, with the ranking and the pictures.
+
+Every function may be repeated: the parent is found again by its tag, what it holds is written over.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaeline.tracking.store import connect, experiment_id, told_in_one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TIMEOUT_S = 5
+LONGEST = 6000  # characters of a parameter, MLflow's limit
+PARENT, SWEEP, ROLE, DIGEST = "mlflow.parentRunId", "vaeline.sweep", "vaeline.sweep_role", "vaeline.model_digest"
+
+
+def open_parent(experiment: str, name: str, params: Mapping[str, str]) -> str:
+    """The id of the sweep's parent run, found or made. Raises UserError where the store is away."""
+    client = connect(TIMEOUT_S, 0)
+    with told_in_one_line():
+        experiment_number = experiment_id(client, experiment)
+        wanted = f"tags.`{SWEEP}` = '{name}' and tags.`{ROLE}` = 'parent'"
+        found = client.search_runs([experiment_number], wanted, max_results=1)
+        if found:
+            run_id = str(found[0].info.run_id)
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {SWEEP: name, ROLE: "parent", "mlflow.source.name": "vaeline sweep", "mlflow.source.type": "LOCAL"}
+        run_id = str(client.create_run(experiment_number, tags=tags, run_name=name).info.run_id)
+        for key, value in params.items():
+            client.log_param(run_id, key, value[:LONGEST])
+        return run_id
+
+
+def close_parent(
+    run_id: str,
+    status: str,
+    *,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    files: Mapping[str, bytes],
+    digests: Iterable[str],
+) -> None:
+    """Put the outcome into the parent run and make the trials' runs its children.
+
+    A run that trained one of the models `digests` is found by that; one that has another parent keeps it. Raises
+    UserError where the store is away.
+    """
+    from mlflow.entities import Metric
+
+    client = connect(TIMEOUT_S, 0)
+    now = int(time.time() * 1000)
+    with told_in_one_line():
+        client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            client.log_artifacts(run_id, folder)
+        _adopt(client, run_id, digests)
+        client.set_terminated(run_id, status)
+
+
+def _adopt(client: "MlflowClient", run_id: str, digests: Iterable[str]) -> None:
+    """Runs made while the store was away, or before this sweep, have no parent yet."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for digest in dict.fromkeys(filter(None, digests)):
+        for run in client.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}'", max_results=10):
+            if PARENT not in run.data.tags and ROLE not in run.data.tags:
+                client.set_tag(run.info.run_id, PARENT, run_id)

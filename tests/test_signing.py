@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from vaeline.errors import UserError
+from vaeline.signing import is_signed, signer, signing_key, trusted_signers
+
+
+def pem(key: Ed25519PrivateKey | X25519PrivateKey, password: bytes | None = None) -> bytes:
+    lock = BestAvailableEncryption(password) if password else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """Keys in PEM files, and others that will not do."""
+    private = {"one": Ed25519PrivateKey.generate(), "two": Ed25519PrivateKey.generate()}
+    for name, key in (private | {"other": X25519PrivateKey.generate()}).items():
+        (tmp_path / f"{name}.pem").write_bytes(pem(key))
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{name}.pub").write_bytes(public)
+    (tmp_path / "locked.pem").write_bytes(pem(private["one"], b"word"))
+    (tmp_path / "text").write_text("no key")
+    return tmp_path
+
+
+def test_unset_variables_mean_no_signing_and_no_trust(monkeypatch: pytest.MonkeyPatch):
+    for value in (None, ""):
+        for name in ("VAELINE_SIGNING_KEY", "VAELINE_TRUSTED_KEYS"):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        assert signing_key() is None
+        assert trusted_signers() is None
+
+
+def test_what_a_key_signs_is_known_by_its_public_half_alone(keys: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAELINE_SIGNING_KEY", str(keys / "one.pem"))
+    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", f"{keys / 'one.pub'}:{keys / 'two.pub'}")
+    key, trusted = signing_key(), trusted_signers()
+    assert key is not None
+    assert trusted is not None
+    assert signer(key) in trusted
+    assert len(trusted) == 2
+    signature = key.sign(b"content")
+    (other,) = trusted - {signer(key)}
+    assert is_signed(b"content", signature, signer(key))
+    assert not is_signed(b"another", signature, signer(key))
+    assert not is_signed(b"content", signature, other)
+    assert not is_signed(b"content", signature[:-1], signer(key))
+    assert not is_signed(b"content", b"", signer(key))
+    assert not is_signed(b"content", signature, "ff" * 32)
+
+
+def test_a_signature_is_that_of_the_standard():
+    """RFC 8032, section 7.1, test 2."""
+    secret = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+    public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+    signature = bytes.fromhex(
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+    )
+    assert signer(Ed25519PrivateKey.from_private_bytes(secret)) == public
+    assert is_signed(b"\x72", signature, public)
+
+
+@pytest.mark.parametrize("name", ["one.pub", "other.pem", "locked.pem", "text", "none"])
+def test_what_is_no_signing_key_is_told_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv("VAELINE_SIGNING_KEY", str(keys / name))
+    with pytest.raises(UserError, match=rf"{name}: (allowed: an unencrypted Ed25519 private key|cannot be read)"):
+        signing_key()
+
+
+@pytest.mark.parametrize("name", ["one.pem", "other.pub", "text", "none"])
+def test_what_is_no_trusted_key_is_told_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", f"{keys / 'one.pub'}:{keys / name}")
+    with pytest.raises(UserError, match=rf"{name}: (allowed: an Ed25519 public key|cannot be read)"):
+        trusted_signers()

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from vaeline.config import read_params
+from vaeline.errors import UserError
+from vaeline.tracking.provenance import RunStart, run_start
+from vaeline.tracking.runs import open_training_run
+from vaeline.tracking.store import connect
+from vaeline.tracking.sweeps import close_parent, open_parent
+from vaeline.tracking.sync import sync_all
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
+PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+
+
+def train(key: str, digest: str, **tags: str) -> None:
+    """A training that has sent its run."""
+    with open_training_run(key, RunStart("experiment", key, {}, tags)) as run:
+        run.finish_training(digest)
+    sync_all()
+
+
+def test_a_trials_run_tells_its_sweep_and_its_parent(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAELINE_SWEEP", "first")
+    monkeypatch.setenv("VAELINE_PARENT_RUN_ID", "abc")
+    tags = run_start(PARAMS).tags
+    assert (tags["vaeline.sweep"], tags["mlflow.parentRunId"]) == ("first", "abc")
+
+
+def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent_become_its_children(store: Path):
+    parent = open_parent("experiment", "first", {"train.beta": "1, 4"})
+    assert open_parent("experiment", "first", {"train.beta": "1, 4"}) == parent, "found again"
+    assert open_parent("experiment", "second", {}) != parent
+    train("orphan", "a" * 64)
+    train("elsewhere", "b" * 64, **{"mlflow.parentRunId": "another"})
+    train("unrelated", "c" * 64)
+    for _ in range(2):
+        close_parent(
+            parent,
+            "FINISHED",
+            metrics={"best/test/elbo": -1.5},
+            tags={"vaeline.sweep_best": "first-01"},
+            files={"ranking.csv": b"rank\n1\n"},
+            digests=["a" * 64, "b" * 64, ""],
+        )
+    client = connect()
+    run = client.get_run(parent)
+    assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "first", {"train.beta": "1, 4"})
+    assert run.data.metrics == {"best/test/elbo": -1.5}
+    assert [file.path for file in client.list_artifacts(parent)] == ["ranking.csv"]
+    runs = client.search_runs([run.info.experiment_id])
+    parents = {r.info.run_name: r.data.tags.get("mlflow.parentRunId") for r in runs}
+    assert parents == {"orphan": parent, "elsewhere": "another", "unrelated": None, "first": None, "second": None}
+
+
+def test_a_store_that_is_away_is_one_clear_line(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the tracking store http://127\.0\.0\.1:9 cannot be used"):
+        open_parent("experiment", "first", {})
