@@ -1,6 +1,6 @@
 # setup   everything into .venv, from requirements.lock; done again only when the lock or pyproject.toml changed
 # run     the pipeline as a Prefect flow: from data to a registered model
-# test    lint and the tests; test-slow: those that take minutes
+# test    lint and the tests; test-slow: those that take minutes; torture: crashes, full disks, outages; an hour
 # ui      MLflow's and Prefect's web interfaces
 # bench   speed and memory against their bars
 # lock    resolve pyproject.toml anew, keeping what is pinned; UPGRADE=--upgrade takes the newest
@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # what is installed is right while these stay: the pins, this package's metadata, the folder (a venv cannot be moved)
 KEY = $$(cat requirements.lock pyproject.toml | sha256sum | cut -c 1-64) $(CURDIR)
 
-.PHONY: setup install checks run test test-slow lint ui bench lock
+.PHONY: setup install checks run test test-slow torture lint ui bench lock
 
 run: setup
 	@$(BIN)/vaeline run
@@ -28,6 +28,9 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+torture: setup
+	@$(BIN)/python -m pytest -m torture -v
 
 ui: setup
 	@$(BIN)/vaeline ui

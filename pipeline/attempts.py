@@ -84,7 +84,7 @@ def _read(path: Path) -> Attempt | None:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    die_with_parent(os.getppid())
     os.chdir(os.environ.get(WORKSPACE, "."))  # a worker starts each flow run in a folder of its own
     note(os.environ["PREFECT__FLOW_RUN_ID"], Identity.of(os.getppid()))
     os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])

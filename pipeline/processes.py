@@ -1,6 +1,6 @@
 """Child processes that do not outlive their parent: a killed parent leaves nothing running behind it.
 
-Run as a program, `python -m pipeline.processes COMMAND...` becomes COMMAND, to be killed with its parent.
+Run as a program, `python -m pipeline.processes PARENT COMMAND...` becomes COMMAND, to be killed with its parent.
 """
 
 import ctypes
@@ -55,10 +55,15 @@ def _start(process: Any) -> str:
     return f"{boot}:{fields[19]}"
 
 
-def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask Linux to send this process a signal when its parent ends; elsewhere do nothing."""
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to send this process a signal when its parent ends; end at once where that has happened already.
+
+    `parent` is the parent's process id. Elsewhere than on Linux only the latter.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def spawn(
@@ -74,7 +79,7 @@ def spawn(
     and exec would be unsafe in a process with threads.
     """
     return subprocess.Popen(
-        [*([] if outlive else DETOUR), *command],
+        [*([] if outlive else [*DETOUR, str(os.getpid())]), *command],
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -136,5 +141,5 @@ def listens(group: int, port: int) -> bool:
 
 
 if __name__ == "__main__":
-    die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -26,6 +26,10 @@ LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot se
 BUSY = re.compile(r"Unable to acquire lock|'.*' is busy, it is being blocked by|failed to lock")
 TRANSIENT = re.compile(rf"{BUSY.pattern}|exited with {TRY_AGAIN}\b")
 EXPERIMENT = re.compile(r"Ran experiment\(s\): (\S+)")
+MENDING = {  # DVC writes both in place: killed meanwhile, it leaves half of one and cannot read it again
+    "dvc.lock": "`git checkout dvc.lock`, or delete it, and run again: finished stages come from DVC's cache",
+    ".dvc/tmp/rwlock": "delete it, when no DVC is at work here, and run again",
+}
 ADVICE = re.compile(r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config |Use `dvc push`")
 
 
@@ -80,8 +84,13 @@ def stale_stages() -> set[str]:
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        raise UserError(f"dvc status: {'; '.join(errors or lines[:3])}")
+        raise UserError(_with_mending(f"dvc status: {'; '.join(errors or lines[:3])}"))
     return set(json.loads(done.stdout))
+
+
+def _with_mending(told: str) -> str:
+    """DVC's words, with what to do where it stumbles over what a killed DVC left half-written."""
+    return "; ".join([told, *(f"{name} is torn: {mending}" for name, mending in MENDING.items() if name in told)])
 
 
 def always_stale(params: Path = Path("params.yaml")) -> set[str]:
@@ -130,7 +139,7 @@ def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: s
             process.stdout.close()
     if code:
         transient = any(TRANSIENT.search(line) for line in tail)
-        raise StageError(f"{what} failed: {reason(tail, code)}", transient)
+        raise StageError(_with_mending(f"{what} failed: {reason(tail, code)}"), transient)
     return list(tail)
 
 

@@ -79,7 +79,7 @@ def _joined() -> Iterator[Team]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         meeting = f"file://{path}"
         if not team.leads:
-            die_with_parent(signal.SIGKILL)  # it holds nothing, and may be waiting for a leader that is gone
+            die_with_parent(os.getppid(), signal.SIGKILL)  # holds nothing, may wait for a leader that is gone
     dist.init_process_group(backend, meeting, rank=team.rank, world_size=team.size)
     try:
         yield team

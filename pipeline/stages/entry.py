@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.processes import die_with_parent
+from pipeline.stages import PARENT
 from pipeline.turns import stage_turn
 from vaeline.errors import TRY_AGAIN, TransientError, UserError
 
@@ -24,7 +25,7 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     It ends with its parent: a killed `dvc repro` leaves no orphan that works on beside a second one. Where another
     run is at work in this workspace it does nothing; where something outside is away it exits with TRY_AGAIN.
     """
-    die_with_parent()
+    die_with_parent(PARENT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
@@ -55,6 +56,8 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
@@ -67,6 +70,8 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         for line in lines:
             print(f"error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
+    finally:
+        _end_at_once()
     sys.exit(0)
 
 
@@ -87,6 +92,13 @@ def _disk_is_full(error: BaseException) -> bool:
         return True
     io_error = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
     return io_error and any(words in str(error) for words in FULL_DISK_WORDS)
+
+
+def _end_at_once() -> None:
+    """While Python takes itself down, a signal ends it without a traceback."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,7 +8,7 @@ from pipeline.stages.entry import run_stage
 from pipeline.trained import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
-from vaeline.durable import write_whole
+from vaeline.durable import write_together
 from vaeline.evaluation import Evaluation, evaluate
 from vaeline.latents import Split, latent_report
 from vaeline.tracking.runs import headline_metrics, open_model_run, run_start
@@ -40,8 +40,8 @@ def main() -> None:
         evaluation.report["latent"] = latent_report(
             trained.vae, *splits, images=section.latent_images, seed=section.seed
         )
-    write_whole(METRICS, (json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n").encode())
-    write_whole(KL_PER_DIMENSION, kl_table(evaluation).encode())
+    text = json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n"
+    write_together({METRICS: text.encode(), KL_PER_DIMENSION: kl_table(evaluation).encode()})
     for line in summary(evaluation.report):
         log.info("%s", line)
     with open_model_run(trained.digest, run_start(params)) as run:

@@ -16,7 +16,7 @@ from vaeline.core.metrics import most_informative
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import load_split
-from vaeline.durable import write_whole
+from vaeline.durable import write_folder
 from vaeline.pictures import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
 from vaeline.tracking.runs import open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible
@@ -36,8 +36,8 @@ def main() -> None:
     with reproducible(device):
         sheets = draw(trained.vae, load_split(PREPARED, "test"), params.sample)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}
+    write_folder(SAMPLES, {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
     for name, pixels in drawn.items():
-        write_whole(SAMPLES / f"{name}.png", png(pixels))
         log.info("%s: %d x %d pixels", SAMPLES / f"{name}.png", pixels.shape[1], pixels.shape[0])
     with open_model_run(trained.digest, run_start(params)) as run:
         for name, pixels in drawn.items():

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import shutil
 from pathlib import Path
 
 from pipeline.stages.entry import run_stage
 from pipeline.trained import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
-from vaeline.durable import write_whole
+from vaeline.durable import write_folder, write_whole
 from vaeline.theory.report import show
 from vaeline.theory.subject import Images, Rows, Subject
 from vaeline.tracking.runs import open_model_run, run_start
@@ -37,9 +36,7 @@ def main() -> None:
     )
     with reproducible(device):
         report = show(subject)
-    shutil.rmtree(PAGE, ignore_errors=True)
-    for name, content in report.files().items():
-        write_whole(PAGE / name, content)
+    write_folder(PAGE, report.files())
     write_whole(NUMBERS, report.numbers())
     with open_model_run(trained.digest, run_start(params)) as run:
         for name in report.files():

@@ -1,5 +1,6 @@
 """Stage train: prepared data, `model` and `train` -> `models/`, `reports/history.csv`."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.digests import model_digest
 from vaeline.durable import write_whole
 from vaeline.models import save_model
-from vaeline.tracking.runs import open_training_run, run_start
+from vaeline.strict import read_yaml
+from vaeline.tracking.runs import latest_artifact, open_training_run, run_start
 from vaeline.training import checkpoint
 from vaeline.training.device import identity, pick_device
 from vaeline.training.history import to_csv
@@ -45,7 +47,8 @@ def lead(team: Team, key: str, params: Params, splits: Splits, data: dict[str, s
     """Train, tell the tracker, and write the outputs: what one process of a team does."""
     device = pick_device()
     with checkpoint.owned(checkpoints):
-        resume = checkpoint.read(checkpoints) is not None
+        checkpoint.drop_abandoned(checkpoints.parent)
+        resume = checkpoint.read(checkpoints) is not None or not is_committed(latest_artifact(key, HISTORY.name))
         with open_training_run(key, run_start(params), resume=resume) as run:
             run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, team.size).items()})
             result = train(
@@ -55,6 +58,15 @@ def lead(team: Team, key: str, params: Params, splits: Splits, data: dict[str, s
             run.artifact(HISTORY, "reports")
             run.finish_training(model_digest(MODEL))
         checkpoint.remove(checkpoints)
+
+
+def is_committed(history: bytes | None, lock: Path = Path("dvc.lock")) -> bool:
+    """Whether DVC has taken over this `history.csv`; else it was killed after the training had ended."""
+    if history is None or not lock.exists():
+        return False
+    outputs = (read_yaml(lock) or {}).get("stages", {}).get("train", {}).get("outs", [])
+    found = hashlib.md5(history, usedforsecurity=False).hexdigest()
+    return any(out["path"] == HISTORY.as_posix() and out["md5"] == found for out in outputs)
 
 
 def described(result: Result, params: Params, splits: Splits, device: torch.device) -> dict[str, Any]:

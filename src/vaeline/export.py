@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vaeline.core.model import VAE
 from vaeline.core.sampling import decoded
-from vaeline.data.files import replaced
+from vaeline.durable import replaced
 from vaeline.errors import UserError
 from vaeline.models import LoadedModel
 

@@ -20,7 +20,7 @@ from vaeline.config_data import Binarise
 from vaeline.core import likelihoods, networks, priors, residual
 from vaeline.core.model import VAE
 from vaeline.digests import value_digest
-from vaeline.durable import write_whole
+from vaeline.durable import write_together
 from vaeline.errors import UserError
 from vaeline.strict import Section, validate
 from vaeline.untrusted import parse_json, read_bounded, shown
@@ -155,8 +155,8 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     full = {"format": 1, "shape": list(vae.shape), **description}
     validate(Description, full, str(folder / CONFIG))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
-    write_whole(folder / WEIGHTS, safetensors_save(tensors))
-    write_whole(folder / CONFIG, (json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    text = json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_together({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu", read: Reader = read_bounded) -> LoadedModel:

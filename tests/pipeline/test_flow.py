@@ -50,7 +50,7 @@ def test_a_torn_lock_file_is_one_clear_line(toy: Path, prefect_api: str):
     (toy / "dvc.lock").write_text("schema: '2.0'\nstages:\n  fetch:\n    cmd: [")
     done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
     assert done.returncode == 1
-    assert lines_with(done.stderr, "error: dvc status: ", "dvc.lock")
+    assert lines_with(done.stderr, "error: dvc status: ", "dvc.lock is torn: `git checkout dvc.lock`, or delete it")
     assert not lines_with(done.stderr, "Traceback")
 
 

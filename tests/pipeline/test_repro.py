@@ -89,6 +89,30 @@ def test_what_dvc_refuses_is_told(toy: Path):
         stale_stages()
 
 
+@pytest.mark.parametrize("size", [0, 5, 30])
+def test_a_torn_lock_is_told_with_how_to_mend_it_which_computes_nothing(toy: Path, size: int):
+    lines: list[str] = []
+    reproduce("fetch", lines.append, {})
+    reproduce("train", lines.append, {})
+    lock = toy / "dvc.lock"
+    lock.write_bytes(lock.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"^dvc status: .*; dvc\.lock is torn: .*delete it, and run again"):
+        stale_stages()
+    lock.unlink()
+    assert reproduce("fetch", lines.append, {}) == "restored"
+    assert reproduce("train", lines.append, {}) == "restored"
+    assert lines.count("training") == 1
+
+
+def test_a_torn_rwlock_is_told_with_how_to_mend_it(toy: Path):
+    reproduce("fetch", lambda line: None, {})
+    (toy / ".dvc" / "tmp" / "rwlock").write_text('{"read"')
+    with pytest.raises(StageError, match=r"; \.dvc/tmp/rwlock is torn: delete it"):
+        reproduce("train", lambda line: None, {})
+    (toy / ".dvc" / "tmp" / "rwlock").unlink()
+    assert reproduce("train", lambda line: None, {}) == "ran"
+
+
 def test_an_interruption_ends_every_process_of_the_stage(toy: Path):
     (toy / "train.sh").write_text("sleep 300 & echo child $!; sleep 300\n")
     reproduce("fetch", lambda line: None, {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline.tracking.runs import RunStart, RunTracker, open_model_run, open_training_run
+from vaeline.tracking.runs import RunStart, RunTracker, latest_artifact, open_model_run, open_training_run
 from vaeline.tracking.spool import Event, Spool
 
 
@@ -181,3 +181,58 @@ def test_a_point_costs_well_under_a_millisecond(run: RunTracker):
     for step in range(1000):
         run.metrics({"train/elbo": 1.0, "train/kl": 2.0}, step)
     assert (time.perf_counter() - begin) / 1000 < 1e-3
+
+
+@pytest.mark.parametrize("torn", [None, b"", b'{"kind":"start","ti'])
+def test_a_run_whose_maker_was_killed_before_its_first_word_starts_all_the_same(
+    repository: Path, start: RunStart, torn: bytes | None
+):
+    folder = repository / ".vaeline" / "spool" / "key-1"
+    folder.mkdir(parents=True)
+    if torn is not None:
+        (folder / "events.jsonl").write_bytes(torn)
+    run = open_training_run("key", start)
+    run.metrics({"train/elbo": 1.0}, 1)
+    run.close()
+    assert run.spool.folder == folder
+    assert [event["kind"] for event, _ in run.spool.read()] == ["start", "metrics", "end"]
+
+
+def test_a_run_made_from_the_outputs_in_part_is_made_whole(
+    repository: Path, start: RunStart, outputs: Callable[..., Path]
+):
+    outputs(folder=repository)
+    whole = open_model_run("m" * 64, start)
+    whole.close()
+    lines = whole.spool.events.read_bytes().splitlines(keepends=True)
+    told = [(e["kind"], e.get("values"), e.get("key")) for e, _ in whole.spool.read()]
+    for count in range(len(lines)):
+        (whole.spool.folder / "model").unlink()
+        whole.spool.events.write_bytes(b"".join(lines[:count]))
+        again = open_model_run("m" * 64, start)
+        again.close()
+        assert again.spool == whole.spool
+        assert [(e["kind"], e.get("values"), e.get("key")) for e, _ in again.spool.read()] == told
+
+
+def test_where_no_run_can_be_begun_the_training_goes_on_untold(
+    repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture
+):
+    (repository / ".vaeline").write_text("not a folder")
+    with open_training_run("key", start) as run:
+        run.metrics({"train/elbo": 1.0}, 1)
+        run.image("samples", np.zeros((2, 2), np.uint8), 1)
+        run.finish_training("m" * 64)
+    assert [record.getMessage()[:15] for record in caplog.records] == ["tracking stops,"]
+    with pytest.raises(OSError, match="directory"):
+        open_model_run("m" * 64, start, ship=False)
+
+
+def test_what_the_latest_run_of_a_training_kept_is_found(repository: Path, start: RunStart):
+    assert latest_artifact("key", "history.csv") is None
+    run = open_training_run("key", start)
+    for text in ("first", "second"):
+        (repository / "history.csv").write_text(text)
+        run.artifact(repository / "history.csv", "reports")
+    run.close()
+    assert latest_artifact("key", "history.csv") == b"second"

@@ -2,6 +2,7 @@ import fcntl
 import logging
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,15 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
         os.close(descriptor)
     with checkpoint.owned(folder):
         assert folder.is_dir()
+
+
+def test_only_what_nobody_went_on_with_and_nobody_holds_is_removed(tmp_path: Path):
+    for name in ("old", "held", "new"):
+        checkpoint.write(tmp_path / name, 1, numbered(1))
+    for path in [*(tmp_path / "old").iterdir(), *(tmp_path / "held").iterdir(), tmp_path / "old", tmp_path / "held"]:
+        os.utime(path, (time.time() - 2 * checkpoint.ABANDONED_S,) * 2)
+    with checkpoint.owned(tmp_path / "held"):
+        checkpoint.drop_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "new"]
+    checkpoint.drop_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -1,5 +1,6 @@
 """The stage as DVC runs it: a process of its own in a folder of its own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -131,3 +132,42 @@ def test_a_mistake_is_one_line_and_leaves_nothing(workspace: Path):
     assert "Traceback" not in failed.stderr
     assert not (workspace / "models").exists()
     assert not (workspace / "reports").exists()
+
+
+def test_a_training_that_dvc_never_took_over_is_the_same_run_again_and_one_that_it_did_is_another(workspace: Path):
+    assert run(workspace).returncode == 0
+    shutil.rmtree(workspace / "models")  # DVC was killed before it wrote its lock, and removes the outputs
+    history = (workspace / "reports" / "history.csv").read_bytes()
+    assert run(workspace).returncode == 0
+    spools = workspace / ".vaeline" / "spool"
+    assert len(list(spools.glob("*/events.jsonl"))) == 1
+    out = {"path": "reports/history.csv", "md5": hashlib.md5(history).hexdigest()}
+    (workspace / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"outs": [out]}}}))
+    assert run(workspace).returncode == 0
+    assert len(list(spools.glob("*/events.jsonl"))) == 2
+
+
+def test_a_signal_in_the_last_moments_of_training_is_not_lost(workspace: Path):
+    code = "from pipeline.stages import train\nfrom vaeline.training import trainer\nimport os, signal\n\
+end = trainer._Training.finish_epoch\n\
+def finish(self, *more):\n    end(self, *more)\n    len(self.rows) == 3 and os.kill(os.getpid(), signal.SIGTERM)\n\
+trainer._Training.finish_epoch = finish\ntrain.run_stage(train.main)"
+    stopped = subprocess.run(
+        [sys.executable, "-c", code], cwd=workspace, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == 143
+    assert "Traceback" not in stopped.stderr
+    assert not (workspace / "models").exists()
+    resumed = run(workspace)
+    assert resumed.returncode == 0
+    assert "epoch" not in resumed.stderr, "nothing is computed again"
+
+
+def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(workspace: Path):
+    process = subprocess.Popen(COMMAND, cwd=workspace, env=environment(), stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said

@@ -12,6 +12,7 @@ from typing import IO
 
 from vaeline.data.catalogue import Item
 from vaeline.data.progress import Advance
+from vaeline.durable import new_file
 
 OPENING_SECONDS = 6.0  # for the name lookup, the connection and the first byte together
 STALLED_SECONDS = 20.0  # without a byte
@@ -30,7 +31,7 @@ def store(source: IO[bytes], item: Item, folder: Path, *, packed: bool, advance:
     """
     stream: IO[bytes] = gzip.GzipFile(fileobj=source) if packed else source  # type: ignore[assignment]
     digest, size = hashlib.sha256(), 0
-    with (folder / item.name).open("wb") as target:
+    with new_file(folder / item.name) as target:
         while block := _read(stream, item):
             target.write(block)
             digest.update(block)

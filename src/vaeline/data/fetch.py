@@ -8,10 +8,10 @@ from pathlib import Path
 from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.catalogue import DIGITS
 from vaeline.data.download import UnavailableError, store
-from vaeline.data.files import replaced
 from vaeline.data.folders import scan
 from vaeline.data.public import fetch_public
 from vaeline.data.shapes import write_shapes
+from vaeline.durable import replaced
 from vaeline.errors import UserError
 from vaeline.workspace import repository_root
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from vaeline.config_data import Data
 from vaeline.data.dataset import Dataset, Images
-from vaeline.data.files import npy_file, replaced
+from vaeline.data.files import npy_file
 from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, Split, read_manifest
 from vaeline.data.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.digests import file_digest
+from vaeline.durable import new_file, replaced
 from vaeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def prepare(data: Data, raw: Path, prepared: Path) -> Manifest:
             "duplicates_dropped": dropped,
             "classes": list(dataset.classes) if dataset.classes else None,
         }
-        (folder / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with new_file(folder / MANIFEST) as file:
+            file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     return read_manifest(prepared)
 
 

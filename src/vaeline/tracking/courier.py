@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import tempfile
+import uuid
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -10,12 +13,16 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.multimedia import compress_image_size
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+from PIL import Image
 
 from vaeline.tracking.provenance import user
 from vaeline.tracking.spool import Event, Progress, Spool
 from vaeline.tracking.store import experiment_id, redact
 
 METRICS_A_BATCH, TAGS_A_BATCH, DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
+PICTURE_KEY = re.compile(r"[a-zA-Z0-9_\-./ ]+")
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # would be refused again
 
 log = logging.getLogger(__name__)
@@ -26,13 +33,12 @@ class Courier:
     """Sends what a store does not have of a spool. The caller holds the spool's shipping lock.
 
     Everything keeps its original time, so that sending twice (after a crash, a lost answer) changes nothing: MLflow
-    knows metrics by (key, time, step, value), the run is found again by a tag, pictures by their names.
+    knows metrics by (key, time, step, value), the run is found again by a tag, and files keep their names.
     """
 
     spool: Spool
     client: MlflowClient
     progress: Progress = field(init=False)
-    _pictures: set[str] | None = None
     _checked: bool = False
 
     def __post_init__(self) -> None:
@@ -42,7 +48,6 @@ class Courier:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
         if not self._checked:
             self._forget_deleted_run()
-        self._pictures = None
         count = 0
         events = self.spool.read(self.progress.offset)
         while batch := list(islice(events, 200)):
@@ -138,6 +143,8 @@ class Courier:
             self.client.log_inputs(self._run, datasets=[_dataset(event["dataset"])])
         if not event["training"]:
             self.client.set_terminated(self._run, "FINISHED", event["time"])
+        if event.get("diff"):
+            self._send_artifact({"file": event["diff"], "folder": "git"})
 
     def _find(self, tags: dict[str, str], experiments: list[str]) -> str | None:
         """The latest run with these tags."""
@@ -159,16 +166,16 @@ class Courier:
         self.client.log_artifact(self._run, str(self.spool.folder / event["file"]), event["folder"] or None)
 
     def _send_image(self, event: Event) -> None:
-        from PIL import Image
-
-        key, step, time = event["key"], event["step"], event["time"]
-        if self._pictures is None:
-            found = self.client.list_artifacts(self._run, "images")
-            self._pictures = {"+".join(Path(f.path).name.split("+")[:5]) for f in found if "+compressed" in f.path}
-        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{time}"
-        if name not in self._pictures:
-            with Image.open(self.spool.folder / event["file"]) as image:
-                self.client.log_image(self._run, image, key=key, step=step, timestamp=time, synchronous=True)
+        """As `log_image` stores it, but under names that stay the same: sent again, a picture takes its own place."""
+        if not PICTURE_KEY.fullmatch(event["key"]):
+            raise ValueError(f"MLflow allows no picture to be called {event['key']!r}")
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, event["file"])
+        name = f"{event['key'].replace('/', '~')}+step+{event['step']}+timestamp+{event['time']}+{unique}"
+        with Image.open(self.spool.folder / event["file"]) as image, tempfile.TemporaryDirectory() as folder:
+            image.save(Path(folder) / f"{name}.png")
+            compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
+            self.client.log_artifacts(self._run, folder, "images")
+        self.client.set_tag(self._run, MLFLOW_LOGGED_IMAGES, "True")
 
 
 def _parts(values: dict[str, str]) -> list[list[tuple[str, str]]]:

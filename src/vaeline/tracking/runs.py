@@ -9,9 +9,8 @@ import io
 import json
 import logging
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +18,11 @@ from typing import Any, Self
 import numpy as np
 
 from vaeline.tracking import spool as spools
+from vaeline.tracking.launch import start_shipper, wait_for
 from vaeline.tracking.provenance import RunStart, flatten_metrics, headline_metrics, run_start
 from vaeline.tracking.spool import Spool
 from vaeline.tracking.sync import SyncReport, sync_all
-from vaeline.workspace import REPORTS, repository_root
+from vaeline.workspace import REPORTS
 
 __all__ = [
     "RunStart",
@@ -30,6 +30,7 @@ __all__ = [
     "SyncReport",
     "flatten_metrics",
     "headline_metrics",
+    "latest_artifact",
     "open_model_run",
     "open_training_run",
     "run_start",
@@ -46,24 +47,29 @@ class RunTracker:
     from a checkpoint repeats some steps. Never raises because of tracking: a full disk costs one warning.
     """
 
-    def __init__(self, spool: Spool, *, training: bool, ship: bool = True) -> None:
+    def __init__(self, spool: Spool, *, training: bool) -> None:
         self.spool = spool
         self._training = training
         self._known: dict[tuple[str, int], object] = {}
         self._broken = self._closed = False
-        self._writer = spool.hold_as_writer()
-        for event, _ in spool.read():
+        self._writer: int | None = None
+        self._shipper: int | None = None
+
+    def begin(self, start: Callable[[], spools.Event], *, ship: bool) -> None:
+        """Take up the run, or start it where nothing is told of it yet. Raises OSError (a full disk)."""
+        self.spool.folder.mkdir(parents=True, exist_ok=True)
+        self._writer = self.spool.hold_as_writer()
+        if not self.spool.is_begun():
+            self.spool.append("start", **start())
+        for event, _ in self.spool.read():
             self._remember(event)
-        if training and spool.status() != "RUNNING":
-            spool.append("resume")
-        self._shipper = _start_shipper(spool, system_metrics=training) if ship else None
+        if self._training and self.spool.status() != "RUNNING":
+            self.spool.append("resume")
+        self._shipper = start_shipper(self.spool, system_metrics=self._training) if ship else None
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Report numbers, at an optimiser step or (later stages) for the whole run."""
-        at = step or 0
-        new = {k: float(v) for k, v in values.items() if self._is_new(k, at, float(v), once=step is not None)}
-        if new:
-            self._append("metrics", step=at, values=new)
+        self._append_metrics(values, step or 0, once=step is not None)
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
         """Report a picture, uint8, H x W or H x W x 3; the same key at other steps is the same row in the UI."""
@@ -72,6 +78,24 @@ class RunTracker:
         png = io.BytesIO()
         Image.fromarray(image).save(png, format="png", compress_level=1)
         self._keep(png.getvalue(), "image.png", lambda name: self._append_image(key, step, name))
+
+    def outputs(self, reports: Path) -> None:
+        """Fill a run that is made after the fact: the training curves, the evaluation, the samples.
+
+        They are for a store that has no run of the model; what an earlier, killed filling told is not told again.
+        """
+        try:
+            for step, values in _history(reports / "history.csv"):
+                self._append_metrics(values, step, once=True, fallback=True)
+            report = json.loads((reports / "metrics.json").read_text())
+            self._append_metrics(headline_metrics(report), 0, once=True, fallback=True)
+            for picture in sorted((reports / "samples").glob("*.png")):
+                announce = partial(self._append_image, picture.stem, 0, fallback=True)
+                self._keep(picture.read_bytes(), "image.png", announce)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: not all of it taken into the run: %s", reports, error)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file under `folder` of the run's artifacts."""
@@ -84,10 +108,20 @@ class RunTracker:
     def finish_training(self, model_digest: str) -> None:
         """Join the run to the model it trained: later stages find it by this digest."""
         self.tags({"vaeline.model_digest": model_digest})
+        self.belongs_to(model_digest)
+
+    def belongs_to(self, model_digest: str) -> None:
+        """Let later stages find this run by the digest of its model."""
         try:
             self.spool.remember_model(model_digest)
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
+
+    def give_up(self, error: OSError) -> None:
+        """Say once that there is no room for tracking, and report nothing more."""
+        if not self._broken:
+            log.warning("tracking stops, the run goes on: %s", error)
+        self._broken = True
 
     def close(self, status: str = "FINISHED", wait_s: float = 0.0) -> None:
         """End the run; a later stage leaves the training's status alone.
@@ -101,7 +135,7 @@ class RunTracker:
             self._append("end", status=status)
         if self._writer is not None:
             os.close(self._writer)
-        _wait_for(self._shipper, wait_s)
+        wait_for(self._shipper, wait_s)
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +147,14 @@ class RunTracker:
         interrupted = stopped or isinstance(error, KeyboardInterrupt)
         self.close("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
 
-    def _append_image(self, key: str, step: int, name: str) -> None:
+    def _append_metrics(self, values: Mapping[str, float], step: int, *, once: bool, **more: Any) -> None:
+        new = {k: float(v) for k, v in values.items() if self._is_new(k, step, float(v), once=once)}
+        if new:
+            self._append("metrics", step=step, values=new, **more)
+
+    def _append_image(self, key: str, step: int, name: str, **more: Any) -> None:
         if self._is_new(f"image {key}", step, name, once=self._training):
-            self._append("image", key=key, step=step, file=name)
+            self._append("image", key=key, step=step, file=name, **more)
 
     def _append_artifact(self, folder: str, name: str) -> None:
         if self._is_new(f"artifact {folder}/{Path(name).name}", 0, name, once=False):
@@ -139,10 +178,12 @@ class RunTracker:
                 self._known[f"artifact {event['folder']}/{Path(event['file']).name}", 0] = event["file"]
 
     def _keep(self, content: bytes, name: str, announce: Callable[[str], None]) -> None:
+        if self._broken:
+            return
         try:
             announce(self.spool.store_file(content, name))
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self._broken:
@@ -150,11 +191,7 @@ class RunTracker:
         try:
             self.spool.append(kind, **fields)
         except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        self._broken = True
-        log.warning("tracking stops, the run goes on: %s", error)
+            self.give_up(error)
 
 
 def open_training_run(key: str, start: RunStart, *, resume: bool = False) -> RunTracker:
@@ -162,12 +199,19 @@ def open_training_run(key: str, start: RunStart, *, resume: bool = False) -> Run
 
     With `resume` (a checkpoint was found) even one that already had its model goes on.
     """
-    with spools.opening():
-        spool = spools.latest_generation(key)
-        if spool is None or (spool.model_digest is not None and not resume):
-            spool = spools.next_generation(key)
-            _write_start(spool, start, training=True)
-        return RunTracker(spool, training=True)
+
+    def spool() -> Spool:
+        latest = spools.latest_generation(key)
+        return latest if latest and (resume or latest.model_digest is None) else spools.next_generation(key)
+
+    try:
+        with spools.opening():
+            run = RunTracker(spool(), training=True)
+            run.begin(lambda: _start(run.spool, start, training=True), ship=True)
+    except OSError as error:
+        run = RunTracker(spool(), training=True)
+        run.give_up(error)
+    return run
 
 
 def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) -> RunTracker:
@@ -175,42 +219,50 @@ def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) 
 
     It is the local spool's; else the one that the shipper finds in the tracking store by the tag
     `vaeline.model_digest`; else a new run, made from `fallback` and filled from what lies in reports/: history,
-    metrics, samples. Without `ship` no shipper is started: the caller sends the spool.
+    metrics, samples. Without `ship` no shipper is started: the caller sends the spool, and a full disk is an OSError.
     """
-    with spools.opening():
-        spool = spools.find_spool(model_digest)
-        if spool is None:
-            spool = spools.next_generation(f"model-{model_digest[:16]}")
-            _write_start(spool, fallback, training=False, model=model_digest)
-            _write_outputs(spool, REPORTS)
-            spool.remember_model(model_digest)
-        return RunTracker(spool, training=False, ship=ship)
+    key = f"model-{model_digest[:16]}"
 
+    def spool() -> Spool:  # one of this key without its model is one whose maker was killed
+        return spools.find_spool(model_digest) or spools.latest_generation(key) or spools.next_generation(key)
 
-def _write_start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> None:
-    tags = {**start.tags, **({"vaeline.model_digest": model, "vaeline.made_from": "outputs"} if model else {})}
-    fields = {"experiment": start.experiment, "name": start.name, "params": dict(start.params), "tags": tags}
-    nonce = f"{spool.folder.name}-{os.urandom(8).hex()}"
-    spool.append("start", **fields, dataset=start.dataset, training=training, find=model, nonce=nonce)
-    if start.diff:
-        name = spool.store_file(start.diff, "uncommitted.diff")
-        spool.append("artifact", file=name, folder="git", fallback=not training)
-
-
-def _write_outputs(spool: Spool, reports: Path) -> None:
-    """Fill a run that is made after the fact: the training curves, the evaluation, the samples."""
     try:
-        for step, values in _history(reports / "history.csv"):
-            spool.append("metrics", step=step, values=values, fallback=True)
-        report = json.loads((reports / "metrics.json").read_text())
-        spool.append("metrics", step=0, values=headline_metrics(report), fallback=True)
-        for picture in sorted((reports / "samples").glob("*.png")):
-            name = spool.store_file(picture.read_bytes(), "image.png")
-            spool.append("image", key=picture.stem, step=0, file=name, fallback=True)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: not all of it taken into the run: %s", reports, error)
+        with spools.opening():
+            run = RunTracker(spool(), training=False)
+            run.begin(lambda: _start(run.spool, fallback, training=False, model=model_digest), ship=ship)
+            if run.spool.model_digest is None:
+                run.outputs(REPORTS)
+                run.belongs_to(model_digest)
+    except OSError as error:
+        if not ship:
+            raise
+        run = RunTracker(spool(), training=False)
+        run.give_up(error)
+    return run
+
+
+def latest_artifact(key: str, name: str) -> bytes | None:
+    """The file of that name which the latest run of a training kept; None where there is none."""
+    spool = spools.latest_generation(key)
+    if spool is None:
+        return None
+    files = [spool.folder / event["file"] for event, _ in spool.read() if event["kind"] == "artifact"]
+    return next((file.read_bytes() for file in reversed(files) if file.name == name and file.is_file()), None)
+
+
+def _start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> spools.Event:
+    """One event that holds all that is known at the start, so that a crash leaves all of it or nothing."""
+    return {
+        "experiment": start.experiment,
+        "name": start.name,
+        "params": dict(start.params),
+        "tags": {**start.tags, **({"vaeline.model_digest": model, "vaeline.made_from": "outputs"} if model else {})},
+        "dataset": start.dataset,
+        "diff": spool.store_file(start.diff, "uncommitted.diff") if start.diff else None,
+        "training": training,
+        "find": model,
+        "nonce": f"{spool.folder.name}-{os.urandom(8).hex()}",
+    }
 
 
 def _history(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -227,36 +279,3 @@ def _metric_name(column: str) -> str:
         if column.startswith(split + "_"):
             return f"{split}/{column.removeprefix(split + '_')}"
     return f"train/{column}"
-
-
-def _start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
-    """Start `python -m vaeline.tracking.ship` in its own session, so that it outlives a killed stage; its pid.
-
-    It ends by itself soon after the last writer of the spool has. `VAELINE_SHIPPER=off` starts none.
-    """
-    if os.environ.get("VAELINE_SHIPPER") == "off":
-        return None
-    folder = spool.folder.absolute()
-    arguments = [sys.executable, "-m", "vaeline.tracking.ship", str(folder)]
-    arguments += ["--system-metrics"] if system_metrics else []
-    environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
-    create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]
-    try:
-        return os.posix_spawn(sys.executable, arguments, environment, file_actions=files, setsid=True)
-    except (OSError, NotImplementedError) as error:
-        log.warning("tracking stays in %s until `vaeline sync`: %s", folder, error)
-        return None
-
-
-def _wait_for(pid: int | None, seconds: float) -> None:
-    """Wait a bounded time for the shipper."""
-    if pid is None:
-        return
-    deadline = time.monotonic() + seconds
-    try:
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    except ChildProcessError:
-        return

@@ -114,7 +114,7 @@ def main() -> None:
             prune()
     except FileNotFoundError:
         log.info("the spool was deleted")
-    except UserError as error:
+    except (UserError, OSError) as error:  # a full disk
         log.warning("%s", error)
 
 

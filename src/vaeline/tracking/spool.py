@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vaeline.durable import write_whole
+from vaeline.durable import write_all, write_whole
 from vaeline.tracking.locks import acquire, locked
 from vaeline.workspace import state_folder
 
@@ -63,8 +63,7 @@ class Spool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _cut_torn_tail(descriptor)
-            while line:
-                line = line[os.write(descriptor, line) :]
+            write_all(descriptor, line)
         finally:
             os.close(descriptor)
 
@@ -108,6 +107,10 @@ class Spool:
         finally:
             os.close(descriptor)
         return False
+
+    def is_begun(self) -> bool:
+        """Whether its start is told; else its first writer was killed before, and the next tells it."""
+        return any(event["kind"] == "start" for event, _ in self.read())
 
     def status(self) -> str:
         """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED if it was never here."""

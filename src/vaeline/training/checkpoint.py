@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{12})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
+ABANDONED_S = 14 * 24 * 3600  # nobody went on from it for so long
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,21 @@ def owned(folder: Path) -> Iterator[None]:
 def remove(folder: Path) -> None:
     """Drop every checkpoint: the training is over and its result in place."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_abandoned(root: Path) -> None:
+    """Remove the folders of trainings that nobody went on with for two weeks and that no process holds."""
+    for folder in root.glob("*/"):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest > ABANDONED_S:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(folder)
+        except BlockingIOError:
+            log.debug("%s: is held", folder)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -26,20 +26,25 @@ class Averages:
 
 
 class Meter:
-    """Reads an epoch's running totals: the sums of reconstruction, KL and gain, and the images."""
+    """Reads an epoch's running totals: the sums of reconstruction, KL and gain, and the images.
 
-    def __init__(self, totals: Sequence[float]) -> None:
-        self._last, self._first_images = totals, totals[-1]
+    `last` is what they were at the last reading, which an interruption may lie after; time counts from here.
+    """
+
+    def __init__(self, totals: Sequence[float], last: Sequence[float] | None = None) -> None:
+        self.last = totals if last is None else last
+        self._images = self._first_images = totals[-1]
         self._time = self._start = time.perf_counter()
 
     def read(self, totals: Sequence[float]) -> tuple[Averages, float]:
         """The averages, and images a second, since the last reading."""
-        grown = [now - before for now, before in zip(totals, self._last, strict=True)]
+        grown = [now - before for now, before in zip(totals, self.last, strict=True)]
         now = time.perf_counter()
-        seconds, self._last, self._time = now - self._time, totals, now
-        return Averages.of(grown), grown[-1] / seconds
+        speed = (totals[-1] - self._images) / (now - self._time)
+        self.last, self._images, self._time = totals, totals[-1], now
+        return Averages.of(grown), speed
 
     def speed(self) -> float:
         """Images a second from the start to the last reading; 0 before it."""
         seconds = self._time - self._start
-        return (self._last[-1] - self._first_images) / seconds if seconds else 0.0
+        return (self._images - self._first_images) / seconds if seconds else 0.0

@@ -83,6 +83,7 @@ def train(
         with open_progress(training.steps, quiet=not team.leads) as progress:
             while not history.is_over(training.rows, options):
                 training.epoch(settings, interrupted, progress)
+        training.stop_if_told(interrupted, settings)
         return training.result()
 
 
@@ -106,6 +107,7 @@ class _Training:
         self.step = 0  # steps done
         self.rows: list[Epoch] = []  # epochs done
         self.best: dict[str, Tensor] = {}  # the best epoch's weights
+        self.meter: Meter | None = None  # of this epoch, once it has begun
         self.saved = time.monotonic()
 
     def resume(self) -> None:
@@ -119,6 +121,7 @@ class _Training:
         self.state.restore(found.tensors)
         self.step = found.progress["step"]
         self.rows = [Epoch(**row) for row in found.progress["rows"]]
+        self.meter = Meter(self.state.totals.tolist(), found.progress["reported"])
         weights = {name: tensor for name, tensor in found.tensors.items() if name.startswith("best/")}
         self.best = {name.removeprefix("best/"): tensor.to(self.device) for name, tensor in weights.items()}
         if self.team.leads:
@@ -131,7 +134,8 @@ class _Training:
         if not self.team.leads:
             return
         tensors = self.state.tensors() | {f"best/{name}": tensor for name, tensor in self.best.items()}
-        progress = {"step": self.step, "rows": [asdict(row) for row in self.rows]}
+        reported = self.meter and list(self.meter.last)
+        progress = {"step": self.step, "rows": [asdict(row) for row in self.rows], "reported": reported}
         checkpoint.write(self.checkpoints, self.step, Checkpoint(tensors, progress))
 
     def epoch(self, settings: Settings, interrupted: interruption.Interruption, progress: Progress) -> None:
@@ -139,7 +143,7 @@ class _Training:
         done = len(self.rows)
         skip = self.step - done * self.steps_per_epoch
         order = permutation(self.options.seed, done, len(self.images))
-        meter = Meter(self.state.totals.tolist())
+        meter = self.meter = self.meter or Meter(self.state.totals.tolist())
         batches = torch.split(order, self.options.batch_size)[skip:]
         pixels = self.images.batches([batch[self.team.rows(len(batch))[0]] for batch in batches])
         for batch, own in zip(batches, pixels, strict=True):
@@ -149,12 +153,16 @@ class _Training:
             if self.step % settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 self.refuse_failure()
                 self.report(meter, progress)
-            stop = self.is_told_to_stop(interrupted, settings)
-            if stop or time.monotonic() - self.saved > settings.checkpoint_seconds:
+            self.stop_if_told(interrupted, settings)
+            if time.monotonic() - self.saved > settings.checkpoint_seconds:
                 self.save()
-            if stop:
-                raise interrupted.error()
         self.finish_epoch(meter, progress)
+
+    def stop_if_told(self, interrupted: interruption.Interruption, settings: Settings) -> None:
+        """Where a signal came, a checkpoint, then the end."""
+        if self.is_told_to_stop(interrupted, settings):
+            self.save()
+            raise interrupted.error()
 
     def rule(self, number: int) -> Rule:
         """What step `number` (from 0) goes by."""
@@ -201,6 +209,7 @@ class _Training:
         row = self.row()
         self.rows.append(row)
         self.state.totals.zero_()
+        self.meter = None
         if history.best(self.rows, self.options.beta) is row:
             self.best = {name: tensor.clone() for name, tensor in self.state.model.state_dict().items()}
         names = {f"validation/{name}": getattr(row, f"validation_{name}") for name in ("elbo", "reconstruction", "kl")}

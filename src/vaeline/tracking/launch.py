@@ -1,0 +1,44 @@
+"""Starting the shipper, a process of its own, beside a stage. Nothing here imports mlflow."""
+
+import logging
+import os
+import sys
+import time
+
+from vaeline.tracking.spool import Spool
+from vaeline.workspace import repository_root
+
+log = logging.getLogger(__name__)
+
+
+def start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
+    """Start `python -m vaeline.tracking.ship` in its own session, so that it outlives a killed stage; its pid.
+
+    It ends by itself soon after the last writer of the spool has. `VAELINE_SHIPPER=off` starts none.
+    """
+    if os.environ.get("VAELINE_SHIPPER") == "off":
+        return None
+    folder = spool.folder.absolute()
+    arguments = [sys.executable, "-m", "vaeline.tracking.ship", str(folder)]
+    arguments += ["--system-metrics"] if system_metrics else []
+    environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
+    create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]
+    try:
+        return os.posix_spawn(sys.executable, arguments, environment, file_actions=files, setsid=True)
+    except (OSError, NotImplementedError) as error:
+        log.warning("tracking stays in %s until `vaeline sync`: %s", folder, error)
+        return None
+
+
+def wait_for(pid: int | None, seconds: float) -> None:
+    """Wait a bounded time for the shipper."""
+    if pid is None:
+        return
+    deadline = time.monotonic() + seconds
+    try:
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    except ChildProcessError:
+        return

@@ -1,0 +1,95 @@
+"""Killed at a write, whichever it is, a stage run again comes to the same bytes and the same MLflow run."""
+
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from functools import partial
+
+import pytest
+from farm import STAGES, Farm, Workspace
+from trials import assert_same, changes, failures, number_of
+
+
+def assert_recovers(farm: Farm, stage: str, at: int) -> None:
+    """Kill, run again (at every other point with the outputs removed, as DVC does), compare everything."""
+    trial = farm.trial(stage)
+    assert trial.run(stage, "kill", at).code == -9
+    if at % 2:
+        trial.clear(stage)
+    trial.well(stage)
+    assert_same(farm, trial, stage)
+    shutil.rmtree(trial.folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "point"),
+    [
+        ("fetch", r"half write data/.raw.new/images.npy"),
+        ("fetch", r"after rename"),
+        ("prepare", r"half write data/.prepared.new/manifest.json"),
+        ("train", r"create .*/events.jsonl"),
+        ("train", r"half write .*/events.jsonl"),
+        ("train", r"after replace .*step-0{11}1"),
+        ("train", r"half write .*step-0{11}3"),
+        ("train", r"after replace models/.model.safetensors.part"),
+        ("train", r"after replace .*/.model.part"),
+    ],
+)
+def test_a_stage_killed_at_a_write_goes_on_to_the_same_bytes_and_run(grown: Farm, stage: str, point: str):
+    assert_recovers(grown, stage, number_of(grown.points[stage], point))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(14400)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_at_any_write_goes_on_to_the_same_bytes_and_run(whole: Farm, stage: str):
+    points = changes(whole.points[stage])
+    bad = failures(points, lambda at: assert_recovers(whole, stage, at))
+    print(f"\n{stage}: killed at {len(points)} of {len(whole.points[stage])} points, {len(bad)} not as uncrashed")
+    assert not bad, "\n".join(f"{whole.points[stage][int(b.split(':')[0])]}: {b}" for b in bad)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(14400)
+def test_sync_killed_at_any_write_sends_each_point_once(whole: Farm):
+    def check(at: int) -> None:
+        trial = whole.trial("theory")
+        assert trial.run("sync", "kill", at).code == -9
+        assert trial.tracked() == whole.store["sample"]
+        shutil.rmtree(trial.folder)
+
+    trial = whole.trial("theory")
+    counted = trial.well("sync").points
+    points = changes(counted)
+    bad = failures(points, check)
+    print(f"\nsync: killed at {len(points)} of {len(counted)} points, {len(bad)} not as uncrashed")
+    assert not bad, "\n".join(f"{counted[int(b.split(':')[0])]}: {b}" for b in bad)
+
+
+def _check_same(farm: Farm, trial: Workspace, stage: str, _: int) -> None:
+    assert_same(farm, trial, stage)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(14400)
+def test_a_stage_killed_at_random_moments_goes_on_to_the_same_bytes_and_run(whole: Farm):
+    seed = int(os.environ.get("TORTURE_SEED", str(time.time_ns() % 1_000_000)))
+    rng, ends, bad = random.Random(seed), Counter[int](), []
+    for number in range(50):
+        stage = rng.choice([name for name in STAGES if name != "register"] + ["train"] * 3)
+        trial = whole.trial(stage)
+        begin = time.monotonic()
+        trial.well(stage)
+        seconds = time.monotonic() - begin
+        shutil.rmtree(trial.folder)
+        trial = whole.trial(stage)
+        for _ in range(rng.randint(1, 3)):
+            ends[trial.run(stage, after=rng.uniform(0, seconds)).code] += 1
+            trial.clear(stage)
+        trial.well(stage)
+        bad += [f"{number} {stage}: {text}" for text in failures([0], partial(_check_same, whole, trial, stage))]
+        shutil.rmtree(trial.folder)
+    print(f"\nseed {seed}: 50 trials, {ends[-9]} kills at random moments, {len(bad)} not as unkilled")
+    assert not bad, bad

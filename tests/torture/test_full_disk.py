@@ -1,0 +1,124 @@
+"""A disk that is full from some write on: one clear line, nothing of before is lost, and with room it goes on."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farm import STAGES, TRACKED, Farm, Workspace
+from trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
+
+ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
+EVERY = {"theory": 4, "register": 12}
+
+
+def assert_survives(farm: Farm, stage: str, at: int) -> None:
+    """Full from a point on, then with room."""
+    trial = farm.trial(stage)
+    put_old_outputs(farm, trial, stage)
+    done = trial.run(stage, "full", at)
+    assert_one_line(done.code, done.said)
+    assert_old_or_new(farm, trial, stage)
+    assert trial.leftovers() == []
+    if done.code == 0:
+        assert trial.outputs(stage) == farm.outputs[stage]
+    trial.well(stage)
+    if done.code == 1:
+        assert_same(farm, trial, stage)
+    else:  # what was not told stays untold
+        assert trial.outputs(stage) == farm.outputs[stage]
+        if stage in TRACKED:
+            assert_nothing_twice(trial)
+    shutil.rmtree(trial.folder)
+
+
+def assert_one_line(code: int, said: str) -> None:
+    """Exit 1 and one line; or, where only tracking had no room, one warning."""
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    warnings = [line for line in said.splitlines() if line.startswith("tracking stops")]
+    assert "Traceback" not in said, said
+    assert code in (0, 1), said
+    assert len(errors) == code, said
+    assert all("is full" in line for line in errors), said
+    assert len(warnings) <= 1, said
+
+
+def assert_nothing_twice(trial: Workspace) -> None:
+    store = trial.tracked()
+    assert len(store["runs"]) <= 1, store
+    for run in store["runs"]:
+        for name, points in run["points"].items():
+            assert len({step for step, _ in points}) == len(points), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "point"),
+    [
+        ("fetch", r"half write data/.raw.new/images.npy"),
+        ("prepare", r"fsync data/.prepared.new/manifest.json"),
+        ("train", r"create .*/events.jsonl"),
+        ("train", r"half write .*step-0{11}3"),
+        ("train", r"half write models/.config.json.part"),
+        ("train", r"half write .*/.model.part"),
+    ],
+)
+def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(grown: Farm, stage: str, point: str):
+    assert_survives(grown, stage, number_of(grown.points[stage], point))
+
+
+def test_with_no_room_for_tracking_alone_training_goes_on(grown: Farm):
+    trial = grown.trial("train")
+    done = trial.run("train", "full", 0, within=".vaeline/spool")
+    assert_one_line(done.code, done.said)
+    assert done.code == 0
+    assert trial.outputs("train") == grown.outputs["train"]
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(14400)
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_no_room_at_any_write_a_stage_keeps_what_was_there(whole: Farm, stage: str):
+    names = whole.points[stage]
+    points = [n for n, name in enumerate(names) if ROOM.match(name) and not ALIKE.match(name)]
+    points = points[:: EVERY.get(stage, 1)]
+    bad = failures(points, lambda at: assert_survives(whole, stage, at))
+    print(f"\n{stage}: no room from {len(points)} of {len(names)} points on, {len(bad)} not as they should be")
+    assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Another file system, of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_on_a_file_system_that_is_full_too(whole: Farm, stage: str, small_disk: Path):
+    trial = whole.trial(stage).copy(small_disk / "work")
+    put_old_outputs(whole, trial, stage)
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError:
+            pass
+    done = trial.run(stage)
+    assert_one_line(done.code, done.said) if done.code else None
+    assert_old_or_new(whole, trial, stage)
+    filler.unlink()
+    trial.well(stage)
+    assert trial.outputs(stage) == whole.outputs[stage]
+    assert trial.leftovers() == []

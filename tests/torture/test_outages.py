@@ -1,0 +1,197 @@
+"""An MLflow server that refuses, hangs or dies in the middle of a training: the same model, no point lost or twice."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farm import Farm, Workspace
+
+from pipeline.servers import free_port
+from vaeline.digests import model_digest
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
+STEPS = 400
+Points = Counter[tuple[str, int]]
+
+
+class Server:
+    """`mlflow server` with one worker and a database of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port(0)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        command = f"mlflow server --host 127.0.0.1 --port {self.port} --workers 1"
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        store += ["--artifacts-destination", str(self.folder / "files")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command.split(), *store], stdout=log, stderr=log, start_new_session=True
+            )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        from urllib.request import urlopen
+
+        try:
+            with urlopen(f"{self.address}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+    def points(self, workspace: Workspace) -> Points:
+        """How often each (name, step) of its runs is in the database, those of the machine left out."""
+        if not (self.folder / "server.db").exists():
+            return Counter()
+        query = (
+            "select metrics.key, step from metrics join tags on tags.run_uuid = metrics.run_uuid "
+            "where tags.key = 'vaeline.spool' and tags.value = ? and metrics.key not like 'system/%'"
+        )
+        found: Points = Counter()
+        with sqlite3.connect(f"file:{self.folder}/server.db?mode=ro", uri=True) as database:
+            for event in events(workspace, "start"):
+                found.update(database.execute(query, [event["nonce"]]).fetchall())
+        return found
+
+
+def until(condition: Callable[[], object], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+def told(workspace: Workspace) -> Points:
+    """How often each point is in the spool."""
+    found: Points = Counter()
+    for event in events(workspace, "metrics"):
+        found.update((name, event["step"]) for name in event["values"] if not name.startswith("system/"))
+    return found
+
+
+def events(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind in all spools; a line that is being written is left out."""
+    logs = [log.read_text() for log in workspace.folder.glob(".vaeline/spool/*/events.jsonl")]
+    found = [json.loads(line) for log in logs for line in log.splitlines(keepends=True) if line.endswith("\n")]
+    return [event for event in found if event["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Not started yet; it stays up from one test to the next, for its start takes long."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
+
+
+def environment(workspace: Workspace, address: str) -> dict[str, str]:
+    ours = {
+        "VAELINE_CHECKPOINT_SECONDS": "1",
+        "MLFLOW_TRACKING_URI": address,
+        "DVC_ROOT": str(workspace.folder),
+        "VAELINE_DEVICE": "cpu",
+    }
+    return os.environ | ours | {"VAELINE_LOG_EVERY": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "PYTHONPATH": path()}
+
+
+def path() -> str:
+    root = Path(__file__).parents[2]
+    return f"{root / 'src'}{os.pathsep}{root}"
+
+
+def run(workspace: Workspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=workspace.folder,
+        env=environment(workspace, address) | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def synced(workspace: Workspace, address: str) -> bool:
+    """Whether `vaeline sync` sent all; a server that a busy machine makes slow is one clear line, and asked again."""
+    sync = run(workspace, address, "pipeline.cli", "sync", MLFLOW_HTTP_REQUEST_TIMEOUT="60")
+    said, _ = sync.communicate()
+    assert "Traceback" not in said, said
+    assert sync.returncode in (0, 1), said
+    return sync.returncode == 0
+
+
+def shippers(workspace: Workspace) -> bool:
+    from vaeline.tracking.locks import acquire
+
+    for folder in workspace.folder.glob(".vaeline/spool/*/"):
+        descriptor = acquire(folder / "ship.lock", wait=False)
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+    return False
+
+
+def prepared(farm: Farm) -> Workspace:
+    """Ready to train for some hundred steps."""
+    workspace = farm.trial("train")
+    params = workspace.folder / "params.yaml"
+    params.write_text(params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}"))
+    return workspace
+
+
+@pytest.mark.parametrize("outage", ["refused", "hung", "killed", "hung for ever", "killed for ever"])
+def test_an_outage_in_the_middle_of_a_training_costs_nothing(grown: Farm, server: Server, outage: str):
+    alone, workspace = prepared(grown), prepared(grown)
+    alone.well("train", VAELINE_CHECKPOINT_SECONDS="60")
+    if outage != "refused" and not server.answers():
+        server.start()
+    training = run(workspace, server.address, "pipeline.stages.train")
+    assert training.stdout is not None
+    if outage != "refused":
+        until(lambda: sum(server.points(workspace).values()) > 0 or training.poll() is not None)
+        server.signal(signal.SIGSTOP if outage.startswith("hung") else signal.SIGKILL)
+    before = sum(server.points(workspace).values())
+    if not outage.endswith("ever") and outage != "refused":
+        time.sleep(10)
+        server.signal(signal.SIGCONT) if outage == "hung" else server.start()
+    said, _ = training.communicate()
+    assert training.returncode == 0, said
+    assert model_digest(workspace.folder / "models") == model_digest(alone.folder / "models")
+    until(lambda: not shippers(workspace))
+    ended = sum(server.points(workspace).values())
+    if outage.startswith("hung"):
+        server.signal(signal.SIGCONT)
+    elif not server.answers():
+        server.start()
+    until(lambda: synced(workspace, server.address))
+    expected, found = told(workspace), server.points(workspace)
+    print(f"\n{outage}: {before} points before, {ended} when the training ended, {sum(found.values())} after sync")
+    assert set(expected.values()) == set(found.values()) == {1}
+    assert found == expected
+    assert len(found) > STEPS
+    for folder in (alone.folder, workspace.folder):
+        shutil.rmtree(folder)

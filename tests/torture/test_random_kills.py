@@ -1,0 +1,222 @@
+"""kill -9 at random moments of real runs, on everything or on DVC or the flow alone: run again, all is the same."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from farm import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
+
+from pipeline.servers import free_port, prefect_server, started, wait_until_ready
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]
+KILLS = int(os.environ.get("TORTURE_KILLS", "50"))
+SEED = int(os.environ.get("TORTURE_SEED", str(time.time_ns() % 1_000_000)))
+SECONDS = 60.0  # for orphans to end, on a busy machine
+FLOW, REPRO = [sys.executable, "-m", "pipeline.cli", "run"], [sys.executable, "-m", "dvc", "repro"]
+
+
+@dataclass
+class Range:
+    """A repository on which to shoot."""
+
+    workspace: Workspace
+    env: dict[str, str]
+    locked: Any = None
+    outputs: dict[str, bytes] = field(default_factory=dict)
+    store: Any = None
+    seconds: float = 0.0
+    mended: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.folder
+
+    def start(self, command: list[str]) -> "subprocess.Popen[bytes]":
+        with (self.folder / ".said").open("wb") as said:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdout=said, stderr=said, start_new_session=True
+            )
+
+    def said(self) -> str:
+        return (self.folder / ".said").read_text(errors="replace")
+
+    def wipe(self) -> None:
+        """As if nothing had ever run here."""
+        for name in ("data", "models", "reports", ".vaeline", ".dvc/cache", ".dvc/tmp"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "dvc.lock").unlink(missing_ok=True)
+
+    def everything(self) -> tuple[Any, dict[str, bytes], Any]:
+        """The lock, the bytes of all outputs, and what MLflow shows once all is sent."""
+        self.wait_for_shippers()
+        outputs = {name: content for stage in STAGES for name, content in self.workspace.outputs(stage).items()}
+        return yaml.safe_load((self.folder / "dvc.lock").read_text()), outputs, self.workspace.tracked()
+
+    def wait_for_shippers(self) -> None:
+        wait_until(lambda: not self.processes(self.folder / ".vaeline" / "spool"), 120)
+
+    def processes(self, *folders: Path) -> list[psutil.Process]:
+        """Living processes that work in one of these folders."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) in folders:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def orphans(self) -> list[psutil.Process]:
+        return self.processes(self.folder)
+
+    def mend(self) -> None:
+        """What DVC writes in place may be torn; the message says what to do, and that is done here."""
+        said = self.said()
+        torn = [name for name in ("dvc.lock", ".dvc/tmp/rwlock") if name in said and "is torn" in said]
+        if "RWLock-file" in said or "rwlock" in said.lower():
+            torn.append(".dvc/tmp/rwlock")
+        if not torn and "dvc.lock" in said:
+            torn.append("dvc.lock")
+        assert torn, f"did not end well:\n{said[-3000:]}"
+        self.mended += 1
+        for name in torn:
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def wait_until(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def shooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
+    folder = tmp_path_factory.mktemp("range") / "clone"
+    clone(folder)
+    server_folder = tmp_path_factory.mktemp("prefect-server")
+    zygote = Zygote()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{server_folder}/prefect.db")
+        server = prefect_server(free_port(0))
+        with started(server) as process:
+            wait_until_ready(server, process)
+            yield first_run(Range(Workspace(folder, zygote), environment(folder, f"{server.address}/api")))
+    zygote.close()
+
+
+def environment(folder: Path, api: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ours = {"VAELINE_CHECKPOINT_SECONDS": "0.2", "VAELINE_LOG_EVERY": "10", "VAELINE_DEVICE": "cpu"}
+    return os.environ | ours | {"PATH": path, "PYTHONPATH": f"src{os.pathsep}{folder}", "PREFECT_API_URL": api}
+
+
+def clone(folder: Path) -> None:
+    """This checkout as a repository of its own, with params for seconds."""
+    for name in ("src", "pipeline"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (folder / ".dvc").mkdir()
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    params = tiny_params()
+    params["data"]["source"]["count"] = 600
+    params["train"] |= {"epochs": 40, "batch_size": 16}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / ".git" / "info").mkdir(parents=True)
+    for command in ("init -q -b main", "add -A", "commit -q -m Start"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    (folder / ".git" / "info" / "exclude").write_text(".said\n.log\n.points.json\n")
+
+
+def first_run(shooting: Range) -> Range:
+    """What it comes to when nobody shoots."""
+    begin = time.monotonic()
+    process = shooting.start(FLOW)
+    assert process.wait(1200) == 0, shooting.said()
+    shooting.seconds = time.monotonic() - begin
+    shooting.locked, shooting.outputs, shooting.store = shooting.everything()
+    assert shooting.store["runs"][0]["count"] > 100
+    return shooting
+
+
+def family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def is_dvc(process: psutil.Process) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return "dvc" in line and "repro" in line and "pipeline.processes" not in line
+
+
+def kill(victims: list[psutil.Process]) -> None:
+    for victim in victims:
+        try:
+            victim.kill()
+        except psutil.Error:
+            continue
+
+
+def shoot(shooting: Range, rng: random.Random, how: str) -> int:
+    """Run until it ends by itself, killing at random moments before; returns how many kills it took."""
+    kills = 0
+    while True:
+        flow = rng.random() < 0.5
+        process = shooting.start(FLOW if flow else REPRO)
+        delay = rng.uniform(0.0, 0.25 * shooting.seconds)
+        try:
+            code = process.wait(delay)
+        except subprocess.TimeoutExpired:
+            members = family(process)
+            dvc = [member for member in members if is_dvc(member)]
+            kill(members if how == "tree" else dvc if dvc and rng.random() < 0.5 else members[:1])
+            kills += 1
+            process.wait(120)
+            print(f"{how}: kill {kills} after {delay:.1f} s of {'vaeline run' if flow else 'dvc repro'}", flush=True)
+            wait_until(lambda: not shooting.orphans(), SECONDS)
+            continue
+        if code == 0:
+            return kills
+        shooting.mend()
+
+
+@pytest.mark.parametrize("how", ["tree", "one"])
+def test_killed_at_random_moments_it_comes_to_the_same(shooting: Range, how: str):
+    rng = random.Random(f"{SEED} {how}")
+    kills, rounds, bad, shooting.mended = 0, 0, [], 0
+    print(f"\n{how}: seed {SEED}, {shooting.seconds:.0f} s when left alone", flush=True)
+    while kills < KILLS:
+        shooting.wipe()
+        kills += shoot(shooting, rng, how)
+        rounds += 1
+        locked, outputs, store = shooting.everything()
+        same = (locked == shooting.locked, outputs == shooting.outputs, store == shooting.store)
+        left = shooting.workspace.leftovers()
+        print(f"{how}: {kills} kills, round {rounds}, same lock, bytes, store: {same}, left: {left}", flush=True)
+        if not all(same) or left:
+            bad.append((kills, same, left, store, sorted(k for k in outputs if outputs[k] != shooting.outputs.get(k))))
+    print(f"{how}: {kills} kills, {rounds} whole runs, {len(bad)} not the same, {shooting.mended} files mended")
+    assert not bad, bad
+
+
+def test_the_outputs_here_are_those_of_dvc():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name: {*stage.get("outs", []), *stage.get("metrics", [])} for name, stage in stages.items()} == {
+        name: set(paths) for name, paths in OUTPUTS.items()
+    }

@@ -1,0 +1,48 @@
+"""Ctrl-C or SIGTERM at a write: exit code 130 or 143, no traceback, nothing half-written, and the next run goes on."""
+
+import shutil
+
+import pytest
+from farm import STAGES, Farm
+from trials import assert_old_or_new, assert_same, changes, failures, number_of, put_old_outputs
+
+CODES = {"int": 130, "term": 143}
+EVERY = {"train": 2, "theory": 5, "register": 12}
+
+
+def assert_stops(farm: Farm, stage: str, action: str, at: int) -> None:
+    """A signal at a point, then again without."""
+    trial = farm.trial(stage)
+    put_old_outputs(farm, trial, stage)
+    done = trial.run(stage, action, at)
+    assert done.code == CODES[action], f"{done.code}: {done.said}"
+    assert "Traceback" not in done.said, done.said
+    assert "Exception ignored" not in done.said, done.said
+    assert_old_or_new(farm, trial, stage)
+    trial.well(stage)
+    assert_same(farm, trial, stage)
+    shutil.rmtree(trial.folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "point", "action"),
+    [
+        ("prepare", r"after rename", "term"),
+        ("train", r"half write .*step-0{11}6", "int"),
+        ("train", r"replace models/.model.safetensors.part", "term"),
+    ],
+)
+def test_a_signal_ends_a_stage_cleanly(grown: Farm, stage: str, point: str, action: str):
+    assert_stops(grown, stage, action, number_of(grown.points[stage], point))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(14400)
+@pytest.mark.parametrize("action", ["int", "term"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_signal_at_any_write_ends_a_stage_cleanly(whole: Farm, stage: str, action: str):
+    names = whole.points[stage]
+    points = changes(names)[:: EVERY.get(stage, 1)]
+    bad = failures(points, lambda at: assert_stops(whole, stage, action, at))
+    print(f"\n{stage}: SIG{action.upper()} at {len(points)} of {len(names)} points, {len(bad)} not as they should be")
+    assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
