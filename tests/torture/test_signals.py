@@ -16,8 +16,6 @@ def assert_stops(farm: Farm, stage: str, action: str, at: int) -> None:
     put_old_outputs(farm, trial, stage)
     done = trial.run(stage, action, at)
     reached = len(done.points) > at  # with outputs of before, some folders are not made: fewer points
-        len(done.points) > at
-    )  # with outputs of before, some folders are not made, and the last points not come to
     assert done.code == (CODES[action] if reached else 0), f"{done.code}: {done.said}"
     assert "Traceback" not in done.said, done.said
     assert "Exception ignored" not in done.said, done.said
