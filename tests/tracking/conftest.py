@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from packages import make_keys, make_package
 from PIL import Image
+from shelves import NAME, ROOT, START, Shelf, enter, smoke_here
 
 from vaeline import config
 from vaeline.digests import file_digest
@@ -18,11 +19,7 @@ from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.store import connect
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-NAME = "vaeline-fashion-mnist"
-ROOT = Path(__file__).parents[2]
-START = RunStart("experiment", "run", {"train.beta": "1.0"}, {"vaeline.data_digest": "d" * 64})
+    pass
 
 
 @pytest.fixture
@@ -37,13 +34,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     enter(monkeypatch, tmp_path)
     monkeypatch.setenv("VAELINE_SHIPPER", "off")
     return tmp_path
-
-
-def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    """Let `root` own the tracking store. MLflow writes the address into the environment; that is undone too."""
-    monkeypatch.setenv("DVC_ROOT", str(root))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +62,6 @@ def quick_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
     read = register.read_trial
     monkeypatch.setattr(register, "read_trial", lambda *given: replace(read(*given), smoke_test=smoke_here))
-
-
-def smoke_here(version: Any) -> str | None:
-    """What `smoke.py` does, without its process."""
-    from vaeline.tracking import smoke
-
-    try:
-        smoke.predict(f"models:/{version.name}/{version.version}")
-    except Exception as error:
-        return str(error)
-    return None
 
 
 def manifest(test_sha256: str) -> dict[str, Any]:
@@ -185,7 +164,7 @@ def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: p
 
 
 @pytest.fixture
-def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> "Shelf":
+def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """The stocked registry in a repository of its own; the stored models are shared."""
     monkeypatch.setattr("vaeline.tracking.operations.smoke_test", smoke_here)
     for part in ("data", "models", "reports", "params.yaml"):
@@ -195,46 +174,3 @@ def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> "
     shutil.copy(stocked / ".vaeline" / "mlflow.db", repository / ".vaeline")
     (repository / "dvc.yaml").write_text("stages: {}")
     return Shelf(connect())
-
-
-class Shelf:
-    """What tests do with the stocked registry."""
-
-    def __init__(self, client: "MlflowClient") -> None:
-        from pipeline.stages.register import read_trial
-        from vaeline.config import read_params
-        from vaeline.data.prepared import load_split
-
-        self.client = client
-        test = load_split(Path("data/prepared"), "test")
-        trial = read_trial(read_params(Path("params.yaml")), test)
-        bar = replace(trial.bar, minimum_active_units=0)  # nothing is trained here
-        self.trial = replace(trial, bar=bar, smoke_test=lambda version: None)
-
-    def contest(self, number: int, client: Any = None, trial: Any = None) -> Any:
-        """Judge a version as the stage does, through another client where one is given."""
-        from vaeline.tracking.promotion import contest
-        from vaeline.tracking.stored import load_version
-
-        version, judge = self.client.get_model_version(NAME, str(number)), trial or self.trial
-        return contest(client or self.client, version, judge.contender(load_version(self.client, version)), judge)
-
-    def aliases(self) -> dict[str, str]:
-        found = self.client.get_registered_model(NAME).aliases
-        return {alias: str(version) for alias, version in found.items()}
-
-    def history(self) -> list[tuple[str, str, str | None]]:
-        from vaeline.tracking.history import read
-
-        told = read(self.client.get_registered_model(NAME).tags)
-        return [(entry.action, entry.version, entry.before) for entry in told]
-
-    def tags(self, number: int) -> dict[str, str]:
-        return dict(self.client.get_model_version(NAME, str(number)).tags)
-
-    def weights(self, number: int) -> Path:
-        """The stored file of a version. It is shared: put back what you change."""
-        import mlflow
-
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}"))
-        return next(folder.rglob("model.safetensors"))

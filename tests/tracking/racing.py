@@ -19,7 +19,7 @@ import mlflow.pyfunc
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store
 import numpy as np
-from conftest import START, smoke_here
+from shelves import START, smoke_here
 
 from pipeline.stages import register as stage
 from vaeline.config import read_params

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from attacks import ATTACKS, NAME, OTHER, TAG, Registry
-from conftest import enter
 from packages import EXAMPLE
+from shelves import enter
 from shipping import answers, mlflow_server, until
 from typer.testing import CliRunner
 

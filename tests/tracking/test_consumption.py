@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from conftest import ROOT
 from PIL import Image
+from shelves import ROOT
 
 import vaeline
 from pipeline.commands import consume

@@ -15,7 +15,7 @@ from vaeline.tracking.promotion import contest
 from vaeline.tracking.stored import load_version, smoke_test
 
 if TYPE_CHECKING:
-    from conftest import Shelf
+    from shelves import Shelf
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy 2.1

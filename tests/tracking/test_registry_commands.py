@@ -11,7 +11,7 @@ from pipeline.commands.registry import app
 from vaeline.errors import UserError
 
 if TYPE_CHECKING:
-    from conftest import Shelf
+    from shelves import Shelf
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy 2.1

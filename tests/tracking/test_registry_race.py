@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from shelves import ROOT
 
 from vaeline.models import load_model
 

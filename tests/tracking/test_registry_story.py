@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from safetensors.torch import load_file, save_file
+from shelves import ROOT
 from test_registry_commands import vaeline
 
 from pipeline.stages import evaluate, fetch, prepare, register, train
