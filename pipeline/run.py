@@ -8,7 +8,7 @@ from importlib import import_module
 
 from pipeline import attempts, registered, report
 from pipeline.servers import known_prefect, started, temporary_prefect_server, wait_until_ready
-from pipeline.stages.entry import run_program
+from pipeline.stages.entry import run_and_leave
 from vaeline.errors import UserError
 
 
@@ -55,4 +55,4 @@ def prefect_api() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_and_leave(main)

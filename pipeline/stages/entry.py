@@ -29,10 +29,19 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    run_and_leave(lambda: _in_turn(main))
+
+
+def run_and_leave(main: Callable[[], None]) -> NoReturn:
+    """Run `main` as `run_program` does; when it was stopped by a signal, end without taking Python down.
+
+    All is closed then. Taking torch down takes a second and more, Prefect's threads minutes where they go on sending
+    to a temporary server that is gone, and somebody waits.
+    """
     try:
-        run_program(lambda: _in_turn(main))
+        run_program(main)
     except SystemExit as end:
-        if end.code in (130, 143):  # all is closed; taking torch down takes a second and more, which somebody waits for
+        if end.code in (130, 143):
             logging.shutdown()
             sys.stdout.flush()
             os._exit(int(end.code))
