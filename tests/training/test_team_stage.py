@@ -44,8 +44,9 @@ def test_two_processes_train_what_one_trains(workspace: Path):  # noqa: F811
     assert not list((workspace / ".vaeline" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_team_stopped_or_robbed_of_a_member_ends_as_one_and_goes_on_to_the_same_bytes(workspace: Path):  # noqa: F811
-    edit(workspace, "train", epochs=120, patience=120)
+    edit(workspace, "train", epochs=600, patience=600)
     process = start(workspace)
     (other,) = others(process)
     other.send_signal(signal.SIGTERM)  # to one: all stop, with a checkpoint
