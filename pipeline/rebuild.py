@@ -114,6 +114,7 @@ def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
             ours[name] = value
             log(f"{name}={value}, as then")
     state = project / ".vaeline"
+    state.mkdir(exist_ok=True)
     own_cache = f"[cache]\n    dir = {project / '.dvc' / 'cache'}\n"  # whatever the user's settings for DVC are
     (project / ".dvc" / "config.local").write_text(own_cache, encoding="utf-8")
     return ours | {
@@ -122,6 +123,7 @@ def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
         "VAELINE_SHIPPER": "off",
+        "TMPDIR": str(state),  # PyTorch leaves a folder there
     }
 
 
