@@ -18,6 +18,8 @@ from prefect import Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed, Failed
 
 from pipeline import attempts, page, registered, report
@@ -112,6 +114,12 @@ def _workspace(environment: dict[str, str]) -> State[dict[str, Outcome]]:
         report.markdown(outcomes, page.where()), key="vaeline-report", description="Metrics and pictures"
     )
     return Completed(message="all stages are up to date", data=outcomes)
+
+
+def send_the_rest() -> None:
+    """Have Prefect's threads send their last log lines and events while there is a server to take them."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)
 
 
 def _all_cached(stages: list[Stage]) -> dict[str, Outcome]:

@@ -52,6 +52,7 @@ def prefect_api() -> Iterator[None]:
 
             wait_until_ready(temporary, process)
             yield
+            import_module("pipeline.flow").send_the_rest()
 
 
 if __name__ == "__main__":

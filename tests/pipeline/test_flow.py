@@ -63,7 +63,8 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
-    (toy / "train.sh").write_text("echo child $$; sleep 300\n")
+    mortal = f"exec {sys.executable} -m pipeline.processes $PPID sleep 300"  # as run_stage: it dies with its DVC
+    (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
     ) as run:

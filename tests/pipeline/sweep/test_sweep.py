@@ -72,6 +72,7 @@ def test_a_sweep_runs_all_ranks_them_and_leaves_the_workspace_alone(repository: 
     assert (repository / "seed.txt").read_text() == "another seed, uncommitted"
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing(repository: Path):
     (repository / "hang").touch()
     command = [sys.executable, "-m", "pipeline.cli", "sweep", "train.beta=2,4", "--jobs", "2", "--name", "s"]
