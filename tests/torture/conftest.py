@@ -12,11 +12,11 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAELINE_CHECKPOINT_SECONDS", "0")
         patch.setenv("VAELINE_LOG_EVERY", "2")
-        zygote = Zygote()
-        try:
-            yield Farm(tmp_path_factory.mktemp("farm"), zygote)
-        finally:
-            zygote.close()
+        zygote = Zygote()  # which keeps them; other tests are not to see them
+    try:
+        yield Farm(tmp_path_factory.mktemp("farm"), zygote)
+    finally:
+        zygote.close()
 
 
 @pytest.fixture
