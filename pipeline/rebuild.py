@@ -11,13 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.processes import spawn, stop
-from pipeline.repro import ADVICE, DVC
+from pipeline.repro import DVC, stream
 from vaeline.errors import UserError
 from vaeline.tracking.lineage import Changes, Lineage
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
@@ -168,20 +166,7 @@ def _lend_data(lineage: Lineage, project: Path) -> None:
 def _reproduce(project: Path, environment: Mapping[str, str], log: Log) -> None:
     """`dvc repro train` with all before it; whatever ends this early ends the stages."""
     command = [*DVC, "--cd", str(project), "repro", "--force", "--no-run-cache", "--no-commit", "train"]
-    tail: deque[str] = deque(maxlen=100)
-    process = spawn(command, environment)
-    try:
-        assert process.stdout is not None
-        for line in map(str.rstrip, process.stdout):
-            if line and not ADVICE.match(line):
-                log(line)
-                tail.append(line)
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            stop(process)
-        if process.stdout:
-            process.stdout.close()
+    code, tail = stream(command, environment, log)
     if code:
         told = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
         raise UserError("\n".join(told or [f"dvc repro train: exit code {code}: {''.join(list(tail)[-1:])}"]))

@@ -116,15 +116,14 @@ def run_experiment(overrides: Sequence[str], log: Log, extra_env: Mapping[str, s
     return next((found[1] for line in lines if (found := EXPERIMENT.match(line))), "")
 
 
-def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: str) -> list[str]:
-    """A DVC command in its own process group; the last of what it said.
+def stream(command: Sequence[str], environment: Mapping[str, str], log: Log) -> tuple[int, deque[str]]:
+    """Run DVC in its own process group, telling what it says as it comes; its exit code and its last lines.
 
     Whatever ends this call early (an error, Ctrl-C, SIGTERM) ends the group; should this process be killed,
-    Linux does. Raises StageError.
+    Linux does.
     """
-    env = {**os.environ, **extra_env, "PYTHONUNBUFFERED": "1"}
     tail: deque[str] = deque(maxlen=200)
-    process = spawn([*DVC, *command], env)
+    process = spawn(command, environment)
     try:
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
@@ -137,6 +136,13 @@ def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: s
             stop(process)
         if process.stdout:
             process.stdout.close()
+    return code, tail
+
+
+def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: str) -> list[str]:
+    """A DVC command; the last of what it said. Raises StageError."""
+    env = {**os.environ, **extra_env, "PYTHONUNBUFFERED": "1"}
+    code, tail = stream([*DVC, *command], env, log)
     if code:
         transient = any(TRANSIENT.search(line) for line in tail)
         raise StageError(_with_mending(f"{what} failed: {reason(tail, code)}"), transient)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shipping import is_free, until
+from shipping import answers, is_free, until
 
 from vaeline.errors import UserError
 from vaeline.tracking.runs import RunStart, open_training_run
@@ -194,11 +194,3 @@ def test_a_server_that_is_stopped_and_goes_on_gets_everything_once(
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def answers() -> bool:
-    try:
-        connect()
-    except UserError:
-        return False
-    return True
