@@ -49,7 +49,7 @@ def start(name: str, command: Sequence[str], env: Mapping[str, str], address: st
         log.replace(log.with_suffix(".log.old"))
     mark, value = _mark(name)
     with log.open("w") as output:
-        process = spawn(command, {**os.environ, **env, mark: value}, output, cwd=cwd, outlive=True)
+        process = spawn(command, {**os.environ, **env, mark: value}, output, cwd=cwd, orphaned=None)
     identity = Identity.of(process.pid)
     content = asdict(Daemon(name, process.pid, identity.started if identity else "", address))
     write_whole(_note(name), json.dumps(content, indent=2).encode())

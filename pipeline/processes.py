@@ -1,6 +1,7 @@
 """Child processes that do not outlive their parent: a killed parent leaves nothing running behind it.
 
-Run as a program, `python -m pipeline.processes PARENT COMMAND...` becomes COMMAND, to be killed with its parent.
+Run as a program, `python -m pipeline.processes PARENT SIGNAL COMMAND...` becomes COMMAND, which gets the signal when
+its parent ends.
 """
 
 import ctypes
@@ -71,15 +72,15 @@ def spawn(
     env: Mapping[str, str],
     output: int | IO[str] = subprocess.PIPE,
     cwd: Path | None = None,
-    outlive: bool = False,
+    orphaned: signal.Signals | None = signal.SIGTERM,
 ) -> Process:
     """Start a command as leader of its own session and process group, its whole output on one pipe or file.
 
-    Unless it is to outlive its parent, a detour through this module sets the parent-death signal: code between fork
-    and exec would be unsafe in a process with threads.
+    `orphaned` is the signal it gets when its parent ends, None to outlive it. A detour through this module asks for
+    it: code between fork and exec would be unsafe in a process with threads.
     """
     return subprocess.Popen(
-        [*([] if outlive else [*DETOUR, str(os.getpid())]), *command],
+        [*([] if orphaned is None else [*DETOUR, str(os.getpid()), str(int(orphaned))]), *command],
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -141,5 +142,5 @@ def listens(group: int, port: int) -> bool:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])
+    die_with_parent(int(sys.argv[1]), signal.Signals(int(sys.argv[2])))
+    os.execvp(sys.argv[3], sys.argv[3:])

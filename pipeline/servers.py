@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import os
+import signal
 import socket
 import sys
 import time
@@ -35,6 +36,7 @@ class Server:
     health: str
     env: dict[str, str] = field(default_factory=dict)
     host: str = HOST
+    orphaned: signal.Signals = signal.SIGTERM  # what it gets when who started it ends
 
     @property
     def address(self) -> str:
@@ -122,12 +124,15 @@ def prefect_server(port: int, host: str = HOST) -> Server:
 
 
 def temporary_prefect_server() -> Server:
-    """The same without pages, and faster to start: for the time of one run."""
+    """The same without pages, and faster to start: for the time of one run.
+
+    Its end with a killed run is SIGKILL: asked to end, it may wait for ever for a thread of its database driver.
+    """
     port = free_port(0)
     app = ["--factory", "prefect.server.api.server:create_app", "--lifespan", "on", "--log-level", "error"]
     env = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     arguments = [*app, "--host", HOST, "--port", str(port)]
-    return Server("Prefect", "prefect-temporary", "uvicorn", arguments, port, "/api/health", env)
+    return Server("Prefect", "prefect-temporary", "uvicorn", arguments, port, "/api/health", env, HOST, signal.SIGKILL)
 
 
 def known_prefect() -> str | None:
@@ -160,7 +165,7 @@ def started(server: Server) -> Iterator[Process]:
     """The server's process, its output in its log; it and its children are stopped at the end of the block."""
     server.log.parent.mkdir(parents=True, exist_ok=True)
     with server.log.open("w") as log:
-        process = spawn(server.command, {**os.environ, **server.env}, log)
+        process = spawn(server.command, {**os.environ, **server.env}, log, orphaned=server.orphaned)
     try:
         yield process
     finally:

@@ -10,10 +10,12 @@ import psutil
 import pytest
 from workbench import execute, lines_with, vaeline
 
+from pipeline.processes import Identity
 from pipeline.report import markdown
 
 PROBE = """
 import sys
+import time
 from pipeline.environment import prepare_environment
 prepare_environment()
 from pipeline.flow import vaeline_flow
@@ -63,7 +65,7 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
-    mortal = f"exec {sys.executable} -m pipeline.processes $PPID sleep 300"  # as run_stage: it dies with its DVC
+    mortal = f"exec {sys.executable} -m pipeline.processes $PPID 15 sleep 300"  # as run_stage: it dies with its DVC
     (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
@@ -71,12 +73,13 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
         assert run.stderr is not None
         line = next(line for line in run.stderr if "| train | child " in line)
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
-        assert any("uvicorn" in process.cmdline() for process in family)
+        known = {Identity.of(process.pid): process.cmdline() for process in family}
+        assert any("uvicorn" in command for command in known.values())
         run.send_signal(number)
         assert run.wait(240) == code
     deadline = time.monotonic() + 120
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family):
-        assert time.monotonic() < deadline
+    while left := [command for process, command in known.items() if process and process.lives()]:
+        assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
