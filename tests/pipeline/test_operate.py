@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,12 +53,19 @@ def note(clone: Path, name: str) -> dict[str, Any]:
 
 
 def ask(clone: Path, path: str, body: object = None) -> Any:
-    """Prefect's API: a GET, or a POST of `body`."""
+    """Prefect's API: a GET, or a POST of `body`; a server too busy to take it (503) is asked again, as Prefect does."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{note(clone, 'prefect-server')['address']}/api{path}", data, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read() or "null")
+    for delay in (1, 2, 4, 8, 16, None):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or delay is None:
+                raise
+            time.sleep(delay)
+    return None
 
 
 def submit(clone: Path, deployment: str = "on-demand", **parameters: object) -> str:
