@@ -178,14 +178,16 @@ def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clon
     ask(clone, f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     until(lambda: not alive(tree), 60)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment, both = {**os.environ, "PATH": path}, subprocess.STDOUT
     with subprocess.Popen(
-        ["dvc", "repro"], cwd=clone, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True
+        ["dvc", "repro"], cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=both, text=True
     ) as shell:
         assert shell.stdout is not None
         assert next(line for line in shell.stdout if line.startswith("epoch "))
         waiting = submit(clone)
         until(lambda: "a stage of a `dvc repro` is at work here: waiting" in said(clone, waiting))
-        assert shell.wait(300) == 0
+        shell.communicate(timeout=300)
+        assert shell.returncode == 0
     assert final(clone, waiting)["state_name"] == "Unchanged"
 
 
