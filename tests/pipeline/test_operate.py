@@ -169,7 +169,7 @@ def test_of_two_runs_at_once_one_waits_or_is_skipped(clone: Path):
 
 
 def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clone: Path):
-    seed(clone, 3)
+    seed(clone, 3, epochs=3000)  # a worker takes seconds to begin
     flow_run = submit(clone)
     tree = training(clone, flow_run)
     refused = execute("dvc", "repro", "--force", "--single-item", "fetch", cwd=clone, check=False)
@@ -240,10 +240,11 @@ def test_down_leaves_nothing_and_never_stops_a_stranger(clone: Path):
         stranger.wait()
 
 
-def seed(clone: Path, number: int) -> None:
+def seed(clone: Path, number: int, epochs: int = 300) -> None:
     """Another training to do."""
     text = (clone / "params.yaml").read_text()
     head, train, tail = text.partition("\ntrain:")
+    tail = re.sub(r"  epochs: \d+", f"  epochs: {epochs}", tail, count=1)
     (clone / "params.yaml").write_text(head + train + re.sub(r"seed: \d+", f"seed: {number}", tail, count=1))
     shutil.rmtree(clone / ".vaeline" / "checkpoints", ignore_errors=True)
 
