@@ -7,7 +7,7 @@ from farm import OUTPUTS, TRACKED, Farm, Workspace
 
 # a kill between two of these finds on the disk what a kill at one of them finds
 CHANGES = re.compile(r"create|half write|replace|after|rename|unlink|rmdir|open|half copy")
-ALIKE = re.compile(r"(open|half copy|after mkdir) .vaeline/artifacts/.*/models/")  # hundreds of files of one upload
+ALIKE = re.compile(r"(open|half copy|after mkdir) .vaeline/artifacts/(.*/)?models/")  # hundreds of files of one upload
 EACH = 15
 
 
