@@ -47,7 +47,7 @@ install: checks
 	have=$$($(BIN)/python -c 'import sys; print(sys.version_info[:2])' 2>/dev/null); \
 	test "$$want" = "$$have" || $(PYTHON) -m venv --clear .venv
 	@echo "installing the pinned packages into .venv: some minutes, about 6 GB"
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@echo "$(KEY)" > $(STAMP)
 
