@@ -43,7 +43,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{folder}/prefect.db")
-        server = prefect_server(free_port(4200))
+        server = prefect_server(free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
             yield f"{server.address}/api"
