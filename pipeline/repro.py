@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,14 +79,26 @@ def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def stale_stages() -> set[str]:
-    """The stages that DVC finds changed by themselves (what follows from them is not told)."""
-    done = subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=False)
+def stale_stages(patience: float = 60.0) -> set[str]:
+    """The stages that DVC finds changed by themselves (what follows from them is not told).
+
+    Another DVC, such as one that takes in what its last stage wrote, is waited for as long as `patience` seconds:
+    --wait-for-lock waits for one of DVC's two locks only. Raises UserError with DVC's words.
+    """
+    deadline = time.monotonic() + patience
+    while (done := _status()).returncode and BUSY.search(done.stderr) and time.monotonic() < deadline:
+        time.sleep(0.5)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        if BUSY.search(done.stderr):
+            raise UserError(f"dvc status: {' '.join(lines).removeprefix('ERROR: ')}")
         raise UserError(_with_mending(f"dvc status: {'; '.join(errors or lines[:3])}"))
     return set(json.loads(done.stdout))
+
+
+def _status() -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=False)
 
 
 def _with_mending(told: str) -> str:

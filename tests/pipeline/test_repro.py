@@ -1,9 +1,11 @@
 """DVC's stages in order, what became of each, and that nothing is left running."""
 
+import json
 from pathlib import Path
 
 import psutil
 import pytest
+from workbench import execute
 
 from pipeline.repro import (
     Stage,
@@ -102,6 +104,16 @@ def test_a_torn_lock_is_told_with_how_to_mend_it_which_computes_nothing(toy: Pat
     assert reproduce("fetch", lines.append, {}) == "restored"
     assert reproduce("train", lines.append, {}) == "restored"
     assert lines.count("training") == 1
+
+
+def test_another_dvc_at_work_is_waited_for(toy: Path):
+    pid = int(execute("sh", "-c", "sleep 6 >/dev/null 2>&1 & echo $!", cwd=toy).stdout)  # its parent will not reap it
+    (toy / ".dvc" / "tmp").mkdir(exist_ok=True)
+    writing = {"write": {str(toy / "raw.txt"): {"pid": pid, "cmd": "dvc repro"}}}
+    (toy / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(writing))
+    with pytest.raises(UserError, match=r"^dvc status: '.*raw.txt' is busy, it is being blocked by: .*dvc repro"):
+        stale_stages(patience=0)
+    assert stale_stages() == {"fetch", "train", "sample"}
 
 
 def test_a_torn_rwlock_is_told_with_how_to_mend_it(toy: Path):
