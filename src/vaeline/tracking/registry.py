@@ -180,8 +180,10 @@ def _recorded(candidate: Candidate, version: "ModelVersion") -> Registration:
 
 
 def _how_to_use(name: str) -> str:
-    load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")'
+    uri = f"models:/{name}@{CHAMPION}"
+    load = f'mlflow.pyfunc.load_model("{uri}")'
     return (
+        f'`vaeline.load("{uri}")`, which checks every file first, or, without vaeline:\n\n'
         f'`{load}.predict(pixels, params={{"method": "reconstruct"}})`\n\n'
         "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
         "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
