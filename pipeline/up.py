@@ -105,7 +105,7 @@ def _start_worker(say: Say, api: str) -> None:
         raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     process = daemons.start(WORKER, [sys.executable, "-m", "pipeline.worker"], environment, api, cwd=Path.cwd())
     _wait_for_words(process, "started!")
-    say("worker: waits for runs of the deployments nightly and on-demand")
+    say("worker: waits for runs of the deployments nightly, on-demand, sweep and trial")
 
 
 def _client(api: str) -> dict[str, str]:
