@@ -1,20 +1,10 @@
 """The pinned packages work together where nobody looks: a server that cannot insert scheduled runs only logs it."""
 
-import json
 import time
-import urllib.request
-from typing import Any
 
-from workbench import ROOT
+from workbench import ROOT, ask
 
 from vaeline.strict import read_yaml
-
-
-def ask(api: str, path: str, body: object) -> Any:
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{api}{path}", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
 
 
 def test_the_server_plans_the_nightly_runs(prefect_api: str):

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import workbench
 from workbench import ROOT, execute, lines_with, read_lock, runs, tiny_clone, vaeline
 
 log = logging.getLogger(__name__)
@@ -53,19 +52,8 @@ def note(clone: Path, name: str) -> dict[str, Any]:
 
 
 def ask(clone: Path, path: str, body: object = None) -> Any:
-    """Prefect's API: a GET, or a POST of `body`; a server too busy to take it (503) is asked again, as Prefect does."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{note(clone, 'prefect-server')['address']}/api{path}", data, headers)
-    for delay in (1, 2, 4, 8, 16, None):
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:
-            if error.code != 503 or delay is None:
-                raise
-            time.sleep(delay)
-    return None
+    """The server of `vaeline up`."""
+    return workbench.ask(f"{note(clone, 'prefect-server')['address']}/api", path, body)
 
 
 def submit(clone: Path, deployment: str = "on-demand", **parameters: object) -> str:

@@ -6,6 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,21 @@ def tiny_clone(folder: Path) -> Path:
     execute("git", "add", "-A", cwd=folder)
     execute("git", "commit", "-q", "-m", "Start", cwd=folder)
     return folder
+
+
+def ask(api: str, path: str, body: object = None) -> Any:
+    """Prefect's API: a GET, or a POST of `body`; a server too busy to take it (503) is asked again, as Prefect does."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{api}{path}", data, {"Content-Type": "application/json"})
+    for delay in (1, 2, 4, 8, 16, None):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or delay is None:
+                raise
+            time.sleep(delay)
+    return None
 
 
 def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
