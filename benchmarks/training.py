@@ -111,6 +111,9 @@ class Speedometer:
     def __init__(self) -> None:
         self.best = 0.0
 
+    def flush(self) -> None:
+        """Do nothing."""
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Images a second over the steps since the last report."""
         self.best = max(self.best, values.get("train/images_per_second", 0.0))

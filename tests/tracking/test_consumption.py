@@ -27,7 +27,6 @@ from vaeline.inference import TrainedModel
 from vaeline.models import load_model
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy 2.1
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
 ]
 NAME = "vaeline-fashion-mnist"

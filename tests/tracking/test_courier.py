@@ -16,8 +16,6 @@ from vaeline.tracking.sync import ship_now, sync_all
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
 DIGEST = "m" * 64
 
 
@@ -84,6 +82,18 @@ def test_what_is_sent_again_after_a_crash_changes_nothing(run: RunTracker, clien
     whole.path.unlink()
     ship_now(run.spool, client)
     assert_arrived_once(client, run.spool)
+
+
+def test_what_a_power_failure_cut_off_is_told_and_sent_again(run: RunTracker, client: "MlflowClient"):
+    ship_now(run.spool, client)
+    (before,) = runs(client)
+    points = history(client, before, "train/elbo")
+    whole = run.spool.events.read_bytes()
+    run.spool.events.write_bytes(whole[: len(whole) // 2])
+    ship_now(run.spool, client)
+    run.spool.append("metrics", step=4, values={"train/elbo": -4.0})
+    ship_now(run.spool, client)
+    assert [point[:2] for point in history(client, before, "train/elbo")] == [p[:2] for p in points] + [(4, -4.0)]
 
 
 def test_a_resumed_training_goes_on_in_its_run(store: Path, start: RunStart, client: "MlflowClient"):

@@ -21,8 +21,6 @@ from vaeline.tracking.sync import ship_now
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
-
 DIFF = b"""diff --git a/params.yaml b/params.yaml
 index 1..2 100644
 --- a/params.yaml

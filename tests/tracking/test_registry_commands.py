@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from shelves import Shelf
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy 2.1
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
     pytest.mark.usefixtures("quick_trial"),
 ]

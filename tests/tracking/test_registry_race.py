@@ -13,8 +13,6 @@ from shelves import ROOT
 
 from vaeline.models import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
-
 
 @pytest.mark.parametrize(("processes", "rounds"), [(4, 2), pytest.param(8, 20, marks=pytest.mark.slow)])
 def test_after_each_round_one_champion_the_best_one_version_a_digest_and_a_whole_history(

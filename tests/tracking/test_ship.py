@@ -18,7 +18,6 @@ from vaeline.tracking.spool import Spool, all_spools
 from vaeline.tracking.store import connect
 from vaeline.tracking.sync import KEEP_S, prune, sync_all
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
 TRAINING = """
 import time
 from vaeline.tracking.runs import RunStart, open_training_run

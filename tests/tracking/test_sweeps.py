@@ -10,7 +10,6 @@ from vaeline.tracking.store import connect
 from vaeline.tracking.sweeps import close_parent, open_parent
 from vaeline.tracking.sync import sync_all
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy 2.1
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
 
 

@@ -97,6 +97,9 @@ class Recorder:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.images: list[tuple[str, int, np.ndarray]] = []
 
+    def flush(self) -> None:
+        pass
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.points.append((step, dict(values)))
 

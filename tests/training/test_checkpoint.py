@@ -95,6 +95,7 @@ def test_only_what_nobody_went_on_with_and_nobody_holds_is_removed(tmp_path: Pat
         checkpoint.write(tmp_path / name, 1, numbered(1))
     for path in [*(tmp_path / "old").iterdir(), *(tmp_path / "held").iterdir(), tmp_path / "old", tmp_path / "held"]:
         os.utime(path, (time.time() - 2 * checkpoint.ABANDONED_S,) * 2)
+    (tmp_path / "new" / "just renamed").symlink_to("gone")  # as if another training had taken it away meanwhile
     with checkpoint.owned(tmp_path / "held"):
         checkpoint.drop_abandoned(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "new"]

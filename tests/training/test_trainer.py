@@ -240,6 +240,22 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
     assert same_weights(train_small(tmp_path), train_small(tmp_path / "whole"))
 
 
+def test_a_checkpoint_follows_a_flush_of_what_was_told_before_it(tmp_path: Path):
+    class Careful(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.newest: list[int] = []
+
+        def flush(self) -> None:
+            found = checkpoint.read(tmp_path)
+            self.newest.append(found.progress["step"] if found else 0)
+
+    tracker = Careful()
+    train_small(tmp_path, tracker=tracker, settings=Settings(checkpoint_seconds=0, log_every=1))
+    steps = max(step for step, _ in tracker.points)
+    assert tracker.newest[:steps] == list(range(steps))
+
+
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("at", [4, 7, 12])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(

@@ -43,6 +43,8 @@ class Courier:
 
     def __post_init__(self) -> None:
         self.progress = Progress.of(self.spool, self.client.tracking_uri)
+        if self.spool.size() < self.progress.offset:  # a power failure cut the log: what is sent again changes nothing
+            self.progress.offset = 0
 
     def ship(self) -> int:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
@@ -51,6 +53,7 @@ class Courier:
         count = 0
         events = self.spool.read(self.progress.offset)
         while batch := list(islice(events, 200)):
+            self.spool.flush()  # a store is never to know more than the log
             self._send(batch)
             count += len(batch)
         return count

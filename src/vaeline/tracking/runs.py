@@ -101,6 +101,13 @@ class RunTracker:
         """Keep a copy of a file under `folder` of the run's artifacts."""
         self._keep(path.read_bytes(), path.name, lambda name: self._append_artifact(folder, name))
 
+    def flush(self) -> None:
+        """Have all that was told survive a power failure."""
+        try:
+            self.spool.flush()
+        except OSError as error:
+            self.give_up(error)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._append("tags", values={key: str(value) for key, value in values.items()})

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ class Spool:
             write_all(descriptor, line)
         finally:
             os.close(descriptor)
+
+    def size(self) -> int:
+        """Bytes of the log."""
+        try:
+            return self.events.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def flush(self) -> None:
+        """Have the log survive a power failure. Raises OSError."""
+        with suppress(FileNotFoundError), self.events.open("rb") as file:
+            os.fsync(file.fileno())
 
     def read(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
         """Yield every complete event from byte `offset` on, with the offset that follows it."""

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,20 @@ def remove(folder: Path) -> None:
 def drop_abandoned(root: Path) -> None:
     """Remove the folders of trainings that nobody went on with for two weeks and that no process holds."""
     for folder in root.glob("*/"):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        with suppress(FileNotFoundError, BlockingIOError):  # another training at work there: it is not abandoned
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if time.time() - newest > ABANDONED_S:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(folder)
-        except BlockingIOError:
-            log.debug("%s: is held", folder)
-        finally:
-            os.close(descriptor)
+                _remove_free(folder)
+
+
+def _remove_free(folder: Path) -> None:
+    """Remove a folder that no process holds. Raises BlockingIOError where one does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(folder)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

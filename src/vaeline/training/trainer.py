@@ -136,6 +136,7 @@ class _Training:
         tensors = self.state.tensors() | {f"best/{name}": tensor for name, tensor in self.best.items()}
         reported = self.meter and list(self.meter.last)
         progress = {"step": self.step, "rows": [asdict(row) for row in self.rows], "reported": reported}
+        self.tracker.flush()
         checkpoint.write(self.checkpoints, self.step, Checkpoint(tensors, progress))
 
     def epoch(self, settings: Settings, interrupted: interruption.Interruption, progress: Progress) -> None:
