@@ -7,6 +7,7 @@ from pathlib import Path
 from vaeline.errors import UserError
 from vaeline.workspace import repository_root, state_folder
 
+SETTINGS = ("PREFECT_", "MLFLOW_")
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
 
 
@@ -15,6 +16,7 @@ def prepare_environment() -> None:
 
     No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
     in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
+    Blank settings count as not set; a password for a server to be started here is its clients' too.
     """
     state = state_folder()
     state.mkdir(parents=True, exist_ok=True)
@@ -31,12 +33,15 @@ def prepare_environment() -> None:
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
     }
+    for name in [name for name, value in os.environ.items() if name.startswith(SETTINGS) and not value]:
+        del os.environ[name]  # left blank in an environment file, which to Prefect is a value
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # a server started here asks its clients for it
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     here = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", "")
-    if here not in path.split(os.pathsep):
-        os.environ["PATH"] = f"{here}{os.pathsep}{path}"
+    others = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder != here]
+    os.environ["PATH"] = os.pathsep.join([here, *others])
 
 
 def enter_workspace() -> None:

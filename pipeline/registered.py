@@ -68,10 +68,12 @@ def _wanted() -> Registered | None:
 
 def _ask(wanted: Registered) -> Registered:
     from vaeline.tracking.registry import find_version
-    from vaeline.tracking.store import connect
+    from vaeline.tracking.store import connect, told_in_one_line
 
     try:
-        version = find_version(connect(timeout_s=5, retries=0), wanted.name, wanted.digest)
+        client = connect(timeout_s=5, retries=0)
+        with told_in_one_line():
+            version = find_version(client, wanted.name, wanted.digest)
     except UserError:
         return wanted
     if version is None:

@@ -10,6 +10,7 @@ from pipeline import attempts, registered, report
 from pipeline.servers import known_prefect, started, temporary_prefect_server, wait_until_ready
 from pipeline.stages.entry import run_and_leave
 from vaeline.errors import UserError
+from vaeline.tracking.store import redact
 
 
 def main() -> None:
@@ -18,15 +19,19 @@ def main() -> None:
     Raises UserError with the words of the stage that failed, or where Prefect's server is away.
     """
     with prefect_api():
+        from httpx import HTTPError
+
         from pipeline.flow import vaeline_flow
 
         try:
             state = vaeline_flow(return_state=True)
-        except RuntimeError as error:
-            if "Failed to reach API" not in str(error):
+        except (RuntimeError, HTTPError) as error:
+            if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            raise UserError(f"Prefect: {error}; {hint}") from None
+            if "401" in str(error):
+                hint = "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
+            raise UserError(redact(f"Prefect: {str(error).splitlines()[0]}; {hint}")) from None
         attempts.forget(str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")

@@ -109,11 +109,13 @@ def _list(names: Sequence[str]) -> str:
 
 def mlflow_server(uri: str, artifacts: str, port: int, host: str = HOST) -> Server:
     """MLflow's server on the store at `uri`, with one worker (four take 39 s to start); passwords beyond loopback."""
-    arguments = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
-    where = ["--host", host, "--port", str(port), "--workers", "1"]
+    arguments = ["server", "--artifacts-destination", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     guard = [] if host in LOOPBACK else ["--app-name", "basic-auth"]
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its job runner serves features for language models
-    return Server("MLflow", MLFLOW, "mlflow", arguments + where + guard, port, "/health", env, host)
+    env = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password: not for the list of processes
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner serves features for language models
+    }
+    return Server("MLflow", MLFLOW, "mlflow", arguments + guard, port, "/health", env, host)
 
 
 def prefect_server(port: int, host: str = HOST) -> Server:

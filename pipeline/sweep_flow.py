@@ -8,8 +8,9 @@ the same tracking server; the DVC experiment stays in the clone of the worker, u
 import json
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from httpx import HTTPError
@@ -21,9 +22,11 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
+from pydantic import Field
 
 from pipeline.environment import enter_workspace, prepare_environment
 from pipeline.sweep.command import Asked, known_or_new, planned
+from pipeline.sweep.devices import one_slot
 from pipeline.sweep.progress import plain
 from pipeline.sweep.publish import begin_in_mlflow, end_in_mlflow, write_reports
 from pipeline.sweep.ranking import rows, to_markdown
@@ -32,9 +35,12 @@ from pipeline.sweep.state import Request, Sweep, Trial
 from pipeline.sweep.trial import read_baseline
 from vaeline.digests import value_digest
 from vaeline.errors import UserError
+from vaeline.tracking.store import redact
 
 RESULT = "trial"  # the key of the artifact that holds a trial's outcome
 ASK_S = 2.0  # between two questions to the server about one trial
+COMES_BACK_S = 300.0  # for a stopped worker to start again and go on with its trial
+PAUSES_S = (2.0, 10.0, 30.0, 60.0)  # before asking a server that is away to take a trial
 
 
 @flow(name="trial", flow_run_name="{trial[name]}")
@@ -50,7 +56,8 @@ def trial_flow(
         return Failed(message=f"this worker's clone, at {here.commit[:8]}, has another commit, params or changes")
     this = Trial(**trial)
     local = Sweep(sweep, Request(**request), here, [this], parent_run_id=parent)
-    ended = finish(start_here(local, 1, ("evaluate",))(this, 0))
+    with one_slot() as place:
+        ended = finish(start_here(local, [place], ("evaluate",))(this, 0))
     create_table_artifact([asdict(ended) | {"values": json.dumps(ended.values)}], key=RESULT, description=ended.name)
     if ended.status == "failed":
         return Failed(message=ended.reason)
@@ -71,10 +78,10 @@ def _push(name: str) -> str:
 @flow(name="sweep")
 def sweep_flow(
     assignments: list[str],
-    jobs: int = 2,
+    jobs: Annotated[int, Field(ge=1)] = 2,
     search: Literal["grid", "random", "bayesian"] = "grid",
-    trials: int = 0,
-    seed: int = 1,
+    trials: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0)] = 1,
     metric: str = "test.elbo",
     maximise: bool | None = None,
     name: str = "",
@@ -117,6 +124,7 @@ class Remote:
     flow_run: UUID
     asked: float = 0.0
     state: str = ""
+    crashed: float | None = None  # since when its process is gone
 
     def poll(self) -> Trial | None:
         """None until the flow run has ended; then its outcome."""
@@ -125,6 +133,8 @@ class Remote:
         self.asked = time.monotonic()
         try:
             return self._outcome()
+        except ObjectNotFound:
+            return replace(self.trial, status="failed", reason="its flow run was deleted")
         except HTTPError:  # the server is busy or away: asked again
             return None
 
@@ -133,6 +143,9 @@ class Remote:
             run = client.read_flow_run(self.flow_run)
             self.state = run.state_name or ""
             if run.state is None or not run.state.is_final():
+                self.crashed = None
+                return None
+            if run.state.is_crashed() and not self._given_up():
                 return None
             wanted = ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run]), key=ArtifactFilterKey(any_=[RESULT])
@@ -143,9 +156,14 @@ class Remote:
         (content,) = json.loads(str(found[0].data))
         return Trial(**(content | {"values": self.trial.values}))
 
+    def _given_up(self) -> bool:
+        """Whether a crashed flow run has had its time to be gone on with by its worker."""
+        self.crashed = time.monotonic() if self.crashed is None else self.crashed
+        return time.monotonic() - self.crashed > COMES_BACK_S
+
     def stop(self) -> None:
-        """Cancel the flow run."""
-        with get_client(sync_client=True) as client:
+        """Cancel the flow run, if there is somebody to tell."""
+        with suppress(HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
             client.set_flow_run_state(self.flow_run, Cancelling())
 
     def last_line(self) -> str:
@@ -161,9 +179,16 @@ def _submit(sweep: Sweep, trial: Trial, deployment: str) -> Remote:
         "baseline": value_digest(sweep.baseline.identity),
         "parent": sweep.parent_run_id,
     }
-    try:
-        run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
-    except (HTTPError, ObjectNotFound) as error:
-        raise UserError(f"Prefect: {deployment} cannot be run: {error}") from None
-    assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
-    return Remote(trial, run.id)
+    for pause in (*PAUSES_S, None):
+        try:
+            run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
+        except ObjectNotFound as error:
+            raise UserError(f"Prefect: {deployment} cannot be run: {error}") from None
+        except HTTPError as error:
+            if pause is None:
+                raise UserError(f"Prefect: {deployment} cannot be run: {redact(str(error))}") from None
+            time.sleep(pause)
+        else:
+            assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
+            return Remote(trial, run.id)
+    raise AssertionError

@@ -9,20 +9,22 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import TimeoutExpired
 
+import torch
 import torch.distributed as dist
 
 from pipeline.processes import Process, die_with_parent, spawn, stop
+from pipeline.turns import TEAM_STORE
 from vaeline.errors import UserError
 from vaeline.training.device import pick_device
 from vaeline.training.team import ALONE, Team
 from vaeline.workspace import state_folder
 
-STORE = "VAELINE_TEAM_STORE"  # where those that were started here meet
 PATIENCE_S = 60.0  # for the others to end after the leader's last step
 
 
@@ -42,9 +44,10 @@ def assembled(module: str) -> Iterator[Team]:
         return
     os.environ.setdefault("VAELINE_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     with tempfile.TemporaryDirectory(prefix="vaeline-team-") as folder:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), STORE: str(Path(folder) / "store")}
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), TEAM_STORE: str(Path(folder) / "store")}
         others = [_start(module, rank) for rank in range(1, size)]
         try:
+            _gather(others)
             with _joined() as team:
                 yield team
             _wait(others)
@@ -67,7 +70,10 @@ def _wanted() -> int:
     text = os.environ.get("VAELINE_NPROC") or "1"
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
         raise UserError(f"VAELINE_NPROC: must be a whole number from 1 to 1024, found {text!r}")
-    return int(text)
+    size = int(text)
+    if size > 1 and pick_device().type == "cuda" and size > torch.cuda.device_count():
+        raise UserError(f"VAELINE_NPROC: {size} processes need a GPU each, {torch.cuda.device_count()} are here")
+    return size
 
 
 @contextmanager
@@ -75,11 +81,12 @@ def _joined() -> Iterator[Team]:
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     backend = "nccl" if pick_device().type == "cuda" else "gloo"
     meeting = None  # torchrun's address
-    if path := os.environ.get(STORE):
+    if path := os.environ.get(TEAM_STORE):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         meeting = f"file://{path}"
         if not team.leads:
             die_with_parent(os.getppid(), signal.SIGKILL)  # holds nothing, may wait for a leader that is gone
+            _arrival(team.rank).touch()
     dist.init_process_group(backend, meeting, rank=team.rank, world_size=team.size)
     try:
         yield team
@@ -90,6 +97,22 @@ def _joined() -> Iterator[Team]:
 def _start(module: str, rank: int) -> Process:
     with _log(rank).open("w") as log:
         return spawn([sys.executable, "-m", module], os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
+
+
+def _gather(others: Sequence[Process]) -> None:
+    """Wait until the others are about to join: joining itself waits half an hour for one that is gone, deaf to signals.
+
+    Raises UserError where one has ended.
+    """
+    for rank, other in enumerate(others, 1):
+        while not _arrival(rank).exists():
+            if other.poll() is not None:
+                raise UserError(_epitaph(rank, other))
+            time.sleep(0.05)
+
+
+def _arrival(rank: int) -> Path:
+    return Path(f"{os.environ[TEAM_STORE]}.{rank}")
 
 
 def _wait(others: Sequence[Process]) -> None:

@@ -17,6 +17,7 @@ from vaeline.tracking.locks import acquire
 from vaeline.workspace import repository_root, state_folder
 
 WhenBusy = Literal["wait", "skip"]
+TEAM_STORE = "VAELINE_TEAM_STORE"  # where the processes meet that train one model together
 HOLDER = "VAELINE_RUN"  # tells a stage which run it belongs to
 
 
@@ -62,6 +63,9 @@ def stage_turn() -> Iterator[None]:
     It does not wait: DVC keeps this stage's files locked for it, and the run may need just those. An experiment's
     copy of the workspace has nobody else in it.
     """
+    if os.environ.get(TEAM_STORE) and os.environ.get("RANK") != "0":  # its leader holds the turn
+        yield
+        return
     folder = state_folder()
     if not folder.parent.exists() or not Path.cwd().samefile(repository_root()):
         yield

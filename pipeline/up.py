@@ -56,6 +56,7 @@ def up(say: Say, host: str = HOST) -> None:
             wait_until_ready(server, process)
             say(f"{server.name}: {server.address}")
         _start_worker(say, api or _address(PREFECT))
+    say(f"for prefect's own commands: export PREFECT_API_URL={redact(api or _address(PREFECT))}")
     say(f"logs in {state_folder()}/; vaeline down stops them")
 
 
@@ -88,12 +89,12 @@ def _start(say: Say, daemon: str, port: int, host: str, make: Callable[[int], Se
 def _start_worker(say: Say, api: str) -> None:
     """Register the deployments and start a worker for them, unless one runs for this very server."""
     known = daemons.find(WORKER)
-    if known and known.lives and known.address == api:
+    if known and known.lives and known.address == redact(api):
         say("worker: already running")
         return
     if known:
         known.end(PATIENCE_S[WORKER])
-    environment = _client(api)
+    environment = {"PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.worker", "deploy"],
         env=os.environ | environment,
@@ -102,18 +103,11 @@ def _start_worker(say: Say, api: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    process = daemons.start(WORKER, [sys.executable, "-m", "pipeline.worker"], environment, api, cwd=Path.cwd())
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"deployments: {last.removeprefix('error: ')}")
+    process = daemons.start(WORKER, [sys.executable, "-m", "pipeline.worker"], environment, redact(api), cwd=Path.cwd())
     _wait_for_words(process, "started!")
     say("worker: waits for runs of the deployments nightly, on-demand, sweep and trial")
-
-
-def _client(api: str) -> dict[str, str]:
-    """What a client of Prefect's server needs."""
-    environment = {"PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
-    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        environment["PREFECT_API_AUTH_STRING"] = os.environ.get("PREFECT_API_AUTH_STRING", password)
-    return environment
 
 
 def _wait_for_words(process: Process, words: str) -> None:

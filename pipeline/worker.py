@@ -23,6 +23,7 @@ from prefect.workers.process import ProcessWorker
 from pipeline import attempts
 from pipeline.stages.entry import run_program
 from vaeline.errors import UserError
+from vaeline.tracking.store import redact
 
 POOL = "vaeline"
 DEPLOYMENTS = Path("pipeline/prefect.yaml")
@@ -97,7 +98,8 @@ def _reach(act: Callable[[SyncPrefectClient], None]) -> None:
         with get_client(sync_client=True) as client:
             act(client)
     except (HTTPError, RuntimeError) as error:
-        raise UserError(f"Prefect at {os.environ.get('PREFECT_API_URL')}: {error or type(error).__name__}") from None
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(redact(f"Prefect at {os.environ.get('PREFECT_API_URL')}: {said}")) from None
 
 
 def _module_path() -> str:

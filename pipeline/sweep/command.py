@@ -2,11 +2,12 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Console
 
+from pipeline.sweep.devices import slots
 from pipeline.sweep.progress import ranking_table, watching
 from pipeline.sweep.publish import begin_in_mlflow, end_in_mlflow, write_reports
 from pipeline.sweep.ranking import best, is_maximised
@@ -22,14 +23,14 @@ Say = Callable[[str], None]
 class Asked:
     """The arguments that say what the sweep is."""
 
-    assignments: list[str]
-    search: Literal["grid", "random", "bayesian"]
-    trials: int
-    seed: int
-    metric: str
-    maximise: bool | None
-    name: str
-    resume: str
+    assignments: list[str] = field(default_factory=list)
+    search: Literal["grid", "random", "bayesian"] = "grid"
+    trials: int = 0
+    seed: int = 1
+    metric: str = "test.elbo"
+    maximise: bool | None = None
+    name: str = ""
+    resume: str = ""
 
 
 def run_sweep(asked: Asked, jobs: int, register: bool) -> bool:
@@ -46,11 +47,11 @@ def run_sweep(asked: Asked, jobs: int, register: bool) -> bool:
         if away := begin_in_mlflow(sweep):
             say(f"the sweep goes on without MLflow: {away}")
         try:
-            prepare_data(sweep, start_here(sweep, 1, ("prepare",), collect=False))
+            prepare_data(sweep, start_here(sweep, slots(1), ("prepare",), collect=False))
             with watching(sweep, console) as watch:
-                run_trials(sweep, start_here(sweep, jobs, ("evaluate",)), jobs, watch)
+                run_trials(sweep, start_here(sweep, slots(jobs), ("evaluate",)), jobs, watch)
             if register:
-                _complete(sweep, start_here(sweep, 1), say)
+                _complete(sweep, start_here(sweep, slots(1)), say)
         except BaseException:
             say(f"stopped: {_count(sweep)}; go on with: vaeline sweep --resume {shlex.quote(sweep.name)}")
             raise
@@ -66,12 +67,12 @@ def planned(asked: Asked) -> Sweep:
         if found is None:
             raise UserError(f"--resume: there is no sweep {asked.resume!r} in .vaeline/sweeps")
         request = found.request
-        if asked.assignments:
-            raise UserError("--resume: goes on as it was asked; leave the KEY=VALUES out")
+        if asked != Asked(resume=asked.resume):
+            raise UserError("--resume: goes on as it was asked; leave KEY=VALUES and the other options but --jobs out")
         return Sweep.plan(asked.resume, request, baseline)
     if not asked.assignments:
         raise UserError("nothing to vary: vaeline sweep KEY=VALUE,VALUE ..., or --resume NAME")
-    if (asked.search == "grid") != (asked.trials == 0):
+    if (asked.search == "grid") != (asked.trials == 0) or asked.trials < 0:
         raise UserError("--trials: how many a search draws: needed by --search random and bayesian, and only by them")
     maximise = is_maximised(asked.metric) if asked.maximise is None else asked.maximise
     request = Request(asked.assignments, asked.search, asked.trials, asked.seed, asked.metric, maximise)

@@ -3,6 +3,12 @@
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vaeline.tracking.locks import acquire
 
 Environment = dict[str, str]
 
@@ -19,6 +25,26 @@ def slots(jobs: int) -> list[Environment]:
     threads = str(max(1, cores // jobs))
     own = {name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}
     return [own] * jobs
+
+
+@contextmanager
+def one_slot() -> Iterator[Environment]:
+    """An accelerator that no other such block on this machine has, if one is free; a shared one, or none, else.
+
+    For processes that know nothing of each other. The kernel frees it however its holder ends.
+    """
+    accelerators = _accelerators()
+    locks = Path(tempfile.gettempdir()) / f"vaeline-devices-{os.getuid()}"
+    locks.mkdir(exist_ok=True)
+    for name in accelerators:
+        descriptor = acquire(locks / name.replace("/", "-"), wait=False)
+        if descriptor is not None:
+            try:
+                yield {"CUDA_VISIBLE_DEVICES": name}
+            finally:
+                os.close(descriptor)
+            return
+    yield slots(1)[0]
 
 
 def _accelerators() -> list[str]:

@@ -1,7 +1,6 @@
 """Runs the trials of a sweep, several at once, whatever becomes of each; a signal stops all and loses nothing."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from pipeline.sweep.devices import slots
+from pipeline.sweep.devices import Environment
 from pipeline.sweep.ranking import best
 from pipeline.sweep.state import Sweep, Trial, folder
-from pipeline.sweep.trial import cache_folder, start
+from pipeline.sweep.trial import cache_folder, clear, start
 from vaeline.digests import value_digest
 from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire
@@ -83,9 +82,11 @@ def _stop(jobs: Iterable[Job]) -> None:
         list(pool.map(lambda job: job.stop(), jobs))
 
 
-def start_here(sweep: Sweep, jobs: int, targets: Sequence[str] = (), *, collect: bool = True) -> Start:
-    """How a trial starts on this machine, with one device or its share of the cores; no targets: all stages."""
-    cache, places = cache_folder(), slots(jobs)
+def start_here(
+    sweep: Sweep, places: Sequence[Environment], targets: Sequence[str] = (), *, collect: bool = True
+) -> Start:
+    """How a trial starts on this machine, in the environment of its place; no targets: all stages."""
+    cache = cache_folder()
     parent = {"VAELINE_PARENT_RUN_ID": sweep.parent_run_id} if sweep.parent_run_id else {}
 
     def begin(trial: Trial, place: int) -> Job:
@@ -141,7 +142,7 @@ def only_one(name: str) -> Iterator[None]:
     if descriptor is None:
         raise UserError(f"sweep {name}: another process is running it")
     try:
-        shutil.rmtree(home / "work", ignore_errors=True)
+        clear(name)
         yield
     finally:
         os.close(descriptor)

@@ -44,7 +44,7 @@ def suggest(axes: Sequence[Axis], method: Method, seed: int, known: Sequence[Kno
     """
     import optuna
 
-    stream = seed * 1_000_003 + len(known)
+    stream = (seed * 1_000_003 + len(known)) % 2**32  # what a generator takes
     sampler: optuna.samplers.BaseSampler
     if method == "random":
         sampler = optuna.samplers.RandomSampler(seed=stream)

@@ -23,8 +23,9 @@ from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.digests import model_digest, value_digest
 from vaeline.errors import UserError
 from vaeline.strict import read_yaml
+from vaeline.tracking.locks import acquire, locked
 from vaeline.tracking.provenance import flatten_metrics
-from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root
+from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root, state_folder
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Running:
     output: IO[str]
     started: float
     collect: bool  # whether its experiment is wanted
+    lock: int  # of the clone, held while this is at work in it
 
     def last_line(self) -> str:
         """What the trial said last."""
@@ -64,7 +66,13 @@ class Running:
         except UserError as error:
             return replace(self.trial, status="failed", reason=str(error), seconds=seconds)
         finally:
-            shutil.rmtree(self.clone, ignore_errors=True)
+            self._leave()
+
+    def _leave(self) -> None:
+        shutil.rmtree(self.clone, ignore_errors=True)
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
 
     def _reason(self, code: int) -> str:
         """Why it failed, in one line."""
@@ -74,7 +82,8 @@ class Running:
         """End it, with everything it started; a training leaves its checkpoint."""
         stop(self.process)
         self.output.close()
-        shutil.rmtree(self.clone, ignore_errors=True)
+        if self.lock >= 0:  # else it has ended, and another may be at work in the clone
+            self._leave()
 
 
 def read_baseline() -> Baseline:
@@ -82,8 +91,10 @@ def read_baseline() -> Baseline:
     commit = git("rev-parse", "--verify", "-q", "HEAD", check=False)
     if not commit:
         raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
-    diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
-    stash = git("stash", "create", "vaeline sweep")
+    state_folder().mkdir(parents=True, exist_ok=True)
+    with locked(state_folder() / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
+        diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
+        stash = git("stash", "create", "vaeline sweep")
     return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(PARAMS))
 
 
@@ -96,24 +107,52 @@ def start(
     *,
     collect: bool = True,
 ) -> Running:
-    """Start `dvc exp run TARGETS` (none: all stages) of a trial in a fresh clone. Raises UserError where Git cannot."""
+    """Start `dvc exp run TARGETS` (none: all stages) of a trial in a fresh clone. Raises UserError where Git cannot.
+
+    Another process that runs the same trial here (a flow run that goes on with it) is waited for.
+    """
     home = folder(sweep.name)
     clone, log = home / "work" / trial.name, home / f"{trial.name}.log"
-    _make_clone(sweep.baseline, clone, cache)
-    changes = [item for change in differences(sweep.baseline.params, sweep.params(trial)) for item in ("-S", change)]
-    command = ["dvc", "--cd", str(clone), "exp", "run", "--name", trial.name, *changes, *targets]
+    lock = _lock(clone)
+    assert lock is not None
+    try:
+        _make_clone(sweep.baseline, clone, cache)
+        wanted = differences(sweep.baseline.params, sweep.params(trial))
+        changes = [item for change in wanted for item in ("-S", change)]
+        command = ["dvc", "--cd", str(clone), "exp", "run", "--name", trial.name, *changes, *targets]
+        output = log.open("a", encoding="utf-8")
+        before, process = output.tell(), spawn(command, _environment(sweep, clone) | dict(environment), output)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Running(trial, sweep.baseline, clone, log, before, process, output, time.monotonic(), collect, lock)
+
+
+def _environment(sweep: Sweep, clone: Path) -> dict[str, str]:
     paths = [str(clone / "src"), str(clone), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {
+    return os.environ | {
         "VAELINE_ROOT": str(repository_root().absolute()),
         "VAELINE_SWEEP": sweep.name,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),  # the clone's code, whatever is edited meanwhile
         "PYTHONUNBUFFERED": "1",
         "DVC_SITE_CACHE_DIR": str(clone / ".dvc" / "tmp" / "site"),  # goes with the clone
-        **environment,
     }
-    output = log.open("a", encoding="utf-8")
-    before, process = output.tell(), spawn(command, env, output)
-    return Running(trial, sweep.baseline, clone, log, before, process, output, time.monotonic(), collect)
+
+
+def clear(name: str) -> None:
+    """Remove the clones that killed processes left of a sweep; not those at work."""
+    for clone in (folder(name) / "work").glob("*/"):
+        lock = _lock(clone, wait=False)
+        if lock is not None:
+            shutil.rmtree(clone, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(clone: Path, wait: bool = True) -> int | None:
+    """The lock on a clone, kept beside the folder of clones; None where another has it and is not waited for."""
+    locks = clone.parents[1] / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return acquire(locks / clone.name, wait=wait)
 
 
 def cache_folder() -> Path:
@@ -136,7 +175,7 @@ def _make_clone(baseline: Baseline, clone: Path, cache: Path) -> None:
     """A clone at the baseline; dvc.lock comes along, tracked or not, so that DVC knows what is done."""
     root = Path(git("rev-parse", "--show-toplevel"))
     shutil.rmtree(clone, ignore_errors=True)
-    clone.parent.mkdir(parents=True, exist_ok=True)
+    clone.parent.mkdir(exist_ok=True)
     git("clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
     git("checkout", "-q", "--detach", baseline.commit, cwd=clone)
     if baseline.stash:

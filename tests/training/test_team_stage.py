@@ -11,6 +11,10 @@ import psutil
 import pytest
 from test_train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
 
+from pipeline.team import assembled
+from pipeline.turns import TEAM_STORE
+from vaeline.errors import UserError
+
 
 def history(folder: Path) -> list[dict[str, float]]:
     with (folder / "reports" / "history.csv").open() as file:
@@ -101,3 +105,15 @@ def test_torchrun_starts_the_same_team(workspace: Path):  # noqa: F811
     )
     assert done.returncode == 0, done.stderr
     assert outputs(workspace) == ours
+
+
+def test_a_member_that_cannot_start_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", TEAM_STORE, "VAELINE_THREADS", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VAELINE_NPROC", "2")
+    monkeypatch.setenv("VAELINE_DEVICE", "cpu")
+    told = r"^process 1 of the team ended with exit code 1: .*No module named nowhere"
+    with pytest.raises(UserError, match=told), assembled("nowhere"):
+        pytest.fail("nobody is there")

@@ -14,7 +14,7 @@ from vaeline.core.likelihoods import Bernoulli
 from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
-from vaeline.training import checkpoint, trainer
+from vaeline.training import checkpoint, interruption, trainer
 from vaeline.training.history import best
 from vaeline.training.meter import Averages
 from vaeline.training.randomness import Noise
@@ -238,6 +238,17 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
     monkeypatch.setattr(trainer, "step", real)
     assert checkpoint.read(tmp_path).progress["step"] == 10
     assert same_weights(train_small(tmp_path), train_small(tmp_path / "whole"))
+
+
+def test_an_interrupt_that_a_shell_has_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.deferred() as noted:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert noted.number is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_follows_a_flush_of_what_was_told_before_it(tmp_path: Path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+OURS = "VAELINE_MLFLOW_LIMITS"  # which of MLflow's settings are not the user's
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
 
 
@@ -46,13 +47,15 @@ def redact(text: str) -> str:
 def set_environment(timeout_s: int, retries: int) -> None:
     """Set what MLflow reads from its environment: no telemetry, little talk, and servers that are away fail fast.
 
-    The timeouts hold for one request; a user's own settings win. Call before importing mlflow.
+    The timeouts hold for one request; a user's own settings win, those of a parent process do not. Call before
+    importing mlflow.
     """
+    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
+    ours = {*os.environ.get(OURS, "").split()} | {name for name in limits if name not in os.environ}
+    os.environ |= {name: value for name, value in limits.items() if name in ours} | {OURS: " ".join(sorted(ours))}
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

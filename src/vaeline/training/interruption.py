@@ -30,7 +30,8 @@ def deferred() -> Iterator[Interruption]:
     def note(number: int, frame: FrameType | None) -> None:
         noted.number = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield noted
     finally:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sweep.devices import slots
+from pipeline.sweep.devices import one_slot, slots
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,16 @@ def test_accelerators_are_taken_in_turn(machine: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VAELINE_DEVICE", "cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert "VAELINE_THREADS" in slots(1)[0]
+
+
+def test_processes_that_know_nothing_of_each_other_take_different_accelerators(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(machine))
+    accelerators(machine, 2)
+    with one_slot() as first:
+        with one_slot() as second, one_slot() as third:
+            assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]] == ["0", "1"]
+            assert third["CUDA_VISIBLE_DEVICES"] == "0", "more than there are share"
+        with one_slot() as again:
+            assert again["CUDA_VISIBLE_DEVICES"] == "1"

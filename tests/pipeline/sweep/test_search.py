@@ -52,6 +52,11 @@ def test_a_resumed_search_goes_on_as_if_it_had_never_stopped(method: Method):
     assert len({str(trial.values) for trial in whole}) == 14
 
 
+def test_any_seed_draws():
+    assert search("random", 2, seed=12345) != search("random", 2, seed=12346)
+    assert search("bayesian", 1, seed=2**62)
+
+
 def test_a_logarithmic_range_is_drawn_evenly_by_its_logarithm():
     rates = [trial.values["train.learning_rate"] for trial in search("random", 60)]
     below = sum(rate < math.sqrt(1e-4 * 1e-1) for rate in rates)

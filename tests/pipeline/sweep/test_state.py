@@ -111,10 +111,11 @@ def test_a_torn_state_is_one_clear_line(repository: Path):
 
 
 def test_two_processes_do_not_run_the_same_sweep():
+    left = folder("busy") / "work" / "busy-01"
     with only_one("busy"):
-        (folder("busy") / "work").mkdir()
+        left.mkdir(parents=True)
         with pytest.raises(UserError, match="sweep busy: another process is running it"), only_one("busy"):
             pass
-        assert (folder("busy") / "work").exists()
+        assert left.exists()
     with only_one("busy"):
-        assert not (folder("busy") / "work").exists(), "what a killed one left is cleared"
+        assert not left.exists(), "what a killed one left is cleared"

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.exceptions import ParameterTypeError
 from workbench import execute, lines_with, runs, tiny_clone, vaeline
+
+from pipeline.sweep.state import folder
+from pipeline.sweep.trial import clear, read_baseline
+from pipeline.sweep_flow import sweep_flow
+from vaeline.tracking.locks import locked
 
 
 def read(repository: Path, name: str) -> dict[str, object]:
@@ -112,6 +119,29 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
     assert lines_with(again.stdout, "sweep s: 2 of 2 trials done")
     assert lines_with(again.stdout, "not in MLflow: ", "try again with: vaeline sweep --resume s")
     assert trained(repository) == ["2", "4"], "nothing was missing"
+
+
+def test_trials_may_begin_at_the_same_moment(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(repository)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: read_baseline().identity, range(12)))
+    assert len({str(identity) for identity in found}) == 1
+
+
+def test_a_clone_at_work_is_not_cleared_away(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(repository)
+    for name in ("working", "left"):
+        (folder("s") / "work" / name).mkdir(parents=True)
+    (folder("s") / "locks").mkdir()
+    with locked(folder("s") / "locks" / "working"):
+        clear("s")
+    assert [path.name for path in (folder("s") / "work").glob("*/")] == ["working"]
+
+
+def test_what_the_sweep_deployment_cannot_do_is_refused():
+    for wrong in ({"jobs": 0}, {"trials": -1}, {"seed": -1}):
+        with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
+            sweep_flow.validate_parameters({"assignments": ["train.beta=1"]} | wrong)
 
 
 def test_a_mistake_is_told_before_anything_runs(repository: Path):
