@@ -108,11 +108,10 @@ def test_on_a_file_system_that_is_full_too(whole: Farm, stage: str, small_disk: 
     trial = whole.trial(stage).copy(small_disk / "work")
     put_old_outputs(whole, trial, stage)
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
-                file.flush()
         except OSError:
             pass
     done = trial.run(stage)

@@ -73,6 +73,7 @@ def connect(timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; it is told in one line
     mlflow.set_tracking_uri(uri)
     with told_in_one_line():
         ensure_store(uri)
@@ -89,9 +90,10 @@ def told_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2]
+        reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2].partition(" (Background on this")[0]
         store = redact(tracking_uri())
-        kind = UserError if isinstance(error, MlflowException) and error.error_code not in AWAY else TransientError
+        final = "disk is full" in reason or (isinstance(error, MlflowException) and error.error_code not in AWAY)
+        kind = UserError if final else TransientError
         raise kind(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
 
 
