@@ -89,7 +89,7 @@ class Workspace:
             "after": after,
         }
         code = self.zygote.do(job)
-        found = json.loads(points.read_text()) if points.exists() else []
+        found = json.loads(points.read_text() or "[]") if points.exists() else []
         return Done(code, (self.folder / ".log").read_text(), found)
 
     def well(self, what: str, **env: str) -> Done:

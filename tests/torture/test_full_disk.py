@@ -90,11 +90,11 @@ def test_with_no_room_at_any_write_a_stage_keeps_what_was_there(whole: Farm, sta
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Another file system, of 3 MB."""
+    """Another file system, of 8 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mount.returncode:
         pytest.skip("mounting is not allowed here")

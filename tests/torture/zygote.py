@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def work(job: Job) -> None:
         sys.stderr.flush()
         sabotage.root, points = "/nowhere", sabotage.points
         if job.get("points"):
-            Path(job["points"]).write_text(json.dumps(points))
+            with suppress(OSError):  # the disk may be full
+                Path(job["points"]).write_text(json.dumps(points))
         os._exit(code if isinstance(code, int) else 1)
 
 
