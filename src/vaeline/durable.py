@@ -21,13 +21,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together: where there is no room for all of them, all old ones stay."""
-    with ExitStack() as stack:
-        parts = {}
-        for path, content in files.items():
-            with _named(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                parts[path] = stack.enter_context(_part_with(path, content))
-        _put_in_place(parts)
+    try:
+        with ExitStack() as stack:
+            parts = {}
+            for path, content in files.items():
+                with _named(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    parts[path] = stack.enter_context(_part_with(path, content))
+            _put_in_place(parts)
+    except BaseException:
+        for path in files:
+            _drop_free(_part_of(path))
+        raise
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -98,23 +103,35 @@ def drop_parts(folder: Path) -> None:
 
 @contextmanager
 def _part_with(path: Path, content: bytes) -> Iterator[Path]:
-    """The part beside a file, written and synced, its lock held for the block; on an error the part is removed."""
-    part = path.with_name(f".{path.name}.part")
+    """The part beside a file, written and synced, its lock held for the block."""
+    part = _part_of(path)
     while True:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not _is_still(part, descriptor):  # its last writer has put it in place, or removed it
                 continue
-            try:
-                os.truncate(descriptor, 0)
-                write_all(descriptor, content)
-                os.fsync(descriptor)
-                yield part
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+            os.truncate(descriptor, 0)
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+            yield part
             return
+        finally:
+            os.close(descriptor)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _drop_free(part: Path) -> None:
+    """Remove a part unless a writer has it: an interrupt may come before the lock is taken, or after it is left."""
+    with suppress(OSError):
+        descriptor = os.open(part, os.O_WRONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(part, descriptor):
+                part.unlink()
         finally:
             os.close(descriptor)
 
