@@ -108,14 +108,18 @@ def _list(names: Sequence[str]) -> str:
 
 
 def mlflow_server(uri: str, artifacts: str, port: int, host: str = HOST) -> Server:
-    """MLflow's server on the store at `uri`, with one worker (four take 39 s to start); passwords beyond loopback."""
+    """MLflow's server on the store at `uri`, with one worker (four take 39 s to start); passwords beyond loopback.
+
+    On loopback new experiments keep their artifacts where those of the shells here do, which use the store without
+    the server; beyond it, clients cannot reach that folder, and the server hands artifacts on.
+    """
     arguments = ["server", "--artifacts-destination", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
-    guard = [] if host in LOOPBACK else ["--app-name", "basic-auth"]
+    more = ["--default-artifact-root", artifacts] if host in LOOPBACK else ["--app-name", "basic-auth"]
     env = {
         "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password: not for the list of processes
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner serves features for language models
     }
-    return Server("MLflow", MLFLOW, "mlflow", arguments + guard, port, "/health", env, host)
+    return Server("MLflow", MLFLOW, "mlflow", arguments + more, port, "/health", env, host)
 
 
 def prefect_server(port: int, host: str = HOST) -> Server:

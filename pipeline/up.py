@@ -12,6 +12,7 @@ from pipeline import daemons
 from pipeline.processes import Process
 from pipeline.servers import (
     HOST,
+    LOOPBACK,
     MLFLOW,
     PREFECT,
     START_S,
@@ -55,7 +56,7 @@ def up(say: Say, host: str = HOST) -> None:
         for server, process in starting:
             wait_until_ready(server, process)
             say(f"{server.name}: {server.address}")
-        _start_worker(say, api or _address(PREFECT))
+        _start_worker(say, api or _address(PREFECT), {} if artifacts is None else _through_mlflow(host))
     say(f"for prefect's own commands: export PREFECT_API_URL={redact(api or _address(PREFECT))}")
     say(f"logs in {state_folder()}/; vaeline down stops them")
 
@@ -86,7 +87,16 @@ def _start(say: Say, daemon: str, port: int, host: str, make: Callable[[int], Se
     return [(server, daemons.start(daemon, server.command, server.env, server.address, cwd=state_folder()))]
 
 
-def _start_worker(say: Say, api: str) -> None:
+def _through_mlflow(host: str) -> dict[str, str]:
+    """A worker beside a server that other machines use too keeps to it, for its experiments' artifacts are there."""
+    if host in LOOPBACK:
+        return {}
+    mlflow = daemons.running(MLFLOW)
+    own = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]}
+    return {**own, "MLFLOW_TRACKING_URI": mlflow.address if mlflow else tracking_uri()}
+
+
+def _start_worker(say: Say, api: str, tracking: dict[str, str]) -> None:
     """Register the deployments and start a worker for them, unless one runs for this very server."""
     known = daemons.find(WORKER)
     if known and known.lives and known.address == redact(api):
@@ -94,7 +104,7 @@ def _start_worker(say: Say, api: str) -> None:
         return
     if known:
         known.end(PATIENCE_S[WORKER])
-    environment = {"PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    environment = {"PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1", **tracking}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.worker", "deploy"],
         env=os.environ | environment,

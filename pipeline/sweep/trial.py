@@ -23,6 +23,7 @@ from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.digests import model_digest, value_digest
 from vaeline.errors import UserError
 from vaeline.strict import read_yaml
+from vaeline.tracking.launch import CODE
 from vaeline.tracking.locks import acquire, locked
 from vaeline.tracking.provenance import flatten_metrics
 from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root, state_folder
@@ -134,6 +135,7 @@ def _environment(sweep: Sweep, clone: Path) -> dict[str, str]:
         "VAELINE_ROOT": str(repository_root().absolute()),
         "VAELINE_SWEEP": sweep.name,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),  # the clone's code, whatever is edited meanwhile
+        CODE: os.environ.get("PYTHONPATH", ""),  # shippers outlive the clone
         "PYTHONUNBUFFERED": "1",
         "DVC_SITE_CACHE_DIR": str(clone / ".dvc" / "tmp" / "site"),  # goes with the clone
     }

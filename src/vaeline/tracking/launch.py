@@ -8,6 +8,8 @@ import time
 from vaeline.tracking.spool import Spool
 from vaeline.workspace import repository_root
 
+CODE = "VAELINE_SHIPPER_PATH"  # the PYTHONPATH of code that stays, where a stage's own is of a passing clone
+
 log = logging.getLogger(__name__)
 
 
@@ -22,6 +24,8 @@ def start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
     arguments = [sys.executable, "-m", "vaeline.tracking.ship", str(folder)]
     arguments += ["--system-metrics"] if system_metrics else []
     environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
+    if CODE in environment:
+        environment["PYTHONPATH"] = environment[CODE]
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]
