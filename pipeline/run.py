@@ -19,7 +19,7 @@ def main() -> None:
     Raises UserError with the words of the stage that failed, or where Prefect's server is away.
     """
     with prefect_api():
-        from httpx import HTTPError
+        from httpx import HTTPError, HTTPStatusError
 
         from pipeline.flow import vaeline_flow
 
@@ -29,9 +29,10 @@ def main() -> None:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            if "401" in str(error):
-                hint = "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
-            raise UserError(redact(f"Prefect: {str(error).splitlines()[0]}; {hint}")) from None
+            said = str(error).splitlines()[0]
+            if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+                said, hint = "401 Unauthorized", "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
+            raise UserError(redact(f"Prefect: {said}; {hint}")) from None
         attempts.forget(str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")

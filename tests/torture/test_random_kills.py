@@ -210,9 +210,20 @@ def test_killed_at_random_moments_it_comes_to_the_same(shooting: Range, how: str
         left = shooting.workspace.leftovers()
         print(f"{how}: {kills} kills, round {rounds}, same lock, bytes, store: {same}, left: {left}", flush=True)
         if not all(same) or left:
+            print(differences(store, shooting.store), flush=True)
             bad.append((kills, same, left, store, sorted(k for k in outputs if outputs[k] != shooting.outputs.get(k))))
     print(f"{how}: {kills} kills, {rounds} whole runs, {len(bad)} not the same, {shooting.mended} files mended")
     assert not bad, bad
+
+
+def differences(one: Any, other: Any, at: str = "") -> list[str]:
+    """Where two stores differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [line for key in {*one, *other} for line in differences(one.get(key), other.get(key), f"{at}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [line for number, (a, b) in pairs for line in differences(a, b, f"{at}/{number}")]
+    return [] if one == other else [f"{at}: {str(one)[:200]}, alone {str(other)[:200]}"]
 
 
 def test_the_outputs_here_are_those_of_dvc():
