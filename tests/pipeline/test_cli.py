@@ -72,6 +72,7 @@ def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: P
         other.kill()
 
 
+@pytest.mark.slow
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
     execute("git", "init", "-q", cwd=toy)
     command = [sys.executable, "-m", "pipeline.cli", "ui"]

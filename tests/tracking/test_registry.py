@@ -198,6 +198,7 @@ def test_a_shipper_that_still_follows_the_run_is_no_obstacle(trained: Path, monk
     until(lambda: is_free(run.spool) and run.spool.is_sent())
 
 
+@pytest.mark.slow
 def test_several_registering_at_once_make_one_version(trained: Path):
     command = [sys.executable, "-W", "ignore", "-c", RACE, "3"]
     subprocess.run(command, check=True)

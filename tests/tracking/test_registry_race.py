@@ -14,7 +14,7 @@ from shelves import ROOT
 from vaeline.models import load_model
 
 
-@pytest.mark.parametrize(("processes", "rounds"), [(4, 2), pytest.param(8, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("processes", "rounds"), [(2, 2), pytest.param(8, 20, marks=pytest.mark.slow)])
 def test_after_each_round_one_champion_the_best_one_version_a_digest_and_a_whole_history(
     store: Path, outputs: Callable[..., Path], processes: int, rounds: int
 ):
