@@ -56,7 +56,12 @@ def up(say: Say, host: str = HOST) -> None:
         for server, process in starting:
             wait_until_ready(server, process)
             say(f"{server.name}: {server.address}")
-        _start_worker(say, api or _address(PREFECT), {} if artifacts is None else _through_mlflow(host))
+        tracking = {} if artifacts is None else _through_mlflow(host)
+        _start_worker(say, api or _address(PREFECT), tracking)
+    if tracking:
+        say(
+            f"for a shell here: export MLFLOW_TRACKING_URI={tracking['MLFLOW_TRACKING_URI']}, with its user and password"
+        )
     say(f"for prefect's own commands: export PREFECT_API_URL={redact(api or _address(PREFECT))}")
     say(f"logs in {state_folder()}/; vaeline down stops them")
 
