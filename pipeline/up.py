@@ -59,9 +59,7 @@ def up(say: Say, host: str = HOST) -> None:
         tracking = {} if artifacts is None else _through_mlflow(host)
         _start_worker(say, api or _address(PREFECT), tracking)
     if tracking:
-        say(
-            f"for a shell here: export MLFLOW_TRACKING_URI={tracking['MLFLOW_TRACKING_URI']}, with its user and password"
-        )
+        say(f"for a shell, with user and password: export MLFLOW_TRACKING_URI={tracking['MLFLOW_TRACKING_URI']}")
     say(f"for prefect's own commands: export PREFECT_API_URL={redact(api or _address(PREFECT))}")
     say(f"logs in {state_folder()}/; vaeline down stops them")
 
