@@ -68,15 +68,19 @@ def git() -> Finding:
 
 def dvc() -> Finding:
     """DVC, its folder, and files it can read: `dvc status` opens dvc.yaml, dvc.lock and the cache."""
-    from pipeline.repro import stale_stages
+    from pipeline.repro import empty_runs, stale_stages
 
     version = importlib.metadata.version("dvc")
     if not (repository_root() / ".dvc").is_dir():
         return Finding("fail", "dvc", f"{version}, no .dvc folder", "git checkout .dvc")
     try:
-        stale = sorted(stale_stages())
+        stale = sorted(stale_stages(patience=5))
+        empty = empty_runs()
     except UserError as error:
         return Finding("fail", "dvc", str(error), "git checkout dvc.yaml dvc.lock")
+    if empty:
+        seen = f"{empty[0]} is empty: a DVC that was killed left it, and `dvc repro` fails at it"
+        return Finding("fail", "dvc", seen, f"find {empty[0].parents[1]} -type d -empty -delete")
     return Finding("ok", "dvc", f"{version}, " + (f"to do: {', '.join(stale)}" if stale else "all stages up to date"))
 
 

@@ -26,6 +26,7 @@ LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot se
 # what DVC says after each stage about git and remotes
 BUSY = re.compile(r"Unable to acquire lock|'.*' is busy, it is being blocked by|failed to lock")
 TRANSIENT = re.compile(rf"{BUSY.pattern}|exited with {TRY_AGAIN}\b")
+NO_ENTRY = "join() argument must be str"  # DVC's words at an empty folder of its run cache, see `empty_runs`
 EXPERIMENT = re.compile(r"Ran experiment\(s\): (\S+)")
 MENDING = {  # DVC writes both in place: killed meanwhile, it leaves half of one and cannot read it again
     "dvc.lock": "`git checkout dvc.lock`, or delete it, and run again: finished stages come from DVC's cache",
@@ -156,10 +157,28 @@ def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: s
     """A DVC command; the last of what it said. Raises StageError."""
     env = {**os.environ, **extra_env, "PYTHONUNBUFFERED": "1"}
     code, tail = stream([*DVC, *command], env, log)
+    if code and any(NO_ENTRY in line for line in tail) and (empty := empty_runs()):
+        for folder in empty:
+            log(f"{folder}: left empty by a DVC that was killed; removed")
+            folder.rmdir()
+        code, tail = stream([*DVC, *command], env, log)
     if code:
         transient = any(TRANSIENT.search(line) for line in tail)
         raise StageError(_with_mending(f"{what} failed: {reason(tail, code)}"), transient)
     return list(tail)
+
+
+def cache_folder() -> Path:
+    """DVC's cache. Raises UserError with DVC's words."""
+    done = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc cache dir: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return Path(done.stdout.strip())
+
+
+def empty_runs() -> list[Path]:
+    """The folders of DVC's run cache that hold nothing: killed in between, DVC makes one and fails at it ever after."""
+    return [folder for folder in (cache_folder() / "runs").glob("*/*/") if not any(folder.iterdir())]
 
 
 def _outcome(stage: str, line: str) -> Outcome | None:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from pipeline.repro import cache_folder
 from pipeline.sweep.devices import Environment
 from pipeline.sweep.ranking import best
 from pipeline.sweep.state import Sweep, Trial, folder
-from pipeline.sweep.trial import cache_folder, clear, start
+from pipeline.sweep.trial import clear, start
 from vaeline.digests import value_digest
 from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire

@@ -157,14 +157,6 @@ def _lock(clone: Path, wait: bool = True) -> int | None:
     return acquire(locks / clone.name, wait=wait)
 
 
-def cache_folder() -> Path:
-    """DVC's cache, which all trials share."""
-    done = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"dvc cache dir: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return Path(done.stdout.strip())
-
-
 def git(*arguments: str, cwd: Path | None = None, check: bool = True) -> str:
     """What a Git command says. Raises UserError with its own words where it fails."""
     done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, errors="replace", check=False)

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from workbench import execute
 
+from pipeline.doctor import dvc
 from pipeline.repro import (
     Stage,
     StageError,
@@ -104,6 +105,19 @@ def test_a_torn_lock_is_told_with_how_to_mend_it_which_computes_nothing(toy: Pat
     assert reproduce("fetch", lines.append, {}) == "restored"
     assert reproduce("train", lines.append, {}) == "restored"
     assert lines.count("training") == 1
+
+
+def test_a_folder_that_a_killed_dvc_left_in_its_run_cache_is_no_obstacle(toy: Path):
+    reproduce("fetch", lambda line: None, {})
+    (entry,) = (toy / ".dvc" / "cache" / "runs").glob("*/*/*")
+    entry.unlink()  # as if killed between making the folder and writing into it
+    (toy / "raw.txt").unlink()
+    (toy / "dvc.lock").unlink()
+    assert dvc().level == "fail"
+    lines: list[str] = []
+    assert reproduce("fetch", lines.append, {}) == "ran"
+    assert [line for line in lines if line.endswith("left empty by a DVC that was killed; removed")]
+    assert dvc().level == "ok"
 
 
 def test_another_dvc_at_work_is_waited_for(toy: Path):

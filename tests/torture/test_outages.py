@@ -20,7 +20,7 @@ from pipeline.servers import free_port
 from vaeline.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
-STEPS = 2000
+STEPS = 6000
 Points = Counter[tuple[str, int]]
 
 

@@ -82,6 +82,12 @@ class Range:
     def mend(self) -> None:
         """What DVC writes in place may be torn; the message says what to do, and that is done here."""
         said = self.said()
+        if "join() argument" in said:  # a folder of the run cache left empty: `vaeline doctor` says what to do
+            self.mended += 1
+            subprocess.run(
+                ["find", str(self.folder / ".dvc/cache/runs"), "-type", "d", "-empty", "-delete"], check=True
+            )
+            return
         torn = [name for name in ("dvc.lock", ".dvc/tmp/rwlock") if name in said and "is torn" in said]
         if "RWLock-file" in said or "rwlock" in said.lower():
             torn.append(".dvc/tmp/rwlock")
