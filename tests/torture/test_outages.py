@@ -20,7 +20,7 @@ from pipeline.servers import free_port
 from vaeline.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
-STEPS = 6000
+STEPS = 4000
 Points = Counter[tuple[str, int]]
 
 
@@ -161,6 +161,7 @@ def prepared(farm: Farm) -> Workspace:
     workspace = farm.trial("train")
     params = workspace.folder / "params.yaml"
     long = params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}")
+    long = long.replace("patience: 10", f"patience: {STEPS}")
     params.write_text(long.replace("    - 16\n", "    - 1024\n    - 1024\n"))
     return workspace
 
