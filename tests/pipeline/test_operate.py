@@ -145,7 +145,7 @@ def test_a_run_whose_worker_is_killed_goes_on_after_up_to_the_same_bytes(clone: 
 
 
 def test_of_two_runs_at_once_one_waits_or_is_skipped(clone: Path):
-    seed(clone, 2)
+    seed(clone, 2, epochs=3000)  # a worker takes seconds to begin
     first = submit(clone)
     training(clone, first)
     second, third = submit(clone), submit(clone, "nightly")
@@ -157,7 +157,7 @@ def test_of_two_runs_at_once_one_waits_or_is_skipped(clone: Path):
 
 
 def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clone: Path):
-    seed(clone, 3, epochs=3000)  # a worker takes seconds to begin
+    seed(clone, 3, epochs=3000)
     flow_run = submit(clone)
     tree = training(clone, flow_run)
     refused = execute("dvc", "repro", "--force", "--single-item", "fetch", cwd=clone, check=False)
