@@ -162,7 +162,7 @@ def prepared(farm: Farm) -> Workspace:
     params = workspace.folder / "params.yaml"
     long = params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}")
     long = long.replace("patience: 10", f"patience: {STEPS}")
-    params.write_text(long.replace("    - 16\n", "    - 1024\n    - 1024\n"))
+    params.write_text(long.replace("    - 16\n", "    - 256\n    - 256\n"))
     return workspace
 
 
