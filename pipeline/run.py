@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from pipeline import attempts, registered, report
-from pipeline.servers import known_prefect, started, temporary_prefect_server, wait_until_ready
+from pipeline.servers import known_prefect, started, temporary_prefect_server, told, wait_until_ready
 from pipeline.stages.entry import run_and_leave
 from vaeline.errors import UserError
-from vaeline.tracking.store import redact
 
 
 def main() -> None:
@@ -29,10 +28,10 @@ def main() -> None:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            said = str(error).splitlines()[0]
+            said = told(error)
             if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
                 said, hint = "401 Unauthorized", "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
-            raise UserError(redact(f"Prefect: {said}; {hint}")) from None
+            raise UserError(f"Prefect: {said}; {hint}") from None
         attempts.forget(str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
@@ -54,11 +53,11 @@ def prefect_api() -> Iterator[None]:
         temporary = temporary_prefect_server()
         os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
         with started(temporary) as process:
-            import_module("pipeline.flow")
+            flow = import_module("pipeline.flow")
 
             wait_until_ready(temporary, process)
             yield
-            import_module("pipeline.flow").send_the_rest()
+            flow.send_the_rest()
 
 
 if __name__ == "__main__":

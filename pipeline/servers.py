@@ -147,6 +147,11 @@ def known_prefect() -> str | None:
     return os.environ.get("PREFECT_API_URL") or (f"{server.address}/api" if server else None)
 
 
+def told(error: Exception) -> str:
+    """The first line of what a server's client says, without passwords; its kind where it says nothing."""
+    return redact((str(error).splitlines() or [type(error).__name__])[0])
+
+
 def reachable(host: str) -> str:
     """Under which name this machine reaches what listens on `host`."""
     return HOST if host in ("0.0.0.0", "::", "localhost") else host

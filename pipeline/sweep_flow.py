@@ -25,6 +25,7 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from pipeline.environment import enter_workspace, prepare_environment
+from pipeline.servers import told
 from pipeline.sweep.command import Asked, known_or_new, planned
 from pipeline.sweep.devices import one_slot
 from pipeline.sweep.progress import plain
@@ -35,7 +36,6 @@ from pipeline.sweep.state import Request, Sweep, Trial
 from pipeline.sweep.trial import read_baseline
 from vaeline.digests import value_digest
 from vaeline.errors import UserError
-from vaeline.tracking.store import redact
 
 RESULT = "trial"  # the key of the artifact that holds a trial's outcome
 ASK_S = 2.0  # between two questions to the server about one trial
@@ -179,16 +179,15 @@ def _submit(sweep: Sweep, trial: Trial, deployment: str) -> Remote:
         "baseline": value_digest(sweep.baseline.identity),
         "parent": sweep.parent_run_id,
     }
-    for pause in (*PAUSES_S, None):
+    pauses = iter(PAUSES_S)
+    while True:
         try:
             run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
-        except ObjectNotFound as error:
-            raise UserError(f"Prefect: {deployment} cannot be run: {error}") from None
-        except HTTPError as error:
+        except (HTTPError, ObjectNotFound) as error:
+            pause = next(pauses, None) if isinstance(error, HTTPError) else None
             if pause is None:
-                raise UserError(f"Prefect: {deployment} cannot be run: {redact(str(error))}") from None
+                raise UserError(f"Prefect: {deployment} cannot be run: {told(error)}") from None
             time.sleep(pause)
         else:
             assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
             return Remote(trial, run.id)
-    raise AssertionError

@@ -56,11 +56,11 @@ def up(say: Say, host: str = HOST) -> None:
         for server, process in starting:
             wait_until_ready(server, process)
             say(f"{server.name}: {server.address}")
-        tracking = {} if artifacts is None else _through_mlflow(host)
-        _start_worker(say, api or _address(PREFECT), tracking)
+        tracking, api = {} if artifacts is None else _through_mlflow(host), api or _address(PREFECT)
+        _start_worker(say, api, tracking)
     if tracking:
         say(f"for a shell, with user and password: export MLFLOW_TRACKING_URI={tracking['MLFLOW_TRACKING_URI']}")
-    say(f"for prefect's own commands: export PREFECT_API_URL={redact(api or _address(PREFECT))}")
+    say(f"for prefect's own commands: export PREFECT_API_URL={redact(api)}")
     say(f"logs in {state_folder()}/; vaeline down stops them")
 
 

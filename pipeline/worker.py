@@ -21,6 +21,7 @@ from prefect.states import Cancelled, Crashed, Scheduled
 from prefect.workers.process import ProcessWorker
 
 from pipeline import attempts
+from pipeline.servers import told
 from pipeline.stages.entry import run_program
 from vaeline.errors import UserError
 from vaeline.tracking.store import redact
@@ -98,8 +99,7 @@ def _reach(act: Callable[[SyncPrefectClient], None]) -> None:
         with get_client(sync_client=True) as client:
             act(client)
     except (HTTPError, RuntimeError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(redact(f"Prefect at {os.environ.get('PREFECT_API_URL')}: {said}")) from None
+        raise UserError(f"Prefect at {redact(os.environ.get('PREFECT_API_URL', ''))}: {told(error)}") from None
 
 
 def _module_path() -> str:

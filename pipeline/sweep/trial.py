@@ -70,8 +70,9 @@ class Running:
             self._leave()
 
     def _leave(self) -> None:
-        shutil.rmtree(self.clone, ignore_errors=True)
+        """Remove the clone, once: afterwards another may be at work in its place."""
         if self.lock >= 0:
+            shutil.rmtree(self.clone, ignore_errors=True)
             os.close(self.lock)
             self.lock = -1
 
@@ -83,8 +84,7 @@ class Running:
         """End it, with everything it started; a training leaves its checkpoint."""
         stop(self.process)
         self.output.close()
-        if self.lock >= 0:  # else it has ended, and another may be at work in the clone
-            self._leave()
+        self._leave()
 
 
 def read_baseline() -> Baseline:

@@ -109,7 +109,7 @@ def _part_with(path: Path, content: bytes) -> Iterator[Path]:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_still(part, descriptor):  # its last writer has put it in place, or removed it
+            if not is_still(part, descriptor):  # its last writer has put it in place, or removed it
                 continue
             os.truncate(descriptor, 0)
             write_all(descriptor, content)
@@ -130,7 +130,7 @@ def _drop_free(part: Path) -> None:
         descriptor = os.open(part, os.O_WRONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(part, descriptor):
+            if is_still(part, descriptor):
                 part.unlink()
         finally:
             os.close(descriptor)
@@ -154,7 +154,8 @@ def _put_in_place(parts: Mapping[Path, Path]) -> None:
         sync_folder(folder)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether the file or folder behind a descriptor is the one that has this name now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -15,7 +15,6 @@ from pipeline.report import markdown
 
 PROBE = """
 import sys
-import time
 from pipeline.environment import prepare_environment
 prepare_environment()
 from pipeline.flow import vaeline_flow

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +17,6 @@ from vaeline import config
 from vaeline.digests import file_digest
 from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.store import connect
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,9 +24,6 @@ from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 from vaeline.models import load_model
 from vaeline.tracking import consumer
 from vaeline.tracking.store import connect
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes

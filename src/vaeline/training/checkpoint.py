@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaeline.durable import drop_parts, write_whole
+from vaeline.durable import drop_parts, is_still, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def owned(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             _lock(descriptor, folder)
-            if _is_still(folder, descriptor):  # its last owner may have removed it
+            if is_still(folder, descriptor):  # its last owner may have removed it
                 yield
                 return
         finally:
@@ -115,13 +115,6 @@ def _lock(descriptor: int, folder: Path) -> None:
     except BlockingIOError:
         log.info("another process trains the same (it holds %s): waiting for it", folder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _is_still(folder: Path, descriptor: int) -> bool:
-    try:
-        return folder.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _newest_first(folder: Path) -> list[Path]:
