@@ -206,7 +206,7 @@ def test_a_stage_is_a_module_a_section_of_params_and_a_step_of_dvc():
     assert programs - {"pipeline.stages.entry"} == {f"pipeline.stages.{name}" for name in STAGES}
     assert sections == (set(STAGES) - {"fetch", "prepare"}) | {"data", "model"}
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m pipeline.stages.{name}"
+        assert stage["cmd"] == f"exec python -m pipeline.stages.{name}", "without exec it outlives a killed DVC"
         own = {"fetch": "data", "prepare": "data"}.get(name, name)
         assert own in {param.partition(".")[0] for param in stage["params"]}
         assert "frozen" not in stage

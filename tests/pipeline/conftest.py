@@ -15,7 +15,7 @@ OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
 TOY = """
 stages:
   fetch: {desc: first, cmd: 'cp seed.txt raw.txt', deps: [seed.txt], outs: [raw.txt]}
-  train: {cmd: 'sh train.sh', deps: [raw.txt, train.sh], outs: [model.txt]}
+  train: {cmd: 'exec sh train.sh', deps: [raw.txt, train.sh], outs: [model.txt]}
   sample: {cmd: 'cp model.txt sample.txt', deps: [model.txt], params: [sample], outs: [{sample.txt: {cache: true}}]}
 """
 
