@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     fonts = config.rootpath / ".pytest_cache" / "matplotlib"  # kept: looking for fonts takes seconds
     os.environ |= {
         "HOME": str(home),
+        "SHELL": "/bin/sh",  # as under cron and systemd: dash stays between DVC and a stage where bash makes way
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),

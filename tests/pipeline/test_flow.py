@@ -63,10 +63,7 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(
-    toy: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
-):
-    monkeypatch.setenv("SHELL", "/bin/sh")  # as under cron and systemd; dash does not make way for its only command
+def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
     mortal = f"exec {sys.executable} -m pipeline.processes $PPID 15 sleep 300"  # as run_stage: it dies with its DVC
     (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
     with subprocess.Popen(
