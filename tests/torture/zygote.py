@@ -85,7 +85,8 @@ def work(job: Job) -> None:
 
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        for said in (sys.stdout, sys.stderr):  # os._exit would lose it, where PYTHONUNBUFFERED is not set
+            said.flush()
         sabotage.root, points = "/nowhere", sabotage.points
         if job.get("points"):
             with suppress(OSError):  # the disk may be full
