@@ -20,10 +20,15 @@ def item_of(name: str, content: bytes) -> Item:
     return Item(name, len(content), hashlib.sha256(content).hexdigest())
 
 
+def packed(content: bytes) -> bytes:
+    """Gzipped, the same bytes at any time: tests are named by them."""
+    return gzip.compress(content, mtime=0)
+
+
 def write_packed(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        (folder / f"{name}.gz").write_bytes(packed(content))
     return folder
 
 

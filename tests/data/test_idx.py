@@ -1,10 +1,9 @@
-import gzip
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import idx_bytes
+from data_files import idx_bytes, packed
 
 from vaeline.data.idx import read_idx
 from vaeline.errors import UserError
@@ -13,7 +12,7 @@ IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 WHOLE = idx_bytes(IMAGES)
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("pack", [bytes, packed])
 def test_idx_round_trips_plain_and_gzipped(tmp_path: Path, pack) -> None:
     path = tmp_path / "images"
     path.write_bytes(pack(WHOLE))
@@ -33,11 +32,11 @@ def test_idx_round_trips_plain_and_gzipped(tmp_path: Path, pack) -> None:
         (WHOLE + b"x", "more bytes after its header; allowed: exactly 2 x 3 x 4 = 24"),
         (WHOLE[:4] + struct.pack(">3I", 0, 3, 4), "its header claims 0 x 3 x 4 bytes"),
         (WHOLE[:4] + b"\xff" * 12 + bytes(24), "claims 4294967295 x 4294967295 x 4294967295 bytes"),
-        (gzip.compress(WHOLE[:4] + b"\xff" * 12 + bytes(24)), "claims 4294967295 x 4294967295 x 4294967295 bytes"),
-        (gzip.compress(WHOLE)[:-9], "broken gzip"),
-        (gzip.compress(WHOLE[:-1]), "only 23 bytes after its header; allowed: exactly 2 x 3 x 4"),
-        (gzip.compress(WHOLE)[:-8] + bytes(8), "broken gzip: CRC check failed"),
-        (gzip.compress(WHOLE)[:10] + bytes([255] * 20), "broken gzip"),
+        (packed(WHOLE[:4] + b"\xff" * 12 + bytes(24)), "claims 4294967295 x 4294967295 x 4294967295 bytes"),
+        (packed(WHOLE)[:-9], "broken gzip"),
+        (packed(WHOLE[:-1]), "only 23 bytes after its header; allowed: exactly 2 x 3 x 4"),
+        (packed(WHOLE)[:-8] + bytes(8), "broken gzip: CRC check failed"),
+        (packed(WHOLE)[:10] + bytes([255] * 20), "broken gzip"),
     ],
 )  # fmt: skip
 def test_anything_but_a_whole_idx_file_is_refused_by_name(tmp_path: Path, content: bytes, says: str) -> None:

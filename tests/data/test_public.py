@@ -1,4 +1,3 @@
-import gzip
 import logging
 import shutil
 import socket
@@ -11,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from data_files import write_packed
+from data_files import packed, write_packed
 
 from vaeline.data import download, public
 from vaeline.data.catalogue import PUBLIC_SETS
@@ -98,7 +97,7 @@ def fetched(tmp_path: Path) -> dict[str, bytes]:
 
 
 def packed(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
+    return {f"{name}.gz": packed(content) for name, content in files.items()}
 
 
 @pytest.mark.parametrize("layout", ["plain", "packed", "in a folder named by the set"])
@@ -146,10 +145,10 @@ def test_a_mirror_serves_where_nothing_is_local(
         (None, "Not Found"),
         (b"hang", "no answer in 0.5 s"),
         (b"cut", f"{IMAGES}: Not a gzipped file"),
-        (gzip.compress(b"other"), f"{IMAGES}: ends after 5 of 616 bytes"),
-        (gzip.compress(bytes(616)), f"{IMAGES}: SHA-256 is"),
-        (gzip.compress(bytes(10_000)), f"{IMAGES}: more than the 616 bytes expected"),
-        (gzip.compress(bytes(616))[:-4], f"{IMAGES}: Compressed file ended"),
+        (packed(b"other"), f"{IMAGES}: ends after 5 of 616 bytes"),
+        (packed(bytes(616)), f"{IMAGES}: SHA-256 is"),
+        (packed(bytes(10_000)), f"{IMAGES}: more than the 616 bytes expected"),
+        (packed(bytes(616))[:-4], f"{IMAGES}: Compressed file ended"),
         (b"<html>log in</html>", f"{IMAGES}: Not a gzipped file"),
     ],
 )
