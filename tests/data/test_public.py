@@ -1,3 +1,4 @@
+import gzip
 import logging
 import shutil
 import socket
@@ -96,7 +97,7 @@ def fetched(tmp_path: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in target.iterdir()}
 
 
-def packed(files: dict[str, bytes]) -> dict[str, bytes]:
+def mirrored(files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{name}.gz": packed(content) for name, content in files.items()}
 
 
@@ -123,7 +124,7 @@ def test_the_debian_package_s_folder_comes_before_the_mirrors(
 ) -> None:
     fake_dpkg(tmp_path / "bin", write_packed(tmp_path / "debian", tiny_set))
     requests: list[str] = []
-    with serving(packed(tiny_set), requests) as address, caplog.at_level(logging.INFO):
+    with serving(mirrored(tiny_set), requests) as address, caplog.at_level(logging.INFO):
         closed_ways(address)
         assert fetched(tmp_path) == tiny_set
     assert not requests
@@ -133,7 +134,7 @@ def test_the_debian_package_s_folder_comes_before_the_mirrors(
 def test_a_mirror_serves_where_nothing_is_local(
     tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, caplog
 ) -> None:
-    with serving(packed(tiny_set)) as address, caplog.at_level(logging.INFO):
+    with serving(mirrored(tiny_set)) as address, caplog.at_level(logging.INFO):
         closed_ways(address)
         assert fetched(tmp_path) == tiny_set
     assert f"taken from torchvision's mirror {address.rstrip('/')}" in caplog.text
@@ -155,9 +156,9 @@ def test_a_mirror_serves_where_nothing_is_local(
 def test_a_mirror_that_fails_is_left_for_the_next(
     tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, content: bytes | None, says: str
 ) -> None:
-    bad = {name: body for name, body in packed(tiny_set).items() if name != f"{IMAGES}.gz"}
+    bad = {name: body for name, body in mirrored(tiny_set).items() if name != f"{IMAGES}.gz"}
     bad |= {} if content is None else {f"{IMAGES}.gz": content}
-    with serving(bad) as broken, serving(packed(tiny_set)) as good:
+    with serving(bad) as broken, serving(mirrored(tiny_set)) as good:
         closed_ways(broken, good)
         assert fetched(tmp_path) == tiny_set
         closed_ways(broken)
