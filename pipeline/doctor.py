@@ -18,6 +18,7 @@ from vaeline.workspace import PARAMS, RAW, repository_root
 
 GIGABYTE = 1e9
 ROOM, LEAST_ROOM = 5 * GIGABYTE, 1 * GIGABYTE
+OWN = "work in a clone of your own"
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,16 @@ def python() -> Finding:
 
 def git() -> Finding:
     """Git, and a repository around the working folder: DVC needs both."""
+    from pipeline.repro import complaint
+
     if shutil.which("git") is None:
         return Finding("fail", "git", "not installed", "sudo apt install git")
     inside = _said("git", "rev-parse", "--show-toplevel")
     if inside.returncode:
-        complaint = (inside.stderr.strip().splitlines() or ["not a repository"])[-1]
-        return Finding("fail", "git", complaint, "work in a clone: `git clone`, or `git init` in an unpacked archive")
+        mend = "work in a clone: `git clone`, or `git init` in an unpacked archive"
+        if "dubious ownership" in inside.stderr:
+            mend = f"git config --global --add safe.directory {repository_root()}"
+        return Finding("fail", "git", complaint(inside.stderr), mend)
     return Finding("ok", "git", f"{_said('git', '--version').stdout.strip()}, repository {inside.stdout.strip()}")
 
 
@@ -77,7 +82,8 @@ def dvc() -> Finding:
         stale = sorted(stale_stages(patience=5))
         empty = empty_runs()
     except UserError as error:
-        return Finding("fail", "dvc", str(error), "git checkout dvc.yaml dvc.lock")
+        mend = OWN if "Permission denied" in str(error) else "git checkout dvc.yaml dvc.lock"
+        return Finding("fail", "dvc", str(error), mend)
     if empty:
         seen = f"{empty[0]} is empty: a DVC that was killed left it, and `dvc repro` fails at it"
         return Finding("fail", "dvc", seen, f"find {empty[0].parents[1]} -type d -empty -delete")
@@ -175,9 +181,11 @@ def tracking() -> Finding:
         database.close()
     except sqlite3.Error as error:
         verdict = str(error)
-    if verdict != "ok" or not os.access(path, os.W_OK):
-        seen = f"{path}: {verdict if verdict != 'ok' else 'cannot be written'}"
-        return Finding("fail", "tracking", seen, f"move {path} away: a new one is made, `vaeline sync` fills it again")
+    if not os.access(path, os.W_OK):
+        return Finding("fail", "tracking", f"{path}: cannot be written", OWN)
+    if verdict != "ok":
+        mend = f"move {path} away: a new one is made, `vaeline sync` fills it again"
+        return Finding("fail", "tracking", f"{path}: {verdict}", mend)
     if unsent := sum(1 for spool in all_spools() if not spool.is_sent()):
         return Finding("warn", "tracking", f"{path}, {unsent} runs not wholly sent", "vaeline sync")
     return Finding("ok", "tracking", str(path))
@@ -214,7 +222,7 @@ def disk() -> Finding:
     free = shutil.disk_usage(folder).free
     seen = f"{free / GIGABYTE:.1f} GB free at {folder}"
     if not os.access(folder, os.W_OK):
-        return Finding("fail", "disk", f"{folder} cannot be written", "work in a folder of your own")
+        return Finding("fail", "disk", f"{folder} cannot be written", OWN)
     if free < ROOM:
         return Finding("fail" if free < LEAST_ROOM else "warn", "disk", seen, "free some: `dvc gc -w`, `mlflow gc`")
     return Finding("ok", "disk", seen)

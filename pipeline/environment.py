@@ -1,14 +1,17 @@
 """Where things run, by environment variables; all of them defaults that the user's own environment overrides."""
 
+import getpass
 import os
 import sys
 from pathlib import Path
 
 from vaeline.errors import UserError
-from vaeline.workspace import repository_root, state_folder
+from vaeline.workspace import make_state_folder, repository_root
 
 SETTINGS = ("PREFECT_", "MLFLOW_")
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
+# a Git hook's: of the repository that it runs for, where a command is to work in that of its folder
+REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
 def prepare_environment() -> None:
@@ -17,9 +20,9 @@ def prepare_environment() -> None:
     No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
     in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
     Blank settings count as not set; a password for a server to be started here is its clients' too.
+    Raises UserError where `.vaeline` can be no folder.
     """
-    state = state_folder()
-    state.mkdir(parents=True, exist_ok=True)
+    state = make_state_folder()
     line = "%(asctime)s | %(levelname)-7s | "
     defaults = {
         "DO_NOT_TRACK": "1",
@@ -35,13 +38,26 @@ def prepare_environment() -> None:
     }
     for name in [name for name, value in os.environ.items() if name.startswith(SETTINGS) and not value]:
         del os.environ[name]  # left blank in an environment file, which to Prefect is a value
-    for name, value in defaults.items():
+    for name in REPOSITORY:
+        os.environ.pop(name, None)
+    for name, value in (defaults | _of_nobody(state)).items():
         os.environ.setdefault(name, value)
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # a server started here asks its clients for it
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     here = str(Path(sys.executable).parent)
-    others = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder != here]
+    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])
+    os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
+
+
+def _of_nobody(state: Path) -> dict[str, str]:
+    """A name and a home for a user whom the machine does not know, as in a container: DVC and Prefect ask for them."""
+    try:
+        getpass.getuser()
+        Path.home()
+    except (OSError, KeyError, RuntimeError):
+        return {"USER": f"uid{os.getuid()}", "HOME": str(state)}
+    return {}
 
 
 def enter_workspace() -> None:

@@ -190,6 +190,12 @@ def _outcome(stage: str, line: str) -> Outcome | None:
     return None
 
 
+def complaint(said: str) -> str:
+    """What Git found wrong, in one line: advice may follow it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["failed"]
+    return next((line.removeprefix("fatal: ") for line in lines if line.startswith("fatal: ")), lines[-1])
+
+
 def reason(tail: Sequence[str], code: int) -> str:
     """What says most: the stage's `error:` lines, else a traceback's last line, else DVC's `ERROR:`, else the code."""
     if told := [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]:

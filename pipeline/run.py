@@ -1,7 +1,6 @@
 """`vaeline run`: the flow once, in this process, with Prefect's server for the time of it where none is known."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -36,7 +35,7 @@ def main() -> None:
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
     found = registered.registered()
-    sys.stdout.write("\n" + report.summary(found.version if found else None))
+    print("\n" + report.summary(found.version if found else None), end="")  # noqa: T201
 
 
 @contextmanager

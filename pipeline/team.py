@@ -23,7 +23,7 @@ from pipeline.turns import TEAM_STORE
 from vaeline.errors import UserError
 from vaeline.training.device import pick_device
 from vaeline.training.team import ALONE, Team
-from vaeline.workspace import state_folder
+from vaeline.workspace import make_state_folder
 
 PATIENCE_S = 60.0  # for the others to end after the leader's last step
 
@@ -122,8 +122,7 @@ def _wait(others: Sequence[Process]) -> None:
 
 
 def _log(rank: int) -> Path:
-    state_folder().mkdir(parents=True, exist_ok=True)
-    return state_folder() / f"train-process-{rank}.log"
+    return make_state_folder() / f"train-process-{rank}.log"
 
 
 def _epitaph(rank: int, process: Process) -> str:

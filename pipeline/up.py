@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline import daemons
 from pipeline.processes import Process
+from pipeline.repro import reason
 from pipeline.servers import (
     HOST,
     LOOPBACK,
@@ -26,7 +27,7 @@ from pipeline.servers import (
 from vaeline.errors import UserError
 from vaeline.tracking.locks import locked
 from vaeline.tracking.store import artifact_location, redact, tracking_uri
-from vaeline.workspace import state_folder
+from vaeline.workspace import make_state_folder, state_folder
 
 WORKER = "worker"
 PATIENCE_S = {WORKER: 40.0, PREFECT: 20.0, MLFLOW: 20.0}  # a worker waits for its runs, which write checkpoints
@@ -72,8 +73,7 @@ def down(say: Say) -> None:
 
 
 def _alone() -> AbstractContextManager[None]:
-    state_folder().mkdir(parents=True, exist_ok=True)
-    return locked(state_folder() / "up.lock")
+    return locked(make_state_folder() / "up.lock")
 
 
 def _start(say: Say, daemon: str, port: int, host: str, make: Callable[[int], Server]) -> list[tuple[Server, Process]]:
@@ -127,9 +127,10 @@ def _wait_for_words(process: Process, words: str) -> None:
     """Return once the worker has said so. Raises UserError where it ends first, or is silent."""
     log, deadline = daemons.log_of(WORKER), time.monotonic() + START_S
     while words not in (text := log.read_text(errors="replace")):
-        if process.poll() is not None or time.monotonic() > deadline:
-            lines = [line for line in text.splitlines() if line.strip()]
-            raise UserError(f"the worker did not start: {lines[-1] if lines else 'no output'} (see {log})")
+        code = process.poll()
+        if code is not None or time.monotonic() > deadline:
+            why = f"silent for {START_S:.0f} s" if code is None else reason(text.splitlines(), code)
+            raise UserError(f"the worker did not start: {why} (see {log})")
         time.sleep(0.2)
 
 

@@ -6,9 +6,12 @@ scheduled again: DVC then finds the stages that are done, and training its check
 
 import logging
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -53,7 +56,7 @@ def work() -> None:
     _reach(_make_pool)
     _reach(settle)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    here = {attempts.WORKSPACE: str(Path.cwd()), "PYTHONPATH": _module_path()}
+    here = {attempts.WORKSPACE: str(Path.cwd()), "PYTHONPATH": _module_path(), "TMPDIR": str(_own_folder())}
     os.execve(sys.executable, command, RETRIES | os.environ | here)
 
 
@@ -100,6 +103,16 @@ def _reach(act: Callable[[SyncPrefectClient], None]) -> None:
             act(client)
     except (HTTPError, RuntimeError) as error:
         raise UserError(f"Prefect at {redact(os.environ.get('PREFECT_API_URL', ''))}: {told(error)}") from None
+
+
+def _own_folder() -> Path:
+    """For temporary files: Prefect keeps some under a name of its own, which the machine's first user would own."""
+    folder = Path(tempfile.gettempdir()) / f"vaeline-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not stat.S_ISDIR(folder.lstat().st_mode) or folder.lstat().st_uid != os.getuid():
+        raise UserError(f"{folder}: must be a folder of this user's; else name another place for such in TMPDIR")
+    return folder
 
 
 def _module_path() -> str:

@@ -10,6 +10,12 @@ import sys
 # makes training some thirty times slower than its share of the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# Servers started here answer on this machine alone, which a proxy does not reach. Both spellings: the lower wins.
+direct = [*os.environ.get("no_proxy", "").split(","), *os.environ.get("NO_PROXY", "").split(",")]
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
+    dict.fromkeys([*filter(None, direct), "127.0.0.1", "localhost"])
+)
+
 PARENT = os.getppid()  # of a stage, before the seconds that its imports take, in which it may lose it
 if sys.argv[0] == "-m":  # a stage is being started: until it answers to them, signals end it without a traceback
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -1,6 +1,7 @@
 """How programs start and end here: one clear line for what the user can mend, exit codes, plain log lines."""
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from pipeline.turns import stage_turn
 from vaeline.errors import TRY_AGAIN, TransientError, UserError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # numpy, safetensors and torch each have their own words for it, without an errno
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
@@ -43,7 +45,7 @@ def run_and_leave(main: Callable[[], None]) -> NoReturn:
     except SystemExit as end:
         if end.code in (130, 143):
             logging.shutdown()
-            sys.stdout.flush()
+            print(end="", flush=True)  # noqa: T201
             os._exit(int(end.code))
         raise
 
@@ -61,9 +63,13 @@ def _in_turn(main: Callable[[], None]) -> None:
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
 
-    `UserError`, a full disk and exhausted memory are told in one line each; any other exception is a bug
-    and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
+    `UserError`, a full disk, a file that is not the user's and exhausted memory are told in one line each; any other
+    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, every child ends with 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -91,6 +97,8 @@ def explain(error: BaseException) -> list[str] | None:
     if _disk_is_full(error):
         name = getattr(error, "filename", None)
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; work in a clone of your own"]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None

@@ -18,7 +18,7 @@ from typing import IO
 
 from pipeline.experiments import differences
 from pipeline.processes import Process, spawn, stop
-from pipeline.repro import reason
+from pipeline.repro import complaint, reason
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.digests import model_digest, value_digest
 from vaeline.errors import UserError
@@ -26,7 +26,7 @@ from vaeline.strict import read_yaml
 from vaeline.tracking.launch import CODE
 from vaeline.tracking.locks import acquire, locked
 from vaeline.tracking.provenance import flatten_metrics
-from vaeline.workspace import MODEL, PARAMS, REPORTS, repository_root, state_folder
+from vaeline.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
 
 
 @dataclass
@@ -89,11 +89,11 @@ class Running:
 
 def read_baseline() -> Baseline:
     """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
+    git("rev-parse", "--git-dir")  # its own words where it sees no repository here, or does not trust its owner
     commit = git("rev-parse", "--verify", "-q", "HEAD", check=False)
     if not commit:
         raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
-    state_folder().mkdir(parents=True, exist_ok=True)
-    with locked(state_folder() / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
+    with locked(make_state_folder() / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
         diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
         stash = git("stash", "create", "vaeline sweep")
     return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(PARAMS))
@@ -161,7 +161,7 @@ def git(*arguments: str, cwd: Path | None = None, check: bool = True) -> str:
     """What a Git command says. Raises UserError with its own words where it fails."""
     done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
     if check and done.returncode:
-        raise UserError(f"git {arguments[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise UserError(f"git {arguments[0]}: {complaint(done.stderr)}")
     return done.stdout.strip()
 
 
@@ -171,12 +171,14 @@ def _make_clone(baseline: Baseline, clone: Path, cache: Path) -> None:
     shutil.rmtree(clone, ignore_errors=True)
     clone.parent.mkdir(exist_ok=True)
     git("clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
+    objects = Path(root, git("rev-parse", "--git-path", "objects", cwd=root))
+    # --shared does just this, but not for a shallow repository
+    (clone / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n", encoding="utf-8")
     git("checkout", "-q", "--detach", baseline.commit, cwd=clone)
     if baseline.stash:
         git("stash", "apply", "-q", baseline.stash, cwd=clone)
-    for name in ("user.name", "user.email"):  # DVC commits the experiment
-        if value := git("config", name, check=False):
-            git("config", name, value, cwd=clone)
+    for name, nobody in (("user.name", "vaeline"), ("user.email", "vaeline@localhost")):  # DVC commits the experiment
+        git("config", name, git("config", name, check=False) or nobody, cwd=clone)
     if (root / "dvc.lock").exists():
         shutil.copy(root / "dvc.lock", clone / "dvc.lock")
     _share_cache(root, clone, cache)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vaeline.errors import UserError
+
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
 MODEL = Path("models")
@@ -15,14 +17,27 @@ def repository_root() -> Path:
 
     DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
     tracking store. VAELINE_ROOT names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
-    it is the nearest folder upwards with a `.dvc`, else the current one.
+    it is the nearest folder upwards with a `.dvc`, else the current one. Raises UserError where that was deleted.
     """
     if root := os.environ.get("VAELINE_ROOT") or os.environ.get("DVC_ROOT"):
         return Path(root)
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted: cd to one that is there") from None
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def state_folder() -> Path:
     """`.vaeline/` at the repository's root: tracking store, checkpoints, spools. Never versioned."""
     return repository_root() / ".vaeline"
+
+
+def make_state_folder() -> Path:
+    """`.vaeline/`, made where it is missing. Raises UserError where something else has its name."""
+    state = state_folder()
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{state}: must be a folder, found a file or a link to what is not there") from None
+    return state

@@ -48,6 +48,14 @@ def test_a_folder_without_git_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert str(finding).count("\n") == 1
 
 
+def test_a_repository_that_git_does_not_trust_is_found(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    finding = doctor.git()
+    assert finding.level == "fail"
+    assert "detected dubious ownership" in finding.seen
+    assert finding.mend == f"git config --global --add safe.directory {toy}"
+
+
 def test_a_named_source_that_is_not_there_is_found(toy: Path):
     write_params(toy, "kind: digits", "kind: folder\n    path: pictures")
     assert doctor.data_source().level == "fail"

@@ -1,5 +1,7 @@
 """Exit codes and words of a stage, whatever ends it."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -17,17 +19,16 @@ from vaeline.errors import UserError
 START = "from pipeline.stages.entry import run_stage\nfrom vaeline.errors import UserError\n"
 
 
-def start(body: str, cwd: Path) -> subprocess.Popen[str]:
-    """A stage with this `main`."""
+def start(body: str, cwd: Path, *within: str) -> subprocess.Popen[str]:
+    """A stage with this `main`, run by a command where one is given."""
     code = f"{START}def main():\n{textwrap.indent(textwrap.dedent(body), '    ')}\nrun_stage(main)\n"
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", code], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [*within, sys.executable, "-u", "-c", code]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def end(body: str, cwd: Path) -> tuple[int, str]:
+def end(body: str, cwd: Path, *within: str) -> tuple[int, str]:
     """Exit code and stderr of a stage with this `main`."""
-    with start(body, cwd) as process:
+    with start(body, cwd, *within) as process:
         _, errors = process.communicate()
     return process.returncode, errors
 
@@ -92,6 +93,29 @@ def test_a_missing_file_is_not_taken_for_a_full_disk(tmp_path: Path):
     with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "nothing").read_bytes()
     assert explain(caught.value) is None
+
+
+def test_a_file_that_is_not_the_users_is_named():
+    error = PermissionError(errno.EACCES, "Permission denied", "/srv/vaeline/.vaeline/run.lock")
+    assert explain(error) == [
+        f"/srv/vaeline/.vaeline/run.lock: Permission denied, for user {os.geteuid()}; work in a clone of your own"
+    ]
+
+
+def test_a_child_that_fails_is_seen_where_a_supervisor_has_its_signal_ignored(tmp_path: Path):
+    body = "import subprocess, sys; sys.exit(subprocess.call(['false']))"
+    assert end(body, tmp_path, "env", "--ignore-signal=CHLD") == (1, "")
+
+
+def test_a_terminal_that_cannot_show_a_letter_is_no_reason_to_end(tmp_path: Path):
+    assert end("print(chr(177))", tmp_path, "env", "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0") == (0, "")
+
+
+def test_nobody_need_listen(tmp_path: Path):
+    assert end("print('told'); raise KeyboardInterrupt", tmp_path, "sh", "-c", 'exec "$@" >&-', "sh") == (
+        130,
+        "interrupted\n",
+    )
 
 
 def test_exhausted_memory_is_told():

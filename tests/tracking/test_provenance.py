@@ -65,6 +65,15 @@ def test_the_commit_is_told_and_a_clean_tree_is_clean(checkout: Path):
     assert start.diff == b""
 
 
+def test_a_repository_that_git_does_not_trust_is_told_with_the_way_out(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert "vaeline.git_commit" not in run_start(PARAMS).tags
+    (said,) = caplog.messages
+    assert said.endswith(f"git config --global --add safe.directory {checkout}")
+
+
 def test_changed_tracked_files_are_told_as_a_diff_but_not_the_lock_that_dvc_writes(checkout: Path):
     (checkout / "dvc.lock").write_text("b")
     assert run_start(PARAMS).tags["vaeline.git_dirty"] == "false"

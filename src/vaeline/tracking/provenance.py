@@ -3,6 +3,7 @@
 import getpass
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from vaeline.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends
+DISTRUST = b"dubious ownership"  # what Git says of another user's repository
 UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more than 8000
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
@@ -31,6 +33,8 @@ LATENT_METRICS = {
     "latent/frechet_cnn_features/reconstructions": "test_latent_frechet_reconstructions",
     "latent/frechet_cnn_features/prior_samples": "test_latent_frechet_prior_samples",
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class RunStart:
 
 def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
     """Describe a run of these params on this working tree and this prepared data (if it is there)."""
-    commit, diff = _git("rev-parse", "HEAD").decode().strip(), _uncommitted()
+    commit = _git("rev-parse", "HEAD").decode().strip()
+    diff = _uncommitted() if commit else b""
     tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     tags["vaeline.versions"] = json.dumps(versions())
     if commit:
@@ -178,8 +183,14 @@ def _untracked() -> list[str]:
 
 
 def _git(*arguments: str) -> bytes:
-    """What a git command says; empty where there is no git or no repository."""
+    """What a git command says; empty where there is no git or no repository, or Git does not trust its owner."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if DISTRUST in (getattr(error, "stderr", None) or b""):
+            log.warning(
+                "the commit is not recorded: this folder is another user's; "
+                "to trust it: git config --global --add safe.directory %s",
+                Path.cwd(),
+            )
         return b""

@@ -22,7 +22,7 @@ def pick_device() -> torch.device:
         if not threads.isascii() or not threads.isdigit() or not 1 <= int(threads) <= 1024:
             raise UserError(f"VAELINE_THREADS: must be a whole number from 1 to 1024, found {threads!r}")
         torch.set_num_threads(int(threads))
-    wanted = os.environ.get("VAELINE_DEVICE", "auto")
+    wanted = os.environ.get("VAELINE_DEVICE") or "auto"
     if wanted not in ("cpu", "cuda", "auto"):
         raise UserError(f"VAELINE_DEVICE: allowed: cpu, cuda, auto; found {wanted!r}")
     present = wanted != "cpu" and torch.cuda.is_available()

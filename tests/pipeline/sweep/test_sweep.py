@@ -16,8 +16,9 @@ from prefect.exceptions import ParameterTypeError
 from workbench import execute, lines_with, runs, tiny_clone, vaeline
 
 from pipeline.sweep.state import folder
-from pipeline.sweep.trial import clear, read_baseline
+from pipeline.sweep.trial import _make_clone, clear, read_baseline
 from pipeline.sweep_flow import sweep_flow
+from vaeline.errors import UserError
 from vaeline.tracking.locks import locked
 
 
@@ -126,6 +127,26 @@ def test_trials_may_begin_at_the_same_moment(repository: Path, monkeypatch: pyte
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: read_baseline().identity, range(12)))
     assert len({str(identity) for identity in found}) == 1
+
+
+def test_a_shallow_clones_changes_are_in_its_trials_and_dvc_can_commit_there(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shallow = tmp_path / "shallow"
+    execute("git", "clone", "-q", "--depth", "1", f"file://{repository}", str(shallow), cwd=tmp_path)
+    monkeypatch.chdir(shallow)
+    Path("seed.txt").write_text("changed")
+    _make_clone(read_baseline(), tmp_path / "work" / "trial", repository / ".dvc" / "cache")
+    assert (tmp_path / "work" / "trial" / "seed.txt").read_text() == "changed"
+    said = execute("git", "config", "user.email", cwd=tmp_path / "work" / "trial").stdout
+    assert said == "vaeline@localhost\n", "nobody said who they are"
+
+
+def test_a_repository_of_another_user_is_refused_in_gits_words(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UserError, match=r"^git rev-parse: detected dubious ownership in repository at '.*'$"):
+        read_baseline()
 
 
 def test_a_clone_at_work_is_not_cleared_away(repository: Path, monkeypatch: pytest.MonkeyPatch):
