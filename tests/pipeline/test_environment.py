@@ -10,7 +10,7 @@ from workbench import ROOT, execute, vaeline
 from pipeline.environment import prepare_environment
 from pipeline.servers import mlflow_server
 from vaeline.errors import UserError
-from vaeline.tracking.store import set_environment
+from vaeline.tracking.store import OURS, set_environment
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,8 @@ def test_each_user_has_a_folder_for_the_workers_temporary_files(monkeypatch: pyt
 
 
 def test_a_users_limits_for_mlflow_win_and_a_parents_do_not():
-    os.environ.pop("MLFLOW_HTTP_REQUEST_TIMEOUT", None)
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", OURS):
+        os.environ.pop(name, None)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "9"
     set_environment(5, 0)
     set_environment(20, 1)  # a child, with its own
