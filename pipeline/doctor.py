@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.stages.entry import OWN
 from vaeline.config import Params, read_params
 from vaeline.config_data import Digits, Download, Shapes
 from vaeline.errors import UserError
+from vaeline.tracking.provenance import DISTRUST, TRUST
 from vaeline.workspace import PARAMS, RAW, repository_root
 
 GIGABYTE = 1e9
 ROOM, LEAST_ROOM = 5 * GIGABYTE, 1 * GIGABYTE
-OWN = "work in a clone of your own"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def git() -> Finding:
     inside = _said("git", "rev-parse", "--show-toplevel")
     if inside.returncode:
         mend = "work in a clone: `git clone`, or `git init` in an unpacked archive"
-        if "dubious ownership" in inside.stderr:
-            mend = f"git config --global --add safe.directory {repository_root()}"
+        if DISTRUST in inside.stderr:
+            mend = f"{TRUST} {repository_root()}"
         return Finding("fail", "git", complaint(inside.stderr), mend)
     return Finding("ok", "git", f"{_said('git', '--version').stdout.strip()}, repository {inside.stdout.strip()}")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.repro import DVC, stream
+from pipeline.repro import DVC, complaint, stream
 from vaeline.errors import UserError
 from vaeline.tracking.lineage import Changes, Lineage
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
@@ -180,5 +180,5 @@ def _told(*arguments: str) -> str:
     """What git says. Raises UserError with its complaint."""
     done = _git(*arguments)
     if done.returncode:
-        raise UserError(f"git: {done.stderr.decode(errors='replace').strip().splitlines()[-1]}")
+        raise UserError(f"git: {complaint(done.stderr.decode(errors='replace'))}")
     return done.stdout.decode().strip()

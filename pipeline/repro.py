@@ -172,7 +172,7 @@ def cache_folder() -> Path:
     """DVC's cache. Raises UserError with DVC's words."""
     done = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"dvc cache dir: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise UserError(f"dvc cache dir: {complaint(done.stderr)}")
     return Path(done.stdout.strip())
 
 
@@ -191,7 +191,7 @@ def _outcome(stage: str, line: str) -> Outcome | None:
 
 
 def complaint(said: str) -> str:
-    """What Git found wrong, in one line: advice may follow it."""
+    """What Git (`fatal:`, advice may follow it) or DVC found wrong, in one line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["failed"]
     return next((line.removeprefix("fatal: ") for line in lines if line.startswith("fatal: ")), lines[-1])
 

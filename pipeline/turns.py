@@ -14,7 +14,7 @@ from typing import Literal
 
 from vaeline.errors import UserError
 from vaeline.tracking.locks import acquire
-from vaeline.workspace import repository_root, state_folder
+from vaeline.workspace import make_state_folder, repository_root
 
 WhenBusy = Literal["wait", "skip"]
 TEAM_STORE = "VAELINE_TEAM_STORE"  # where the processes meet that train one model together
@@ -32,8 +32,7 @@ def workspace_lock(log: Callable[[str], None], when_busy: WhenBusy = "wait") -> 
     A second one waits, and says for whom, or raises BusyError. The same holds while the stage of a `dvc repro`, or
     what a killed run left, is at work.
     """
-    folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_state_folder()
     run = _take(folder / "run.lock", log, when_busy)
     try:
         os.truncate(run, 0)
@@ -66,11 +65,11 @@ def stage_turn() -> Iterator[None]:
     if os.environ.get(TEAM_STORE) and os.environ.get("RANK") != "0":  # its leader holds the turn
         yield
         return
-    folder = state_folder()
-    if not folder.parent.exists() or not Path.cwd().samefile(repository_root()):
+    root = repository_root()
+    if not root.exists() or not Path.cwd().samefile(root):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_state_folder()
     stage = acquire(folder / "stage.lock", shared=True)
     try:
         run = acquire(folder / "run.lock", wait=False, shared=True)

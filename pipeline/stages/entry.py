@@ -17,6 +17,7 @@ from vaeline.errors import TRY_AGAIN, TransientError, UserError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+OWN = "work in a clone of your own"
 # numpy, safetensors and torch each have their own words for it, without an errno
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
@@ -98,7 +99,7 @@ def explain(error: BaseException) -> list[str] | None:
         name = getattr(error, "filename", None)
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
     if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
-        return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; work in a clone of your own"]
+        return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None

@@ -19,7 +19,8 @@ from vaeline.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends
-DISTRUST = b"dubious ownership"  # what Git says of another user's repository
+DISTRUST = "dubious ownership"  # what Git says of another user's repository
+TRUST = "git config --global --add safe.directory"  # the way out, with the repository's folder
 UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more than 8000
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
@@ -187,10 +188,8 @@ def _git(*arguments: str) -> bytes:
     try:
         return subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        if DISTRUST in (getattr(error, "stderr", None) or b""):
+        if DISTRUST.encode() in (getattr(error, "stderr", None) or b""):
             log.warning(
-                "the commit is not recorded: this folder is another user's; "
-                "to trust it: git config --global --add safe.directory %s",
-                Path.cwd(),
+                "the commit is not recorded: this folder is another user's; to trust it: %s %s", TRUST, Path.cwd()
             )
         return b""
