@@ -23,8 +23,8 @@ from vaeline.core.estimators import log_likelihood
 from vaeline.core.model import VAE
 from vaeline.core.priors import VampPrior
 from vaeline.data.prepared import load_split
-from vaeline.evaluation import Pixels, bound
-from vaeline.models import load_model
+from vaeline.evaluation.split_metrics import Pixels, bound
+from vaeline.serving.model_files import load_model
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 
 COARSE, FINE = 100, 5000  # samples

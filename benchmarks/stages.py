@@ -37,7 +37,7 @@ TINY = {
 # runs a stage, whole or with an empty `main`, and writes the libraries that it imported, in their order
 RUNNING = """
 import atexit, runpy, sys
-import pipeline.stages.entry as entry
+import pipeline.services.program as entry
 listing, stage, part = sys.argv[1:]
 def write():
     ours = ("vaeline", "pipeline", "__main__")

@@ -14,9 +14,9 @@ import torch
 from benchmarks.row import Row
 from benchmarks.training import one_thread
 from vaeline.config import Params, read_params
-from vaeline.tracking.locks import locked
+from vaeline.io.locks import locked
+from vaeline.tracking.outbox import Spool
 from vaeline.tracking.runs import open_training_run, run_start
-from vaeline.tracking.spool import Spool
 from vaeline.training.splits import Splits
 from vaeline.training.tracker import NullTracker, Tracker
 from vaeline.training.trainer import train

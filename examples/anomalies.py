@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 import vaeline
-from vaeline.data.images import read_folder
-from vaeline.data.npz import read_npz
+from vaeline.data.sources.images import read_folder
+from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 
 SHOWN, EDGE = 10, 96  # images in the table and the picture, and pixels of each there

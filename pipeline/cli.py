@@ -10,10 +10,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.commands import consume, lineage, operate, registry, sweep
-from pipeline.environment import enter_workspace, prepare_environment
-from pipeline.stages.entry import run_program
+from pipeline.services.environment import enter_workspace, prepare_environment
+from pipeline.services.program import run_program
 from vaeline.config import read_params
-from vaeline.workspace import PARAMS
+from vaeline.io.workspace import PARAMS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -37,15 +37,15 @@ def run() -> None:
     enter_workspace()
     read_params(PARAMS)  # a typing mistake is told before any server starts
     prepare_environment()
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.run"])  # above this module: imports point downwards
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.flows.run"])  # above this module: imports point downwards
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
     """Run a named experiment by `dvc exp run`, to which further options go (--temp, -S ...); no name: list them."""
     enter_workspace()
-    from pipeline.experiments import overrides, read_experiments
-    from vaeline.strict import read_yaml
+    from pipeline.sweep.experiments import overrides, read_experiments
+    from vaeline.io.yaml_config import read_yaml
 
     experiments = read_experiments()
     if not name:
@@ -61,7 +61,7 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
 def ui() -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
     prepare_environment()
-    from pipeline.servers import serve
+    from pipeline.services.servers import serve
 
     try:
         serve(typer.echo)
@@ -83,7 +83,7 @@ def doctor() -> None:
     """Check everything a run needs and say how to mend what is missing."""
     enter_workspace()
     prepare_environment()
-    from pipeline.doctor import examine
+    from pipeline.commands.doctor import examine
 
     failed = False
     for finding in examine():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vaeline import config, config_data
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"vaeline": ROOT / "src", "pipeline": ROOT}
@@ -107,7 +107,7 @@ def test_core_and_data_do_not_know_each_other():
 
 
 def test_core_takes_plain_values_and_touches_no_files():
-    forbidden = {"vaeline.config", "vaeline.workspace", "vaeline.strict", "logging", "pathlib", "os", "json"}
+    forbidden = {"vaeline.config", "vaeline.io.workspace", "vaeline.io.yaml_config", "logging", "pathlib", "os", "json"}
     core = [module for module in modules() if module.startswith("vaeline.core")]
     assert core
     assert not [f"{module} -> {other}" for module in core for other in imports(module) & forbidden]
@@ -117,8 +117,8 @@ def test_core_takes_plain_values_and_touches_no_files():
     ("package", "home"),
     [
         ("mlflow", "vaeline.tracking"),
-        ("prefect", ("pipeline.flow", "pipeline.worker", "pipeline.sweep_flow")),
-        ("yaml", "vaeline.strict"),
+        ("prefect", ("pipeline.flows.vaeline", "pipeline.services.worker", "pipeline.flows.sweep")),
+        ("yaml", "vaeline.io.yaml_config"),
         ("typer", ("pipeline.cli", "pipeline.commands")),
     ],
 )
@@ -141,7 +141,7 @@ def test_prepare_imports_neither_torch_nor_what_brings_it():
 
 
 def test_the_flow_imports_neither_torch_nor_mlflow():
-    assert_not_loaded("pipeline.flow", {"torch", "torchvision", "mlflow"})
+    assert_not_loaded("pipeline.flows.vaeline", {"torch", "torchvision", "mlflow"})
 
 
 def test_the_command_line_starts_without_anything_heavy():
@@ -203,7 +203,7 @@ def test_importing_a_package_imports_no_module_of_it_and_no_library():
 def test_a_stage_is_a_module_a_section_of_params_and_a_step_of_dvc():
     sections = set(read_yaml(ROOT / "params.yaml"))
     programs = {m for m, path in modules().items() if "    run_stage(main)\n" in path.read_text(encoding="utf-8")}
-    assert programs - {"pipeline.stages.entry"} == {f"pipeline.stages.{name}" for name in STAGES}
+    assert programs - {"pipeline.services.program"} == {f"pipeline.stages.{name}" for name in STAGES}
     assert sections == (set(STAGES) - {"fetch", "prepare"}) | {"data", "model"}
     for name, stage in STAGES.items():
         assert stage["cmd"] == f"exec python -m pipeline.stages.{name}", "without exec it outlives a killed DVC"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from vaeline import config
-from vaeline.comparison import Scores, gain, score
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
-from vaeline.evaluation import evaluate
-from vaeline.models import build_model
+from vaeline.evaluation.comparison import Scores, gain, score
+from vaeline.evaluation.split_metrics import evaluate
+from vaeline.serving.model_files import build_model
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 1, 4, 4), dtype=np.uint8)
 

@@ -3,7 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from vaeline.disentanglement import BINS, dci, discretise, mutual_information, mutual_information_gap
+from vaeline.evaluation.disentanglement import (
+    BINS,
+    dci,
+    discretise,
+    mutual_information,
+    mutual_information_gap,
+)
 
 
 @pytest.fixture(scope="module")

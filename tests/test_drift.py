@@ -9,11 +9,12 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from vaeline import config, drift
+from vaeline import config
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
-from vaeline.evaluation import Values, bound
-from vaeline.models import VAE, build_model
+from vaeline.evaluation import drift
+from vaeline.evaluation.split_metrics import Values, bound
+from vaeline.serving.model_files import VAE, build_model
 
 SHAPE = (1, 8, 8)
 BATCHES = 1000

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vaeline.durable import drop_parts, replaced, write_folder, write_together, write_whole
+from vaeline.io.atomic_write import drop_parts, replaced, write_folder, write_together, write_whole
 
 WRITER = """
 import sys
 from pathlib import Path
-from vaeline.durable import write_whole
+from vaeline.io.atomic_write import write_whole
 for number in range(30):
     write_whole(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)
 """

@@ -10,12 +10,19 @@ import pytest
 import torch
 from oracles import ProbabilisticPCA
 
-from vaeline import config, evaluation
+from vaeline import config
 from vaeline.core.estimators import per_image_noise, per_image_uniform
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
-from vaeline.evaluation import FINEST_SQUARED_ERROR, bound, evaluate, log_likelihood, reconstruct
-from vaeline.models import build_model
+from vaeline.evaluation import split_metrics
+from vaeline.evaluation.split_metrics import (
+    FINEST_SQUARED_ERROR,
+    bound,
+    evaluate,
+    log_likelihood,
+    reconstruct,
+)
+from vaeline.serving.model_files import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
 
@@ -52,12 +59,12 @@ def truth() -> Truth:
 
 
 @pytest.fixture(scope="module")
-def result(truth: Truth) -> evaluation.Evaluation:
+def result(truth: Truth) -> split_metrics.Evaluation:
     """The evaluation of the model whose encoder is the true posterior."""
     return scored(truth.vae(), truth.images)
 
 
-def scored(vae: VAE, images: np.ndarray, k: int = 10, objective: str = "elbo") -> evaluation.Evaluation:
+def scored(vae: VAE, images: np.ndarray, k: int = 10, objective: str = "elbo") -> split_metrics.Evaluation:
     return evaluate(
         vae,
         images[:200],
@@ -84,7 +91,7 @@ def test_the_nll_is_exact_at_the_true_posterior(truth: Truth) -> None:
 
 
 def test_the_report_holds_the_mean_nll_and_its_standard_error_over_images(
-    truth: Truth, result: evaluation.Evaluation
+    truth: Truth, result: split_metrics.Evaluation
 ) -> None:
     """Mistake 6: the wrong sign."""
     exact, test = truth.log_likelihood(), result.report["test"]
@@ -92,7 +99,7 @@ def test_the_report_holds_the_mean_nll_and_its_standard_error_over_images(
     assert test["nll_se"] == pytest.approx(exact.std(ddof=1) / math.sqrt(len(exact)), rel=1e-4)
 
 
-def test_the_bound_is_tight_at_the_true_posterior(result: evaluation.Evaluation) -> None:
+def test_the_bound_is_tight_at_the_true_posterior(result: split_metrics.Evaluation) -> None:
     test = result.report["test"]
     assert abs(test["gap"]) <= 4 * test["gap_se"]
     assert test["gap_se"] < test["elbo_se"]
@@ -115,7 +122,7 @@ def test_more_importance_samples_bring_the_nll_down_towards_the_truth(truth: Tru
     assert nlls[2] == pytest.approx(exact, abs=0.1)
 
 
-def test_kl_is_the_closed_form_for_each_dimension(truth: Truth, result: evaluation.Evaluation) -> None:
+def test_kl_is_the_closed_form_for_each_dimension(truth: Truth, result: split_metrics.Evaluation) -> None:
     x = truth.observed()
     to_mean, log_variance = truth.model.posterior()
     mean = (x.flatten(1) - truth.model.bias) @ to_mean.T  # [N, Z]
@@ -136,7 +143,7 @@ def test_the_elbo_is_taken_at_a_posterior_sample_not_at_the_mean(truth: Truth) -
     assert price > 0.5
 
 
-def test_the_elbo_is_reconstruction_minus_kl_in_nats(result: evaluation.Evaluation) -> None:
+def test_the_elbo_is_reconstruction_minus_kl_in_nats(result: split_metrics.Evaluation) -> None:
     """Mistake 4: the KL reported negated."""
     for split in ("validation", "test"):
         part = result.report[split]
@@ -144,7 +151,7 @@ def test_the_elbo_is_reconstruction_minus_kl_in_nats(result: evaluation.Evaluati
         assert part["kl"] > 0
 
 
-def test_validation_numbers_are_those_of_the_validation_split(truth: Truth, result: evaluation.Evaluation) -> None:
+def test_validation_numbers_are_those_of_the_validation_split(truth: Truth, result: split_metrics.Evaluation) -> None:
     terms = bound(truth.vae(), truth.images[:200], SEED)
     report = result.report
     assert report["validation"]["elbo"] == terms.elbo.mean()
@@ -158,8 +165,8 @@ def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pyte
     vae, images = truth.vae(mean_error=0.2), truth.images[:37]
     whole, exact = bound(vae, images, SEED), log_likelihood(vae, images, 40, SEED)
     errors, means = reconstruct(vae, images)
-    monkeypatch.setattr(evaluation, "BATCH", size)
-    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", size * PIXELS * 3)
+    monkeypatch.setattr(split_metrics, "BATCH", size)
+    monkeypatch.setattr(split_metrics, "PIXELS_AT_ONCE", size * PIXELS * 3)
     parts = bound(vae, images, SEED)
     assert parts.elbo == pytest.approx(whole.elbo, abs=1e-4)
     assert parts.elbo.mean() == pytest.approx(whole.elbo.mean(), abs=1e-5)
@@ -183,7 +190,7 @@ def test_sums_are_carried_in_float64(truth: Truth) -> None:
     assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
 
 
-def test_bits_per_dimension_count_the_dequantisation(truth: Truth, result: evaluation.Evaluation) -> None:
+def test_bits_per_dimension_count_the_dequantisation(truth: Truth, result: split_metrics.Evaluation) -> None:
     """Mistake 7: a density of dequantised pixels costs 8 bits a dimension more than in units of grey levels."""
     test, exact = result.report["test"], truth.log_likelihood().mean()
     assert test["bits_per_dimension"] == pytest.approx(8 - test["elbo"] / (PIXELS * math.log(2)))
@@ -237,7 +244,7 @@ def test_one_bad_image_is_named_and_never_left_out() -> None:
     values = np.ones(10)
     values[[4, 7]] = np.nan, -np.inf
     with pytest.raises(UserError, match=r"test split: the elbo of image 4 is nan \(2 of 10 are not finite\)"):
-        evaluation._mean("test", "elbo", values)
+        split_metrics._mean("test", "elbo", values)
 
 
 def test_a_split_of_one_image_is_refused(truth: Truth) -> None:
@@ -253,12 +260,12 @@ def test_a_split_of_one_image_is_refused(truth: Truth) -> None:
         )
 
 
-def test_a_dimension_that_tells_nothing_is_not_active(result: evaluation.Evaluation) -> None:
+def test_a_dimension_that_tells_nothing_is_not_active(result: split_metrics.Evaluation) -> None:
     assert result.report["test"]["active_units"] == 2
 
 
 def test_mse_and_psnr_are_those_of_the_posterior_means_reconstruction(
-    truth: Truth, result: evaluation.Evaluation
+    truth: Truth, result: split_metrics.Evaluation
 ) -> None:
     to_mean, _ = truth.model.posterior()
     x = (truth.images.reshape(-1, PIXELS) + 0.5) / 256  # without noise: the midpoints
@@ -270,7 +277,7 @@ def test_mse_and_psnr_are_those_of_the_posterior_means_reconstruction(
 
 
 def test_a_perfect_reconstruction_has_the_psnr_of_8_bit_rounding() -> None:
-    report = evaluation._reconstruction_report(np.array([0.0, FINEST_SQUARED_ERROR]))
+    report = split_metrics._reconstruction_report(np.array([0.0, FINEST_SQUARED_ERROR]))
     assert report["psnr"] == pytest.approx(20 * math.log10(256 * math.sqrt(12)))
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_models import CONV, GATED, LIKELIHOODS, MLP, described
 
-from vaeline import config, export
+from vaeline import config
 from vaeline.core.sampling import decoded
-from vaeline.digests import file_digest
 from vaeline.errors import UserError
-from vaeline.export import ABOUT, DECODER, ENCODER, TOLERANCE, export_onnx
-from vaeline.models import LoadedModel, build_model, load_model, save_model
+from vaeline.io.digests import file_digest
+from vaeline.serving import onnx_export
+from vaeline.serving.model_files import LoadedModel, build_model, load_model, save_model
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, TOLERANCE, export_onnx
 
 RESIDUAL: dict[str, Any] = {"kind": "residual", "channels": [4, 6], "latent_channels": 2, "blocks": 1}
 NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "residual": RESIDUAL}
@@ -157,7 +158,8 @@ def test_the_same_model_gives_the_same_bytes_in_place_of_the_older_ones(
 def test_another_process_writes_the_same_bytes(loaded: LoadedModel, exported: Path, tmp_path: Path):
     save_model(tmp_path / "model", loaded.vae, loaded.config.model_dump(mode="json", exclude_none=True))
     code = (
-        "import sys; from pathlib import Path; from vaeline.models import load_model; from vaeline.export import *\n"
+        "import sys; from pathlib import Path; from vaeline.serving.model_files import load_model\n"
+        "from vaeline.serving.onnx_export import *\n"
         "export_onnx(load_model(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), str(tmp_path / "onnx")], check=True)
@@ -169,7 +171,7 @@ def test_a_graph_that_differs_from_torch_is_not_written_and_the_old_export_stays
 ):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / ENCODER).write_text("old")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"encoder.onnx: differs from torch by .*nothing was written"):
         export_onnx(loaded, tmp_path / "onnx")
     assert [(path.name, path.read_text()) for path in (tmp_path / "onnx").iterdir()] == [(ENCODER, "old")]

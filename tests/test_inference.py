@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vaeline import config
 from vaeline.core.sampling import decoded, interpolate, prior_samples, reconstructions
-from vaeline.evaluation import bound
-from vaeline.inference import BATCH, PIXELS_AT_ONCE, TrainedModel
-from vaeline.models import build_model, load_model, save_model
+from vaeline.evaluation.split_metrics import bound
+from vaeline.serving.inference import BATCH, PIXELS_AT_ONCE, TrainedModel
+from vaeline.serving.model_files import build_model, load_model, save_model
 
 SHAPE = (1, 8, 8)
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, *SHAPE), dtype=np.uint8)
@@ -107,7 +107,7 @@ def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: Tr
 
 def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
-    monkeypatch.setattr("vaeline.inference.PIXELS_AT_ONCE", 64 * 5)
+    monkeypatch.setattr("vaeline.serving.inference.PIXELS_AT_ONCE", 64 * 5)
     encode = model.loaded.vae.encode
     monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
     model.score(np.resize(PIXELS, (23, *SHAPE)))

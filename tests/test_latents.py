@@ -9,11 +9,12 @@ import pytest
 import torch
 from oracles import ProbabilisticPCA
 
-from vaeline import config, latents
+from vaeline import config
 from vaeline.core.model import VAE
-from vaeline.disentanglement import BINS
-from vaeline.latents import Split, encode, latent_report
-from vaeline.models import build_model
+from vaeline.evaluation import latent_space
+from vaeline.evaluation.disentanglement import BINS
+from vaeline.evaluation.latent_space import Split, encode, latent_report
+from vaeline.serving.model_files import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
 SCALES = (0.2, 0.1, 0.0)  # the third dimension tells nothing
@@ -142,7 +143,7 @@ def test_the_report_is_a_function_of_its_arguments(splits: list[Split]) -> None:
 def test_batches_change_the_rounding_alone(splits: list[Split], monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = splits[2].pixels[:50]
     whole = encode(vae(), pixels, SEED).mean
-    monkeypatch.setattr(latents, "BATCH", 7)
+    monkeypatch.setattr(latent_space, "BATCH", 7)
     assert torch.allclose(encode(vae(), pixels, SEED).mean, whole, atol=1e-5)
 
 
@@ -166,7 +167,7 @@ def test_very_few_images_still_give_finite_numbers(splits: list[Split], count: i
 def test_of_many_latent_dimensions_fewer_images_are_taken_apart(
     splits: list[Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "DENSITIES", 3 * 50**2)
+    monkeypatch.setattr(latent_space, "DENSITIES", 3 * 50**2)
     assert report(vae(), without_labels(splits))["decomposed_images"] == 50
 
 
@@ -184,8 +185,8 @@ def test_a_prior_that_does_not_factorise_has_no_kl_of_dimensions(splits: list[Sp
 
 def test_images_of_a_binary_model_are_binary_and_grey_training_images_are_drawn(splits: list[Split]) -> None:
     model = _built({"kind": "bernoulli"}, "elbo")
-    (decoded,) = latents._decoded(model, torch.zeros(20, LATENTS), SEED)
-    (observed,) = latents._observed(model, splits[0].pixels[:20], SEED)
+    (decoded,) = latent_space._decoded(model, torch.zeros(20, LATENTS), SEED)
+    (observed,) = latent_space._observed(model, splits[0].pixels[:20], SEED)
     for images in (decoded, observed):
         assert set(images.unique().tolist()) == {0.0, 1.0}
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from vaeline import config
 from vaeline.core.likelihoods import START_SIGMA
-from vaeline.digests import model_digest
 from vaeline.errors import UserError
-from vaeline.models import CONFIG, WEIGHTS, build_model, load_model, save_model
+from vaeline.io.digests import model_digest
+from vaeline.serving.model_files import CONFIG, WEIGHTS, build_model, load_model, save_model
 
 SHAPE = (1, 9, 7)
 MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline import pictures
 from vaeline.errors import UserError
-from vaeline.pictures import Pixels, Row, Sheet, Tile, grid, png, render, to_pixels, triangle, triangle_rows
+from vaeline.plotting import sheets
+from vaeline.plotting.sheets import Pixels, Row, Sheet, Tile, grid, png, render, to_pixels, triangle, triangle_rows
 
 HEADERS = ["original", "-3.0", "0.0", "3.0"]
 
@@ -65,12 +65,12 @@ def test_pixels_that_are_not_finite_are_refused(bad: float) -> None:
     [(28, 28, 2), (32, 32, 2), (8, 8, 7), (64, 64, 1), (300, 20, 1), (14, 28, 2), (4, 4, 14)],
 )
 def test_the_scale_is_whole_and_brings_an_image_near_56_pixels(height: int, width: int, scale: int) -> None:
-    assert pictures.scale_for(height, width) == scale
+    assert sheets.scale_for(height, width) == scale
 
 
 def test_enlarging_repeats_every_pixel_exactly() -> None:
     small = images(2, 3, 8, 5)
-    large = pictures.enlarge(small)
+    large = sheets.enlarge(small)
     assert large.shape == (2, 56, 35, 3)
     for y, x in [(0, 0), (55, 34), (6, 7), (7, 6), (30, 20)]:
         assert (large[:, y, x] == small[:, :, y // 7, x // 7]).all()
@@ -90,19 +90,19 @@ def test_each_image_stands_unaltered_where_the_layout_says(sheet: Sheet) -> None
 
 @pytest.mark.parametrize("sheet", SHEETS)
 def test_nothing_overlaps_and_nothing_is_cut_off(sheet: Sheet) -> None:
-    boxes = [*map(box, sheet.tiles), *map(pictures._box, sheet.texts)]
+    boxes = [*map(box, sheet.tiles), *map(sheets._box, sheet.texts)]
     assert not [pair for pair in combinations(boxes, 2) if overlap(*pair)]
     for left, top, right, bottom in boxes:
-        assert left >= pictures.MARGIN and top >= pictures.MARGIN
-        assert right <= sheet.width - pictures.MARGIN and bottom <= sheet.height - pictures.MARGIN
+        assert left >= sheets.MARGIN and top >= sheets.MARGIN
+        assert right <= sheet.width - sheets.MARGIN and bottom <= sheet.height - sheets.MARGIN
 
 
 @pytest.mark.parametrize("sheet", SHEETS)
 def test_words_are_drawn_dark_on_white_inside_their_boxes(sheet: Sheet) -> None:
     drawn = render(sheet)
-    assert (drawn[: pictures.MARGIN] == 255).all() and (drawn[:, -pictures.MARGIN + 1 :] == 255).all()
+    assert (drawn[: sheets.MARGIN] == 255).all() and (drawn[:, -sheets.MARGIN + 1 :] == 255).all()
     for text in sheet.texts:
-        left, top, right, bottom = pictures._box(text)
+        left, top, right, bottom = sheets._box(text)
         assert drawn[top:bottom, left:right].min() < 100
         drawn[top:bottom, left:right] = 255
     for tile in sheet.tiles:
@@ -115,14 +115,14 @@ def test_a_grid_keeps_the_order_of_rows_and_columns() -> None:
     rows = [images(4, seed=seed) for seed in range(3)]
     tiles = a_grid().tiles
     for i, tile in enumerate(tiles):
-        assert (tile.pixels == pictures.enlarge(rows[i // 4])[i % 4]).all()
+        assert (tile.pixels == sheets.enlarge(rows[i // 4])[i % 4]).all()
     lefts = [tile.left for tile in tiles]
     tops = [tile.top for tile in tiles]
     assert lefts[:4] == lefts[4:8] == lefts[8:] == sorted(set(lefts))
     assert tops == sorted(tops) and len(set(tops)) == 3
-    assert lefts[1] - lefts[0] == 56 + pictures.GAP
-    assert tops[4] - tops[0] == 56 + pictures.GAP
-    assert tops[8] - tops[4] == 56 + pictures.GROUP_GAP
+    assert lefts[1] - lefts[0] == 56 + sheets.GAP
+    assert tops[4] - tops[0] == 56 + sheets.GAP
+    assert tops[8] - tops[4] == 56 + sheets.GROUP_GAP
 
 
 def test_a_last_row_may_be_shorter() -> None:
@@ -142,10 +142,10 @@ def test_the_triangle_puts_the_three_originals_beyond_its_own_corners() -> None:
     sheet = a_triangle()
     *inner, top, left, right = sheet.tiles
     apex, bottom_left, bottom_right = inner[0], inner[15], inner[20]
-    assert top.left == apex.left and top.top + 56 + pictures.GROUP_GAP == apex.top
-    assert left.top == bottom_left.top and left.left + 56 + pictures.GROUP_GAP == bottom_left.left
-    assert right.top == bottom_right.top and bottom_right.left + 56 + pictures.GROUP_GAP == right.left
-    originals = pictures.enlarge(images(3, seed=9))
+    assert top.left == apex.left and top.top + 56 + sheets.GROUP_GAP == apex.top
+    assert left.top == bottom_left.top and left.left + 56 + sheets.GROUP_GAP == bottom_left.left
+    assert right.top == bottom_right.top and bottom_right.left + 56 + sheets.GROUP_GAP == right.left
+    originals = sheets.enlarge(images(3, seed=9))
     for tile, image in zip((top, left, right), originals, strict=True):
         assert (tile.pixels == image).all()
 

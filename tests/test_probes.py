@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from vaeline.probes import (
+from vaeline.evaluation.probes import (
     CLASSIFIER_FEATURES,
     CLASSIFIER_SIDE,
     RIDGE,

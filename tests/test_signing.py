@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from vaeline.errors import UserError
-from vaeline.signing import is_signed, signer, signing_key, trusted_signers
+from vaeline.serving.signatures import is_signed, signer, signing_key, trusted_signers
 
 
 def pem(key: Ed25519PrivateKey | X25519PrivateKey, password: bytes | None = None) -> bytes:

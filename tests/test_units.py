@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vaeline.units import bits_per_dimension
+from vaeline.core.units import bits_per_dimension
 
 
 def test_a_fair_coin_for_every_pixel_costs_one_bit_each() -> None:

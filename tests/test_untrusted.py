@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaeline.errors import UserError
-from vaeline.untrusted import DEEPEST, checked_digest, parse_json, read_bounded, shown
+from vaeline.io.safe_read import DEEPEST, checked_digest, parse_json, read_bounded, shown
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -80,7 +80,7 @@ def test_a_digest_is_of_the_file_itself_and_of_its_size_alone(tmp_path: Path):
     file = tmp_path / "file"
     file.write_bytes(b"a" * 3_000_000)
     (tmp_path / "link").symlink_to(file)
-    from vaeline.digests import file_digest
+    from vaeline.io.digests import file_digest
 
     assert checked_digest(file, 3_000_000) == file_digest(file)
     for path, size, words in [(file, 2, "found 3000000 bytes"), (tmp_path / "link", 3_000_000, "cannot be read")]:

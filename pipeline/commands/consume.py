@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vaeline.errors import UserError
-from vaeline.workspace import PARAMS, repository_root
+from vaeline.io.workspace import PARAMS, repository_root
 
 app = typer.Typer()
 
@@ -18,9 +18,9 @@ def verify(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
 ) -> None:
     """Check all of a stored model: files, digests, signature, registry entry. Exit code 1 where anything is off."""
-    from vaeline.tracking import consumer
+    from vaeline.registry import load
 
-    for line in consumer.verify(uri):
+    for line in load.verify(uri):
         typer.echo(line)
 
 
@@ -34,7 +34,7 @@ def export(
     Both graphs are held against torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
     """
     import vaeline
-    from vaeline.export import TOLERANCE, export_onnx
+    from vaeline.serving.onnx_export import TOLERANCE, export_onnx
 
     agreement = export_onnx(vaeline.load(model).loaded, folder)
     typer.echo(
@@ -64,7 +64,7 @@ def score(
         raise UserError(f"--seed: found {seed}, allowed: 0 to 2^63 - 1")
     uri = model or _champion()
     import vaeline
-    from pipeline.scoring import score_images
+    from vaeline.serving.scoring import score_images
     from vaeline.training.device import pick_device
 
     verdict = score_images(vaeline.load(uri, pick_device()), uri, images, out, level, seed, fit, typer.echo)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vaeline.tracking.lineage import Lineage
+    from vaeline.registry.lineage import Lineage
 
 app = typer.Typer()
 
@@ -15,7 +15,7 @@ Uri = Annotated[str, typer.Argument(metavar="URI", help="models:/NAME@champion o
 @app.command()
 def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """Say what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
-    from pipeline.environment import prepare_environment
+    from pipeline.services.environment import prepare_environment
 
     prepare_environment()
     lineage = _traced(uri)
@@ -24,10 +24,10 @@ def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For ma
 
         typer.echo(json.dumps(lineage.content(), indent=2, ensure_ascii=False))
         return
-    from pipeline import tracing
+    from pipeline.report import lineage_rows
 
-    _print("", tracing.rows(lineage))
-    _print("metrics", list(tracing.metrics(lineage).items()))
+    _print("", lineage_rows.rows(lineage))
+    _print("metrics", list(lineage_rows.metrics(lineage).items()))
     _print("params", sorted(lineage.params.items()))
 
 
@@ -41,17 +41,17 @@ def reproduce(
     import tempfile
     from pathlib import Path
 
-    from vaeline.workspace import repository_root
+    from vaeline.io.workspace import repository_root
 
     os.chdir(repository_root())
-    from pipeline.environment import prepare_environment
+    from pipeline.services.environment import prepare_environment
 
     prepare_environment()
-    from pipeline.differences import differences
-    from pipeline.rebuild import rebuilt
-    from vaeline.digests import model_digest
-    from vaeline.tracking.lineage import HISTORY, artifact, download_model, trace
-    from vaeline.tracking.store import connect, told_in_one_line
+    from pipeline.commands.model_differences import differences
+    from pipeline.commands.reproduction import rebuilt
+    from vaeline.io.digests import model_digest
+    from vaeline.registry.lineage import HISTORY, artifact, download_model, trace
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     client = connect()
     with tempfile.TemporaryDirectory() as temporary:
@@ -75,20 +75,20 @@ def report() -> None:
     import os
 
     from vaeline.config import read_params
-    from vaeline.workspace import PARAMS, repository_root
+    from vaeline.io.workspace import PARAMS, repository_root
 
     os.chdir(repository_root())
-    from pipeline.environment import prepare_environment
+    from pipeline.services.environment import prepare_environment
 
     prepare_environment()
-    from pipeline.page import publish
+    from pipeline.report.page import publish
 
     typer.echo(str(publish(read_params(PARAMS))))
 
 
 def _traced(uri: str) -> "Lineage":
-    from vaeline.tracking import lineage
-    from vaeline.tracking.store import connect, told_in_one_line
+    from vaeline.registry import lineage
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     client = connect()
     with told_in_one_line():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.environment import enter_workspace, prepare_environment
+from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.errors import UserError
 
 app = typer.Typer()
@@ -14,10 +14,10 @@ app = typer.Typer()
 
 @app.command()
 def up(host: Annotated[str, typer.Option(help="Other than loopback: passwords are required.")] = "127.0.0.1") -> None:
-    """Start MLflow's server, Prefect's and a worker, with the deployments of pipeline/prefect.yaml, and return."""
+    """Start MLflow's server, Prefect's and a worker, with the deployments of prefect.yaml, and return."""
     enter_workspace()
     prepare_environment()
-    from pipeline.up import up
+    from pipeline.services.up import up
 
     up(typer.echo, host)
 
@@ -26,14 +26,14 @@ def up(host: Annotated[str, typer.Option(help="Other than loopback: passwords ar
 def down() -> None:
     """Stop what `vaeline up` started; a training that it stops goes on after the next `vaeline up`."""
     enter_workspace()
-    from pipeline.up import down
+    from pipeline.services.up import down
 
     down(typer.echo)
 
 
 @app.command()
 def deploy() -> None:
-    """Register the deployments of pipeline/prefect.yaml with the server at PREFECT_API_URL, or that of `vaeline up`."""
+    """Register the deployments of prefect.yaml with the server at PREFECT_API_URL, or that of `vaeline up`."""
     _become("deploy")
 
 
@@ -46,10 +46,15 @@ def worker() -> None:
 def _become(*arguments: str) -> None:
     enter_workspace()
     prepare_environment()
-    from pipeline.servers import known_prefect
+    from pipeline.services.servers import known_prefect
 
     api = known_prefect()
     if api is None:
         raise UserError("PREFECT_API_URL: not set; name a Prefect server, or use `vaeline up`, which starts one")
-    command = [sys.executable, "-m", "pipeline.worker", *arguments]  # above this module: imports point downwards
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.services.worker",
+        *arguments,
+    ]  # above this module: imports point downwards
     os.execve(sys.executable, command, os.environ | {"PREFECT_API_URL": api})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.environment import enter_workspace, prepare_environment
+from pipeline.services.environment import enter_workspace, prepare_environment
 
 app = typer.Typer()
 
@@ -17,9 +17,9 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the history.", show_defa
 def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> None:
     """Show the registered models: who is champion, what each version measures, what the gate said."""
     _reach_registry()
-    from pipeline.tables import show, versions_table
-    from vaeline.tracking.operations import find_models, list_versions
-    from vaeline.tracking.store import connect, told_in_one_line
+    from pipeline.commands.tables import show, versions_table
+    from vaeline.registry.operations import find_models, list_versions
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     client = connect()
     with told_in_one_line():
@@ -34,9 +34,9 @@ def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> 
 def history(name: Name) -> None:
     """Show who was champion of a registered model, since when, by whom and why."""
     _reach_registry()
-    from pipeline.tables import history_table, show
-    from vaeline.tracking.operations import find_models, read_history
-    from vaeline.tracking.store import connect, told_in_one_line
+    from pipeline.commands.tables import history_table, show
+    from vaeline.registry.operations import find_models, read_history
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     client = connect()
     with told_in_one_line():
@@ -59,8 +59,8 @@ def promote(
     if force != bool(reason.strip()):
         raise typer.BadParameter("--force and --reason TEXT go together: the history keeps why the gate was overruled")
     _reach_registry()
-    from vaeline.tracking.operations import promote_by_force, promote_by_gate
-    from vaeline.tracking.store import connect, told_in_one_line
+    from vaeline.registry.operations import promote_by_force, promote_by_gate
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     if force:
         client = connect()
@@ -71,7 +71,7 @@ def promote(
         from pipeline.stages.register import read_trial
         from vaeline.config import read_params
         from vaeline.data.prepared import load_split
-        from vaeline.workspace import PARAMS, PREPARED
+        from vaeline.io.workspace import PARAMS, PREPARED
 
         trial = read_trial(read_params(PARAMS), load_split(PREPARED, "test"))
         client = connect()
@@ -87,8 +87,8 @@ def promote(
 def rollback(name: Name, reason: Reason = "") -> None:
     """Make the champion before the present one champion again; once more goes further back."""
     _reach_registry()
-    from vaeline.tracking.operations import rollback as go_back
-    from vaeline.tracking.store import connect, told_in_one_line
+    from vaeline.registry.operations import rollback as go_back
+    from vaeline.tracking.connection import connect, told_in_one_line
 
     client = connect()
     with told_in_one_line():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.environment import enter_workspace, prepare_environment
+from pipeline.services.environment import enter_workspace, prepare_environment
 
 app = typer.Typer()
 

@@ -4,16 +4,16 @@ import json
 import logging
 from typing import Any
 
-from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained
+from pipeline.services.program import run_stage
+from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
-from vaeline.durable import write_together
-from vaeline.evaluation import Evaluation, evaluate
-from vaeline.latents import Split, latent_report
+from vaeline.evaluation.latent_space import Split, latent_report
+from vaeline.evaluation.split_metrics import Evaluation, evaluate
+from vaeline.io.atomic_write import write_together
+from vaeline.io.workspace import PARAMS, PREPARED, REPORTS
 from vaeline.tracking.runs import headline_metrics, open_model_run, run_start
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
-from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 log = logging.getLogger(__name__)
 

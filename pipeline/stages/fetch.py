@@ -1,9 +1,9 @@
 """Stage fetch: `data.source` -> `data/raw`."""
 
-from pipeline.stages.entry import run_stage
+from pipeline.services.program import run_stage
 from vaeline.config import read_params
 from vaeline.data.fetch import fetch
-from vaeline.workspace import PARAMS, RAW
+from vaeline.io.workspace import PARAMS, RAW
 
 
 def main() -> None:

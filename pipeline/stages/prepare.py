@@ -1,9 +1,9 @@
 """Stage prepare: `data/raw` -> `data/prepared`."""
 
-from pipeline.stages.entry import run_stage
+from pipeline.services.program import run_stage
 from vaeline.config import read_params
 from vaeline.data.prepare import prepare
-from vaeline.workspace import PARAMS, PREPARED, RAW
+from vaeline.io.workspace import PARAMS, PREPARED, RAW
 
 
 def main() -> None:

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import page
-from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained
-from vaeline.comparison import Scores, score
+from pipeline.report import page
+from pipeline.services.program import run_stage
+from pipeline.stages.inputs import load_trained
 from vaeline.config import Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
-from vaeline.drift import REFERENCE_SEED, spread_evenly
-from vaeline.durable import write_whole
 from vaeline.errors import UserError
-from vaeline.evaluation import Pixels
-from vaeline.inference import TrainedModel
-from vaeline.models import LoadedModel
-from vaeline.tracking.gate import Bar, Evidence
-from vaeline.tracking.lineage import of_digest
-from vaeline.tracking.notes import annotate
-from vaeline.tracking.promotion import Trial
-from vaeline.tracking.registry import Candidate, register
+from vaeline.evaluation.comparison import Scores, score
+from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
+from vaeline.evaluation.split_metrics import Pixels
+from vaeline.io.atomic_write import write_whole
+from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS
+from vaeline.registry.champion import Trial
+from vaeline.registry.gate import Bar, Evidence
+from vaeline.registry.lineage import of_digest
+from vaeline.registry.notes import annotate
+from vaeline.registry.versions import Candidate, register
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import LoadedModel
+from vaeline.tracking.connection import connect, told_in_one_line
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
-from vaeline.tracking.store import connect, told_in_one_line
 from vaeline.tracking.sync import ship_now
 from vaeline.training.device import pick_device, reproducible
-from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS
 
 EXAMPLES = 2  # images kept beside the model to show what goes in
 
@@ -99,7 +99,7 @@ def read_trial(params: Params, test: Pixels) -> Trial:
 
 
 def reference_scores(loaded: LoadedModel, test: np.ndarray) -> np.ndarray | None:
-    """The ELBOs that travel with the model, of images from all over the test split: see `vaeline.drift`.
+    """The ELBOs that travel with the model, of images from all over the test split: see `vaeline.evaluation.drift`.
 
     None where the model has no ELBO, or not a finite one for each of them.
     """

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained
+from pipeline.services.program import run_stage
+from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
 from vaeline.core import sampling
 from vaeline.core.metrics import most_informative
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import load_split
-from vaeline.durable import write_folder
-from vaeline.pictures import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
+from vaeline.io.atomic_write import write_folder
+from vaeline.io.workspace import PARAMS, PREPARED, REPORTS
+from vaeline.plotting.sheets import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
 from vaeline.tracking.runs import open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible
-from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 log = logging.getLogger(__name__)
 

@@ -4,16 +4,16 @@ import csv
 import io
 from pathlib import Path
 
-from pipeline.stages.entry import run_stage
-from pipeline.trained import load_trained
+from pipeline.services.program import run_stage
+from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
-from vaeline.durable import write_folder, write_whole
+from vaeline.io.atomic_write import write_folder, write_whole
+from vaeline.io.workspace import PARAMS, PREPARED, REPORTS
+from vaeline.theory.context import Images, Rows, Subject
 from vaeline.theory.report import show
-from vaeline.theory.subject import Images, Rows, Subject
 from vaeline.tracking.runs import open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible
-from vaeline.workspace import PARAMS, PREPARED, REPORTS
 
 HISTORY, PAGE, NUMBERS = REPORTS / "history.csv", REPORTS / "theory", REPORTS / "theory.json"
 

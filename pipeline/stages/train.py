@@ -6,24 +6,24 @@ from typing import Any
 
 import torch
 
-from pipeline.stages.entry import run_stage
-from pipeline.team import agree, assembled
+from pipeline.services.program import run_stage
+from pipeline.stages.training_processes import agree, assembled
 from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
-from vaeline.digests import model_digest
-from vaeline.durable import write_whole
-from vaeline.models import save_model
-from vaeline.strict import read_yaml
+from vaeline.io.atomic_write import write_whole
+from vaeline.io.digests import model_digest
+from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, state_folder
+from vaeline.io.yaml_config import read_yaml
+from vaeline.serving.model_files import save_model
 from vaeline.tracking.runs import latest_artifact, open_training_run, run_start
 from vaeline.training import checkpoint
 from vaeline.training.device import identity, pick_device
 from vaeline.training.history import to_csv
 from vaeline.training.key import training_key
+from vaeline.training.process_group import Team
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
-from vaeline.training.team import Team
 from vaeline.training.trainer import Result, train
-from vaeline.workspace import MODEL, PARAMS, PREPARED, REPORTS, state_folder
 
 HISTORY = REPORTS / "history.csv"
 

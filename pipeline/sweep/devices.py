@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vaeline.tracking.locks import acquire
+from vaeline.io.locks import acquire
 
 Environment = dict[str, str]
 

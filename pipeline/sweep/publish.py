@@ -7,10 +7,10 @@ from pipeline.sweep.pictures import pictures
 from pipeline.sweep.ranking import best, rows, to_csv, to_markdown
 from pipeline.sweep.space import Axis, Choices
 from pipeline.sweep.state import Sweep, show
-from vaeline.durable import write_whole
 from vaeline.errors import UserError
+from vaeline.io.atomic_write import write_whole
+from vaeline.io.workspace import REPORTS
 from vaeline.tracking.sweeps import close_parent, open_parent
-from vaeline.workspace import REPORTS
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from pipeline.repro import cache_folder
+from pipeline.services.dvc_command import cache_folder
 from pipeline.sweep.devices import Environment
 from pipeline.sweep.ranking import best
 from pipeline.sweep.state import Sweep, Trial, folder
 from pipeline.sweep.trial import clear, start
-from vaeline.digests import value_digest
 from vaeline.errors import UserError
-from vaeline.tracking.locks import acquire
+from vaeline.io.digests import value_digest
+from vaeline.io.locks import acquire
 
 POLL_S = 0.2
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from pipeline.experiments import laid_over
+from pipeline.sweep.experiments import laid_over
 from vaeline.config import parse_params
 from vaeline.errors import UserError
-from vaeline.strict import parse_yaml
+from vaeline.io.yaml_config import parse_yaml
 
 Values = dict[str, Any]  # of one trial, by key path: {"train.beta": 0.5}
 

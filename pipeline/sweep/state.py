@@ -14,10 +14,10 @@ from typing import Any, Literal, Self
 
 from pipeline.sweep.search import Known, Method, require_optuna, suggest
 from pipeline.sweep.space import MOST_CORNERS, Axis, Values, check, corners, grid, overlaid, parse_axes, varied
-from vaeline.digests import value_digest
-from vaeline.durable import write_whole
 from vaeline.errors import UserError
-from vaeline.workspace import state_folder
+from vaeline.io.atomic_write import write_whole
+from vaeline.io.digests import value_digest
+from vaeline.io.workspace import state_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 Status = Literal["waiting", "done", "failed"]

@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from pipeline.experiments import differences
-from pipeline.processes import Process, spawn, stop
-from pipeline.repro import complaint, reason
+from pipeline.services.child_processes import Process, spawn, stop
+from pipeline.services.dvc_command import complaint, reason
+from pipeline.sweep.experiments import differences
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
-from vaeline.digests import model_digest, value_digest
 from vaeline.errors import UserError
-from vaeline.strict import read_yaml
+from vaeline.io.digests import model_digest, value_digest
+from vaeline.io.locks import acquire, locked
+from vaeline.io.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
+from vaeline.io.yaml_config import read_yaml
 from vaeline.tracking.launch import CODE
-from vaeline.tracking.locks import acquire, locked
 from vaeline.tracking.provenance import flatten_metrics
-from vaeline.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.config_data import Count, Data, Seed
-from vaeline.strict import Section, read_yaml, validate
+from vaeline.io.yaml_config import Section, read_yaml, validate
 
 Activation = Literal["relu", "tanh", "silu"]
 Positive = Annotated[FiniteFloat, Field(gt=0)]

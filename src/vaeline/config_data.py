@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from vaeline.strict import Section
+from vaeline.io.yaml_config import Section
 
 Binarise = Literal["none", "static", "dynamic"]
 Count = Annotated[int, Field(ge=1)]

@@ -14,7 +14,7 @@ from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, Discretised
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Terms, elbo_terms, surrogate
 from vaeline.core.priors import MixtureOfGaussians, StandardNormal
-from vaeline.units import bits_per_dimension
+from vaeline.core.units import bits_per_dimension
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -7,10 +7,10 @@ import pytest
 from data_files import idx_bytes, item_of
 
 from vaeline.config_data import Data, Source
-from vaeline.data import public
-from vaeline.data.catalogue import PublicSet
-from vaeline.data.debian import unpack_package
-from vaeline.data.download import UnavailableError
+from vaeline.data.sources import public
+from vaeline.data.sources.catalogue import PublicSet
+from vaeline.data.sources.debian import unpack_package
+from vaeline.data.sources.download import UnavailableError
 
 
 @pytest.fixture

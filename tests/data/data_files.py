@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeline.data.catalogue import Item
+from vaeline.data.sources.catalogue import Item
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

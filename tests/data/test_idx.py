@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from data_files import idx_bytes, packed
 
-from vaeline.data.idx import read_idx
+from vaeline.data.sources.idx import read_idx
 from vaeline.errors import UserError
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)

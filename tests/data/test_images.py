@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline.data.folders import scan
-from vaeline.data.images import read_folder, read_image
+from vaeline.data.sources.folders import scan
+from vaeline.data.sources.images import read_folder, read_image
 from vaeline.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.data.npz import read_npz
+from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 
 GREY = np.arange(5 * 3 * 4, dtype=np.uint8).reshape(5, 3, 4)

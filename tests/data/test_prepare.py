@@ -70,8 +70,8 @@ def test_training_images_in_the_official_test_split_are_dropped(tmp_path: Path, 
     """Mistake 11."""
     from data_files import idx_bytes, item_of
 
-    from vaeline.data import public
-    from vaeline.data.catalogue import PublicSet
+    from vaeline.data.sources import public
+    from vaeline.data.sources.catalogue import PublicSet
 
     images = distinct_images(40)
     images[3] = images[31]

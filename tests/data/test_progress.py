@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vaeline.data.progress import progress
+from vaeline.io.progress import progress
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_at_every_quarter(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +24,7 @@ def test_a_small_transfer_shows_nothing(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_on_a_terminal_a_bar_moves() -> None:
     code = (
-        "import time; from vaeline.data.progress import progress\n"
+        "import time; from vaeline.io.progress import progress\n"
         "with progress('images.gz', 8_000_000) as advance:\n"
         "    for _ in range(4): advance(2_000_000); time.sleep(0.15)"
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from data_files import packed, write_packed
 
-from vaeline.data import download, public
-from vaeline.data.catalogue import PUBLIC_SETS
-from vaeline.data.debian import PACKAGE
-from vaeline.data.download import UnavailableError
+from vaeline.data.sources import download, public
+from vaeline.data.sources.catalogue import PUBLIC_SETS
+from vaeline.data.sources.debian import PACKAGE
+from vaeline.data.sources.download import UnavailableError
 from vaeline.errors import UserError
 
 IMAGES = "train-images-idx3-ubyte"
@@ -242,7 +242,7 @@ def test_apt_that_cannot_reach_its_archive_says_so(tmp_path: Path, tiny_set: dic
 
 
 def test_a_package_that_is_no_package_or_lacks_files_says_so(tmp_path: Path) -> None:
-    from vaeline.data.debian import _store_members
+    from vaeline.data.sources.debian import _store_members
 
     path = tmp_path / "broken.deb"
     path.write_bytes(b"!<arch>\n")

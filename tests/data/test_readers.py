@@ -6,10 +6,10 @@ from data_files import idx_bytes, item_of, tar_gz
 from PIL import Image
 
 from vaeline.config_data import Digits, Download, Folder, Npz, Shapes
-from vaeline.data import public
-from vaeline.data.catalogue import PublicSet
 from vaeline.data.fetch import fetch
-from vaeline.data.readers import read_cifar10, read_labelled_idx, read_source, read_svhn
+from vaeline.data.sources import public
+from vaeline.data.sources.catalogue import PublicSet
+from vaeline.data.sources.readers import read_cifar10, read_labelled_idx, read_source, read_svhn
 from vaeline.errors import UserError
 
 RNG = np.random.default_rng(0)

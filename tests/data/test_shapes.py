@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.data.shapes import FACTORS, colours, draw_factors, render, write_shapes
+from vaeline.data.sources.shapes import FACTORS, colours, draw_factors, render, write_shapes
 
 
 def drawn(side: int = 64, **factors: float) -> np.ndarray:

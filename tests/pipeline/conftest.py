@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workbench import ROOT, execute, tiny_clone, vaeline
 
-from pipeline.servers import free_port, prefect_server, started, wait_until_ready
+from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 
 OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
 TOY = """

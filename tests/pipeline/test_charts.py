@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import charts
-from pipeline.claims import read_claims
+from pipeline.report import charts
+from pipeline.report.claims import read_claims
 from vaeline.theory.page import Claim, Picture, Table, document
 
 

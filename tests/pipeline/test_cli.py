@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workbench import execute, vaeline
 
-from pipeline.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
+from pipeline.services.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
 from vaeline.errors import UserError
 
 

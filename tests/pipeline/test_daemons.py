@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import attempts, daemons
-from pipeline.processes import Identity
+from pipeline.services import daemons, flow_run_processes
+from pipeline.services.child_processes import Identity
 
 SLEEP = ["sh", "-c", "sleep 300 & echo $!; wait"]
 
@@ -76,21 +76,21 @@ def test_a_spoilt_note_counts_as_none(toy: Path):
 
 
 def test_a_flow_runs_process_that_ended_without_a_word_is_noticed(toy: Path):
-    code = "from pipeline import attempts; attempts.note('one')"
+    code = "from pipeline import attempts; flow_run_processes.note('one')"
     subprocess.run([sys.executable, "-c", code], check=True)
-    attempts.note("two")
-    assert list(attempts.ended()) == ["one"]
-    attempts.forget("one")
-    assert list(attempts.ended()) == []
+    flow_run_processes.note("two")
+    assert list(flow_run_processes.ended()) == ["one"]
+    flow_run_processes.forget("one")
+    assert list(flow_run_processes.ended()) == []
 
 
 def test_what_a_killed_worker_left_is_seen_out_first(toy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attempts, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(flow_run_processes, "PATIENCE_S", 0.2)
     with subprocess.Popen(["sleep", "300"]) as left:
         identity = Identity.of(left.pid)
         assert identity
-        attempt = attempts.Attempt(identity, worker=Identity(1, "earlier"))
+        attempt = flow_run_processes.Attempt(identity, worker=Identity(1, "earlier"))
         (toy / ".vaeline" / "flow-runs").mkdir(parents=True)
         (toy / ".vaeline" / "flow-runs" / "one.json").write_text(json.dumps(asdict(attempt)))
-        assert list(attempts.ended()) == ["one"]
+        assert list(flow_run_processes.ended()) == ["one"]
         assert left.wait(10) == -signal.SIGKILL

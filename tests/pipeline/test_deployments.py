@@ -4,7 +4,7 @@ import time
 
 from workbench import ROOT, ask
 
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 
 def test_the_server_plans_the_nightly_runs(prefect_api: str):

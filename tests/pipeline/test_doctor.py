@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from workbench import vaeline
 
-from pipeline import doctor
+from pipeline.commands import doctor
 
 
 def write_params(repository: Path, old: str, new: str) -> None:

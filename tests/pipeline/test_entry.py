@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.stages.entry import explain
+from pipeline.services.program import explain
 from vaeline.errors import UserError
 
-START = "from pipeline.stages.entry import run_stage\nfrom vaeline.errors import UserError\n"
+START = "from pipeline.services.program import run_stage\nfrom vaeline.errors import UserError\n"
 
 
 def start(body: str, cwd: Path, *within: str) -> subprocess.Popen[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from workbench import ROOT, execute, vaeline
 
-from pipeline.environment import prepare_environment
-from pipeline.servers import mlflow_server
+from pipeline.services.environment import prepare_environment
+from pipeline.services.servers import mlflow_server
 from vaeline.errors import UserError
-from vaeline.tracking.store import OURS, set_environment
+from vaeline.tracking.connection import OURS, set_environment
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_a_folder_that_was_deleted_is_one_clear_line(toy: Path):
 
 
 def test_each_user_has_a_folder_for_the_workers_temporary_files(monkeypatch: pytest.MonkeyPatch, toy: Path):
-    from pipeline.worker import _own_folder
+    from pipeline.services.worker import _own_folder
 
     monkeypatch.setattr("tempfile.tempdir", str(toy))
     assert _own_folder() == _own_folder() == toy / f"vaeline-{os.getuid()}"

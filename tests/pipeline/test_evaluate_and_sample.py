@@ -14,14 +14,14 @@ from PIL import Image
 from workbench import execute
 
 from pipeline.stages import evaluate, sample
-from vaeline import pictures
 from vaeline.config import parse_params
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
-from vaeline.models import build_model, load_model, save_model
-from vaeline.workspace import MODEL, PREPARED, RAW
+from vaeline.io.workspace import MODEL, PREPARED, RAW
+from vaeline.plotting import sheets
+from vaeline.serving.model_files import build_model, load_model, save_model
 
 SHEETS = ["interpolation", "mixtures", "prior_samples", "reconstructions", "traversals"]
 PARAMS: dict[str, Any] = {
@@ -136,17 +136,17 @@ def test_sample_sends_each_sheet_under_its_name_so_that_runs_line_up(workspace: 
     assert sent == {(name, 0) for name in SHEETS}
 
 
-def sheets(**section: int) -> dict[str, pictures.Sheet]:
+def sheets(**section: int) -> dict[str, sheets.Sheet]:
     params = parse_params(changed(sample=section))
     return sample.draw(load_model(MODEL).vae, load_split(PREPARED, "test"), params.sample)
 
 
-def words(sheet: pictures.Sheet) -> str:
+def words(sheet: sheets.Sheet) -> str:
     return " | ".join(text.words for text in sheet.texts)
 
 
-def of_the_test_split(tile: pictures.Tile) -> bool:
-    large = pictures.enlarge(np.array(load_split(PREPARED, "test")))
+def of_the_test_split(tile: sheets.Tile) -> bool:
+    large = sheets.enlarge(np.array(load_split(PREPARED, "test")))
     return bool((large == tile.pixels).reshape(len(large), -1).all(1).any())
 
 
@@ -223,7 +223,7 @@ def test_the_png_files_are_the_sheets(workspace: Path) -> None:
     sample.main()
     for name, sheet in sheets().items():
         with Image.open(f"reports/samples/{name}.png") as image:
-            assert (np.array(image) == pictures.render(sheet)).all()
+            assert (np.array(image) == sheets.render(sheet)).all()
 
 
 def test_of_an_autoencoder_there_are_reconstructions_and_no_claims_about_a_prior(workspace: Path) -> None:

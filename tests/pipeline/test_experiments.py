@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 from workbench import ROOT, execute, vaeline
 
-from pipeline.experiments import overrides, read_experiments
+from pipeline.sweep.experiments import overrides, read_experiments
 from vaeline.config import read_params
 from vaeline.errors import UserError
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 EXPERIMENTS = read_experiments(ROOT / "experiments.yaml")
 

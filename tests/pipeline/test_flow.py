@@ -10,14 +10,14 @@ import psutil
 import pytest
 from workbench import execute, lines_with, vaeline
 
-from pipeline.processes import Identity
-from pipeline.report import markdown
+from pipeline.report.summary import markdown
+from pipeline.services.child_processes import Identity
 
 PROBE = """
 import sys
-from pipeline.environment import prepare_environment
+from pipeline.services.environment import prepare_environment
 prepare_environment()
-from pipeline.flow import vaeline_flow
+from pipeline.flows.vaeline import vaeline_flow
 state = vaeline_flow(return_state=True)
 print("outcomes", state.result())
 print("heavy", sorted({"torch", "mlflow", "torchvision"} & set(sys.modules)))
@@ -65,7 +65,7 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
-    mortal = f"exec {sys.executable} -m pipeline.processes $PPID 15 sleep 300"  # as run_stage: it dies with its DVC
+    mortal = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
     (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True

@@ -239,4 +239,4 @@ def seed(clone: Path, number: int, epochs: int = 300) -> None:
 
 def test_this_repositorys_deployments_name_their_pool_and_flow():
     text = (ROOT / "pipeline" / "prefect.yaml").read_text()
-    assert text.count("entrypoint: pipeline.flow.vaeline_flow") == 2
+    assert text.count("entrypoint: pipeline.flows.vaeline.vaeline_flow") == 2

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 from workbench import ROOT, execute
 
-from pipeline import rebuild
-from pipeline.differences import differences
-from vaeline.digests import file_digest
+from pipeline.commands import reproduction
+from pipeline.commands.model_differences import differences
 from vaeline.errors import UserError
-from vaeline.tracking.lineage import Changes, Lineage
+from vaeline.io.digests import file_digest
+from vaeline.registry.lineage import Changes, Lineage
 from vaeline.tracking.provenance import CUT
 
 LINEAGE = Lineage("m", "1", (), {"vaeline.git_dirty": "false"}, run_id="r")
@@ -47,7 +47,7 @@ def head(root: Path) -> str:
 
 
 def params_of(root: Path) -> dict[str, str]:
-    code = rebuild.READ_PARAMS
+    code = reproduction.READ_PARAMS
     found: dict[str, str] = json.loads(execute("python", "-c", code, cwd=root, env={"PYTHONPATH": "src"}).stdout)
     return found
 
@@ -55,7 +55,7 @@ def params_of(root: Path) -> dict[str, str]:
 def refused(lineage: Lineage) -> str:
     """What is said instead of computing; nothing stays behind."""
     said: list[str] = []
-    with pytest.raises(UserError) as raised, rebuild.rebuilt(lineage, said.append):
+    with pytest.raises(UserError) as raised, reproduction.rebuilt(lineage, said.append):
         pass
     assert not list(Path.cwd().parent.glob("vaeline-reproduce-*"))
     assert execute("git", "status", "--short", cwd=Path.cwd()).stdout == ""
@@ -89,10 +89,10 @@ def test_the_runs_own_changes_bring_its_params_back(repository: Path, monkeypatc
         changes=Changes(diff),
     )
     params.write_text(text)
-    monkeypatch.setattr(rebuild, "_reproduce", lambda *_: None)
+    monkeypatch.setattr(reproduction, "_reproduce", lambda *_: None)
     lineage = replace(lineage, tags={**lineage.tags, "vaeline.machine.device": "cpu X", "vaeline.machine.threads": "3"})
     said: list[str] = []
-    with rebuild.rebuilt(lineage, said.append) as project:
+    with reproduction.rebuilt(lineage, said.append) as project:
         assert "beta: 4.0" in (project / "params.yaml").read_text()
         assert str(project / ".dvc" / "cache") in (project / ".dvc" / "config.local").read_text()
     assert not project.exists()
@@ -102,7 +102,7 @@ def test_the_runs_own_changes_bring_its_params_back(repository: Path, monkeypatc
         "VAELINE_DEVICE=cpu, as then",
         "not kept, for git did not follow them: new.py",
     ]
-    with rebuild.rebuilt(lineage, said.append, keep=True) as project:
+    with reproduction.rebuilt(lineage, said.append, keep=True) as project:
         pass
     assert project.exists()
     assert said[-1] == f"kept: {project.parent}"

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registered import Registered, registered, remembered
-from vaeline.tracking.store import tracking_uri
+from pipeline.report.registered import Registered, registered, remembered
+from vaeline.tracking.connection import tracking_uri
 
-KNOWN = "import sys; from pipeline.registered import registered; print(registered().version, 'mlflow' in sys.modules)"
+KNOWN = (
+    "import sys; from pipeline.report.registered import registered; "
+    "print(registered().version, 'mlflow' in sys.modules)"
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from workbench import execute
 
-from pipeline.servers import free_port
+from pipeline.services.servers import free_port
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
 CONFIG = """

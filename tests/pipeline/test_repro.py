@@ -7,15 +7,8 @@ import psutil
 import pytest
 from workbench import execute
 
-from pipeline.doctor import dvc
-from pipeline.repro import (
-    Stage,
-    StageError,
-    always_stale,
-    read_stages,
-    reproduce,
-    stale_stages,
-)
+from pipeline.commands.doctor import dvc
+from pipeline.services.dvc_command import Stage, StageError, always_stale, read_stages, reproduce, stale_stages
 from vaeline.errors import UserError
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from workbench import execute, lines_with, runs, vaeline
 
-from vaeline.digests import model_digest
+from vaeline.io.digests import model_digest
 
 pytestmark = pytest.mark.usefixtures("own_code")
 CHAMPION = "models:/digits@champion"

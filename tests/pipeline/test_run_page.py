@@ -16,12 +16,12 @@ from PIL import Image
 from test_evaluate_and_sample import PARAMS, set_up
 from workbench import ROOT
 
-from pipeline import page
+from pipeline.report import page
 from pipeline.stages import evaluate, sample
 from vaeline.config import parse_params
 from vaeline.errors import UserError
+from vaeline.registry.lineage import Changes, Lineage
 from vaeline.theory.page import Claim, Picture, Table, document
-from vaeline.tracking.lineage import Changes, Lineage
 from vaeline.training.history import Epoch, to_csv
 
 EVIL = """<script>alert(1)</script>"'><img src=https://evil.example/x onerror=alert(2)> {{ 7*7 }} &amp;"""

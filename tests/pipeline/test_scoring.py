@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.scoring import score_images
 from vaeline import config
-from vaeline.drift import REFERENCE_SEED, Verdict
 from vaeline.errors import UserError
-from vaeline.inference import TrainedModel
-from vaeline.models import build_model, load_model, save_model
+from vaeline.evaluation.drift import REFERENCE_SEED, Verdict
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import build_model, load_model, save_model
+from vaeline.serving.scoring import score_images
 
 SHAPE = (1, 8, 6)  # C, H, W
 
@@ -126,7 +126,7 @@ def test_images_of_another_kind_are_told_in_one_line(
 
 
 def test_fit_resizes_and_converts_as_preparing_the_data_does(tmp_path: Path, said: list[str]):
-    from vaeline.data.images import read_folder
+    from vaeline.data.sources.images import read_folder
 
     model = trained(tmp_path / "model", shape=(1, 8, 8))
     folder = write_images(tmp_path / "new", noise(3, 1, (3, 20, 30)))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.turns import BusyError, stage_turn, workspace_lock
+from pipeline.services.workspace_lock import BusyError, stage_turn, workspace_lock
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(toy: Path):
-    code = "from pipeline.turns import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    code = (
+        "from pipeline.services.workspace_lock import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
@@ -30,7 +32,9 @@ def test_a_second_run_waits_for_the_first_and_says_so(toy: Path):
 
 
 def test_a_killed_run_leaves_the_workspace_free(toy: Path):
-    code = "from pipeline.turns import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    code = (
+        "from pipeline.services.workspace_lock import *\nwith workspace_lock(print): print('held', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
@@ -45,7 +49,7 @@ def test_a_killed_run_leaves_the_workspace_free(toy: Path):
     assert said == []
 
 
-HOLD = "from pipeline.turns import *\nwith {}: print('held', flush=True); input()"
+HOLD = "from pipeline.services.workspace_lock import *\nwith {}: print('held', flush=True); input()"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 ROOT = Path(__file__).parents[2]
 TINY = {

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vaeline import config, probes
-from vaeline.models import build_model
+from vaeline import config
+from vaeline.evaluation import probes
+from vaeline.serving.model_files import build_model
 from vaeline.theory import bounds, gradients, scales
-from vaeline.theory.subject import Images, Subject
+from vaeline.theory.context import Images, Subject
 
 TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
 EPOCH = {

@@ -15,7 +15,7 @@ from vaeline.core.distributions import soft_bound
 from vaeline.core.gradients import estimate
 from vaeline.core.likelihoods import LOG_SIGMA_BOUND
 from vaeline.theory import bounds, codes, divergence, first_stage, gradients, scales
-from vaeline.theory.subject import Measured
+from vaeline.theory.context import Measured
 
 
 def test_the_mean_of_groups_is_the_elbo_at_1_and_one_iwae_at_all():

@@ -8,9 +8,10 @@ import re
 import pytest
 from small_subject import hurry, subject
 
-from vaeline.theory import page, plots, report
+from vaeline.plotting import charts
+from vaeline.theory import page, report
+from vaeline.theory.context import finite
 from vaeline.theory.page import Claim, Picture, Table
-from vaeline.theory.subject import finite
 
 CLAIM = Claim(
     "key",
@@ -55,7 +56,7 @@ def test_a_chart_is_the_same_bytes_whatever_the_users_settings(tmp_path):
     import matplotlib as mpl
 
     def draw() -> bytes:
-        return plots.chart("line", "", lambda axes: axes.plot([1, 2], [3, 4], label="σ²")).png
+        return charts.chart("line", "", lambda axes: axes.plot([1, 2], [3, 4], label="σ²")).png
 
     first = draw()
     with mpl.rc_context({"font.size": 22, "axes.facecolor": "red", "savefig.dpi": 30}):

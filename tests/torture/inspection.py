@@ -13,7 +13,7 @@ TAGS = ("vaeline.model_digest", "vaeline.data_digest", "vaeline.decision", "mlfl
 
 def inspect_store() -> dict[str, Any]:
     """Runs and versions as plain values; a point that is there twice is there twice."""
-    from vaeline.tracking.store import connect
+    from vaeline.tracking.connection import connect
 
     client = connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from farm import Farm, Workspace
 
-from pipeline.servers import free_port
-from vaeline.digests import model_digest
+from pipeline.services.servers import free_port
+from vaeline.io.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
 STEPS = 4000
@@ -146,7 +146,7 @@ def synced(workspace: Workspace, address: str) -> bool:
 
 
 def shippers(workspace: Workspace) -> bool:
-    from vaeline.tracking.locks import acquire
+    from vaeline.io.locks import acquire
 
     for folder in workspace.folder.glob(".vaeline/spool/*/"):
         descriptor = acquire(folder / "ship.lock", wait=False)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from farm import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
 
-from pipeline.servers import free_port, prefect_server, started, wait_until_ready
+from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]
 KILLS = int(os.environ.get("TORTURE_KILLS", "50"))
@@ -168,7 +168,7 @@ def is_dvc(process: psutil.Process) -> bool:
         line = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return "dvc" in line and "repro" in line and "pipeline.processes" not in line
+    return "dvc" in line and "repro" in line and "pipeline.services.child_processes" not in line
 
 
 def kill(victims: list[psutil.Process]) -> None:

@@ -47,7 +47,7 @@ def wait(child: int, after: float | None) -> int:
 
 def preload() -> None:
     """What stages, shippers and the command line import."""
-    from vaeline.tracking.store import set_environment
+    from vaeline.tracking.connection import set_environment
 
     set_environment(10, 0)
     import matplotlib.pyplot  # noqa: F401
@@ -59,8 +59,6 @@ def preload() -> None:
     import torch
     import torch._dynamo  # the training's first step imports it
 
-    import vaeline.tracking.courier
-    import vaeline.tracking.package  # noqa: F401
     from pipeline.stages import evaluate, fetch, prepare, register, sample, theory, train  # noqa: F401
 
     torch.set_num_threads(1)
@@ -104,14 +102,14 @@ def act(what: str, sabotage: Sabotage) -> None:
         print(json.dumps(inspect_store()))
         return
     if what == "sync":
-        from pipeline.stages.entry import run_program
+        from pipeline.services.program import run_program
         from vaeline.tracking.sync import sync_all
 
         sabotage.install()
         run_program(lambda: print(sync_all()))
-    from pipeline.stages import entry
+    from pipeline.services import program
 
-    entry.PARENT = os.getppid()
+    program.PARENT = os.getppid()
     stage = importlib.import_module(f"pipeline.stages.{what}")
     for name in {"theory": ["show"], "evaluate": ["latent_report"]}.get(what, []):
         remember(stage, name)
@@ -119,7 +117,7 @@ def act(what: str, sabotage: Sabotage) -> None:
         smoke_by_fork(stage, sabotage)
     sys.argv = [f"pipeline/stages/{what}.py"]
     sabotage.install()
-    entry.run_stage(stage.main)
+    program.run_stage(stage.main)
 
 
 def remember(stage: Any, name: str) -> None:
@@ -140,7 +138,7 @@ def smoke_by_fork(stage: Any, sabotage: Sabotage) -> None:
     """The smoke test in a forked process instead of a new one, which takes seconds to import MLflow."""
     from dataclasses import replace
 
-    from vaeline.tracking import smoke
+    from vaeline.registry import smoke
 
     real = stage.read_trial
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from packages import reseal
 
-from vaeline.manifest import MANIFEST, MODEL, SIGNATURE
+from vaeline.serving.package import MANIFEST, MODEL, SIGNATURE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,9 +14,9 @@ from PIL import Image
 from shelves import NAME, ROOT, START, Shelf, enter, smoke_here
 
 from vaeline import config
-from vaeline.digests import file_digest
+from vaeline.io.digests import file_digest
+from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart
-from vaeline.tracking.store import connect
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(
         seed: int = 1, validation_elbo: float = -10.0, folder: Path | None = None, sigma: float | None = None
     ) -> Path:
-        from vaeline.models import build_model, save_model
+        from vaeline.serving.model_files import build_model, save_model
 
         root = folder or tmp_path_factory.mktemp("outputs")
         section = config.Model(
@@ -136,8 +136,8 @@ def package(sealed: Path, tmp_path: Path) -> Path:
 def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose registry holds versions 1 to 4, each better than the one before, none judged yet."""
     from pipeline.stages import register as stage
-    from vaeline.models import load_model
-    from vaeline.tracking.registry import Candidate, publish
+    from vaeline.registry.versions import Candidate, publish
+    from vaeline.serving.model_files import load_model
     from vaeline.tracking.runs import open_model_run
     from vaeline.tracking.sync import ship_now
 
@@ -163,7 +163,7 @@ def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: p
 @pytest.fixture
 def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """The stocked registry in a repository of its own; the stored models are shared."""
-    monkeypatch.setattr("vaeline.tracking.operations.smoke_test", smoke_here)
+    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_here)
     for part in ("data", "models", "reports", "params.yaml"):
         whole = stocked / part
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)

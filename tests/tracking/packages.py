@@ -10,8 +10,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from vaeline.manifest import MANIFEST, MODEL, SIGNATURE
-from vaeline.models import CONFIG, WEIGHTS, load_model
+from vaeline.serving.model_files import CONFIG, WEIGHTS, load_model
+from vaeline.serving.package import MANIFEST, MODEL, SIGNATURE
 
 WEIGHTS_AT, CONFIG_AT = f"{MODEL}/{WEIGHTS}", f"{MODEL}/{CONFIG}"
 EXAMPLE = np.random.default_rng(0).integers(0, 256, (2, 1, 5, 4), dtype=np.uint8)
@@ -21,7 +21,7 @@ def make_package(folder: Path, model: Path, name: str = "shapes", serial: int = 
     """What `register` uploads, by its own functions; returns the manifest's SHA-256."""
     from mlflow.models.model import Model
 
-    from vaeline.tracking.package import write_package
+    from vaeline.serving.mlflow_package import write_package
 
     return write_package(folder, model, load_model(model), EXAMPLE, Model(), name, serial)
 

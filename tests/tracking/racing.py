@@ -24,17 +24,17 @@ from shelves import START, smoke_here
 from pipeline.stages import register as stage
 from vaeline.config import read_params
 from vaeline.data.prepared import load_split
-from vaeline.models import load_model
-from vaeline.tracking import package
-from vaeline.tracking.operations import find_versions, read_history
-from vaeline.tracking.registry import Candidate, register
+from vaeline.registry.operations import find_versions, read_history
+from vaeline.registry.versions import Candidate, register
+from vaeline.serving import mlflow_package
+from vaeline.serving.model_files import load_model
+from vaeline.tracking.connection import connect
 from vaeline.tracking.runs import open_model_run
-from vaeline.tracking.store import connect
 from vaeline.tracking.sync import ship_now
 
 NAME = "race"
 PATIENCE_S = 1500  # for one round, on a machine that is busy with other things
-assert package  # imported before the fork, as MLflow's stores are; none of them is used before it
+assert mlflow_package  # imported before the fork, as MLflow's stores are; none of them is used before it
 
 
 def plan(processes: int, rounds: int, models: int) -> list[list[int]]:

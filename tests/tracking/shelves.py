@@ -25,7 +25,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
 
 def smoke_here(version: Any) -> str | None:
     """What `smoke.py` does, without its process."""
-    from vaeline.tracking import smoke
+    from vaeline.registry import smoke
 
     try:
         smoke.predict(f"models:/{version.name}/{version.version}")
@@ -50,8 +50,8 @@ class Shelf:
 
     def contest(self, number: int, client: Any = None, trial: Any = None) -> Any:
         """Judge a version as the stage does, through another client where one is given."""
-        from vaeline.tracking.promotion import contest
-        from vaeline.tracking.stored import load_version
+        from vaeline.registry.champion import contest
+        from vaeline.registry.stored import load_version
 
         version, judge = self.client.get_model_version(NAME, str(number)), trial or self.trial
         return contest(client or self.client, version, judge.contender(load_version(self.client, version)), judge)
@@ -61,7 +61,7 @@ class Shelf:
         return {alias: str(version) for alias, version in found.items()}
 
     def history(self) -> list[tuple[str, str, str | None]]:
-        from vaeline.tracking.history import read
+        from vaeline.registry.history import read
 
         told = read(self.client.get_registered_model(NAME).tags)
         return [(entry.action, entry.version, entry.before) for entry in told]

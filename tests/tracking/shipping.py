@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vaeline.errors import UserError
-from vaeline.tracking.locks import acquire
-from vaeline.tracking.spool import Spool
-from vaeline.tracking.store import connect
+from vaeline.io.locks import acquire
+from vaeline.tracking.connection import connect
+from vaeline.tracking.outbox import Spool
 
 
 def until(condition: Callable[[], object], seconds: float = 120.0) -> None:

@@ -13,7 +13,7 @@ import torch
 from packages import CONFIG_AT, WEIGHTS_AT, reseal
 from safetensors.torch import load_file, save, save_file
 
-from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
+from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 
 Spoil = Callable[[Path], Any]
 NAME = "decoder.0.bias"

@@ -20,10 +20,10 @@ import vaeline
 from pipeline.commands.consume import app
 from pipeline.stages import register as stage
 from vaeline.errors import UserError
-from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
-from vaeline.models import load_model
-from vaeline.tracking import consumer
-from vaeline.tracking.store import connect
+from vaeline.registry import load
+from vaeline.serving.model_files import load_model
+from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
+from vaeline.tracking.connection import connect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
@@ -129,7 +129,7 @@ def test_a_plain_folder_is_loaded_but_there_is_nothing_to_verify(registry: Regis
     monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
     assert vaeline.load(registry.root / "models").sample(1).shape == (1, 1, 5, 4)
     with pytest.raises(UserError, match=r"MANIFEST\.json: cannot be read"):
-        consumer.verify(str(registry.root / "models"))
+        load.verify(str(registry.root / "models"))
 
 
 @pytest.mark.parametrize("trusting", [True, False])
@@ -166,7 +166,7 @@ def test_a_number_that_was_taken_meanwhile_is_corrected_in_the_signed_manifest(
     found = registry.client.search_model_versions(f"name = '{NAME}'")
     number = max(int(version.version) for version in found)
     assert number > int(passing.version)
-    assert consumer.verify(f"models:/{NAME}/{number}")[0].endswith(f"version {number}")
+    assert load.verify(f"models:/{NAME}/{number}")[0].endswith(f"version {number}")
     assert vaeline.load(f"models:/{NAME}/{number}").digest == digest(4, outputs)
     registry.client.delete_model_version(NAME, str(number))
 
@@ -240,7 +240,7 @@ def importing(folder: Path) -> dict[str, str]:
 
 
 def test_importing_a_packages_code_leaves_no_bytecode_in_it(registry: Registry):
-    command = [sys.executable, "-c", "import vaeline.digests; print(vaeline.__file__)"]
+    command = [sys.executable, "-c", "import vaeline.io.digests; print(vaeline.__file__)"]
     folder = registry.folder(1)
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=importing(folder))
     assert Path(done.stdout.strip()).is_relative_to(folder / "code")
@@ -279,7 +279,7 @@ def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checke
         until(answers, seconds=400)  # on a busy machine
         stage.main()
         assert vaeline.load(f"models:/{NAME}@champion").digest == load_model(root / "models").digest
-        assert consumer.verify(f"models:/{NAME}/1")[0].endswith("version 1")
+        assert load.verify(f"models:/{NAME}/1")[0].endswith("version 1")
         (weights,) = (tmp_path / "files").rglob("model.safetensors")
         flipped = bytearray(weights.read_bytes())
         flipped[-1] ^= 1

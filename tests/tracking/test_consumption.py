@@ -18,13 +18,13 @@ from shelves import ROOT
 
 import vaeline
 from pipeline.commands import consume
-from pipeline.servers import free_port
+from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
-from vaeline.drift import REFERENCE_SEED
 from vaeline.errors import UserError
-from vaeline.export import ABOUT, DECODER, ENCODER
-from vaeline.inference import TrainedModel
-from vaeline.models import load_model
+from vaeline.evaluation.drift import REFERENCE_SEED
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import load_model
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from vaeline.tracking.connection import connect
+from vaeline.tracking.outbox import Progress, Spool, discard
 from vaeline.tracking.runs import RunStart, RunTracker, open_model_run, open_training_run
-from vaeline.tracking.spool import Progress, Spool, discard
-from vaeline.tracking.store import connect
 from vaeline.tracking.sync import ship_now, sync_all
 
 if TYPE_CHECKING:

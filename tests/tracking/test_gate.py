@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaeline.comparison import Scores
-from vaeline.tracking.gate import Bar, Contender, Decision, Evidence, Unreadable, decide
+from vaeline.evaluation.comparison import Scores
+from vaeline.registry.gate import Bar, Contender, Decision, Evidence, Unreadable, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})
 BAR = Bar(minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)

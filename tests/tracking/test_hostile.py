@@ -28,7 +28,7 @@ from spoils import replace as put_in_place
 
 import vaeline
 from vaeline.errors import UserError
-from vaeline.manifest import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
+from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_hostile_manifests_are_refused(package: Path, case: str):
 def test_a_manifest_that_someone_else_signed_is_refused(
     package: Path, sealed: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):
-    from vaeline.manifest import seal
-    from vaeline.models import load_model
+    from vaeline.serving.model_files import load_model
+    from vaeline.serving.package import seal
 
     monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "stranger.pem"))
     for file in (MANIFEST, SIGNATURE):

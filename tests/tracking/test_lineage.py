@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vaeline.digests import model_digest
 from vaeline.errors import UserError
-from vaeline.tracking import lineage
-from vaeline.tracking.lineage import Changes
-from vaeline.tracking.notes import NOTE, annotate
+from vaeline.io.digests import model_digest
+from vaeline.registry import lineage
+from vaeline.registry.lineage import Changes
+from vaeline.registry.notes import NOTE, annotate
+from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import CUT, RunStart
 from vaeline.tracking.runs import open_training_run
-from vaeline.tracking.store import connect
 from vaeline.tracking.sync import ship_now
 
 if TYPE_CHECKING:

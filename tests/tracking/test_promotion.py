@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vaeline.errors import UserError
-from vaeline.tracking.operations import promote_by_force, promote_by_gate, rollback
-from vaeline.tracking.promotion import contest
-from vaeline.tracking.stored import load_version, smoke_test
+from vaeline.registry.champion import contest
+from vaeline.registry.operations import promote_by_force, promote_by_gate, rollback
+from vaeline.registry.stored import load_version, smoke_test
 
 if TYPE_CHECKING:
     from shelves import Shelf

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaeline.comparison import Scores
 from vaeline.errors import UserError
-from vaeline.tracking import history, promotion
-from vaeline.tracking.gate import Bar, Contender, Evidence
-from vaeline.tracking.promotion import Trial, contest, move, read_standing
+from vaeline.evaluation.comparison import Scores
+from vaeline.registry import champion, history
+from vaeline.registry.champion import Trial, contest, move, read_standing
+from vaeline.registry.gate import Bar, Contender, Evidence
 
 NAME = "model"
 BAR = Bar(0, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
@@ -110,7 +110,7 @@ TABLE = Table(BAR, "data", lambda loaded: Scores(np.zeros(2), 0.0, 0), lambda ve
 
 @pytest.fixture(autouse=True)
 def stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promotion, "load_version", lambda client, version: version)
+    monkeypatch.setattr(champion, "load_version", lambda client, version: version)
 
 
 def compete(number: int) -> Callable[[Any], object]:

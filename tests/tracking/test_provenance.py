@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vaeline.config import read_params
-from vaeline.digests import file_digest
+from vaeline.io.digests import file_digest
 from vaeline.tracking.provenance import MAXIMUM_DIFF, flatten_metrics, flatten_params, headline_metrics, run_start
 
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")

@@ -9,12 +9,12 @@ import torch
 from vaeline import config
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.sampling import decoded, reconstructions
-from vaeline.inference import BATCH
-from vaeline.models import LoadedModel, build_model, load_model, save_model
+from vaeline.serving.inference import BATCH
+from vaeline.serving.model_files import LoadedModel, build_model, load_model, save_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns of its own type hints when imported
-    from vaeline.tracking.pyfunc import Served
+    from vaeline.serving.pyfunc import Served
 
 SHAPE = (1, 5, 4)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)

@@ -14,11 +14,11 @@ from shipping import is_free, until
 
 from pipeline.stages import register as stage
 from vaeline.errors import UserError
-from vaeline.models import load_model
-from vaeline.tracking.gate import Evidence
-from vaeline.tracking.registry import evidence_tags
+from vaeline.registry.gate import Evidence
+from vaeline.registry.versions import evidence_tags
+from vaeline.serving.model_files import load_model
+from vaeline.tracking.connection import connect
 from vaeline.tracking.runs import open_training_run
-from vaeline.tracking.store import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +31,7 @@ RACE = """
 import os, sys
 import mlflow.pyfunc, mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
 from pipeline.stages import register
-import vaeline.tracking.package
+import vaeline.serving.mlflow_package
 children = []
 for _ in range(int(sys.argv[1])):
     child = os.fork()
@@ -219,7 +219,7 @@ def test_the_champion_loads_by_alias_in_a_new_process_with_its_own_code(trained:
         shutil.move(trained / path, elsewhere / path)
     command = [sys.executable, "-W", "ignore", "-c", CONSUMER, uri, NAME, str(elsewhere)]
     subprocess.run(command, check=True, cwd=elsewhere)
-    from vaeline.tracking.pyfunc import Served
+    from vaeline.serving.pyfunc import Served
 
     own = Served(load_model(elsewhere / "models"))
     answers = np.load(elsewhere / "answers.npz")

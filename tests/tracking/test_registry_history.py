@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vaeline.tracking.history import CONFIRMED, PREFIX, Action, Entry, carried_out, champions, read, rolled_back
+from vaeline.registry.history import CONFIRMED, PREFIX, Action, Entry, carried_out, champions, read, rolled_back
 
 Step = tuple[Action, str, str | None]
 

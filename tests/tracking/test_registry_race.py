@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shelves import ROOT
 
-from vaeline.models import load_model
+from vaeline.serving.model_files import load_model
 
 
 @pytest.mark.parametrize(("processes", "rounds"), [(2, 2), pytest.param(8, 20, marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ from test_registry_commands import vaeline
 
 from pipeline.stages import evaluate, fetch, prepare, register, train
 from vaeline.errors import UserError
-from vaeline.tracking.store import connect
+from vaeline.tracking.connection import connect
 
 pytestmark = [
     pytest.mark.slow,

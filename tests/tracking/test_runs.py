@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vaeline.tracking.outbox import Event, Spool
 from vaeline.tracking.runs import RunStart, RunTracker, latest_artifact, open_model_run, open_training_run
-from vaeline.tracking.spool import Event, Spool
 
 
 def events(run: RunTracker | Spool, *kinds: str) -> list[Event]:

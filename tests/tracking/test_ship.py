@@ -13,9 +13,9 @@ import pytest
 from shipping import answers, is_free, until
 
 from vaeline.errors import UserError
+from vaeline.tracking.connection import connect
+from vaeline.tracking.outbox import Spool, all_spools
 from vaeline.tracking.runs import RunStart, open_training_run
-from vaeline.tracking.spool import Spool, all_spools
-from vaeline.tracking.store import connect
 from vaeline.tracking.sync import KEEP_S, prune, sync_all
 
 TRAINING = """
@@ -29,7 +29,7 @@ time.sleep(600)
 MANY = """
 import os, sys
 import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
-from vaeline.tracking.store import connect, experiment_id
+from vaeline.tracking.connection import connect, experiment_id
 children = []
 for _ in range(8):
     child = os.fork()

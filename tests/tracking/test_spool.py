@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vaeline.tracking import spool as spools
-from vaeline.tracking.spool import Progress, Spool
+from vaeline.tracking import outbox as spools
+from vaeline.tracking.outbox import Progress, Spool
 
 WRITER = """
 import sys
 from pathlib import Path
-from vaeline.tracking.spool import Spool
+from vaeline.tracking.outbox import Spool
 for number in range(200):
     Spool(Path(sys.argv[1])).append("metrics", step=number, values={"writer": float(sys.argv[2])}, filler="x" * 5000)
 """
@@ -93,7 +93,7 @@ def test_a_writer_is_seen_until_it_closes_and_its_death_is_told(spool: Spool):
 
 def test_a_writer_that_was_killed_is_gone(spool: Spool):
     spool.append("start", training=True)
-    code = f"import os; from pathlib import Path; from vaeline.tracking.spool import Spool\n\
+    code = f"import os; from pathlib import Path; from vaeline.tracking.outbox import Spool\n\
 Spool(Path({str(spool.folder)!r})).hold_as_writer(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert not spool.has_writer()

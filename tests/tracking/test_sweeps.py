@@ -4,9 +4,9 @@ import pytest
 
 from vaeline.config import read_params
 from vaeline.errors import UserError
+from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart, run_start
 from vaeline.tracking.runs import open_training_run
-from vaeline.tracking.store import connect
 from vaeline.tracking.sweeps import close_parent, open_parent
 from vaeline.tracking.sync import sync_all
 

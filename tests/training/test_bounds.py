@@ -11,7 +11,7 @@ from small import CPU, Recorder, batch, bumps, model, options, rule, same_weight
 from vaeline.core.estimators import log_weights
 from vaeline.core.gradients import Bound, Estimator
 from vaeline.data.batches import Resident
-from vaeline.models import build_model
+from vaeline.serving.model_files import build_model
 from vaeline.training import validation
 from vaeline.training.history import score
 from vaeline.training.randomness import Noise

@@ -8,7 +8,7 @@ from small import CPU
 
 import vaeline
 from vaeline.config import Params, parse_params
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 from vaeline.training import key
 from vaeline.training.key import code_digest, training_key
 

@@ -12,7 +12,7 @@ import pytest
 from small import Recorder, bumps, model, options, splits, train_small
 
 from vaeline import config
-from vaeline.models import save_model
+from vaeline.serving.model_files import save_model
 from vaeline.training.history import to_csv
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits

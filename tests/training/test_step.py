@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
-from vaeline.models import build_model
+from vaeline.serving.model_files import build_model
 from vaeline.training import step as steps
 from vaeline.training.step import Batch, State, losses, step
 

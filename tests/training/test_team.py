@@ -14,11 +14,11 @@ from small import CPU, Recorder, bumps, model, options, splits
 from vaeline import config
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
-from vaeline.models import build_model
+from vaeline.serving.model_files import build_model
+from vaeline.training.process_group import Team
 from vaeline.training.randomness import Noise
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
-from vaeline.training.team import Team
 from vaeline.training.trainer import Result, train
 from vaeline.training.validation import validate
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from test_train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
 
-from pipeline.team import assembled
-from pipeline.turns import TEAM_STORE
+from pipeline.services.workspace_lock import TEAM_STORE
+from pipeline.stages.training_processes import assembled
 from vaeline.errors import UserError
 
 

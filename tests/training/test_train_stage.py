@@ -16,8 +16,8 @@ import yaml
 from small import bumps
 
 from vaeline.data.prepared import Manifest, Split
-from vaeline.digests import file_digest
-from vaeline.models import load_model
+from vaeline.io.digests import file_digest
+from vaeline.serving.model_files import load_model
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pipeline.stages.train"]

@@ -6,7 +6,7 @@ from small import CPU, bumps, model
 from vaeline import config
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.batches import Resident
-from vaeline.models import build_model
+from vaeline.serving.model_files import build_model
 from vaeline.training import validation
 from vaeline.training.randomness import Noise
 from vaeline.training.validation import validate

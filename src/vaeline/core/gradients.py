@@ -12,13 +12,7 @@ from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
-from vaeline.core.objectives import (
-    Terms,
-    conditional_log_likelihood,
-    elbo_terms,
-    importance_weighted_bound,
-    surrogate,
-)
+from vaeline.core.objectives import Terms, conditional_log_likelihood, elbo_terms, importance_weighted_bound, surrogate
 
 Bound = Literal["elbo", "iwae"]
 Estimator = Literal[

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
-from vaeline.data.catalogue import DIGITS
-from vaeline.data.download import UnavailableError, store
-from vaeline.data.folders import scan
-from vaeline.data.public import fetch_public
-from vaeline.data.shapes import write_shapes
-from vaeline.durable import replaced
+from vaeline.data.sources.catalogue import DIGITS
+from vaeline.data.sources.download import UnavailableError, store
+from vaeline.data.sources.folders import scan
+from vaeline.data.sources.public import fetch_public
+from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
-from vaeline.workspace import repository_root
+from vaeline.io.atomic_write import replaced
+from vaeline.io.workspace import repository_root
 
 log = logging.getLogger(__name__)
 

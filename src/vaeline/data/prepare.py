@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config_data import Data
-from vaeline.data.dataset import Dataset, Images
-from vaeline.data.files import npy_file
 from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, Split, read_manifest
-from vaeline.data.readers import read_source
+from vaeline.data.sources.dataset import Dataset, Images
+from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
-from vaeline.digests import file_digest
-from vaeline.durable import new_file, replaced
 from vaeline.errors import UserError
+from vaeline.io.atomic_write import new_file, replaced
+from vaeline.io.digests import file_digest
+from vaeline.io.npy import npy_file
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vaeline.digests import file_digest
 from vaeline.errors import UserError
-from vaeline.strict import Section, validate
+from vaeline.io.digests import file_digest
+from vaeline.io.yaml_config import Section, validate
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")

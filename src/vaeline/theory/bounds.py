@@ -11,9 +11,9 @@ from torch import Tensor
 from vaeline.core.annealing import annealed_log_likelihood, linear_temperatures
 from vaeline.core.estimators import importance_log_likelihood, log_weights
 from vaeline.core.objectives import elbo_terms, importance_weighted_bound
+from vaeline.plotting.charts import chart
+from vaeline.theory.context import Measured, Subject
 from vaeline.theory.page import Claim
-from vaeline.theory.plots import chart
-from vaeline.theory.subject import Measured, Subject
 
 DECODED = 500  # images decoded at once
 BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples

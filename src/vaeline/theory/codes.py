@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaeline import config, probes
+from vaeline import config
 from vaeline.core import sampling
 from vaeline.core.model import VAE
+from vaeline.evaluation import probes
+from vaeline.plotting.charts import chart, sheet
+from vaeline.theory.context import Images, Subject
 from vaeline.theory.page import Claim, Picture, Table
-from vaeline.theory.plots import chart, sheet
-from vaeline.theory.subject import Images, Subject
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits

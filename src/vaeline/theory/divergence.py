@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vaeline.plotting.charts import chart
 from vaeline.theory.page import Claim, Table
-from vaeline.theory.plots import chart
 
 Values = npt.NDArray[np.float64]
 

@@ -17,9 +17,9 @@ from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import StandardNormal
+from vaeline.plotting.charts import chart
+from vaeline.theory.context import Measured, Subject
 from vaeline.theory.page import Claim, Table
-from vaeline.theory.plots import chart
-from vaeline.theory.subject import Measured, Subject
 
 WAYS: tuple[tuple[Bound, Estimator], ...] = (
     ("elbo", "pathwise"),

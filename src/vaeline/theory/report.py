@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vaeline.theory import bounds, codes, divergence, first_stage, gradients, page, scales
+from vaeline.theory.context import Subject, finite
 from vaeline.theory.page import Claim
-from vaeline.theory.subject import Subject, finite
 
 log = logging.getLogger(__name__)
 

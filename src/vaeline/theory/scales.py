@@ -13,10 +13,10 @@ from vaeline import config
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
-from vaeline.models import build_model
+from vaeline.plotting.charts import chart
+from vaeline.serving.model_files import build_model
+from vaeline.theory.context import Measured, Subject
 from vaeline.theory.page import Claim, Table
-from vaeline.theory.plots import chart
-from vaeline.theory.subject import Measured, Subject
 
 Head = Literal["log σ²", "σ", "softplus"]
 HEADS: tuple[Head, ...] = ("log σ²", "σ", "softplus")

@@ -5,8 +5,8 @@ import os
 import sys
 import time
 
-from vaeline.tracking.spool import Spool
-from vaeline.workspace import repository_root
+from vaeline.io.workspace import repository_root
+from vaeline.tracking.outbox import Spool
 
 CODE = "VAELINE_SHIPPER_PATH"  # the PYTHONPATH of code that stays, where a stage's own is of a passing clone
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
-    """Start `python -m vaeline.tracking.ship` in its own session, so that it outlives a killed stage; its pid.
+    """Start `python -m vaeline.tracking.uploader` in its own session, so that it outlives a killed stage; its pid.
 
     It ends by itself soon after the last writer of the spool has. `VAELINE_SHIPPER=off` starts none.
     """
     if os.environ.get("VAELINE_SHIPPER") == "off":
         return None
     folder = spool.folder.absolute()
-    arguments = [sys.executable, "-m", "vaeline.tracking.ship", str(folder)]
+    arguments = [sys.executable, "-m", "vaeline.tracking.uploader", str(folder)]
     arguments += ["--system-metrics"] if system_metrics else []
     environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
     if CODE in environment:

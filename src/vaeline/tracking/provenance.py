@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.config import Params
-from vaeline.digests import file_digest
-from vaeline.workspace import PREPARED
+from vaeline.io.digests import file_digest
+from vaeline.io.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends

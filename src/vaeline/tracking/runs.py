@@ -1,7 +1,7 @@
 """Runs as the stages see them: one run a training, found again by the digest of its model.
 
 A `RunTracker` only appends to a spool on the local disk, so it costs microseconds and cannot hang; a process of
-its own (`vaeline.tracking.ship`) sends the spool to MLflow. Nothing here imports mlflow.
+its own (`vaeline.tracking.uploader`) sends the spool to MLflow. Nothing here imports mlflow.
 """
 
 import csv
@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from vaeline.tracking import spool as spools
+from vaeline.io.workspace import REPORTS
+from vaeline.tracking import outbox as spools
 from vaeline.tracking.launch import start_shipper, wait_for
+from vaeline.tracking.outbox import Spool
 from vaeline.tracking.provenance import RunStart, flatten_metrics, headline_metrics, run_start
-from vaeline.tracking.spool import Spool
 from vaeline.tracking.sync import SyncReport, sync_all
-from vaeline.workspace import REPORTS
 
 __all__ = [
     "RunStart",

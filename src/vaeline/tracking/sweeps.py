@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.tracking.store import connect, experiment_id, told_in_one_line
+from vaeline.tracking.connection import connect, experiment_id, told_in_one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
-from vaeline.tracking.locks import acquire
-from vaeline.tracking.spool import Progress, Spool, all_spools, discard
-from vaeline.tracking.store import connect, told_in_one_line
+from vaeline.io.locks import acquire
+from vaeline.tracking.connection import connect, told_in_one_line
+from vaeline.tracking.outbox import Progress, Spool, all_spools, discard
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +74,7 @@ def _ship_if_free(spool: Spool, client: "MlflowClient") -> int | None:
     if lock is None:
         return None
     try:
-        from vaeline.tracking.courier import Courier
+        from vaeline.tracking.upload import Courier
 
         return Courier(spool, client).ship()
     finally:

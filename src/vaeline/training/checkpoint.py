@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaeline.durable import drop_parts, is_still, write_whole
+from vaeline.io.atomic_write import drop_parts, is_still, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 
 import vaeline
 from vaeline.config import Params
-from vaeline.digests import file_digest, value_digest
+from vaeline.io.digests import file_digest, value_digest
 from vaeline.training.device import identity
 
 SOURCES = ("core/*.py", "training/*.py", "data/batches.py", "models.py")

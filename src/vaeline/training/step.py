@@ -11,7 +11,7 @@ from torch import Tensor
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
-from vaeline.training.team import ALONE, Team
+from vaeline.training.process_group import ALONE, Team
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam (Kingma & Ba 2015)
 

@@ -16,12 +16,13 @@ from vaeline.core.model import VAE
 from vaeline.core.priors import VampPrior
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
-from vaeline.models import build_model
+from vaeline.serving.model_files import build_model
 from vaeline.training import checkpoint, history, interruption
 from vaeline.training.checkpoint import Checkpoint
 from vaeline.training.device import keep_freed_memory, reproducible
 from vaeline.training.history import Epoch
 from vaeline.training.meter import Averages, Meter
+from vaeline.training.process_group import ALONE, Team
 from vaeline.training.progress import Progress, open_progress
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.samples import sample_grid
@@ -29,7 +30,6 @@ from vaeline.training.schedule import kl_weight, one_cycle
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.step import Batch, Rule, State, step
-from vaeline.training.team import ALONE, Team
 from vaeline.training.tracker import NullTracker, Tracker
 from vaeline.training.validation import validate
 

@@ -8,9 +8,9 @@ from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.batches import Images
 from vaeline.training.meter import Averages
+from vaeline.training.process_group import ALONE, Team
 from vaeline.training.randomness import Noise
 from vaeline.training.step import precision
-from vaeline.training.team import ALONE, Team
 
 BATCH = 500  # latents decoded at once: it, the samples and the seed fix the noise, whatever train.batch_size is
 

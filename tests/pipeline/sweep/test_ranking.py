@@ -11,7 +11,7 @@ from pipeline.sweep.pictures import pictures
 from pipeline.sweep.ranking import best, is_maximised, ranked, rows, to_csv, to_markdown
 from pipeline.sweep.state import Baseline, Request, Sweep
 from vaeline.errors import UserError
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 PARAMS: Any = read_yaml(ROOT / "params.yaml")
 ELBO = (-3.25, -1.123456789012345, None, -2.0)

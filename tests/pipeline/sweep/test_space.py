@@ -7,7 +7,7 @@ from workbench import ROOT
 from pipeline.sweep.space import Choices, Range, check, corners, grid, overlaid, parse_axes, varied
 from vaeline.config import parse_params
 from vaeline.errors import UserError
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 PARAMS: Any = read_yaml(ROOT / "params.yaml")
 

@@ -9,7 +9,7 @@ from workbench import ROOT
 from pipeline.sweep.run import only_one
 from pipeline.sweep.state import Baseline, Request, Sweep, folder
 from vaeline.errors import UserError
-from vaeline.strict import read_yaml
+from vaeline.io.yaml_config import read_yaml
 
 PARAMS: Any = read_yaml(ROOT / "params.yaml")
 GRID = Request(["train.beta=0.5,1", "model.latent_dim=2,8"])

@@ -15,11 +15,11 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 from workbench import execute, lines_with, runs, tiny_clone, vaeline
 
+from pipeline.flows.sweep import sweep_flow
 from pipeline.sweep.state import folder
 from pipeline.sweep.trial import _make_clone, clear, read_baseline
-from pipeline.sweep_flow import sweep_flow
 from vaeline.errors import UserError
-from vaeline.tracking.locks import locked
+from vaeline.io.locks import locked
 
 
 def read(repository: Path, name: str) -> dict[str, object]:

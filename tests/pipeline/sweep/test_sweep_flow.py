@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 from workbench import ROOT, execute, lines_with
 
-from pipeline.processes import spawn, stop
+from pipeline.services.child_processes import spawn, stop
 
 pytestmark = pytest.mark.slow
 DEPLOYMENT = """
 deployments:
 - name: trial
-  entrypoint: pipeline.sweep_flow.trial_flow
+  entrypoint: pipeline.flows.sweep.trial_flow
   work_pool: {name: machines}
   pull:
   - prefect.deployments.steps.set_working_directory: {directory: "{{ $VAELINE_ROOT }}"}
 """
 SWEEP = """
-from pipeline.environment import prepare_environment
+from pipeline.services.environment import prepare_environment
 prepare_environment()
-from pipeline.sweep_flow import sweep_flow
+from pipeline.flows.sweep import sweep_flow
 state = sweep_flow(["train.beta=2,3,4,5"], jobs=2, name="far", return_state=True)
 print(state.type.value, state.message)
 """

@@ -1,0 +1,64 @@
+"""`vaeline run`: the flow once, in this process, with Prefect's server for the time of it where none is known."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from pipeline.report import registered, summary
+from pipeline.services import flow_run_processes
+from pipeline.services.program import run_and_leave
+from pipeline.services.servers import known_prefect, started, temporary_prefect_server, told, wait_until_ready
+from vaeline.errors import UserError
+
+
+def main() -> None:
+    """Run the flow, then tell where to look.
+
+    Raises UserError with the words of the stage that failed, or where Prefect's server is away.
+    """
+    with prefect_api():
+        from httpx import HTTPError, HTTPStatusError
+
+        from pipeline.flows.vaeline import vaeline_flow
+
+        try:
+            state = vaeline_flow(return_state=True)
+        except (RuntimeError, HTTPError) as error:
+            if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+                raise
+            hint = "start that server, or unset PREFECT_API_URL for a temporary one"
+            said = told(error)
+            if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+                said, hint = "401 Unauthorized", "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
+            raise UserError(f"Prefect: {said}; {hint}") from None
+        flow_run_processes.forget(str(state.state_details.flow_run_id))
+    if not state.is_completed():
+        raise UserError(state.message or f"the flow ended {state.name}")
+    found = registered.registered()
+    print("\n" + summary.summary(found.version if found else None), end="")  # noqa: T201
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """PREFECT_API_URL for the block: the user's, that of `vaeline up`, or a temporary server's.
+
+    The last dies with this process, however that ends, which the one that Prefect itself would start does not.
+    Call it before Prefect is imported; that is done while the server starts.
+    """
+    if api := known_prefect():
+        os.environ["PREFECT_API_URL"] = api
+        yield
+    else:
+        temporary = temporary_prefect_server()
+        os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
+        with started(temporary) as process:
+            flow = import_module("pipeline.flows.vaeline")
+
+            wait_until_ready(temporary, process)
+            yield
+            flow.send_the_rest()
+
+
+if __name__ == "__main__":
+    run_and_leave(main)

@@ -1,0 +1,168 @@
+"""The Prefect flow: one task a DVC stage, in the order of DVC's own graph.
+
+Prefect says when, DVC says what: no stage logic and no caching here, and torch is never imported.
+
+Stages run one after another, evaluate and sample too. Both would use every core or the one accelerator, so
+that together they take as long as in turn, and twice the memory; and DVC's lock lets two `dvc repro` compute at
+once but not check or commit. One after another keeps the log readable and the peak memory one stage's.
+
+A fault of something outside (tracking, a remote, a lock) is tried again as often as Prefect's own settings
+PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS say, and training then goes on from its checkpoint;
+everything else ends the run at once.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.states import Completed, Failed
+
+from pipeline.report import page, registered, summary
+from pipeline.services import flow_run_processes
+from pipeline.services.dvc_command import (
+    Outcome,
+    Stage,
+    StageError,
+    always_stale,
+    read_stages,
+    reproduce,
+    run_experiment,
+    stale_stages,
+)
+from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
+from vaeline.config import read_params
+from vaeline.errors import UserError
+from vaeline.io.workspace import PARAMS
+
+AWAY = "Away"  # the name of a failed state that may mend itself
+
+
+def may_mend_itself(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to try a failed task again."""
+    return state.name == AWAY
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{name}", retry_condition_fn=may_mend_itself)
+def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) -> State[Outcome]:
+    """One stage: its task state is named after the outcome, Ran, Restored (from DVC's run cache) or Cached.
+
+    `stale` is False where DVC has already told that nothing changed: asking again would cost two seconds.
+    """
+    if not stale:
+        return Completed(name="Cached", message=f"stage '{name}': cached", data="cached")
+    return _told(f"stage '{name}'", lambda: reproduce(name, get_run_logger().info, environment, force))
+
+
+@task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=may_mend_itself)
+def try_out(overrides: list[str], environment: dict[str, str]) -> State[str]:
+    """A DVC experiment in a copy of the workspace; its name."""
+    return _told("experiment", lambda: run_experiment(overrides, get_run_logger().info, environment))
+
+
+def _told(what: str, work: Callable[[], str]) -> State[Any]:
+    """The outcome of some work as a state."""
+    try:
+        outcome = work()
+    except StageError as error:
+        return Failed(name=AWAY if error.transient else "Failed", message=str(error))
+    return Completed(name=outcome.capitalize(), message=f"{what}: {outcome}", data=outcome)
+
+
+@flow(name="vaeline")
+def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait") -> State[Any]:
+    """Bring everything in dvc.yaml up to date; Failed, with nothing run after it, at the first stage that fails.
+
+    With overrides (`train.beta=4`) it runs a DVC experiment with these changes, and leaves the workspace as it is.
+    Where another run is at work in this workspace it waits, or ends as Skipped.
+    """
+    log, flow_run = get_run_logger(), str(runtime.flow_run.id)
+    flow_run_processes.note(flow_run)
+    try:
+        with workspace_lock(log.warning, when_busy) as holder:
+            environment = {"VAELINE_FLOW_RUN_ID": flow_run, **holder}
+            return _experiment(overrides, environment) if overrides else _workspace(environment)
+    except BusyError as error:
+        return Completed(name="Skipped", message=f"skipped: {error}")
+    except UserError as error:
+        return Failed(message=str(error))
+
+
+def _experiment(overrides: list[str], environment: dict[str, str]) -> State[Any]:
+    state: State[Any] = try_out(overrides, environment, return_state=True)
+    if not state.is_completed():
+        raise StageError(str(state.message))
+    name = str(state.result())
+    return Completed(message=f"experiment {name} ({' '.join(overrides)}); dvc exp apply {name} brings it here")
+
+
+def _workspace(environment: dict[str, str]) -> State[dict[str, Outcome]]:
+    stages, forced = read_stages(), always_stale()
+    stale = stale_stages() | forced
+    outcomes = _bring_up_to_date(stages, stale, forced, environment) if stale else _all_cached(stages)
+    get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
+    if page.is_stale():  # all was cached, and the page is not: it names runs, so DVC does not keep it
+        page.publish(read_params(PARAMS))
+    if all(outcome == "cached" or name in forced for name, outcome in outcomes.items()):
+        return _unchanged(outcomes)
+    if outcomes.get("register", "cached") != "cached":
+        registered.registered(anew=True)  # asked and remembered now, not by a run that has nothing to do
+    create_markdown_artifact(
+        summary.markdown(outcomes, page.where()), key="vaeline-report", description="Metrics and pictures"
+    )
+    return Completed(message="all stages are up to date", data=outcomes)
+
+
+def send_the_rest() -> None:
+    """Have Prefect's threads send their last log lines and events while there is a server to take them."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)
+
+
+def _all_cached(stages: list[Stage]) -> dict[str, Outcome]:
+    return {stage.name: "cached" for stage in stages}
+
+
+def _bring_up_to_date(
+    stages: list[Stage], stale: set[str], forced: set[str], environment: dict[str, str]
+) -> dict[str, Outcome]:
+    """What became of each stage. Raises UserError where DVC cannot be asked and StageError where a stage fails."""
+    states: dict[str, State[Any]] = {}
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        state: State[Any] = run_stage.with_options(description=stage.description)(
+            stage.name,
+            stage.name in stale or _fed_anew(stage, outcomes),
+            stage.name in forced,
+            environment,
+            wait_for=[states[name] for name in stage.upstream],
+            return_state=True,
+        )
+        if not state.is_completed():
+            waiting = ", ".join(s.name for s in stages[len(states) + 1 :])
+            raise StageError(f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
+        states[stage.name], outcomes[stage.name] = state, state.result()
+    return outcomes
+
+
+def _fed_anew(stage: Stage, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether something this stage reads was written in this run, so that DVC has to be asked again."""
+    return any(outcomes[name] != "cached" for name in stage.upstream)
+
+
+def _unchanged(outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
+    """Say, and link, what holds."""
+    found = registered.registered()
+    if found is None:
+        return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
+    decision = summary.registration()["decision"]
+    holds = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
+    links = [f"- [{what}]({address})" for what, address in found.links().items()]
+    text = "\n".join(["## Unchanged: nothing to compute", holds, *links])
+    create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
+    where = "".join(f" {address}" for address in found.links().values())
+    return Completed(name="Unchanged", message=f"unchanged: {holds}{where}", data=outcomes)

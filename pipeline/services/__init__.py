@@ -1,0 +1,1 @@
+"""Servers, worker, workspace lock, child processes, DVC as a command."""

@@ -1,0 +1,68 @@
+"""Where things run, by environment variables; all of them defaults that the user's own environment overrides."""
+
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from vaeline.errors import UserError
+from vaeline.io.workspace import make_state_folder, repository_root
+
+SETTINGS = ("PREFECT_", "MLFLOW_")
+SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
+# a Git hook's: of the repository that it runs for, where a command is to work in that of its folder
+REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+
+
+def prepare_environment() -> None:
+    """Set what Prefect, MLflow and DVC read when imported or started: call it before importing them.
+
+    No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
+    in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
+    Blank settings count as not set; a password for a server to be started here is its clients' too.
+    Raises UserError where `.vaeline` can be no folder.
+    """
+    state = make_state_folder()
+    line = "%(asctime)s | %(levelname)-7s | "
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": SERVER_START_S,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{state / 'prefect.db'}",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
+    }
+    for name in [name for name, value in os.environ.items() if name.startswith(SETTINGS) and not value]:
+        del os.environ[name]  # left blank in an environment file, which to Prefect is a value
+    for name in REPOSITORY:
+        os.environ.pop(name, None)
+    for name, value in (defaults | _of_nobody(state)).items():
+        os.environ.setdefault(name, value)
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # a server started here asks its clients for it
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    here = str(Path(sys.executable).parent)
+    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
+    os.environ["PATH"] = os.pathsep.join([here, *others])
+    os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
+
+
+def _of_nobody(state: Path) -> dict[str, str]:
+    """A name and a home for a user whom the machine does not know, as in a container: DVC and Prefect ask for them."""
+    try:
+        getpass.getuser()
+        Path.home()
+    except (OSError, KeyError, RuntimeError):
+        return {"USER": f"uid{os.getuid()}", "HOME": str(state)}
+    return {}
+
+
+def enter_workspace() -> None:
+    """Go to the folder of dvc.yaml: here or above. Raises UserError where there is none."""
+    root = repository_root()
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
+    os.chdir(root)

@@ -1,0 +1,80 @@
+"""Named changes to params.yaml, run as DVC experiments."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vaeline.config import parse_params
+from vaeline.errors import UserError
+from vaeline.io.yaml_config import Section, read_yaml, validate
+
+EXPERIMENTS = Path("experiments.yaml")
+
+
+class Experiment(Section):
+    """An entry of experiments.yaml."""
+
+    about: str
+    base: str | None = None  # another entry, whose params come first
+    params: dict[str, Any]
+
+
+def read_experiments(path: Path = EXPERIMENTS) -> dict[str, Experiment]:
+    """By name; raises UserError where the file or an entry is wrong."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold experiments by name, found {content!r}")
+    return {name: validate(Experiment, entry, f"{path}: {name}") for name, entry in content.items()}
+
+
+def overrides(name: str, params: Any, experiments: Mapping[str, Experiment]) -> list[str]:
+    """What turns `params`, the content of params.yaml, into the experiment's: arguments of `dvc exp run -S`.
+
+    Raises UserError for an unknown name, and where params.yaml or the result is not valid.
+    """
+    if name not in experiments:
+        raise UserError(f"experiment {name!r}: allowed: {', '.join(experiments)}")
+    parse_params(params)
+    wanted = params
+    for changes in _lineage(name, experiments):
+        wanted = laid_over(wanted, changes)
+    parse_params(wanted, f"{EXPERIMENTS}: {name}")
+    return list(differences(params, wanted))
+
+
+def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+    """The params of the entry's first ancestor, ..., its own."""
+    line: dict[str, dict[str, Any]] = {}
+    following: str | None = name
+    while following is not None:
+        if following in line or following not in experiments:
+            raise UserError(f"{EXPERIMENTS}: {name}: base must be another experiment, found {following!r}")
+        line[following] = experiments[following].params
+        following = experiments[following].base
+    return list(reversed(line.values()))
+
+
+def laid_over(below: Any, above: Any) -> Any:
+    """Mappings are merged key by key, unless the upper one gives a kind; anything else replaces what it covers."""
+    if not isinstance(below, dict) or not isinstance(above, dict) or "kind" in above:
+        return above
+    return below | {key: laid_over(below.get(key), value) for key, value in above.items()}
+
+
+def differences(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
+    """What turns one mapping into the other: arguments of `dvc exp run -S`."""
+    for key in sorted(now.keys() - wanted.keys()):
+        yield f"~{path}{key}"
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            yield from differences(now[key], value, f"{path}{key}.")
+        elif key not in now or now[key] != value:
+            yield f"++{path}{key}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """A value in Hydra's grammar: JSON without quotes around keys."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)

@@ -1,0 +1,1 @@
+"""Where images come from: downloads, folders, arrays, synthetic shapes."""

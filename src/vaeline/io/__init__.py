@@ -1,0 +1,1 @@
+"""Files, locks, strict YAML, bounded reads of untrusted files, digests."""

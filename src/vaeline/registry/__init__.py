@@ -1,0 +1,1 @@
+"""MLflow registry: gate, champion, history, lineage."""

@@ -1,0 +1,152 @@
+"""The gate that a model passes to become the champion: a pure decision on evidence.
+
+A challenger is promoted when it is sound and, on the test split, gain - z(confidence) * se > margin, where gain and
+se are those of the paired ELBO differences to the champion and z is the one-sided normal quantile: the risk of
+promoting a model whose true gain is no more than the margin is at most 1 - confidence.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+
+from vaeline.evaluation.comparison import Scores, gain
+
+WAY_OUT = "register under another name, or `vaeline promote NAME VERSION --force --reason TEXT`"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What section `register` of the params asks of a champion."""
+
+    minimum_active_units: int
+    margin: float  # nats per image
+    confidence: float  # in (0.5, 1)
+    psnr_tolerance: float  # decibels
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a model, by digest: how it was trained and what it measured."""
+
+    digest: str
+    data_digest: str
+    likelihood: str  # its kind: nats of different likelihoods are nats of different things
+    objective: str
+    validation_elbo: float  # nats per image; NaN where it is not known
+    active_units: int
+    metrics: Mapping[str, float] = field(default_factory=dict)  # everything that was measured
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model before the gate; without scores where it has no ELBO, or there is nothing to compare it with."""
+
+    evidence: Evidence
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A champion whose stored model is damaged or gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to promote, why or why not, and the numbers behind it, all of them finite."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def decide(challenger: Contender, champion: Contender | Unreadable | None, bar: Bar) -> Decision:
+    """Promote a sound model that is surely better than the champion on the same data, or the first sound one."""
+    if isinstance(champion, Contender) and champion.evidence.digest == challenger.evidence.digest:
+        return Decision(False, ("it is the champion already",))
+    failures, numbers = list(_faults(challenger, bar)), _own_numbers(challenger)
+    if champion is None:
+        return Decision(not failures, tuple(failures) or ("no champion before it",), numbers)
+    if isinstance(champion, Unreadable):
+        failures.append(f"not compared: the champion cannot be read: {champion.reason}; {WAY_OUT}")
+        return Decision(False, tuple(failures), numbers)
+    failures += differences(challenger.evidence, champion.evidence)
+    if challenger.scores is None or champion.scores is None:
+        return Decision(False, tuple(failures), numbers)
+    if not _finite(champion.scores):
+        failures.append(f"not compared: the champion's scores on the test split are not finite; {WAY_OUT}")
+    if not _finite(challenger.scores) or not _finite(champion.scores):
+        return Decision(False, tuple(failures), numbers)
+    return _compare(challenger.scores, champion.scores, bar, failures, numbers)
+
+
+def differences(challenger: Evidence, champion: Evidence) -> tuple[str, ...]:
+    """Why two models cannot be compared; empty where they can."""
+    found = []
+    if challenger.data_digest != champion.data_digest:
+        found.append(f"its data is {challenger.data_digest[:12]}, the champion's {champion.data_digest[:12]}")
+    if challenger.likelihood != champion.likelihood:
+        found.append(f"its likelihood is {challenger.likelihood}, the champion's {champion.likelihood}")
+    if champion.objective == "autoencoder":
+        found.append("the champion is an autoencoder, which has no ELBO")
+    return tuple(f"not compared: {difference}; {WAY_OUT}" for difference in found)
+
+
+def _faults(model: Contender, bar: Bar) -> Iterator[str]:
+    """What is wrong with a model on its own."""
+    evidence = model.evidence
+    broken = sorted(name for name, value in evidence.metrics.items() if not math.isfinite(value))
+    if broken:
+        yield f"not finite: {', '.join(broken)}"
+    if evidence.objective == "autoencoder":
+        yield f"objective '{evidence.objective}' has no ELBO and no prior to sample from"
+        return
+    if not math.isfinite(evidence.validation_elbo) and not broken:
+        yield "no finite validation ELBO"
+    if model.scores is not None and not _finite(model.scores):
+        count, images = int((~np.isfinite(model.scores.elbo)).sum()), len(model.scores.elbo)
+        yield f"not finite: its ELBO on {count} of {images} test images, its PSNR {model.scores.psnr:.2f} dB"
+    if evidence.active_units < bar.minimum_active_units:
+        yield f"{evidence.active_units} active units, register.minimum_active_units is {bar.minimum_active_units}"
+
+
+def _finite(scores: Scores) -> bool:
+    return bool(np.isfinite(scores.elbo).all()) and math.isfinite(scores.psnr)
+
+
+def _own_numbers(model: Contender) -> dict[str, float]:
+    numbers: dict[str, float] = {"active_units": model.evidence.active_units}
+    if model.scores is not None and _finite(model.scores):
+        numbers |= {"images": len(model.scores.elbo), "elbo": float(model.scores.elbo.mean())}
+        numbers["psnr"] = model.scores.psnr
+    return numbers
+
+
+def _compare(challenger: Scores, champion: Scores, bar: Bar, failures: list[str], own: dict[str, float]) -> Decision:
+    """Hold the gain against the margin, and the PSNR against the tolerance."""
+    found = gain(challenger, champion)
+    lower = found.mean - NormalDist().inv_cdf(bar.confidence) * found.se
+    told = (
+        f"gain {found.mean:+.4f} \u00b1 {found.se:.4f} nats per image on {len(challenger.elbo)} test images, at least "
+        f"{lower:+.4f} with {bar.confidence:.4g} confidence"
+    )
+    if not lower > bar.margin:
+        failures.append(f"{told}: not above register.margin {bar.margin:g}")
+    fidelity = f"PSNR {challenger.psnr:.2f} dB, the champion's {champion.psnr:.2f}"
+    if challenger.psnr < champion.psnr - bar.psnr_tolerance:
+        failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {bar.psnr_tolerance:g} dB")
+    numbers = {
+        **own,
+        "gain": found.mean,
+        "gain_se": found.se,
+        "gain_lower": lower,
+        "margin": bar.margin,
+        "confidence": bar.confidence,
+        "champion_elbo": float(champion.elbo.mean()),
+        "champion_psnr": champion.psnr,
+    }
+    return Decision(not failures, tuple(failures) or (f"{told}: above {bar.margin:g}", fidelity), numbers)

@@ -1,0 +1,1 @@
+"""A model as files: build, save, load, package, sign, export."""

@@ -1,0 +1,218 @@
+"""Models as files: built from params, saved as safetensors and JSON, loaded strictly. Nothing is unpickled."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from vaeline import config
+from vaeline.config_data import Binarise
+from vaeline.core import likelihoods, networks, priors, residual
+from vaeline.core.model import VAE
+from vaeline.errors import UserError
+from vaeline.io.atomic_write import write_together
+from vaeline.io.digests import value_digest
+from vaeline.io.safe_read import parse_json, read_bounded, shown
+from vaeline.io.yaml_config import Section, validate
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
+Reader = Callable[[Path, int], bytes]
+Side = Annotated[int, Field(ge=1, le=65536)]
+
+
+class DataIdentity(Section):
+    """The data a model was trained on."""
+
+    digest: str
+    source: str
+    binarise: Binarise
+
+
+class Description(Section):
+    """The content of a model's config.json."""
+
+    format: Literal[1]
+    shape: Annotated[tuple[Side, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
+    model: config.Model
+    objective: Literal["elbo", "iwae", "autoencoder"]
+    data: DataIdentity
+    scale_factor: config.Positive | None = None  # times it, spatial latents have variance 1: for latent diffusion
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model read from a folder, ready for inference, with what it says of itself."""
+
+    vae: VAE
+    config: Description
+    digest: str  # SHA-256 over both files
+
+
+def build_model(model: config.Model, shape: networks.Shape, objective: str, seed: int | None = None) -> VAE:
+    """Build section `model` of the params for images of `shape` (C, H, W), in float32 on the CPU.
+
+    The weights are drawn from `seed`; the global generator is left as it was. Objective "autoencoder" gives an
+    encoder without variances.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        deterministic = objective == "autoencoder"
+        encoder, decoder = _networks(model, shape, numbers=1 if deterministic else 2)
+        likelihood = _likelihood(model.likelihood)
+        bounded = isinstance(likelihood, likelihoods.Gaussian | likelihoods.DiscretisedLogistic)
+        return VAE(
+            encoder,
+            nn.Sequential(*decoder, networks.UnitInterval()) if bounded else decoder,  # their output is a pixel
+            likelihood,
+            _prior(model, shape),
+            shape=shape,
+            latent_dim=model.latent_dim,
+            deterministic=deterministic,
+        )
+
+
+def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder, with so many numbers a latent dimension, and decoder."""
+    outputs = model.latent_dim * numbers
+    match model.network:
+        case config.Mlp(hidden=widths, activation=activation):
+            return (
+                networks.mlp_encoder(shape, widths, outputs, activation),
+                networks.mlp_decoder(shape, widths, model.latent_dim, activation),
+            )
+        case config.Gated(hidden=widths):
+            return (
+                networks.mlp_encoder(shape, widths, outputs, networks.GATED),
+                networks.mlp_decoder(shape, widths, model.latent_dim, networks.GATED),
+            )
+        case config.Conv(channels=channels, hidden=hidden, activation=activation):
+            return (
+                networks.conv_encoder(shape, channels, hidden, outputs, activation),
+                networks.conv_decoder(shape, channels, hidden, model.latent_dim, activation),
+            )
+        case config.Residual(channels=channels, latent_channels=latent_channels, blocks=blocks):
+            _refuse_misfit(model, shape, channels, latent_channels)
+            return (
+                residual.residual_encoder(shape, channels, blocks, latent_channels * numbers),
+                residual.residual_decoder(shape, channels, blocks, latent_channels),
+            )
+
+
+def _refuse_misfit(model: config.Model, shape: networks.Shape, channels: list[int], latent_channels: int) -> None:
+    try:
+        latents = residual.latent_shape(shape, channels, latent_channels)
+    except ValueError as error:
+        times = len(channels) - 1
+        raise UserError(f"model.network: its channels halve the image {times} times: {error}") from None
+    if model.latent_dim != math.prod(latents):
+        product = " x ".join(map(str, latents))  # c x h x w
+        raise UserError(
+            f"model.latent_dim: must be {math.prod(latents)} (latent_channels x height x width = {product}) "
+            f"for model.network on images of {shape[1]} x {shape[2]}; found {model.latent_dim}"
+        )
+
+
+def _likelihood(likelihood: config.Likelihood) -> likelihoods.Likelihood:
+    match likelihood:
+        case config.Bernoulli():
+            return likelihoods.Bernoulli()
+        case config.Gaussian(sigma=sigma):
+            return likelihoods.Gaussian(None if sigma == "learned" else sigma)
+        case config.ContinuousBernoulli():
+            return likelihoods.ContinuousBernoulli()
+        case config.DiscretisedLogistic():
+            return likelihoods.DiscretisedLogistic()
+
+
+def _prior(model: config.Model, shape: networks.Shape) -> priors.Prior:
+    match model.prior:
+        case config.StandardNormal():
+            return priors.StandardNormal()
+        case config.Vamp(components=components):
+            return priors.VampPrior(components, shape)
+        case config.Mixture(components=components):
+            return priors.MixtureOfGaussians(components, model.latent_dim)
+
+
+def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json: the same model gives the same bytes; each file appears whole or not.
+
+    `description` holds model, objective and data (see `Description`); the other keys may be left out.
+    Raises UserError, before anything is written, where it does not describe a model.
+    """
+    full = {"format": 1, "shape": list(vae.shape), **description}
+    validate(Description, full, str(folder / CONFIG))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    text = json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_together({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu", read: Reader = read_bounded) -> LoadedModel:
+    """Read a saved model, in evaluation mode and without gradients. Nothing large is read or allocated unasked.
+
+    `read` gives the bytes of a file, at most so many. Raises UserError, naming the file, where one is missing, torn,
+    too large or of another format, or where the tensors are not exactly those that config.json describes, finite and
+    float32.
+    """
+    described = read(folder / CONFIG, CONFIG_BYTES)
+    description = validate(Description, parse_json(described, str(folder / CONFIG)), str(folder / CONFIG))
+    vae = _without_memory(description, folder / CONFIG)
+    expected = vae.state_dict()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    weights = read(folder / WEIGHTS, size + HEADER_BYTES)
+    vae.load_state_dict(_read_tensors(weights, folder / WEIGHTS, expected), assign=True)
+    vae.requires_grad_(False).eval().to(device)
+    contents = {WEIGHTS: weights, CONFIG: described}
+    digest = value_digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+    return LoadedModel(vae, description, digest)
+
+
+def _without_memory(description: Description, path: Path) -> VAE:
+    """The model on the meta device: shapes and dtypes alone, however large."""
+    try:
+        with torch.device("meta"):
+            return build_model(description.model, description.shape, description.objective)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (RuntimeError, TypeError, OverflowError):  # torch's words for more elements than 64 bits count
+        raise UserError(f"{path}: describes a model larger than any memory") from None
+
+
+def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    header = int.from_bytes(content[:8], "little")
+    if not 2 <= header <= min(HEADER_BYTES, len(content)) - 8:
+        raise UserError(f"{path}: is not a safetensors file: its header has {header} of {len(content)} bytes")
+    parse_json(content[8 : 8 + header], str(path))  # stricter than the library: no tensor twice
+    try:
+        tensors = safetensors_load(content)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
+    if tensors.keys() != expected.keys():
+        missing, extra = (
+            sorted(names) for names in (expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+        )
+        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            found, allowed = _kind(tensor), _kind(wanted)
+            raise UserError(f"{path}: tensor {name}: found {found}, {CONFIG} wants {allowed}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: tensor {name}: holds values that are not finite")
+    return tensors
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
