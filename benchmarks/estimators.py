@@ -23,7 +23,7 @@ from benchmarks.training import one_thread
 from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.evaluation.split_metrics import Pixels, log_likelihood
-from vaeline.serving.model_files import build_model
+from vaeline.training.build import build_model
 from vaeline.training.device import keep_freed_memory
 
 MANY, FEW = 5000, 100  # samples

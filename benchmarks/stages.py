@@ -36,18 +36,18 @@ TINY = {
 }
 # runs a stage, whole or with an empty `main`, and writes the libraries that it imported, in their order
 RUNNING = """
-import atexit, runpy, sys
-import pipeline.services.program as entry
+import atexit, os, sys
+from importlib import import_module
+from pipeline.stages import runner
 listing, stage, part = sys.argv[1:]
 def write():
     ours = ("vaeline", "pipeline", "__main__")
     names = [n for n in sys.modules if n.partition(".")[0] not in (*ours, *sys.stdlib_module_names)]
     open(listing, "w").write("\\n".join(names))
 atexit.register(write)
-run = entry.run_stage
 if part == "start":
-    entry.run_stage = lambda main: run(lambda: None)
-runpy.run_module(f"pipeline.stages.{stage}", run_name="__main__")
+    import_module(f"pipeline.stages.{stage}").main = lambda: None
+runner.run_stage(stage, os.getppid())
 """
 IMPORTING = """
 import importlib, sys

@@ -9,9 +9,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.commands import consume, lineage, operate, registry, sweep
+from pipeline.commands import lineage, operate, registry, sweep
 from pipeline.services.environment import enter_workspace, prepare_environment
-from pipeline.services.program import run_program
+from vaeline.command import consume
+from vaeline.command.program import run_program
 from vaeline.config import read_params
 from vaeline.io.workspace import PARAMS
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ("data_fixtures", "registry_fixtures", "workspace_fixtures")
 HOME = pytest.StashKey[Path]()
 FOREIGN = ("MLFLOW_", "VAELINE_", "DVC_", "PREFECT_", "GIT_", "XDG_")
 # on a busy machine any example may take long

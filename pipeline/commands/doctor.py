@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.services.program import OWN
-from vaeline.config import Params, read_params
-from vaeline.config_data import Digits, Download, Shapes
+from vaeline.command.program import OWN
+from vaeline.config import Digits, Download, Params, Shapes, read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import PARAMS, RAW, repository_root
 from vaeline.tracking.provenance import DISTRUST, TRUST

@@ -7,8 +7,8 @@ from importlib import import_module
 
 from pipeline.report import registered, summary
 from pipeline.services import flow_run_processes
-from pipeline.services.program import run_and_leave
 from pipeline.services.servers import known_prefect, started, temporary_prefect_server, told, wait_until_ready
+from vaeline.command.program import run_and_leave
 from vaeline.errors import UserError
 
 

@@ -1,7 +1,8 @@
 """Which process works on which flow run: `.vaeline/flow-runs/<id>.json`, so that a dead one is noticed.
 
 Prefect leaves a flow run whose process and worker were killed "Running" for ever.
-`python -m pipeline.services.flow_run_processes` is what a worker starts for a flow run: it notes itself, binds its life to the worker's, and becomes Prefect's engine.
+`python -m pipeline.services.flow_run_processes` is what a worker starts for a flow run: it notes itself,
+binds its life to the worker's, and becomes Prefect's engine.
 """
 
 import json

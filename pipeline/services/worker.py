@@ -24,8 +24,8 @@ from prefect.states import Cancelled, Crashed, Scheduled
 from prefect.workers.process import ProcessWorker
 
 from pipeline.services import flow_run_processes
-from pipeline.services.program import run_program
 from pipeline.services.servers import told
+from vaeline.command.program import run_program
 from vaeline.errors import UserError
 from vaeline.tracking.connection import redact
 

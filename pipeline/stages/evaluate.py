@@ -4,7 +4,6 @@ import json
 import logging
 from typing import Any
 
-from pipeline.services.program import run_stage
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
@@ -91,7 +90,3 @@ def latent_summary(latent: dict[str, Any]) -> list[str]:
             means, pca, pixels = (latent["probes"][key][of] for of in ("posterior_means", "pca", "pixels"))
             lines.append(f"  {name:<12} accuracy {means:.1%} on the latents, {pca:.1%} on PCA, {pixels:.1%} on pixels")
     return lines
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -1,6 +1,5 @@
 """Stage prepare: `data/raw` -> `data/prepared`."""
 
-from pipeline.services.program import run_stage
 from vaeline.config import read_params
 from vaeline.data.prepare import prepare
 from vaeline.io.workspace import PARAMS, PREPARED, RAW
@@ -9,7 +8,3 @@ from vaeline.io.workspace import PARAMS, PREPARED, RAW
 def main() -> None:
     """Write the validated splits and their manifest, as section `data` of params.yaml says."""
     prepare(read_params(PARAMS).data, RAW, PREPARED)
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from pipeline.report import page
-from pipeline.services.program import run_stage
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
@@ -118,7 +117,3 @@ def _number(report: dict[str, Any], split: str, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{REPORTS / 'metrics.json'}: {split}.{name}: found {value!r}, allowed: a number")
     return float(value)
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.services.program import run_stage
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
 from vaeline.core import sampling
@@ -185,7 +184,3 @@ def _batch(model: VAE) -> int:
 
 def _device(model: VAE) -> torch.device:
     return next(model.parameters()).device
-
-
-if __name__ == "__main__":
-    run_stage(main)

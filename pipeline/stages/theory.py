@@ -4,7 +4,6 @@ import csv
 import io
 from pathlib import Path
 
-from pipeline.services.program import run_stage
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
@@ -53,7 +52,3 @@ def history(path: Path) -> Rows:
     """The rows of reports/history.csv; None where a field is empty."""
     rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
     return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
-
-
-if __name__ == "__main__":
-    run_stage(main)

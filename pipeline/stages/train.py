@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from pipeline.services.program import run_stage
 from pipeline.stages.training_processes import agree, assembled
 from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
@@ -33,7 +32,7 @@ def main() -> None:
     params, manifest, digest = read_params(PARAMS), read_manifest(PREPARED), manifest_digest(PREPARED)
     splits = Splits(load_split(PREPARED, "train"), load_split(PREPARED, "validation"), manifest.binarise)
     data = {"digest": digest, "source": manifest.source, "binarise": manifest.binarise}
-    with assembled("pipeline.stages.train") as team:
+    with assembled("train") as team:
         key = training_key(params, digest, pick_device(), team.size)
         agree(team, key)
         checkpoints = state_folder() / "checkpoints" / key
@@ -81,7 +80,3 @@ def put_in_place(result: Result, description: dict[str, Any]) -> None:
     """Write the outputs, each whole or not at all."""
     save_model(MODEL, result.model, description)
     write_whole(HISTORY, to_csv(result.history).encode())
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from pipeline.services.child_processes import Process, die_with_parent, spawn, stop
 from pipeline.services.workspace_lock import TEAM_STORE
+from pipeline.stages.runner import ROOT
 from vaeline.errors import UserError
 from vaeline.io.workspace import make_state_folder
 from vaeline.training.device import pick_device
@@ -29,8 +30,8 @@ PATIENCE_S = 60.0  # for the others to end after the leader's last step
 
 
 @contextmanager
-def assembled(module: str) -> Iterator[Team]:
-    """This process's place in the team that runs `python -m module`.
+def assembled(stage: str) -> Iterator[Team]:
+    """This process's place in the team that runs this stage.
 
     Raises UserError where VAELINE_NPROC is no number and where another process of the team ends early.
     """
@@ -45,7 +46,7 @@ def assembled(module: str) -> Iterator[Team]:
     os.environ.setdefault("VAELINE_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     with tempfile.TemporaryDirectory(prefix="vaeline-team-") as folder:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), TEAM_STORE: str(Path(folder) / "store")}
-        others = [_start(module, rank) for rank in range(1, size)]
+        others = [_start(stage, rank) for rank in range(1, size)]
         try:
             _gather(others)
             with _joined() as team:
@@ -94,9 +95,13 @@ def _joined() -> Iterator[Team]:
         dist.destroy_process_group()
 
 
-def _start(module: str, rank: int) -> Process:
+def _start(stage: str, rank: int) -> Process:
     with _log(rank).open("w") as log:
-        return spawn([sys.executable, "-m", module], os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
+        return spawn(
+            [sys.executable, str(ROOT / "pipeline/stages/runner.py"), stage],
+            os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            log,
+        )
 
 
 def _gather(others: Sequence[Process]) -> None:

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def load(uri: "str | os.PathLike[str]", device: "str | torch.device" = "cpu") -> "TrainedModel":
-    """Load a model of the registry, of a run or of a folder, checked first, as a `vaeline.serving.inference.TrainedModel`.
+    """Load a model of the registry, of a run or of a folder, checked first.
 
     `uri`: models:/NAME@alias, models:/NAME/3, models:/m-ID, runs:/RUN/PATH, file:///FOLDER or a folder. Each file is
     held against the package's manifest before it is parsed, nothing is unpickled, no code of the package runs.

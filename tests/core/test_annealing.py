@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 import torch
-from oracles import ProbabilisticPCA, probabilistic_pca
 from torch import Tensor, nn
 
+from oracles import ProbabilisticPCA, probabilistic_pca
 from vaeline.core.annealing import (
     Start,
     annealed_log_likelihood,

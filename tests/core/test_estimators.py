@@ -3,9 +3,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles import ProbabilisticPCA, probabilistic_pca, within
 from torch import Tensor, nn
 
+from oracles import ProbabilisticPCA, probabilistic_pca, within
 from vaeline.core import estimators, networks
 from vaeline.core.estimators import importance_log_likelihood, log_likelihood, log_weights
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood

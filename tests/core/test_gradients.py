@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from oracles import probabilistic_pca
 from torch import Tensor
 
+from oracles import probabilistic_pca
 from vaeline.core.estimators import log_weights
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.likelihoods import Gaussian

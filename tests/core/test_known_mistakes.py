@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from oracles import probabilistic_pca, within
 from torch import Tensor
 
+from oracles import probabilistic_pca, within
 from vaeline.core import networks
 from vaeline.core.distributions import DiagonalGaussian, bounded_log_variance
 from vaeline.core.estimators import importance_log_likelihood, log_likelihood, log_weights

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from oracles import within
 from torch import Tensor
 
+from oracles import within
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.latent_metrics import (
     KERNEL_SCALES,

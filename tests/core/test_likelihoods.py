@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from oracles import integral
 from torch import Tensor, nn
 
+from oracles import integral
 from vaeline.core.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,

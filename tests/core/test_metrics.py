@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from oracles import probabilistic_pca
 
+from oracles import probabilistic_pca
 from vaeline.core.metrics import active_units, mean_squared_error, most_informative, psnr
 
 

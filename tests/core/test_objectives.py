@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from oracles import probabilistic_pca, within
 from torch import Tensor, nn
 
+from oracles import probabilistic_pca, within
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from vaeline.core.model import VAE

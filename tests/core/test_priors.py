@@ -10,7 +10,7 @@ from vaeline import config
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import Mixture, MixtureOfGaussians, Prior, StandardNormal, VampPrior
-from vaeline.serving.model_files import build_model
+from vaeline.training.build import build_model
 
 SHAPE = (1, 4, 4)
 

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from oracles import probabilistic_pca
 from torch import Tensor
 
+from oracles import probabilistic_pca
 from vaeline.core import sampling
 from vaeline.core.model import VAE
 

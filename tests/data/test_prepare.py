@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.config_data import Data, Digits, Download, Npz, Shapes
+from vaeline.config import Data, Digits, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split, manifest_digest
@@ -69,7 +69,6 @@ def test_duplicates_across_splits_are_dropped_and_counted_and_test_wins(tmp_path
 def test_training_images_in_the_official_test_split_are_dropped(tmp_path: Path, section: Section, monkeypatch) -> None:
     """Mistake 11."""
     from data_files import idx_bytes, item_of
-
     from vaeline.data.sources import public
     from vaeline.data.sources.catalogue import PublicSet
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaeline.config_data import Shapes
+from vaeline.config import Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_factors, load_labels, load_split, manifest_digest, read_manifest

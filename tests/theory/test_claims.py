@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import kl_by_quadrature, probabilistic_pca
-from small_subject import TINY, hurry, subject
 
+from oracles import kl_by_quadrature, probabilistic_pca
+from small_theory_context import TINY, hurry, subject
 from vaeline import config
 from vaeline.core.distributions import soft_bound
 from vaeline.core.gradients import estimate

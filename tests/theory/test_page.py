@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
-from small_subject import hurry, subject
 
+from small_theory_context import hurry, subject
 from vaeline.plotting import charts
 from vaeline.theory import page, report
 from vaeline.theory.context import finite

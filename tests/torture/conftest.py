@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from farm import Farm, Zygote
+
+from crash_workspaces import Farm, Zygote
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from farm import STAGES, Farm, Workspace
-from trials import assert_same, changes, failures, number_of
+
+from crash_trials import assert_same, changes, failures, number_of
+from crash_workspaces import STAGES, Farm, Workspace
 
 
 def assert_recovers(farm: Farm, stage: str, at: int) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farm import STAGES, TRACKED, Farm, Workspace
-from trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
+
+from crash_trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
+from crash_workspaces import STAGES, TRACKED, Farm, Workspace
 
 ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
 EVERY = {"theory": 4, "register": 12}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farm import Farm, Workspace
 
+from crash_workspaces import Farm, Workspace
 from pipeline.services.servers import free_port
 from vaeline.io.digests import model_digest
 
@@ -172,7 +172,7 @@ def test_an_outage_in_the_middle_of_a_training_costs_nothing(grown: Farm, server
     alone.well("train", VAELINE_CHECKPOINT_SECONDS="60")
     if outage != "refused" and not server.answers():
         server.start()
-    training = run(workspace, server.address, "pipeline.stages.train")
+    training = run(workspace, server.address, "pipeline.stages.runner", "train")
     assert training.stdout is not None
     if outage != "refused":
         until(lambda: sum(server.points(workspace).values()) > 0 or training.poll() is not None)

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from farm import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
 
+from crash_workspaces import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from farm import STAGES, Farm
-from trials import assert_old_or_new, assert_same, changes, failures, number_of, put_old_outputs
+
+from crash_trials import assert_old_or_new, assert_same, changes, failures, number_of, put_old_outputs
+from crash_workspaces import STAGES, Farm
 
 CODES = {"int": 130, "term": 143}
 EVERY = {"train": 2, "theory": 5, "register": 12}

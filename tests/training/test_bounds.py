@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from small import CPU, Recorder, batch, bumps, model, options, rule, same_weights, train_small
 
+from small_training import CPU, Recorder, batch, bumps, model, options, rule, same_weights, train_small
 from vaeline.core.estimators import log_weights
 from vaeline.core.gradients import Bound, Estimator
 from vaeline.data.batches import Resident
-from vaeline.serving.model_files import build_model
 from vaeline.training import validation
+from vaeline.training.build import build_model
 from vaeline.training.history import score
 from vaeline.training.randomness import Noise
 from vaeline.training.step import Batch, State, losses, step

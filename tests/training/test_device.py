@@ -1,7 +1,7 @@
 import pytest
 import torch
-from small import CPU
 
+from small_training import CPU
 from vaeline.errors import UserError
 from vaeline.training.device import identity, keep_freed_memory, pick_device, reproducible
 

@@ -3,8 +3,8 @@ import dataclasses
 import io
 
 import pytest
-from small import options
 
+from small_training import options
 from vaeline.training.history import Epoch, best, is_over, score, to_csv
 
 ROW = Epoch(1, 10, -20.5, -18.0, 2.5, -21.0, -19.0, 2.0, 0.1, 1.0, 1e-3)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import model, options, same_weights, splits, train_small
 
+from small_training import model, options, same_weights, splits, train_small
 from vaeline import config
 from vaeline.core.priors import Mixture, VampPrior
 

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 import torch
-from small import CPU
 
+from small_training import CPU
 from vaeline.training.randomness import Noise, mix, permutation
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import Recorder, bumps, model, options, splits, train_small
 
+from small_training import Recorder, bumps, model, options, splits, train_small
 from vaeline import config
 from vaeline.serving.model_files import save_model
 from vaeline.training.history import to_csv

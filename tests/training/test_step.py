@@ -3,15 +3,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from small import CPU, batch, model, rule
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from small_training import CPU, batch, model, rule
 from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
-from vaeline.serving.model_files import build_model
 from vaeline.training import step as steps
+from vaeline.training.build import build_model
 from vaeline.training.step import Batch, State, losses, step
 
 SHAPE = (1, 8, 8)

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from small import CPU, bumps, model
 
+from small_training import CPU, bumps, model
 from vaeline import config
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.batches import Resident
-from vaeline.serving.model_files import build_model
 from vaeline.training import validation
+from vaeline.training.build import build_model
 from vaeline.training.randomness import Noise
 from vaeline.training.validation import validate
 

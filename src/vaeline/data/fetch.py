@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import DIGITS
 from vaeline.data.sources.download import UnavailableError, store
 from vaeline.data.sources.folders import scan

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config_data import Data
+from vaeline.config import Data
 from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, Split, read_manifest
 from vaeline.data.sources.dataset import Dataset, Images
 from vaeline.data.sources.readers import read_source

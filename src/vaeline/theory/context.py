@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_data import Binarise
+from vaeline.config import Binarise
 from vaeline.core.model import VAE
 from vaeline.training.randomness import mix
 

@@ -11,9 +11,9 @@ from vaeline.core.model import VAE
 from vaeline.core.networks import Shape
 from vaeline.core.residual import factor, latent_shape
 from vaeline.plotting.charts import sheet
-from vaeline.serving.model_files import build_model
 from vaeline.theory.context import Subject
 from vaeline.theory.page import Claim, Picture, Table
+from vaeline.training.build import build_model
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
 

@@ -14,9 +14,9 @@ from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bou
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.plotting.charts import chart
-from vaeline.serving.model_files import build_model
 from vaeline.theory.context import Measured, Subject
 from vaeline.theory.page import Claim, Table
+from vaeline.training.build import build_model
 
 Head = Literal["log σ²", "σ", "softplus"]
 HEADS: tuple[Head, ...] = ("log σ²", "σ", "softplus")

@@ -10,7 +10,7 @@ from vaeline.config import Params
 from vaeline.io.digests import file_digest, value_digest
 from vaeline.training.device import identity
 
-SOURCES = ("core/*.py", "training/*.py", "data/batches.py", "models.py")
+SOURCES = ("core/*.py", "training/*.py", "data/batches.py")
 
 
 def training_key(params: Params, data_digest: str, device: torch.device, processes: int = 1) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeline.config_data import Binarise
+from vaeline.config import Binarise
 from vaeline.data.batches import CHUNK, Pixels
 from vaeline.errors import UserError
 from vaeline.training.randomness import permutation

@@ -16,8 +16,8 @@ from vaeline.core.model import VAE
 from vaeline.core.priors import VampPrior
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
-from vaeline.serving.model_files import build_model
 from vaeline.training import checkpoint, history, interruption
+from vaeline.training.build import build_model
 from vaeline.training.checkpoint import Checkpoint
 from vaeline.training.device import keep_freed_memory, reproducible
 from vaeline.training.history import Epoch

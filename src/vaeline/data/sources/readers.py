@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config_data import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, Item
 from vaeline.data.sources.dataset import Dataset, Images
 from vaeline.data.sources.idx import read_idx

@@ -1,0 +1,111 @@
+"""How programs start and end here: one clear line for what the user can mend, exit codes, plain log lines."""
+
+import errno
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from vaeline.errors import UserError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+OWN = "work in a clone of your own"
+# numpy, safetensors and torch each have their own words for it, without an errno
+FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
+
+
+def run_and_leave(main: Callable[[], None]) -> NoReturn:
+    """Run `main` as `run_program` does; when it was stopped by a signal, end without taking Python down.
+
+    All is closed then. Taking torch down takes a second and more, Prefect's threads minutes where they go on sending
+    to a temporary server that is gone, and somebody waits.
+    """
+    try:
+        run_program(main)
+    except SystemExit as end:
+        if end.code in (130, 143):
+            logging.shutdown()
+            print(end="", flush=True)  # noqa: T201
+            os._exit(int(end.code))
+        raise
+
+
+def set_process_defaults() -> None:
+    """Set what libraries read from the environment when they are loaded; call it before torch is imported.
+
+    A thread of GNU OpenMP that waits for another spins for microseconds, then sleeps: by default it spins for
+    milliseconds, which on a machine shared with other programs makes training some thirty times slower than its share
+    of the cores. Servers started here answer on this machine alone, which a proxy does not reach.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    direct = [*os.environ.get("no_proxy", "").split(","), *os.environ.get("NO_PROXY", "").split(",")]
+    hosts = ",".join(dict.fromkeys([*filter(None, direct), "127.0.0.1", "localhost"]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = hosts  # where both are set, the lower-case one wins
+
+
+def run_program(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
+
+    `UserError`, a full disk, a file that is not the user's and exhausted memory are told in one line each; any other
+    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
+    """
+    set_process_defaults()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, every child ends with 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except Exception as error:
+        lines = explain(error)
+        if lines is None:
+            raise
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    finally:
+        _end_at_once()
+    sys.exit(0)
+
+
+def explain(error: BaseException) -> list[str] | None:
+    """One line for each thing that the user can mend; None where the error is a bug."""
+    if isinstance(error, UserError):
+        return str(error).splitlines()
+    if _disk_is_full(error):
+        name = getattr(error, "filename", None)
+        return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
+    return None
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return True
+    io_error = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
+    return io_error and any(words in str(error) for words in FULL_DISK_WORDS)
+
+
+def _end_at_once() -> None:
+    """While Python takes itself down, a signal ends it without a traceback."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

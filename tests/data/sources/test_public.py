@@ -1,0 +1,259 @@
+import gzip
+import logging
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data_files import packed, write_packed
+from vaeline.data.sources import download, public
+from vaeline.data.sources.catalogue import PUBLIC_SETS
+from vaeline.data.sources.debian import PACKAGE
+from vaeline.data.sources.download import UnavailableError
+from vaeline.errors import UserError
+
+IMAGES = "train-images-idx3-ubyte"
+
+
+@contextmanager
+def serving(files: dict[str, bytes], requests: list[str] | None = None) -> Iterator[str]:
+    """A mirror on this machine; a file whose content is b"hang" is never answered, b"cut" ends too early."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if requests is not None:
+                requests.append(self.path)
+            content = files.get(self.path.removeprefix("/"))
+            if content is None:
+                self.send_error(404)
+                return
+            if content == b"hang":
+                released.wait(20)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) + (content == b"cut")))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    released = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def closed_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Close every way, then open the mirrors that a test names, each an address of a folder."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("VAELINE_DATA_DIR", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download, "OPENING_SECONDS", 0.5)
+
+    def open_mirrors(*addresses: str) -> None:
+        names = [item.name for item in PUBLIC_SETS["fashion-mnist"].items]
+        mirrors = [{name: f"{address}{name}.gz" for name in names} for address in addresses]
+        monkeypatch.setattr(public, "torchvision_mirrors", lambda kind: mirrors)
+
+    open_mirrors(f"http://127.0.0.1:{free_port()}/")
+    return open_mirrors
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fake_dpkg(folder: Path, place: Path) -> None:
+    """What `dpkg -L` prints once the package is installed."""
+    script = folder / "dpkg"
+    script.write_text(f"#!/bin/sh\ntest \"$1 $2\" = '-L {PACKAGE}' && echo /usr && echo {place}/{IMAGES}.gz\n")
+    script.chmod(0o755)
+
+
+def fetched(tmp_path: Path) -> dict[str, bytes]:
+    target = tmp_path / "raw"
+    target.mkdir(exist_ok=True)
+    public.fetch_public("fashion-mnist", target)
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def mirrored(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"{name}.gz": packed(content) for name, content in files.items()}
+
+
+@pytest.mark.parametrize("layout", ["plain", "packed", "in a folder named by the set"])
+def test_the_folder_the_user_names_comes_first(
+    *, tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch, caplog, layout: str
+) -> None:
+    place = tmp_path / "mine"
+    write_packed(place / "fashion-mnist" if layout.startswith("in") else place, tiny_set)
+    if layout == "plain":
+        for path in place.iterdir():
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+    fake_dpkg(tmp_path / "bin", tmp_path / "debian")
+    write_packed(tmp_path / "debian", tiny_set)
+    monkeypatch.setenv("VAELINE_DATA_DIR", str(place))
+    with caplog.at_level(logging.INFO):
+        assert fetched(tmp_path) == tiny_set
+    assert f"taken from {place}" in caplog.text and "(VAELINE_DATA_DIR)" in caplog.text
+
+
+def test_the_debian_package_s_folder_comes_before_the_mirrors(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, caplog
+) -> None:
+    fake_dpkg(tmp_path / "bin", write_packed(tmp_path / "debian", tiny_set))
+    requests: list[str] = []
+    with serving(mirrored(tiny_set), requests) as address, caplog.at_level(logging.INFO):
+        closed_ways(address)
+        assert fetched(tmp_path) == tiny_set
+    assert not requests
+    assert f"taken from {tmp_path / 'debian'} (the Debian package {PACKAGE})" in caplog.text
+
+
+def test_a_mirror_serves_where_nothing_is_local(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, caplog
+) -> None:
+    with serving(mirrored(tiny_set)) as address, caplog.at_level(logging.INFO):
+        closed_ways(address)
+        assert fetched(tmp_path) == tiny_set
+    assert f"taken from torchvision's mirror {address.rstrip('/')}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "Not Found"),
+        (b"hang", "no answer in 0.5 s"),
+        (b"cut", f"{IMAGES}: Not a gzipped file"),
+        (packed(b"other"), f"{IMAGES}: ends after 5 of 616 bytes"),
+        (packed(bytes(616)), f"{IMAGES}: SHA-256 is"),
+        (packed(bytes(10_000)), f"{IMAGES}: more than the 616 bytes expected"),
+        (packed(bytes(616))[:-4], f"{IMAGES}: Compressed file ended"),
+        (b"<html>log in</html>", f"{IMAGES}: Not a gzipped file"),
+    ],
+)
+def test_a_mirror_that_fails_is_left_for_the_next(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, content: bytes | None, says: str
+) -> None:
+    bad = {name: body for name, body in mirrored(tiny_set).items() if name != f"{IMAGES}.gz"}
+    bad |= {} if content is None else {f"{IMAGES}.gz": content}
+    with serving(bad) as broken, serving(mirrored(tiny_set)) as good:
+        closed_ways(broken, good)
+        assert fetched(tmp_path) == tiny_set
+        closed_ways(broken)
+        with pytest.raises(UserError) as caught:
+            fetched(tmp_path)
+        assert says in str(caught.value)
+
+
+def test_where_no_source_is_open_all_that_was_tried_and_the_way_out_are_told(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch
+) -> None:
+    write_packed(tmp_path / "mine", {name: body for name, body in tiny_set.items() if name != IMAGES})
+    monkeypatch.setenv("VAELINE_DATA_DIR", str(tmp_path / "mine"))
+    with pytest.raises(UserError) as caught:
+        fetched(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "fashion-mnist: no source could be reached; tried:"
+    assert f"VAELINE_DATA_DIR: {tmp_path / 'mine'}: holds no {IMAGES} or {IMAGES}.gz" in lines[1]
+    assert f"package {PACKAGE} is not installed" in lines[2]
+    assert "127.0.0.1" in lines[3] and "Connection refused" in lines[3]
+    assert "apt-get: No such file or directory" in lines[4]
+    assert lines[5].startswith("fashion-mnist: what to do: connect to the network, or set VAELINE_DATA_DIR to a folder")
+    assert len(lines) == 6
+
+
+def test_a_file_with_the_wrong_digest_names_itself_and_both_digests(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch
+) -> None:
+    flipped = bytearray(tiny_set[IMAGES])
+    flipped[100] ^= 1
+    monkeypatch.setenv("VAELINE_DATA_DIR", str(write_packed(tmp_path / "mine", tiny_set | {IMAGES: bytes(flipped)})))
+    pinned = PUBLIC_SETS["fashion-mnist"].items[0].sha256
+    with pytest.raises(
+        UserError, match=rf"VAELINE_DATA_DIR: .*mine: {IMAGES}: SHA-256 is [0-9a-f]{{64}}, pinned is {pinned}"
+    ):
+        fetched(tmp_path)
+
+
+def test_a_full_disk_is_not_taken_for_a_closed_way(tiny_set: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / IMAGES).symlink_to("/dev/full")
+    with (tmp_path / "in").open("wb+") as source, pytest.raises(OSError, match="No space left"):
+        source.write(tiny_set[IMAGES])
+        source.seek(0)
+        download.store(source, PUBLIC_SETS["fashion-mnist"].items[0], tmp_path, packed=False)
+
+
+def test_a_name_lookup_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "OPENING_SECONDS", 0.2)
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: released.wait(20))
+    begin = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"no answer in 0\.2 s"):
+        download.open_url("http://mirror.invalid/file")
+    assert time.monotonic() - begin < 5
+    released.set()
+
+
+def test_torchvision_knows_an_address_for_every_file() -> None:
+    for kind, known in PUBLIC_SETS.items():
+        for mirror in public.torchvision_mirrors(kind):
+            for item in known.items:
+                assert mirror[item.name].startswith("http"), (kind, item.name)
+                assert mirror[item.name].rpartition("/")[2].removesuffix(".gz") == item.name.removesuffix(".gz")
+
+
+def test_the_debian_package_is_downloaded_and_unpacked_without_root(fashion_mnist: Path) -> None:
+    """The real package from the machine's own Debian or Ubuntu archive."""
+    found = {path.name: path.stat().st_size for path in fashion_mnist.iterdir()}
+    assert found == {item.name: item.size for item in PUBLIC_SETS["fashion-mnist"].items}
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get on this machine")
+def test_apt_that_cannot_reach_its_archive_says_so(tmp_path: Path, tiny_set: dict[str, bytes], monkeypatch) -> None:
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list";\nDir::Etc::sourceparts "-";\nAcquire::Retries "0";\n'
+    )
+    (tmp_path / "sources.list").write_text(f"deb http://127.0.0.1:{free_port()}/debian stable main\n")
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    with pytest.raises(UnavailableError, match=r"^apt-get (update|download): "):
+        public.unpack_package(PUBLIC_SETS["fashion-mnist"].items, tmp_path)
+
+
+def test_a_package_that_is_no_package_or_lacks_files_says_so(tmp_path: Path) -> None:
+    from vaeline.data.sources.debian import _store_members
+
+    path = tmp_path / "broken.deb"
+    path.write_bytes(b"!<arch>\n")
+    items = {item.name: item for item in PUBLIC_SETS["fashion-mnist"].items}
+    with pytest.raises(UnavailableError, match=r"broken\.deb: "):
+        _store_members(path, items, tmp_path)
+    build = tmp_path / "build"
+    (build / "DEBIAN").mkdir(parents=True)
+    (build / "DEBIAN" / "control").write_text(
+        "Package: empty\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: none\n"
+    )
+    subprocess.run(["dpkg-deb", "--build", build, tmp_path / "empty.deb"], check=True, capture_output=True)
+    with pytest.raises(UnavailableError, match=r"empty\.deb: holds no t10k-images-idx3-ubyte, t10k-labels"):
+        _store_members(tmp_path / "empty.deb", items, tmp_path)

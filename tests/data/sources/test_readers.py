@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_files import idx_bytes, item_of, tar_gz
+from vaeline.config import Digits, Download, Folder, Npz, Shapes
+from vaeline.data.fetch import fetch
+from vaeline.data.sources import public
+from vaeline.data.sources.catalogue import PublicSet
+from vaeline.data.sources.readers import read_cifar10, read_labelled_idx, read_source, read_svhn
+from vaeline.errors import UserError
+
+RNG = np.random.default_rng(0)
+BATCHES = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)]
+RECORDS = {
+    name: RNG.integers(0, 10, (3, 3073), dtype=np.uint8) for name in [*BATCHES, "cifar-10-batches-bin/test_batch.bin"]
+}
+CIFAR = {name: records.tobytes() for name, records in RECORDS.items()}
+
+
+def test_cifar10_s_records_are_a_label_and_three_planes(tmp_path: Path) -> None:
+    path = tmp_path / "cifar.tar.gz"
+    path.write_bytes(tar_gz({"cifar-10-batches-bin/batches.meta.txt": b"airplane\n"} | CIFAR))
+    pool, test = read_cifar10(path, records=3)
+    assert pool.pixels.shape == (15, 3, 32, 32) and test.pixels.shape == (3, 3, 32, 32)
+    assert pool.labels is not None
+    second = RECORDS[BATCHES[0]][1]
+    assert pool.labels[1] == second[0]
+    np.testing.assert_array_equal(pool.pixels[1, 2].ravel(), second[1 + 2048 :])  # the blue plane
+    np.testing.assert_array_equal(test.pixels[0].ravel(), RECORDS["cifar-10-batches-bin/test_batch.bin"][0, 1:])
+
+
+def test_a_cifar10_archive_that_is_cut_or_lacks_a_batch_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cifar.tar.gz"
+    whole = tar_gz(CIFAR)
+    for content, says in (
+        (whole[: len(whole) // 2], "is not a whole .tar.gz"),
+        (b"PK", "is not a whole .tar.gz"),
+        (tar_gz({name: body for name, body in CIFAR.items() if "_3" not in name}), "holds no data_batch_3.bin of 3"),
+        (tar_gz(CIFAR | {BATCHES[1]: CIFAR[BATCHES[1]][:-1]}), "holds no data_batch_2.bin of 3 records; allowed:"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_cifar10(path, records=3)
+        assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_svhn_s_ten_is_the_digit_zero(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    pixels = RNG.integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    savemat(tmp_path / "t.mat", {"X": pixels, "y": np.array([[10], [1], [9], [2]], np.uint8)}, do_compression=True)
+    images = read_svhn(tmp_path / "t.mat")
+    assert images.labels is not None and images.labels.tolist() == [0, 1, 9, 2]
+    np.testing.assert_array_equal(images.pixels[2, 1], pixels[:, :, 1, 2])
+
+
+def test_a_broken_or_foreign_mat_file_is_refused(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    path = tmp_path / "t.mat"
+    pixels = RNG.integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    savemat(path, {"X": pixels, "y": np.ones((3, 1))}, do_compression=True)
+    with pytest.raises(UserError, match=r"t\.mat: X is uint8 \(32, 32, 3, 4\); allowed: uint8 \(32, 32, 3, 3\)"):
+        read_svhn(path)
+    for content in (b"", path.read_bytes()[:300], b"MATLAB" * 100):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"t\.mat: is not a whole MATLAB file"):
+            read_svhn(path)
+
+
+def test_labels_and_images_of_different_counts_are_refused(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.write_bytes(idx_bytes(np.zeros((3, 2, 2))))
+    labels.write_bytes(idx_bytes(np.zeros(4)))
+    with pytest.raises(UserError) as caught:
+        read_labelled_idx(images, labels)
+    assert str(caught.value) == f"{labels}: holds 4 labels; allowed: 3, one for each image of {images}"
+
+
+def test_a_public_set_keeps_its_own_test_split(tmp_path: Path, tiny_set: dict[str, bytes]) -> None:
+    for name, content in tiny_set.items():
+        (tmp_path / name).write_bytes(content)
+    dataset = read_source(Download(kind="fashion-mnist"), tmp_path)
+    assert dataset.pool.pixels.shape == (30, 1, 4, 5)
+    assert dataset.test is not None and dataset.test.pixels.tobytes() == tiny_set["t10k-images-idx3-ubyte"][16:]
+
+
+def test_raw_bytes_that_changed_or_went_missing_are_refused(tmp_path: Path, tiny_set: dict[str, bytes]) -> None:
+    for name, content in tiny_set.items():
+        (tmp_path / name).write_bytes(content)
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x09\x09")
+    with pytest.raises(
+        UserError, match=r"t10k-labels-idx1-ubyte: SHA-256 is .*; allowed: .*; run the stage fetch again"
+    ):
+        read_source(Download(kind="fashion-mnist"), tmp_path)
+    labels.unlink()
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte: is missing; run the stage fetch again"):
+        read_source(Download(kind="fashion-mnist"), tmp_path)
+    with pytest.raises(UserError, match="no: is missing; run the stage fetch first"):
+        read_source(Digits(kind="digits"), tmp_path / "no")
+
+
+def test_a_packed_public_set_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gzip
+
+    arrays = (RNG.integers(0, 256, (3, 2, 2)), np.arange(3), RNG.integers(0, 256, (2, 2, 2)), np.arange(2))
+    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    files = {f"{n}.gz": gzip.compress(idx_bytes(a)) for n, a in zip(names, arrays, strict=True)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    items = tuple(item_of(name, content) for name, content in files.items())
+    monkeypatch.setitem(public.PUBLIC_SETS, "kmnist", PublicSet(items, ("o", "ki", "su")))
+    dataset = read_source(Download(kind="kmnist"), tmp_path)
+    np.testing.assert_array_equal(dataset.pool.pixels[:, 0], arrays[0])
+    assert dataset.classes == ("o", "ki", "su")
+
+
+def test_digits_are_scikit_learn_s(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    source = Digits(kind="digits")
+    fetch(source, tmp_path / "raw")
+    dataset, known = read_source(source, tmp_path / "raw"), load_digits()
+    np.testing.assert_array_equal(dataset.pool.pixels[:, 0], np.floor(known.images * 255 / 16 + 0.5))
+    np.testing.assert_array_equal(dataset.pool.labels, known.target)
+
+
+def test_shapes_carry_their_factors(tmp_path: Path) -> None:
+    source = Shapes(kind="shapes", count=12, size=16, seed=3)
+    fetch(source, tmp_path / "raw")
+    dataset = read_source(source, tmp_path / "raw")
+    assert dataset.pool.pixels.shape == (12, 3, 16, 16)
+    assert dataset.pool.factors is not None and dataset.pool.factors.shape == (12, 6)
+    assert dataset.classes == ("square", "ellipse", "triangle")
+    with pytest.raises(UserError, match=r"images\.npy: is not what data\.source asks for; run the stage fetch again"):
+        read_source(Shapes(kind="shapes", count=13, size=16, seed=3), tmp_path / "raw")
+    (tmp_path / "raw" / "factors.npy").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"factors\.npy: is damaged"):
+        read_source(source, tmp_path / "raw")
+
+
+def test_a_user_s_folder_and_npz_are_copied_then_read(tmp_path: Path) -> None:
+    image = RNG.integers(0, 256, (6, 6), dtype=np.uint8)
+    (tmp_path / "mine" / "cats").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "mine" / "cats" / "a.png")
+    folder = Folder(kind="folder", path=str(tmp_path / "mine"))
+    fetch(folder, tmp_path / "raw")
+    dataset = read_source(folder, tmp_path / "raw")
+    assert dataset.classes == ("cats",) and dataset.pool.pixels[0, 0].tolist() == image.tolist()
+    np.savez(tmp_path / "mine.npz", images=image[None])
+    npz = Npz(kind="npz", path=str(tmp_path / "mine.npz"))
+    fetch(npz, tmp_path / "raw")
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["data.npz"]
+    assert read_source(npz, tmp_path / "raw").pool.pixels.tolist() == image[None, None].tolist()
+
+
+def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_what_was_there(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "kept").write_text("before")
+    for source, says in (
+        (Npz(kind="npz", path=str(tmp_path / "no.npz")), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
+        (Folder(kind="folder", path=str(tmp_path / "no")), r"data\.source\.path: .*no: is not a folder; allowed:"),
+        (
+            Folder(kind="folder", path=str(raw)),
+            r"data\.source\.path: .*raw lies in .*raw, which fetch writes; allowed:",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            fetch(source, raw)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"] and (raw / "kept").read_text() == "before"
+
+
+def test_a_relative_path_is_found_from_dvc_s_copies_of_the_repository(tmp_path: Path, monkeypatch) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.zeros((3, 4, 4), np.uint8))
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    fetch(Npz(kind="npz", path="mine.npz"), Path("data/raw"))
+    assert (tmp_path / "copy/data/raw/data.npz").read_bytes() == (tmp_path / "mine.npz").read_bytes()

@@ -1,0 +1,207 @@
+"""The section `latent` held against probabilistic PCA, whose aggregate posterior is its prior."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from oracles import ProbabilisticPCA
+from vaeline import config
+from vaeline.core.model import VAE
+from vaeline.evaluation import latent_space
+from vaeline.evaluation.disentanglement import BINS
+from vaeline.evaluation.latent_space import Split, encode, latent_report
+from vaeline.training.build import build_model
+
+PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
+SCALES = (0.2, 0.1, 0.0)  # the third dimension tells nothing
+INFORMATION = sum(0.5 * math.log1p((scale / SIGMA) ** 2) for scale in SCALES)
+
+
+def _oracle() -> tuple[ProbabilisticPCA, torch.Generator]:
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(PIXELS, LATENTS, generator=generator, dtype=torch.float64))
+    weight = basis * torch.tensor(SCALES, dtype=torch.float64)
+    return ProbabilisticPCA(weight, torch.full((PIXELS,), 0.5, dtype=torch.float64), SIGMA), generator
+
+
+@pytest.fixture(scope="module")
+def splits() -> list[Split]:
+    """Training, validation and test images that probabilistic PCA draws; the label is the first latent's sign."""
+    model, generator = _oracle()
+    found = []
+    for count in (1500, 700, 1000):
+        z = torch.randn(count, LATENTS, generator=generator, dtype=torch.float64)
+        noise = torch.randn(count, PIXELS, generator=generator, dtype=torch.float64)
+        images = (256 * (z @ model.weight.T + 0.5 + SIGMA * noise)).floor().clamp(0, 255)
+        labels = (z[:, 0] > 0).long().numpy()
+        found.append(Split(images.numpy().astype(np.uint8)[:, None, None, :], labels, z.numpy()))
+    return found
+
+
+def vae(**errors: float) -> VAE:
+    return _oracle()[0].vae(**errors).float().requires_grad_(False).eval()
+
+
+def report(model: VAE, splits: list[Split], images: int = 1000, seed: int = SEED) -> dict[str, Any]:
+    return latent_report(model, *splits, images=images, seed=seed)
+
+
+def without_labels(splits: list[Split]) -> list[Split]:
+    return [Split(split.pixels) for split in splits]
+
+
+@pytest.fixture(scope="module")
+def result(splits: list[Split]) -> dict[str, Any]:
+    return report(vae(), splits)
+
+
+def _near(section: dict[str, Any], name: str, truth: float, errors: float = 4.0) -> bool:
+    return abs(section[name] - truth) < errors * section[f"{name}_se"]
+
+
+def test_the_true_posterior_aggregates_to_the_prior(result: dict[str, Any]) -> None:
+    assert _near(result, "marginal_kl", 0.0)
+    assert _near(result, "total_correlation", 0.0)
+    assert _near(result, "dimension_wise_kl", 0.0)
+    assert result["total_correlation_gaussian"] == pytest.approx(0, abs=0.01)
+    assert result["mmd"]["p_value"] > 0.01
+    assert result["mmd"]["bandwidth"] == pytest.approx(2 * LATENTS, rel=0.1)
+
+
+def test_the_mutual_information_and_the_rate_are_those_of_probabilistic_pca(result: dict[str, Any]) -> None:
+    assert _near(result, "rate", INFORMATION)
+    assert result["mutual_information"] < result["mutual_information_upper"] <= result["rate"]
+    assert _near(result, "mutual_information", INFORMATION)
+    assert result["mutual_information"] + result["marginal_kl"] == pytest.approx(result["rate"], abs=1e-9)
+    assert result["total_correlation"] + result["dimension_wise_kl"] == pytest.approx(result["marginal_kl"], abs=1e-5)
+    assert result["saturation"] < 0.05
+    assert result["log_images"] == math.log(1000)
+
+
+def test_a_posterior_beside_the_prior_is_seen_in_marginal_kl_and_mmd_and_not_in_the_information(
+    splits: list[Split], result: dict[str, Any]
+) -> None:
+    shifted = report(vae(mean_error=0.5), without_labels(splits))
+    assert shifted["marginal_kl"] - result["marginal_kl"] == pytest.approx(LATENTS * 0.5**2 / 2, abs=0.15)
+    assert shifted["mutual_information"] == pytest.approx(result["mutual_information"], abs=1e-4)
+    assert shifted["mmd"]["p_value"] == pytest.approx(1 / 201)
+    assert shifted["mmd"]["squared"] > 10 * shifted["mmd"]["null_deviation"]
+
+
+def test_a_posterior_too_narrow_saturates(splits: list[Split]) -> None:
+    narrow = report(vae(log_variance_error=-12.0), without_labels(splits), images=300)
+    assert narrow["saturation"] > 0.9
+    assert narrow["mutual_information"] == pytest.approx(math.log(300), abs=0.1)
+    assert narrow["mutual_information_upper"] > 2 * narrow["mutual_information"]
+
+
+def test_probes_read_from_the_latents_what_they_hold(result: dict[str, Any]) -> None:
+    probe = result["probes"]
+    assert (probe["train_images"], probe["test_images"]) == (1500, 1000)
+    best = 1 - math.atan(SIGMA / SCALES[0]) / math.pi  # of any reader: the sign of z from z + sigma / scale * noise
+    for kind in ("knn_accuracy", "linear_accuracy"):
+        for of in ("posterior_means", "pca", "pixels"):
+            assert best - 0.06 < probe[kind][of] < best + 4 * probe[kind][f"{of}_se"]
+    accuracy = probe["linear_accuracy"]["posterior_means"]
+    assert probe["linear_accuracy"]["posterior_means_se"] == pytest.approx(
+        math.sqrt(accuracy * (1 - accuracy) / 1000), rel=1e-2
+    )
+
+
+def test_the_frechet_distance_ranks_real_images_above_those_of_a_wrong_decoder(
+    splits: list[Split], result: dict[str, Any]
+) -> None:
+    right, wrong = result["frechet_cnn_features"], vae()
+    wrong.decoder[0].bias.add_(0.3)
+    distances = report(wrong, splits)["frechet_cnn_features"]
+    assert right["images"] == 700  # as many of each, so that the distances compare
+    assert right["classifier_accuracy"] > 0.85
+    assert 0 <= right["validation_images"] < right["reconstructions"]
+    for of in ("reconstructions", "prior_samples"):
+        assert distances[of] > 5 * right[of]
+    assert distances["validation_images"] == right["validation_images"]
+
+
+def test_the_gap_of_probabilistic_pca_is_its_closed_form_and_a_lost_factor_costs(result: dict[str, Any]) -> None:
+    correlations = [1 / (1 + (SIGMA / scale) ** 2) for scale in SCALES[:2]]  # of z and a sample of its posterior
+    gaps = [-0.5 * math.log1p(-(rho**2)) / math.log(BINS) for rho in correlations]
+    assert result["mig"] == pytest.approx(sum(gaps) / 3, rel=0.2)  # the third factor is not in the images
+    assert 0.25 < result["dci"]["disentanglement"] < 0.6  # it is spread over all dimensions
+    assert 0.4 < result["dci"]["informativeness"] < 0.67
+
+
+def test_the_report_is_a_function_of_its_arguments(splits: list[Split]) -> None:
+    first, second = (json.dumps(report(vae(), splits, 200), allow_nan=False) for _ in range(2))
+    assert first == second
+    assert json.dumps(report(vae(), splits, 200, seed=SEED + 1)) != first
+
+
+def test_batches_change_the_rounding_alone(splits: list[Split], monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = splits[2].pixels[:50]
+    whole = encode(vae(), pixels, SEED).mean
+    monkeypatch.setattr(latent_space, "BATCH", 7)
+    assert torch.allclose(encode(vae(), pixels, SEED).mean, whole, atol=1e-5)
+
+
+def test_without_labels_and_factors_there_are_neither_probes_nor_scores_of_factors(splits: list[Split]) -> None:
+    found = report(vae(), without_labels(splits), images=100)
+    assert not {"probes", "frechet_cnn_features", "mig", "dci"} & set(found)
+    assert found["images"] == found["decomposed_images"] == 100
+
+
+def test_too_few_images_have_no_scores_of_factors(splits: list[Split]) -> None:
+    few = [Split(split.pixels, None, split.factors) for split in splits]
+    assert "mig" not in report(vae(), few, images=39)
+    assert "mig" in report(vae(), few, images=40)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_very_few_images_still_give_finite_numbers(splits: list[Split], count: int) -> None:
+    json.dumps(report(vae(), [split.take(count, 0) for split in splits]), allow_nan=False)
+
+
+def test_of_many_latent_dimensions_fewer_images_are_taken_apart(
+    splits: list[Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_space, "DENSITIES", 3 * 50**2)
+    assert report(vae(), without_labels(splits))["decomposed_images"] == 50
+
+
+def test_an_autoencoder_has_no_posterior_to_take_apart(splits: list[Split]) -> None:
+    model = _built({"kind": "gaussian"}, "autoencoder")
+    assert set(report(model, splits, images=50)) == {"images", "probes", "frechet_cnn_features"}
+
+
+def test_a_prior_that_does_not_factorise_has_no_kl_of_dimensions(splits: list[Split]) -> None:
+    model = _built({"kind": "gaussian"}, "elbo", {"kind": "mixture", "components": 3})
+    found = report(model, without_labels(splits), images=100)
+    assert "dimension_wise_kl" not in found
+    assert found["mutual_information"] + found["marginal_kl"] == pytest.approx(found["rate"])
+
+
+def test_images_of_a_binary_model_are_binary_and_grey_training_images_are_drawn(splits: list[Split]) -> None:
+    model = _built({"kind": "bernoulli"}, "elbo")
+    (decoded,) = latent_space._decoded(model, torch.zeros(20, LATENTS), SEED)
+    (observed,) = latent_space._observed(model, splits[0].pixels[:20], SEED)
+    for images in (decoded, observed):
+        assert set(images.unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_subset_is_random_and_keeps_what_belongs_together(splits: list[Split]) -> None:
+    numbered = Split(splits[0].pixels, np.arange(1500), np.arange(1500.0)[:, None])
+    part = numbered.take(200, seed=1)
+    assert len(part) == len(set(part.labels)) == 200
+    assert (part.pixels == numbered.pixels[part.labels]).all()
+    assert (part.factors[:, 0] == part.labels).all()
+    assert (part.labels[:100] > 750).sum() == pytest.approx(50, abs=20)  # its beginning is as random
+    assert len(numbered.take(9999, seed=1)) == 1500
+
+
+def _built(likelihood: dict[str, Any], objective: str, prior: dict[str, Any] | None = None) -> VAE:
+    section = {"latent_dim": LATENTS, "network": {"kind": "mlp", "hidden": [16]}, "likelihood": likelihood}
+    model = config.Model.model_validate(section | ({"prior": prior} if prior else {}))
+    return build_model(model, (1, 1, PIXELS), objective, seed=1).eval()

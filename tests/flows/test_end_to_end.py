@@ -1,0 +1,180 @@
+"""The whole pipeline on scikit-learn's digits: real DVC, sqlite MLflow, and Prefect without a server."""
+
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workspaces import execute, lines_with, read_lock, runs, vaeline
+
+pytestmark = pytest.mark.usefixtures("own_code")
+
+STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register"]
+
+
+def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
+    clone, done = first_run
+    assert lines_with(done.stderr, *(f"{name} ran" for name in STAGES))
+    assert set(read_lock(clone)) == set(STAGES)
+    assert lines_with(done.stdout, "test split, ", " (reports/metrics.json):")
+    assert lines_with(done.stdout, "elbo", "±")
+    assert lines_with(done.stdout, "model:    digits version 1: promoted", 'load_model("models:/digits@champion")')
+    assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
+    assert lines_with(done.stdout, "theory:   reports/theory/theory.md")
+    assert lines_with(done.stdout, "runs:     make ui")
+    for name in ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals"):
+        assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
+
+
+def test_a_second_run_computes_nothing_and_writes_the_page_that_is_missing(clone: Path):
+    before, page = (clone / "dvc.lock").read_bytes(), clone / "reports" / "index.html"
+    page.unlink()
+    done = vaeline("run", cwd=clone)
+    assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
+    assert lines_with(done.stderr, "unchanged: digits version 1 (promoted), MLflow run ")
+    assert lines_with(done.stdout, "model:    digits version 1: promoted")
+    assert not lines_with(done.stderr, "Running stage")
+    assert (clone / "dvc.lock").read_bytes() == before
+    assert "models:/digits/1 @champion" in page.read_text()
+
+
+def test_the_outputs_name_no_run_no_time_and_no_place(clone: Path):
+    texts = [path for path in (clone / "reports").rglob("*") if path.suffix in (".json", ".csv")]
+    texts += [clone / "models" / "config.json", clone / "data" / "prepared" / "manifest.json"]
+    assert len(texts) >= 5
+    for path in texts:
+        assert str(clone) not in path.read_text()
+        assert not re.search(r"20\d\d-\d\d-\d\d|run_id|hostname", path.read_text())
+
+
+def test_metrics_and_plots_are_shown_by_dvc(clone: Path):
+    assert "test.elbo" in execute("dvc", "metrics", "show", cwd=clone).stdout
+    execute("dvc", "plots", "show", "-o", "plots", cwd=clone)
+    page = (clone / "plots" / "index.html").read_text()
+    shutil.rmtree(clone / "plots")
+    for title in ("validation_elbo", "validation_kl", "dimension", "prior_samples.png"):
+        assert title in page
+
+
+def test_changed_pictures_retrain_nothing(clone: Path):
+    params = clone / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("columns: 1", "columns: 2"))
+    stale = json.loads(execute("dvc", "status", "--json", cwd=clone).stdout)
+    params.write_text(text)
+    assert set(stale) == {"sample"}
+
+
+def test_the_run_is_in_mlflow_with_its_curve_and_its_model(clone: Path):
+    vaeline("sync", cwd=clone)
+    found = runs(clone)
+    assert len(found) == 1
+    run = found[0]
+    assert run["curve"] == 3
+    assert run["params"]["train.beta"] == "1.0"
+    assert {"test_elbo", "validation_elbo", "test_latent_mutual_information"} <= set(run["metrics"])
+    assert {"vaeline.model_digest", "vaeline.flow_run_id"} <= set(run["tags"])
+
+
+def test_the_run_is_told_on_one_page(clone: Path):
+    facts = re.search(r'name="vaeline-facts" content="([^"]*)"', (clone / "reports" / "index.html").read_text())
+    assert facts
+    assert json.loads(html.unescape(facts[1]))["version"] == "1"
+    (run,) = runs(clone)
+    assert run["tags"]["mlflow.note.content"].startswith("| test split |")
+    assert run["files"] == [
+        "history.csv",
+        "index.html",
+        "kl_per_dimension.csv",
+        "metrics.json",
+        "theory",
+        "theory.json",
+    ]
+
+
+@pytest.mark.slow
+def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
+    before = read_lock(clone)
+    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    assert read_lock(clone) == before
+    params = clone / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("  epochs: 3", "  epochs: 40"))
+    execute("dvc", "repro", "train", cwd=clone)
+    whole = read_lock(clone)["train"]
+    kill_in_training(clone)
+    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    assert read_lock(clone)["train"] == whole
+    params.write_text(text)
+    execute("dvc", "repro", cwd=clone)
+    assert read_lock(clone) == before
+
+
+def kill_in_training(clone: Path) -> None:
+    """`dvc repro -f train`, killed with its stage after some epochs."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["dvc", "repro", "--force", "--single-item", "train"]
+    with subprocess.Popen(
+        command,
+        cwd=clone,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as repro:
+        assert repro.stdout is not None
+        assert next(line for line in repro.stdout if line.startswith("epoch 5/"))
+        stages = psutil.Process(repro.pid).children(recursive=True)
+        repro.send_signal(signal.SIGKILL)
+        repro.wait()
+    assert stages
+    deadline = time.monotonic() + 20
+    while any("runner.py train" in " ".join(command_line(stage)) for stage in stages):
+        assert time.monotonic() < deadline, "the stage goes on without DVC"
+        time.sleep(0.1)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+def test_experiments_stand_side_by_side_in_one_store(clone: Path):
+    execute("git", "add", "-A", cwd=clone)
+    execute("git", "commit", "-q", "-m", "Run", cwd=clone)
+    execute("dvc", "exp", "run", "--temp", "-S", "train.beta=4", cwd=clone)
+    execute("dvc", "exp", "run", "--queue", "-S", "train.beta=8", cwd=clone)
+    execute("dvc", "exp", "run", "--run-all", cwd=clone)
+    vaeline("sync", cwd=clone)
+    assert {run["params"]["train.beta"] for run in runs(clone)} == {"1.0", "4.0", "8.0"}
+
+
+@pytest.mark.slow
+def test_a_pulled_model_is_registered_elsewhere_with_its_history(clone: Path, tmp_path: Path):
+    execute("git", "add", "-A", cwd=clone)
+    execute("git", "commit", "-q", "--allow-empty", "-m", "Run", cwd=clone)
+    execute("dvc", "remote", "add", "--force", "--local", "-d", "shared", str(tmp_path / "remote"), cwd=clone)
+    execute("dvc", "push", cwd=clone)
+    other = tmp_path / "other"
+    execute("git", "clone", "-q", str(clone), str(other), cwd=tmp_path)
+    execute("dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote"), cwd=other)
+    execute("dvc", "pull", cwd=other)
+    before = read_lock(other)
+    execute("dvc", "repro", "--force", "--single-item", "register", cwd=other)
+    assert read_lock(other) == before, "the decision is content too"
+    vaeline("sync", cwd=other)
+    (run,) = runs(other)
+    assert run["curve"] == 3
+    assert "test_elbo" in run["metrics"]

@@ -1,0 +1,112 @@
+"""The Prefect flow on a tiny repository: real DVC, Prefect's own temporary server."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.report.summary import markdown
+from pipeline.services.child_processes import Identity
+from workspaces import execute, lines_with, vaeline
+
+PROBE = """
+import sys
+from pipeline.services.environment import prepare_environment
+prepare_environment()
+from pipeline.flows.vaeline import vaeline_flow
+state = vaeline_flow(return_state=True)
+print("outcomes", state.result())
+print("heavy", sorted({"torch", "mlflow", "torchvision"} & set(sys.modules)))
+"""
+
+
+def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy: Path, prefect_api: str):
+    first = execute(sys.executable, "-c", PROBE, cwd=toy, env={"PREFECT_API_URL": prefect_api})
+    assert lines_with(first.stdout, "outcomes {'fetch': 'ran', 'train': 'ran', 'sample': 'ran'}")
+    assert lines_with(first.stdout, "heavy []")
+    assert len(lines_with(first.stdout + first.stderr, "| train | training")) == 1, "seen once on the console"
+    (toy / "train.sh").write_text("echo training differently; cp raw.txt model.txt\n")
+    second = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
+    assert lines_with(second.stderr, "fetch cached, train ran, sample cached"), "the same model: nothing to sample"
+    (toy / "sample.txt").unlink()
+    third = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
+    assert lines_with(third.stderr, "fetch cached, train cached, sample restored")
+    assert not lines_with(third.stderr, "| train | Stage"), "DVC was asked once, not stage by stage"
+
+
+def test_a_failing_stage_ends_the_run_with_one_clear_line(toy: Path, prefect_api: str):
+    (toy / "train.sh").write_text("echo error: a.png: truncated >&2; exit 1\n")
+    proxy = "http://127.0.0.1:9"  # of a company's network: this machine's own servers are asked without it
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api, http_proxy=proxy)
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: stage 'train' failed: a.png: truncated (not run: sample)")
+    assert not lines_with(done.stderr, "Traceback")
+    assert not (toy / "sample.txt").exists()
+
+
+def test_a_torn_lock_file_is_one_clear_line(toy: Path, prefect_api: str):
+    (toy / "dvc.lock").write_text("schema: '2.0'\nstages:\n  fetch:\n    cmd: [")
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: dvc status: ", "dvc.lock is torn: `git checkout dvc.lock`, or delete it")
+    assert not lines_with(done.stderr, "Traceback")
+
+
+def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
+    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert lines_with(done.stderr, "error: Prefect: Failed to reach API", "unset PREFECT_API_URL")
+    assert not lines_with(done.stderr, "Traceback")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
+    mortal = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
+    (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        line = next(line for line in run.stderr if "| train | child " in line)
+        family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
+        known = {Identity.of(process.pid): process.cmdline() for process in family}
+        assert any("uvicorn" in command for command in known.values())
+        run.send_signal(number)
+        assert run.wait(240) == code
+    deadline = time.monotonic() + 120
+    while left := [command for process, command in known.items() if process and process.lives()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_only_what_may_mend_itself_is_tried_again(toy: Path, prefect_api: str):
+    retries = {"PREFECT_TASKS_DEFAULT_RETRIES": "1", "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "0"}
+    (toy / "train.sh").write_text("echo x >> tries; echo error: train.beta: wrong >&2; exit 1\n")
+    wrong = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api, **retries)
+    assert lines_with(wrong.stderr, "error: stage 'train' failed: train.beta: wrong")
+    assert (toy / "tries").read_text() == "x\n"
+    (toy / "train.sh").write_text("echo x >> tries; test $(wc -l < tries) -ge 3 || exit 75; cp raw.txt model.txt\n")
+    mended = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api, **retries)
+    assert lines_with(mended.stderr, "fetch cached, train ran, sample ran")
+    assert (toy / "tries").read_text() == "x\nx\nx\n"
+
+
+def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
+    from PIL import Image
+
+    (toy / "reports" / "samples").mkdir(parents=True)
+    Image.new("L", (2000, 1000), 128).save(toy / "reports" / "samples" / "prior_samples.png")
+    (toy / "reports" / "metrics.json").write_text(
+        '{"test": {"elbo": -12.3456789, "elbo_se": 0.123, "active_units": 7}}'
+    )
+    text = markdown({"train": "ran"})
+    assert "| train | ran |" in text
+    assert "| elbo | -12.346 ± 0.12 |" in text
+    assert "| active_units | 7 |" in text
+    assert "## Prior samples" in text
+    assert "](data:image/png;base64,iVBORw0KGgo" in text
+    assert len(text) < 20_000

@@ -1,0 +1,170 @@
+"""A registered model in its consumers' hands: its reference, drift, ONNX, the examples, `mlflow models serve`."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+import vaeline
+from filled_registry import ROOT
+from pipeline.commands import consume
+from pipeline.services.servers import free_port
+from pipeline.stages import register as stage
+from vaeline.errors import UserError
+from vaeline.evaluation.drift import REFERENCE_SEED
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import load_model
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
+]
+NAME = "vaeline-fashion-mnist"
+CHAMPION = f"models:/{NAME}@champion"
+SHAPE = (1, 5, 4)
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def registered(outputs: Callable[..., Path], empty_store: Path) -> Iterator[Path]:
+    """A repository with a registered model, registered once for all tests here; they only read it."""
+    root = outputs()
+    (root / ".vaeline").mkdir()
+    shutil.copy(empty_store, root / ".vaeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("DVC_ROOT", str(root))
+        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/.vaeline/mlflow.db")
+        stage.main()
+        yield root
+
+
+def noise(count: int, seed: int, most: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, most, (count, *SHAPE), dtype=np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    np.savez(path, images=pixels[:, 0])
+    return path
+
+
+def score(images: Path, out: Path, **changes: Any) -> int:
+    """The command, by its exit code."""
+    options = {"model": "", "level": 0.01, "seed": 0, "fit": False} | changes
+    try:
+        consume.score(images, out=out, **options)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def test_the_elbos_of_test_images_travel_with_the_model_and_leave_its_digest_alone(registered: Path):
+    model, own = vaeline.load(CHAMPION), TrainedModel(load_model(registered / "models"))
+    test = np.load(registered / "data" / "prepared" / "test.npy")
+    assert model.reference is not None
+    np.testing.assert_array_equal(model.reference, own.score(test, REFERENCE_SEED))
+    assert model.digest == own.digest
+    assert own.reference is None
+
+
+def test_score_ends_with_zero_for_images_like_the_test_data_and_with_three_for_others(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert score(save(tmp_path / "same.npz", noise(100, 1)), tmp_path / "same.csv") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no drift: ")
+    assert score(save(tmp_path / "dark.npz", noise(100, 1, most=60)), tmp_path / "dark.csv", model=CHAMPION) == 3
+    assert capsys.readouterr().out.splitlines()[-1].startswith("drift: ")
+    assert len((tmp_path / "dark.csv").read_text().splitlines()) == 101
+
+
+def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = save(tmp_path / "same.npz", noise(4, 1))
+    for changes, words in (
+        ({"level": 1.0}, r"--level: found 1.0, allowed: above 0 and below 1"),
+        ({"seed": -1}, r"--seed: found -1, allowed: 0"),
+        ({"model": "models"}, r"models: no ELBOs of test images travel with it"),
+        ({"model": f"models:/{NAME}@nobody"}, r"nobody"),
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            score(images, tmp_path / "scores.csv", **changes)
+        assert len(str(raised.value).splitlines()) == 1
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(UserError, match="--model: is needed outside a repository"):
+        score(images, tmp_path / "scores.csv")
+
+
+def test_export_writes_what_the_champion_is(registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    consume.export(CHAMPION, tmp_path / "onnx")
+    assert " of torch (allowed: 1e-05)" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {ABOUT, ENCODER, DECODER}
+    digest = load_model(registered / "models").digest
+    assert json.loads((tmp_path / "onnx" / ABOUT).read_text())["model_digest"] == digest
+
+
+def test_the_example_finds_the_images_that_are_unlike_the_others(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pixels = noise(50, 1)
+    pixels[[7, 30]] = 0
+    picture = tmp_path / "picture.png"
+    find = runpy.run_path(str(EXAMPLES / "anomalies.py"))["find"]
+    find(CHAMPION, save(tmp_path / "images.npz", pixels), 0.05, picture)
+    lines = capsys.readouterr().out.splitlines()
+    assert {int(line.split()[0]) for line in lines[2:4]} == {7, 30}
+    assert lines[2].endswith("anomaly")
+    with Image.open(picture) as image:
+        assert image.size == (10 * 6 * 19, 2 * 7 * 19)
+        first = np.asarray(image)[19 : 19 * 6, 19 : 19 * 5]
+    assert not first.any(), "a black image comes first"
+
+
+def test_the_example_is_wrong_with_one_line(tmp_path: Path):
+    command = [sys.executable, str(EXAMPLES / "anomalies.py"), str(tmp_path / "nowhere"), "images.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers_every_method_to_curl(registered: Path, tmp_path: Path):
+    """The example as it stands, away from the repository's code: it serves, asks with curl, and stops the server."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PATH": path,
+        "TMPDIR": str(tmp_path),
+        "KEEP": "answers",
+    }
+    port = free_port(0)
+    command = [str(EXAMPLES / "serve.sh"), CHAMPION, str(port)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    own = TrainedModel(load_model(registered / "models"))
+    pixels = np.load(registered / "data" / "prepared" / "test.npy")[:2]
+    latents = own.encode(pixels)
+    expected = {
+        "score": own.score(pixels),
+        "encode": latents,
+        "reconstruct": own.reconstruct(pixels),
+        "decode": own.decode(latents),
+        "sample": own.sample(2, seed=1),
+    }
+    for method, answer in expected.items():
+        told = json.loads((tmp_path / "answers" / method).read_text())["predictions"]
+        np.testing.assert_allclose(told, answer, rtol=1e-5, atol=1e-6)
+        assert f"\n{method} " in f"\n{done.stdout}"
+    assert free_port(port) == port, "nothing listens there any more"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["answers"]

@@ -1,0 +1,288 @@
+"""`vaeline.load` and `vaeline verify` against a real registry, and what someone with access to it might try."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline.commands.consume import app
+from typer.testing import CliRunner
+
+import vaeline
+from attacks import ATTACKS, NAME, OTHER, TAG, Registry
+from filled_registry import enter
+from packages import EXAMPLE
+from pipeline.stages import register as stage
+from uploads import answers, mlflow_server, until
+from vaeline.errors import UserError
+from vaeline.registry import load
+from vaeline.serving.model_files import load_model
+from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
+from vaeline.tracking.connection import connect
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
+]
+WITHOUT_MLFLOW = """
+import sys
+sys.modules["mlflow"] = None
+import vaeline
+from vaeline.errors import UserError
+print(vaeline.load(sys.argv[1]).sample(2).shape)
+try:
+    vaeline.load("models:/a@champion")
+except UserError as error:
+    print(error)
+"""
+BY_MLFLOW = """
+import sys
+import mlflow, numpy
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.pyfunc.load_model(sys.argv[2]).predict(numpy.zeros((1, 1, 5, 4), numpy.uint8))
+import vaeline
+print(vaeline.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Path, outputs: Callable[..., Path]):
+    """Registered once, with signatures: it takes seconds."""
+    root = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        enter(patch, root)
+        patch.chdir(root)
+        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
+        patch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
+        (root / ".vaeline").mkdir()
+        shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
+        for seed, name in ((1, NAME), (2, NAME), (3, OTHER)):
+            outputs(seed, -10.0 + seed, root)
+            params = root / "params.yaml"
+            params.write_text(params.read_text().replace(f"name: {NAME}", f"name: {name}"))
+            stage.main()
+        client = connect()
+        client.set_registered_model_alias(NAME, "champion", "2")  # untrained, it would not pass the gate
+        yield Registry(root, client)
+
+
+@pytest.fixture
+def registry(kept: Registry, tmp_path: Path) -> Iterator[Registry]:
+    """The registry; version 2, which the tests spoil, is put back as it was."""
+    tags = dict(kept.client.get_model_version(NAME, "2").tags)
+    saved = shutil.copytree(kept.folder(2), tmp_path / "saved")
+    yield kept
+    shutil.rmtree(kept.folder(2))
+    shutil.copytree(saved, kept.folder(2))
+    now = kept.client.get_model_version(NAME, "2").tags
+    for key in [key for key, value in tags.items() if now.get(key) != value]:
+        kept.client.set_model_version_tag(NAME, "2", key, tags[key])
+
+
+def digest(seed: int, outputs: Callable[..., Path]) -> str:
+    return load_model(outputs(seed) / "models").digest
+
+
+def test_every_address_of_a_model_loads_it(registry: Registry, outputs: Callable[..., Path]):
+    first, second = digest(1, outputs), digest(2, outputs)
+    version = registry.client.get_model_version(NAME, "1")
+    addresses = [
+        f"models:/{NAME}/1",
+        version.source,  # models:/m-...
+        f"runs:/{version.run_id}/{NAME}",
+        registry.folder(1),
+        registry.folder(1).as_uri(),
+        os.path.relpath(registry.folder(1)),
+    ]
+    assert [vaeline.load(address).digest for address in addresses] == [first] * len(addresses)
+    assert vaeline.load(f"models:/{NAME}@champion").digest == vaeline.load(f"models:/{NAME}/2").digest == second
+    model = vaeline.load(f"models:/{NAME}@champion", device="cpu")
+    assert model.encode(EXAMPLE).shape == (2, 3)
+
+
+def test_verify_says_what_it_checked(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    done = CliRunner().invoke(app, ["verify", f"models:/{NAME}@champion"])
+    assert done.exit_code == 0, done.exception
+    first, files, model, _, signature, tags = done.output.splitlines()
+    assert first == f"models:/{NAME}@champion: {NAME} version 2"
+    unlisted = {MANIFEST, SIGNATURE, LEFT_BY_MLFLOW}
+    listed = [path for path in registry.folder(2).rglob("*") if path.is_file() and path.name not in unlisted]
+    assert files.startswith(f"files: {len(listed)}, ")
+    assert vaeline.load(f"models:/{NAME}/2").digest in model
+    assert signature.endswith("a key of VAELINE_TRUSTED_KEYS")
+    assert TAG in tags
+    monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
+    (registry.folder(2) / "conda.yaml").write_text("")
+    refused = CliRunner().invoke(app, ["verify", f"models:/{NAME}@champion"])
+    assert isinstance(refused.exception, UserError)
+    assert "conda.yaml" in str(refused.exception)
+    assert refused.output == ""
+
+
+def test_a_plain_folder_is_loaded_but_there_is_nothing_to_verify(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
+    assert vaeline.load(registry.root / "models").sample(1).shape == (1, 1, 5, 4)
+    with pytest.raises(UserError, match=r"MANIFEST\.json: cannot be read"):
+        load.verify(str(registry.root / "models"))
+
+
+@pytest.mark.parametrize("trusting", [True, False])
+@pytest.mark.parametrize(("attack", "words"), ATTACKS)
+def test_what_was_not_registered_as_this_version_is_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, attack: Callable[[Registry], None], words: str, trusting: bool
+):
+    if not trusting:
+        monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
+    attack(registry)
+    for address in (f"models:/{NAME}@champion", f"models:/{NAME}/2"):
+        with pytest.raises(UserError, match=words) as raised:
+            vaeline.load(address)
+        assert len(str(raised.value).splitlines()) == 1
+    assert vaeline.load(f"models:/{NAME}/1")
+
+
+def test_an_old_package_registered_again_as_a_new_version_is_refused(registry: Registry):
+    old = registry.client.get_model_version(NAME, "1")
+    new = registry.client.create_model_version(NAME, old.source, old.run_id, old.tags)
+    with pytest.raises(UserError, match=f"is of '{NAME}' version 1, passed off as '{NAME}' version {new.version}"):
+        vaeline.load(f"models:/{NAME}/{new.version}")
+    registry.client.delete_model_version(NAME, new.version)
+
+
+def test_a_number_that_was_taken_meanwhile_is_corrected_in_the_signed_manifest(
+    registry: Registry, outputs: Callable[..., Path]
+):
+    """A deleted version keeps its number: the next one is not the highest and one."""
+    outputs(4, -1.0, registry.root)
+    passing = registry.client.create_model_version(NAME, registry.client.get_model_version(NAME, "1").source)
+    registry.client.delete_model_version(NAME, passing.version)
+    stage.main()
+    found = registry.client.search_model_versions(f"name = '{NAME}'")
+    number = max(int(version.version) for version in found)
+    assert number > int(passing.version)
+    assert load.verify(f"models:/{NAME}/{number}")[0].endswith(f"version {number}")
+    assert vaeline.load(f"models:/{NAME}/{number}").digest == digest(4, outputs)
+    registry.client.delete_model_version(NAME, str(number))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (f"models:/{NAME}/77", "version=77. not found"),
+        (f"models:/{NAME}@best", "alias best not found"),
+        ("models:/nobody@champion", "nobody"),
+        ("models:/m-00000000000000000000000000000000", "not found"),
+        ("runs:/00000000000000000000000000000000/model", "not found"),
+        (f"models:/{NAME}", "allowed: models:/NAME@alias"),
+        (f"models:/{NAME}/latest", "allowed: models:/NAME@alias"),
+        (f"models:/{NAME}/1/artifacts", "allowed: models:/NAME@alias"),
+        (f"models:/{NAME}@champion/../../x", "allowed: models:/NAME@alias"),
+        ("s3://bucket/model", "allowed: models:/NAME@alias"),
+        ("http://host/model", "allowed: models:/NAME@alias"),
+        ("file://host/model", "allowed: models:/NAME@alias"),
+        ("nowhere", "is not a folder"),
+        ("params.yaml", "is not a folder"),
+        ("", "MANIFEST|found also"),
+    ],
+)
+def test_addresses_of_nothing_are_told_in_one_line(registry: Registry, address: str, words: str):
+    with pytest.raises(UserError, match=words) as raised:
+        vaeline.load(address)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_path_does_not_lead_out_of_a_run(registry: Registry):
+    run_id = registry.client.get_model_version(NAME, "1").run_id
+    with pytest.raises(UserError, match="allowed: a path inside the run's artifacts"):
+        vaeline.load(f"runs:/{run_id}/../../models")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta", "cpu:1"])
+def test_a_device_that_is_not_there_is_told_in_one_line(registry: Registry, device: str):
+    with pytest.raises(UserError, match=r"^device: found .*, allowed"):
+        vaeline.load(registry.folder(1), device)
+
+
+def test_without_a_store_none_is_made(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(UserError, match=r"there is no tracking store at sqlite:///.*none\.db"):
+        vaeline.load(f"models:/{NAME}@champion")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_with_the_store_away_it_is_told_without_secrets(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="Connection refused") as raised:
+        vaeline.load(f"models:/{NAME}@champion")
+    assert "s3cr3t" not in str(raised.value)
+
+
+def test_without_mlflow_folders_are_loaded(registry: Registry):
+    command = [sys.executable, "-c", WITHOUT_MLFLOW, str(registry.folder(1))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=registry.root)
+    assert done.stdout.splitlines() == [
+        "(2, 1, 5, 4)",
+        "models:/a@champion: needs mlflow: pip install mlflow; a folder can be loaded without",
+    ]
+
+
+def importing(folder: Path) -> dict[str, str]:
+    """An environment in which Python finds a package's code, and may leave bytecode."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": str(folder / "code")}
+
+
+def test_importing_a_packages_code_leaves_no_bytecode_in_it(registry: Registry):
+    command = [sys.executable, "-c", "import vaeline.io.digests; print(vaeline.__file__)"]
+    folder = registry.folder(1)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=importing(folder))
+    assert Path(done.stdout.strip()).is_relative_to(folder / "code")
+    assert vaeline.load(f"models:/{NAME}/1")
+    (folder / "code/vaeline/__pycache__").unlink()  # what would happen without it
+    subprocess.run(command, check=True, env=importing(folder), stdout=subprocess.DEVNULL)
+    assert (folder / "code/vaeline/__pycache__").is_dir()
+    shutil.rmtree(folder / "code/vaeline/__pycache__")
+    (folder / "code/vaeline/__pycache__").touch()
+
+
+@pytest.mark.slow
+def test_mlflows_own_loader_leaves_the_package_as_it_was(registry: Registry):
+    environment = importing(registry.folder(1))
+    store = f"sqlite:///{registry.root}/.vaeline/mlflow.db"
+    command = [sys.executable, "-W", "ignore", "-c", BY_MLFLOW, store, f"models:/{NAME}/1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert Path(done.stdout.strip()).is_relative_to(registry.folder(1) / "code")
+    assert not [path for path in registry.folder(1).rglob("__pycache__") if path.is_dir()]
+    model = vaeline.load(f"models:/{NAME}/1")
+    assert np.isfinite(model.score(EXAMPLE)).all()
+
+
+@pytest.mark.slow
+def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checked(
+    tmp_path: Path, sealed: Path, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    with mlflow_server(tmp_path) as address:
+        root = outputs(1)
+        monkeypatch.chdir(root)
+        enter(monkeypatch, root)
+        monkeypatch.setenv("VAELINE_SHIPPER", "off")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
+        monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
+        until(answers, seconds=400)  # on a busy machine
+        stage.main()
+        assert vaeline.load(f"models:/{NAME}@champion").digest == load_model(root / "models").digest
+        assert load.verify(f"models:/{NAME}/1")[0].endswith("version 1")
+        (weights,) = (tmp_path / "files").rglob("model.safetensors")
+        flipped = bytearray(weights.read_bytes())
+        flipped[-1] ^= 1
+        weights.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"model\.safetensors: was changed"):
+            vaeline.load(f"models:/{NAME}@champion")

@@ -1,0 +1,124 @@
+"""`vaeline models`, `history`, `promote`, `rollback` on a real registry: what they say, and to whose mistakes."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.commands.registry import app
+from vaeline.errors import UserError
+
+if TYPE_CHECKING:
+    from filled_registry import Shelf
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
+    pytest.mark.usefixtures("quick_trial"),
+]
+NAME = "vaeline-fashion-mnist"
+
+
+def vaeline(*arguments: str, width: int = 80) -> str:
+    """What a command prints; raises what it raises."""
+    done = CliRunner(env={"COLUMNS": str(width)}).invoke(app, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def row(text: str, *start: str) -> list[str]:
+    """The cells of the table's row that starts so."""
+    (found,) = [line.split() for line in text.splitlines() if line.split()[: len(start)] == list(start)]
+    return found
+
+
+@pytest.fixture
+def judged(shelf: "Shelf", monkeypatch: pytest.MonkeyPatch) -> "Shelf":
+    """Version 2 is champion, 3 was before and is rolled back, 1 is challenger."""
+    for number in (2, 1, 3):
+        shelf.contest(number)
+    vaeline("rollback", NAME, "--reason", "it [hallucinates]")
+    return shelf
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_models_shows_who_is_champion_and_what_each_measures(judged: "Shelf", width: int):
+    text = vaeline("models", width=width)
+    assert text.splitlines()[0].strip() == NAME
+    assert max(map(len, text.splitlines())) <= 80
+    tags = judged.tags(2)
+    assert row(text, "2", "champion")[2:7] == ["-11.00", "–", tags["vaeline.active_units"], "–", "promoted"]
+    assert row(text, "1", "challenger")[6] == "rejected"
+    assert row(text, "3")[5] == "promoted"
+    assert row(text, "4")[5] == "–"
+    assert vaeline("models", NAME, width=width) == text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_history_tells_who_was_champion_and_why(judged: "Shelf", width: int):
+    text = vaeline("history", NAME, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    words = re.sub(r"\s+", " ", text)
+    for what in ("promoted 2", "rejected 1", "promoted 3", "back to 2"):
+        assert what in words
+    assert words.index("promoted 2") < words.index("rejected 1") < words.index("promoted 3") < words.index("back to 2")
+    assert "[hallucinates]" in words
+
+
+def test_promote_asks_the_gate_and_force_overrules_it_for_a_reason(judged: "Shelf"):
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("minimum_active_units: 2", "minimum_active_units: 0"))
+    with pytest.raises(UserError, match=r"version 1: the gate says no: gain -.*--force --reason TEXT overrules"):
+        vaeline("promote", NAME, "1")
+    assert judged.aliases()["champion"] == "2"
+    assert f"{NAME} version 3 is champion: gain +" in vaeline("promote", NAME, "3")
+    assert f"{NAME} version 3 is the champion already" in vaeline("promote", NAME, "3")
+    said = vaeline("promote", NAME, "1", "--force", "--reason", "a demo for old times")
+    assert said == f"{NAME} version 1 is champion: forced: a demo for old times\n"
+    assert judged.aliases()["champion"] == "1"
+    assert judged.tags(1)["vaeline.decision"] == "promoted"
+    assert "promoted 1 after 3, forced" in re.sub(r"\s+", " ", vaeline("history", NAME, width=200))
+    assert vaeline("rollback", NAME) == f"{NAME} version 3 is champion again, version 1 is not any more\n"
+
+
+def test_a_version_of_other_data_is_not_judged_and_the_way_out_is_told(judged: "Shelf"):
+    manifest = Path("data/prepared/manifest.json")
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UserError, match=r"version 4: its data is \w{12}, data/prepared is \w{12}.*--force --reason"):
+        vaeline("promote", NAME, "4")
+
+
+@pytest.mark.parametrize("arguments", [("--force",), ("--reason", "why"), ("--force", "--reason", " ")])
+def test_force_and_reason_go_together(arguments: tuple[str, ...]):
+    done = CliRunner().invoke(app, ["promote", NAME, "1", *arguments])
+    assert done.exit_code == 2
+    assert "go together" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("models", "digits"), f"no model is registered as 'digits'; registered: {NAME}"),
+        (("history", "o'brien"), f"no model is registered as 'o'brien'; registered: {NAME}"),
+        (("rollback", "digits"), f"no model is registered as 'digits'; registered: {NAME}"),
+        (("promote", NAME, "9"), f"{NAME}: found no version 9; there are: 1, 2, 3, 4"),
+        (("promote", NAME, "9", "--force", "--reason", "x"), f"{NAME}: found no version 9; there are: 1, 2, 3, 4"),
+        (("rollback", NAME), f"{NAME}: nobody is champion and no champion before it is left: nothing to go back to"),
+    ],
+)
+def test_wrong_names_and_versions_are_told_with_those_there_are(shelf: "Shelf", arguments: tuple[str, ...], words: str):
+    with pytest.raises(UserError) as raised:
+        vaeline(*arguments)
+    assert str(raised.value) == words
+
+
+def test_an_empty_registry_says_how_to_fill_it(store: Any, repository: Any):
+    (repository / "dvc.yaml").write_text("stages: {}")
+    assert vaeline("models") == "no model is registered yet; `vaeline run` registers the first\n"
+
+
+def test_nothing_decided_yet_is_said(shelf: "Shelf"):
+    assert vaeline("history", NAME) == f"{NAME}: nothing has been decided yet\n"

@@ -1,0 +1,119 @@
+"""What the environment says of servers and interpreters, and what must not be seen of it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.services.environment import prepare_environment
+from pipeline.services.servers import mlflow_server
+from vaeline.errors import UserError
+from vaeline.tracking.connection import OURS, set_environment
+from workspaces import ROOT, execute, vaeline
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    """The environment of before comes back after each test."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_what_an_environment_file_leaves_blank_counts_as_not_set(toy: Path):
+    os.environ |= {"PREFECT_SERVER_API_AUTH_STRING": "", "PREFECT_SERVER_DATABASE_CONNECTION_URL": ""}
+    prepare_environment()
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in os.environ
+    assert os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith(f"{toy}/.vaeline/prefect.db")
+
+
+def test_the_password_of_a_server_to_be_started_is_its_clients_too():
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = "admin:secret"
+    prepare_environment()
+    assert os.environ["PREFECT_API_AUTH_STRING"] == "admin:secret"
+
+
+def test_dvcs_python_is_this_one_even_where_another_comes_first():
+    here = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join(["/usr/bin", here, "/bin"])
+    prepare_environment()
+    assert os.environ["PATH"] == os.pathsep.join([here, "/usr/bin", "/bin"])
+
+
+def test_stages_start_in_a_shell_that_starts_something():
+    os.environ["SHELL"] = "/usr/sbin/nologin"
+    prepare_environment()
+    assert os.environ["SHELL"] == "/bin/sh"
+
+
+def test_a_hook_of_another_repository_does_not_turn_a_command_to_it():
+    os.environ |= {"GIT_DIR": "/elsewhere/.git", "GIT_INDEX_FILE": "/elsewhere/.git/index", "GIT_CONFIG_COUNT": "0"}
+    prepare_environment()
+    assert not {"GIT_DIR", "GIT_INDEX_FILE"} & set(os.environ)
+    assert os.environ["GIT_CONFIG_COUNT"] == "0", "a setting, not a repository"
+
+
+def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch, toy: Path):
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    del os.environ["HOME"]
+    prepare_environment()
+    assert os.environ["USER"] == f"uid{os.getuid()}"
+    assert os.environ["HOME"] == f"{toy}/.vaeline"
+
+
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_servers_of_this_machine_are_asked_past_a_proxy(name: str):
+    code = "import pipeline.stages; from urllib.request import proxy_bypass as p; print([p('127.0.0.1'), p('a.b')])"
+    proxied = {"http_proxy": "http://127.0.0.1:9", name: "a.b"}
+    assert execute(sys.executable, "-c", code, cwd=Path.cwd(), env=proxied).stdout.split() == ["[True,", "True]"]
+
+
+@pytest.mark.parametrize("command", ["models", "doctor"])
+def test_something_else_in_the_place_of_the_local_state_is_one_clear_line(toy: Path, command: str):
+    (toy / ".vaeline").symlink_to(toy / "unmounted")
+    done = vaeline(command, cwd=toy, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {toy}/.vaeline: must be a folder, found a file or a link to what is not there\n"
+
+
+def test_a_folder_that_was_deleted_is_one_clear_line(toy: Path):
+    gone = f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -m pipeline.cli models"
+    done = execute("sh", "-c", gone, cwd=toy, env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: the current folder was deleted: cd to one that is there\n"
+
+
+def test_each_user_has_a_folder_for_the_workers_temporary_files(monkeypatch: pytest.MonkeyPatch, toy: Path):
+    from pipeline.services.worker import _own_folder
+
+    monkeypatch.setattr("tempfile.tempdir", str(toy))
+    assert _own_folder() == _own_folder() == toy / f"vaeline-{os.getuid()}"
+    assert _own_folder().stat().st_mode & 0o777 == 0o700
+    _own_folder().rename(toy / "other")
+    (toy / f"vaeline-{os.getuid()}").symlink_to(toy / "other")
+    with pytest.raises(UserError, match=f"vaeline-{os.getuid()}: must be a folder of this user's"):
+        _own_folder()
+
+
+def test_a_users_limits_for_mlflow_win_and_a_parents_do_not():
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", OURS):
+        os.environ.pop(name, None)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "9"
+    set_environment(5, 0)
+    set_environment(20, 1)  # a child, with its own
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
+
+
+def test_no_password_is_printed_or_in_a_command():
+    assert not [
+        word for word in mlflow_server("postgresql://me:secret@db/m", "/files", 5000).command if "secret" in word
+    ]
+    for command in ("run", "deploy"):
+        done = vaeline(command, cwd=Path.cwd(), check=False, PREFECT_API_URL="http://me:secret@127.0.0.1:9/api")
+        assert done.returncode == 1
+        assert "error: Prefect" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "secret" not in done.stderr + done.stdout

@@ -1,0 +1,243 @@
+"""`vaeline up` with a real Prefect server, a real worker and real trainings: what an operator relies on."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import workspaces
+from workspaces import ROOT, execute, lines_with, read_lock, runs, tiny_clone, vaeline
+
+log = logging.getLogger(__name__)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+LONG = {r"  epochs: \d+": "  epochs: 300", r"patience: \d+": "patience: 5000"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A clone with the stages up to a long training, and `vaeline up` in it."""
+    folder = tiny_clone(tmp_path_factory.mktemp("clone"))
+    params = (folder / "params.yaml").read_text()
+    for pattern, value in LONG.items():
+        params, count = re.subn(pattern, value, params)
+        assert count
+    (folder / "params.yaml").write_text(params)
+    stages = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(stages[: stages.index("  evaluate:")])
+    execute("git", "commit", "-qam", "Train only", cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder / 'src'}{os.pathsep}{folder}")
+        patch.setenv("VAELINE_DEVICE", "cpu")
+        patch.setenv("VAELINE_CHECKPOINT_SECONDS", "1")
+        try:
+            vaeline("up", cwd=folder)
+            yield folder
+        finally:
+            vaeline("down", cwd=folder)
+
+
+def note(clone: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((clone / ".vaeline" / f"{name}.json").read_text())
+    return content
+
+
+def ask(clone: Path, path: str, body: object = None) -> Any:
+    """The server of `vaeline up`."""
+    return workspaces.ask(f"{note(clone, 'prefect-server')['address']}/api", path, body)
+
+
+def submit(clone: Path, deployment: str = "on-demand", **parameters: object) -> str:
+    known = ask(clone, f"/deployments/name/vaeline/{deployment}")
+    body = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+    return str(ask(clone, f"/deployments/{known['id']}/create_flow_run", body)["id"])
+
+
+def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)
+    return found
+
+
+def final(clone: Path, flow_run: str) -> dict[str, Any]:
+    """The flow run when it has come to its end."""
+
+    def ended() -> dict[str, Any] | None:
+        run: dict[str, Any] = ask(clone, f"/flow_runs/{flow_run}")
+        return run if run["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    found: dict[str, Any] = until(ended, 1200)
+    return found
+
+
+def said(clone: Path, flow_run: str) -> str:
+    logs = ask(clone, "/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
+    return "\n".join(log["message"] for log in logs)
+
+
+def training(clone: Path, flow_run: str) -> list[psutil.Process]:
+    """The processes of a flow run, once its training has written a checkpoint."""
+
+    def tree() -> list[psutil.Process] | None:
+        path = clone / ".vaeline" / "flow-runs" / f"{flow_run}.json"
+        if not path.exists() or not list((clone / ".vaeline" / "checkpoints").glob("*/step-*")):
+            return None
+        engine = psutil.Process(json.loads(path.read_text())["process"]["pid"])
+        found = [engine, *engine.children(recursive=True)]
+        return found if any("runner.py train" in " ".join(command(p)) for p in found) else None
+
+    found: list[psutil.Process] = until(tree)
+    return found
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_cancelled_run_is_gone_in_seconds_with_a_checkpoint_and_frees_every_lock(clone: Path):
+    flow_run = submit(clone)
+    tree = training(clone, flow_run)
+    begun = time.monotonic()
+    ask(clone, f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    until(lambda: not alive(tree[1:]), 60)
+    log.warning("the stage and DVC were gone after %.1f s", time.monotonic() - begun)
+    until(lambda: not alive(tree), 60)
+    log.warning("the flow run's process was gone after %.1f s", time.monotonic() - begun)
+    assert final(clone, flow_run)["state_type"] == "CANCELLED"
+    assert list((clone / ".vaeline" / "checkpoints").glob("*/step-*"))
+    assert set(json.loads(execute("dvc", "status", "--json", cwd=clone).stdout)) == {"train"}
+    until(lambda: vaeline("sync", cwd=clone) and [r for r in runs(clone) if r["status"] == "KILLED"])
+
+
+def test_a_run_whose_worker_is_killed_goes_on_after_up_to_the_same_bytes(clone: Path):
+    flow_run = submit(clone)
+    tree = training(clone, flow_run)
+    before = note(clone, "worker")["pid"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: not alive(tree), 60)
+    again = vaeline("up", cwd=clone)
+    assert len(lines_with(again.stdout, "already running")) == 2, "both servers"
+    assert note(clone, "worker")["pid"] != before
+    run = final(clone, flow_run)
+    assert (run["state_type"], run["run_count"]) == ("COMPLETED", 2)
+    assert "resuming at step" in said(clone, flow_run)
+    through = read_lock(clone)
+    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    assert read_lock(clone) == through, "an uninterrupted training writes the same"
+
+
+def test_of_two_runs_at_once_one_waits_or_is_skipped(clone: Path):
+    seed(clone, 2, epochs=3000)  # a worker takes seconds to begin
+    first = submit(clone)
+    training(clone, first)
+    second, third = submit(clone), submit(clone, "nightly")
+    assert final(clone, third)["state_name"] == "Skipped"
+    assert "another run (process" in final(clone, third)["state"]["message"]
+    assert final(clone, first)["state_name"] == "Completed"
+    assert final(clone, second)["state_name"] == "Unchanged"
+    assert "is at work here: waiting for its end" in said(clone, second)
+
+
+def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clone: Path):
+    seed(clone, 3, epochs=3000)
+    flow_run = submit(clone)
+    tree = training(clone, flow_run)
+    refused = execute("dvc", "repro", "--force", "--single-item", "fetch", cwd=clone, check=False)
+    assert lines_with(refused.stderr + refused.stdout, "error: a run of the pipeline (process", "is at work here")
+    assert alive(tree)
+    ask(clone, f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    until(lambda: not alive(tree), 60)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment, both = {**os.environ, "PATH": path}, subprocess.STDOUT
+    with subprocess.Popen(
+        ["dvc", "repro"], cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=both, text=True
+    ) as shell:
+        assert shell.stdout is not None
+        assert next(line for line in shell.stdout if line.startswith("epoch "))
+        waiting = submit(clone)
+        until(lambda: "a stage of a `dvc repro` is at work here: waiting" in said(clone, waiting))
+        shell.communicate(timeout=300)
+        assert shell.returncode == 0
+    assert final(clone, waiting)["state_name"] == "Unchanged"
+
+
+def test_other_params_run_as_an_experiment_that_leaves_the_workspace(clone: Path):
+    before = (clone / "params.yaml").read_text(), read_lock(clone)
+    run = final(clone, submit(clone, overrides=["train.epochs=2", "model.latent_dim=3"]))
+    assert run["state_name"] == "Completed"
+    name = re.search(r"dvc exp apply (\S+)", run["state"]["message"])
+    assert name
+    assert name[1] in execute("dvc", "exp", "list", cwd=clone).stdout
+    assert ((clone / "params.yaml").read_text(), read_lock(clone)) == before
+    wrong = final(clone, submit(clone, overrides=["train.epochs=none"]))
+    assert wrong["state_type"] == "FAILED"
+    assert "train.epochs" in wrong["state"]["message"]
+
+
+def test_the_schedule_fires_in_its_zone(clone: Path):
+    deployments = clone / "pipeline" / "prefect.yaml"
+    text = deployments.read_text()
+    deployments.write_text(text.replace("0 3 * * *", '"* * * * *"'))
+    environment = {"PREFECT_API_URL": f"{note(clone, 'prefect-server')['address']}/api"}
+    vaeline("deploy", cwd=clone, **environment)
+    nightly = ask(clone, "/deployments/name/vaeline/nightly")
+    wanted = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"name": {"any_": ["Unchanged"]}}},
+    }
+    (run, *_) = until(lambda: ask(clone, "/flow_runs/filter", wanted))
+    assert run["auto_scheduled"]
+    deployments.write_text(text)
+    vaeline("deploy", cwd=clone, **environment)
+    (schedule,) = ask(clone, "/deployments/name/vaeline/nightly")["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
+
+
+def test_down_leaves_nothing_and_never_stops_a_stranger(clone: Path):
+    everything = [psutil.Process(note(clone, name)["pid"]) for name in ("worker", "prefect-server", "mlflow-server")]
+    everything += [child for process in everything for child in process.children(recursive=True)]
+    stranger = subprocess.Popen(["sleep", "300"])
+    try:
+        os.kill(note(clone, "mlflow-server")["pid"], signal.SIGKILL)  # its children stay
+        assert "stopped: worker, prefect-server, mlflow-server" in vaeline("down", cwd=clone).stdout
+        until(lambda: not alive(everything), 20)
+        path = clone / ".vaeline" / "worker.json"
+        path.write_text(json.dumps({"name": "worker", "pid": stranger.pid, "started": "long ago", "address": ""}))
+        assert vaeline("down", cwd=clone).stdout == "nothing was running\n"
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def seed(clone: Path, number: int, epochs: int = 300) -> None:
+    """Another training to do."""
+    text = (clone / "params.yaml").read_text()
+    head, train, tail = text.partition("\ntrain:")
+    tail = re.sub(r"  epochs: \d+", f"  epochs: {epochs}", tail, count=1)
+    (clone / "params.yaml").write_text(head + train + re.sub(r"seed: \d+", f"seed: {number}", tail, count=1))
+    shutil.rmtree(clone / ".vaeline" / "checkpoints", ignore_errors=True)
+
+
+def test_this_repositorys_deployments_name_their_pool_and_flow():
+    text = (ROOT / "pipeline" / "prefect.yaml").read_text()
+    assert text.count("entrypoint: pipeline.flows.vaeline.vaeline_flow") == 2

@@ -1,0 +1,172 @@
+"""The six methods against the pipeline's own functions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vaeline import config
+from vaeline.core.sampling import decoded, interpolate, prior_samples, reconstructions
+from vaeline.evaluation.split_metrics import bound
+from vaeline.serving.inference import BATCH, PIXELS_AT_ONCE, TrainedModel
+from vaeline.serving.model_files import load_model, save_model
+from vaeline.training.build import build_model
+
+SHAPE = (1, 8, 8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, *SHAPE), dtype=np.uint8)
+LATENTS = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+NETWORKS: list[dict[str, Any]] = [
+    {"kind": "mlp", "hidden": [6]},
+    {"kind": "conv", "channels": [3, 4], "hidden": 6},
+    {"kind": "gated", "hidden": [6]},
+    {"kind": "residual", "channels": [2, 3, 3], "latent_channels": 1, "blocks": 1},
+]
+CALLS: dict[str, Callable[[TrainedModel, Any], Any]] = {  # the given array: pixels, or latents for decode
+    "encode": lambda model, given: model.encode(given),
+    "decode": lambda model, given: model.decode(given),
+    "reconstruct": lambda model, given: model.reconstruct(given),
+    "score": lambda model, given: model.score(given, seed=3),
+    "interpolate": lambda model, given: model.interpolate(given[:2], steps=4),
+}
+
+
+def trained(folder: Path, objective: str = "elbo", **changes: Any) -> TrainedModel:
+    content = {"latent_dim": 4, "network": NETWORKS[0], "likelihood": {"kind": "gaussian"}} | changes
+    section = config.Model.model_validate(content)
+    data = {"digest": "d", "source": "digits", "binarise": "none"}
+    described = {"model": section.model_dump(mode="json"), "objective": objective, "data": data}
+    save_model(folder, build_model(section, SHAPE, objective, seed=1), described)
+    return TrainedModel(load_model(folder))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> TrainedModel:
+    return trained(tmp_path)
+
+
+def given(method: str) -> np.ndarray:
+    return LATENTS if method == "decode" else PIXELS
+
+
+@pytest.mark.parametrize(
+    "prior", [{"kind": "standard-normal"}, {"kind": "vamp", "components": 3}], ids=["normal", "vamp"]
+)
+@pytest.mark.parametrize("network", NETWORKS, ids=[network["kind"] for network in NETWORKS])
+def test_each_method_is_the_pipelines_own_function(tmp_path: Path, network: dict[str, Any], prior: dict[str, Any]):
+    model = trained(tmp_path, network=network, prior=prior)
+    vae = model.loaded.vae
+    x, z = vae.likelihood.observe(torch.from_numpy(PIXELS), None), torch.from_numpy(LATENTS)
+    assert np.array_equal(model.encode(PIXELS), vae.encode(x).mean)
+    assert np.array_equal(model.decode(LATENTS), decoded(vae, z))
+    assert np.array_equal(model.reconstruct(PIXELS), reconstructions(vae, x))
+    for spherical in (False, True):
+        answer = model.interpolate(PIXELS[:2], 5, spherical)
+        np.testing.assert_allclose(answer, interpolate(vae, x[:2], 5, spherical), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.score(PIXELS, seed=3), bound(vae, PIXELS, 3).elbo, rtol=1e-5)
+    samples = model.sample(6, seed=2)
+    assert np.array_equal(samples, model.sample(6, seed=2))
+    assert not np.allclose(samples, model.sample(6, seed=1))
+    from vaeline.core.estimators import per_image_noise
+
+    assert np.array_equal(samples, prior_samples(vae, per_image_noise(2, range(6), (4,))))
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_numpy_and_torch_are_answered_alike_and_in_kind(model: TrainedModel, method: str):
+    array = given(method)
+    numpy_answer, torch_answer = CALLS[method](model, array), CALLS[method](model, torch.from_numpy(array))
+    assert isinstance(numpy_answer, np.ndarray)
+    assert isinstance(torch_answer, torch.Tensor)
+    assert numpy_answer.dtype == np.float32
+    assert torch_answer.dtype == torch.float32
+    assert np.array_equal(numpy_answer, torch_answer)
+    (torch_answer.requires_grad_() * 2).sum().backward()  # an ordinary tensor, that others may compute with
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32, torch.float64])
+def test_any_dtype_of_tensors_means_the_same(model: TrainedModel, method: str, dtype: torch.dtype):
+    array = np.round(LATENTS).clip(0) if method == "decode" else PIXELS
+    tensor = torch.from_numpy(array).to(dtype)
+    assert torch.equal(CALLS[method](model, tensor), torch.from_numpy(CALLS[method](model, array)))
+
+
+@pytest.mark.parametrize("method", ["encode", "decode", "reconstruct", "score"])
+def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: TrainedModel, method: str):
+    array = given(method)
+    many = np.resize(array, (2 * BATCH + 3, *array.shape[1:]))
+    whole = CALLS[method](model, many)
+    assert len(whole) == len(many)
+    np.testing.assert_allclose(whole[:3], CALLS[method](model, many[:3]), rtol=1e-5, atol=1e-5)
+    if method != "score":  # whose noise goes by an image's place
+        np.testing.assert_allclose(whole[len(array) :][: len(array)], whole[: len(array)], rtol=1e-5, atol=1e-5)
+
+
+def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    monkeypatch.setattr("vaeline.serving.inference.PIXELS_AT_ONCE", 64 * 5)
+    encode = model.loaded.vae.encode
+    monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
+    model.score(np.resize(PIXELS, (23, *SHAPE)))
+    assert sizes == [5, 5, 5, 5, 3]
+    assert PIXELS_AT_ONCE == 1 << 20
+
+
+def test_read_only_arrays_are_read(model: TrainedModel, tmp_path: Path):
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    assert np.array_equal(model.encode(mapped), model.encode(PIXELS))
+
+
+@pytest.mark.parametrize("method", ["encode", "decode", "reconstruct", "score"])
+def test_no_rows_give_no_rows(model: TrainedModel, method: str):
+    assert len(CALLS[method](model, given(method)[:0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.encode(PIXELS[:, :, 1:]), r"pixels: found shape \[7, 1, 7, 8\], allowed: \[N, 1, 8, 8\]"),
+        (lambda m: m.encode(torch.from_numpy(PIXELS) + 0.5), "pixels: found other values than whole numbers"),
+        (lambda m: m.encode(torch.from_numpy(PIXELS).to(torch.complex64)), "allowed: real numbers"),
+        (lambda m: m.encode(PIXELS.astype(complex)), "something else than an array of numbers"),
+        (lambda m: m.encode(np.array("a")), "something else than an array of numbers"),
+        (lambda m: m.decode(torch.full((2, 4), torch.nan)), "latents: found values that are not finite"),
+        (lambda m: m.decode(np.full((2, 4), 1e300)), "latents: found values that are not finite"),
+        (lambda m: m.score(PIXELS, seed=-1), "seed: found -1"),
+        (lambda m: m.sample(0), "n: found 0, allowed: 1 to 100000"),
+        (lambda m: m.sample(3, seed=2**63), "seed: found 9223372036854775808"),
+        (lambda m: m.interpolate(PIXELS, 3), "interpolate: found 7 images and 3 steps"),
+        (lambda m: m.interpolate(PIXELS[:2], 1), "interpolate: found 2 images and 1 steps"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_line(model: TrainedModel, call: Callable[[TrainedModel], Any], words: str):
+    with pytest.raises(ValueError, match=words) as raised:
+        call(model)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_an_autoencoder_has_all_but_the_score(tmp_path: Path):
+    model = trained(tmp_path, objective="autoencoder")
+    assert model.reconstruct(PIXELS).shape == PIXELS.shape
+    with pytest.raises(ValueError, match="plain autoencoder"):
+        model.score(PIXELS)
+
+
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+@pytest.mark.parametrize("method", CALLS)
+def test_on_a_gpu_it_computes_there_and_answers_where_the_input_is(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch, method: str, home: str
+):
+    """Fake tensors know their device, and refuse to be mixed, without one. They have no values to be checked."""
+    for check in ("_pixels", "_latents"):
+        monkeypatch.setattr(TrainedModel, check, lambda self, given: given.to(self.device))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.loaded.vae.to_empty(device="cuda")
+        assert model.device.type == "cuda"
+        answer = CALLS[method](model, torch.empty(given(method).shape, device=home))
+        assert answer.device.type == home

@@ -1,0 +1,256 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vaeline import config
+from vaeline.core.likelihoods import START_SIGMA
+from vaeline.errors import UserError
+from vaeline.io.digests import model_digest
+from vaeline.serving.model_files import CONFIG, WEIGHTS, load_model, save_model
+from vaeline.training.build import build_model
+
+SHAPE = (1, 9, 7)
+MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}
+CONV: dict[str, Any] = {"kind": "conv", "channels": [3, 4], "hidden": 6, "activation": "relu"}
+GATED: dict[str, Any] = {"kind": "gated", "hidden": [6, 5]}
+VAMP, MIXTURE = {"kind": "vamp", "components": 4}, {"kind": "mixture", "components": 2}
+LIKELIHOODS: list[dict[str, Any]] = [
+    {"kind": "bernoulli"},
+    {"kind": "gaussian", "sigma": "learned"},
+    {"kind": "gaussian", "sigma": 0.1},
+    {"kind": "continuous-bernoulli"},
+    {"kind": "discretised-logistic"},
+]
+
+
+def section(network: dict[str, Any] = MLP, likelihood: dict[str, Any] = LIKELIHOODS[1]) -> config.Model:
+    return config.Model.model_validate({"latent_dim": 3, "network": network, "likelihood": likelihood})
+
+
+def described(model: config.Model, objective: str = "elbo") -> dict[str, Any]:
+    data = {"digest": "ab" * 32, "source": "digits", "binarise": "none"}
+    return {"model": model.model_dump(mode="json"), "objective": objective, "data": data}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved model."""
+    model = section()
+    save_model(tmp_path / "model", build_model(model, SHAPE, "elbo", seed=1), described(model))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("network", [MLP, CONV, GATED], ids=["mlp", "conv", "gated"])
+def test_a_saved_model_comes_back_bit_for_bit(
+    tmp_path: Path, network: dict[str, Any], likelihood: dict[str, Any], objective: str
+) -> None:
+    model = section(network, likelihood)
+    vae = build_model(model, SHAPE, objective, seed=1)
+    save_model(tmp_path, vae, described(model, objective))
+    loaded = load_model(tmp_path)
+    assert loaded.config.model == model
+    assert loaded.config.objective == objective
+    assert loaded.vae.shape == loaded.config.shape == SHAPE
+    x, z = torch.rand(2, *SHAPE), torch.randn(2, 3)
+    for mine, theirs in [(vae.encode(x).mean, loaded.vae.encode(x).mean), (vae.decode(z), loaded.vae.decode(z))]:
+        assert torch.equal(mine, theirs)
+    assert torch.equal(vae.encode(x).log_variance, loaded.vae.encode(x).log_variance)
+    assert str(vae.likelihood.sigma) == str(loaded.vae.likelihood.sigma)
+    assert not loaded.vae.training
+    assert not any(p.requires_grad for p in loaded.vae.parameters())
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [(0.05, 0.05), (1.0, 1.0), ("learned", START_SIGMA)])
+def test_mistake_7_sigma_is_what_the_params_say(sigma: float | str, expected: float) -> None:
+    vae = build_model(section(likelihood={"kind": "gaussian", "sigma": sigma}), SHAPE, "elbo", seed=1)
+    assert float(vae.likelihood.sigma) == pytest.approx(expected, rel=0.01)
+    assert any(parameter is vae.likelihood.log_sigma for parameter in vae.parameters()) == (sigma == "learned")
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(tmp_path: Path, folder: Path) -> None:
+    model = section()
+    save_model(tmp_path / "again", build_model(model, SHAPE, "elbo", seed=1), dict(reversed(described(model).items())))
+    for name in (WEIGHTS, CONFIG):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    assert load_model(tmp_path / "again").digest == load_model(folder).digest
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]  # no temporary file stays
+
+
+def test_another_weight_is_another_digest(folder: Path, tmp_path: Path) -> None:
+    model = section()
+    save_model(tmp_path / "other", build_model(model, SHAPE, "elbo", seed=2), described(model))
+    assert load_model(tmp_path / "other").digest != load_model(folder).digest
+
+
+def test_weights_follow_the_seed_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    first, again, other = (build_model(section(), SHAPE, "elbo", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.2.weight"], other["encoder.2.weight"])
+
+
+def test_a_description_that_describes_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = section()
+    broken = described(model) | {"objective": "gan"}
+    with pytest.raises(UserError, match=r"config\.json: objective: .*gan"):
+        save_model(tmp_path / "model", build_model(model, SHAPE, "elbo", seed=1), broken)
+    assert not (tmp_path / "model").exists()
+
+
+def change_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        change(content)
+        (folder / CONFIG).write_text(json.dumps(content))
+
+    return apply
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return apply
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+
+
+NAME = "decoder.0.bias"
+BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+    "no config": (CONFIG, "cannot be read", lambda folder: (folder / CONFIG).unlink()),
+    "no weights": (WEIGHTS, "cannot be read", lambda folder: (folder / WEIGHTS).unlink()),
+    "torn config": (CONFIG, "is not JSON", cut(CONFIG)),
+    "binary config": (CONFIG, "is not JSON", lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00")),
+    "config is a list": (CONFIG, "found", lambda folder: (folder / CONFIG).write_text("[]")),
+    "torn weights": (WEIGHTS, "is not a safetensors file", cut(WEIGHTS)),
+    "empty weights": (WEIGHTS, "is not a safetensors file", lambda folder: (folder / WEIGHTS).write_bytes(b"")),
+    "a pickle": (
+        WEIGHTS,
+        "is not a safetensors file",
+        lambda folder: torch.save({"a": torch.ones(2)}, folder / WEIGHTS),
+    ),
+    "format": (CONFIG, "format", change_json(lambda c: c.update(format=2))),
+    "no format": (CONFIG, "format: missing", change_json(lambda c: c.pop("format"))),
+    "unknown key": (CONFIG, "extra: unknown key", change_json(lambda c: c.update(extra=1))),
+    "unknown key inside": (CONFIG, "model.network.depth", change_json(lambda c: c["model"]["network"].update(depth=1))),
+    "two sides": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, 9]))),
+    "no height": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, 0, 7]))),
+    "text for a side": (CONFIG, "shape", change_json(lambda c: c.update(shape=[1, "9", 7]))),
+    "another shape": (WEIGHTS, "tensor ", change_json(lambda c: c.update(shape=[1, 9, 8]))),
+    "another objective": (WEIGHTS, "tensor ", change_json(lambda c: c.update(objective="autoencoder"))),
+    "missing tensor": (WEIGHTS, NAME, change_tensors(lambda t: t.pop(NAME))),
+    "extra tensor": (WEIGHTS, "intruder", change_tensors(lambda t: t.update(intruder=torch.ones(1)))),
+    "wrong shape": (WEIGHTS, NAME, change_tensors(lambda t: t.update({NAME: torch.ones(3)}))),
+    "wrong dtype": (WEIGHTS, "float64", change_tensors(lambda t: t.update({NAME: t[NAME].double()}))),
+    "not finite": (WEIGHTS, "not finite", change_tensors(lambda t: t[NAME].fill_(torch.nan))),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=str)
+def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, case: str) -> None:
+    file, says, spoil = BROKEN[case]
+    spoil(folder)
+    with pytest.raises(UserError) as refusal:
+        load_model(folder)
+    message = str(refusal.value)
+    assert message.startswith(str(folder / file))
+    assert says in message
+    assert "\n" not in message
+
+
+def test_only_a_key_of_params_yaml_can_be_removed_by_dvc(folder: Path) -> None:
+    change_json(lambda c: c.update(extra=1))(folder)
+    with pytest.raises(UserError, match=r"config\.json: extra: unknown key; allowed: [a-z_, ]*$"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"extra: unknown key; .* \(to remove it: -S '~extra'\)"):
+        config.parse_params({"extra": 1})
+
+
+def test_the_digest_is_that_of_the_files(folder: Path) -> None:
+    assert load_model(folder).digest == model_digest(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = shutil.copytree(folder, folder.parent / "reference")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    model = section()
+    with pytest.raises(OSError, match="No space"):
+        save_model(folder, build_model(model, SHAPE, "elbo", seed=2), described(model))
+    assert load_model(folder).digest == load_model(reference).digest
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("prior", [VAMP, MIXTURE], ids=["vamp", "mixture"])
+def test_a_learned_prior_is_saved_with_its_model(tmp_path: Path, prior: dict[str, Any]) -> None:
+    model = config.Model.model_validate(section(GATED).model_dump() | {"prior": prior})
+    vae = build_model(model, SHAPE, "elbo", seed=1)
+    save_model(tmp_path, vae, described(model))
+    loaded, z = load_model(tmp_path).vae, torch.randn(5, 3)
+    assert torch.equal(loaded.prior.log_prob(z), vae.prior.log_prob(z))
+    assert torch.equal(loaded.prior.sample(z), vae.prior.sample(z))
+    assert set(load_file(tmp_path / WEIGHTS)) == set(vae.state_dict())
+
+
+def test_a_model_saved_before_there_were_priors_has_the_standard_normal(folder: Path) -> None:
+    content = json.loads((folder / CONFIG).read_text())
+    del content["model"]["prior"]
+    (folder / CONFIG).write_text(json.dumps(content))
+    assert load_model(folder).config.model.prior.kind == "standard-normal"
+
+
+def test_a_prior_draws_after_the_networks_so_that_they_start_the_same() -> None:
+    vamp = config.Model.model_validate(section().model_dump() | {"prior": VAMP})
+    one, other = build_model(section(), SHAPE, "elbo", seed=1), build_model(vamp, SHAPE, "elbo", seed=1)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def residual(latent_dim: int, channels: list[int]) -> config.Model:
+    network = {"kind": "residual", "channels": channels, "latent_channels": 2, "blocks": 1}
+    return config.Model.model_validate(section(network).model_dump() | {"latent_dim": latent_dim})
+
+
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str) -> None:
+    model, shape = residual(2 * 4 * 3, [4, 6, 6]), (3, 16, 12)
+    vae = build_model(model, shape, objective, seed=1)
+    save_model(tmp_path, vae, described(model, objective) | {"scale_factor": 0.25})
+    assert load_model(tmp_path).config.scale_factor == 0.25
+    loaded, x = load_model(tmp_path).vae, torch.rand(2, *shape)
+    assert torch.equal(loaded.encode(x).mean, vae.encode(x).mean)
+    assert vae.encode(x).mean.shape == (2, 24)
+    assert vae.decode(torch.randn(5, 24)).shape == (5, *shape)
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "channels", "line"),
+    [
+        (
+            24,
+            [4, 6, 6, 6],
+            "model.network: its channels halve the image 3 times: height and width must be divisible by 8",
+        ),
+        (10, [4, 6, 6], r"model.latent_dim: must be 24 \(latent_channels x height x width = 2 x 4 x 3\).* found 10"),
+    ],
+)
+def test_latents_that_do_not_fit_the_images_are_told(latent_dim: int, channels: list[int], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        build_model(residual(latent_dim, channels), (3, 16, 12), "elbo")

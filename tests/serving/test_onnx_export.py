@@ -1,0 +1,213 @@
+"""ONNX graphs against torch, as a consumer without torch runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_model_files import CONV, GATED, LIKELIHOODS, MLP, described
+
+from vaeline import config
+from vaeline.core.sampling import decoded
+from vaeline.errors import UserError
+from vaeline.io.digests import file_digest
+from vaeline.serving import onnx_export
+from vaeline.serving.model_files import LoadedModel, load_model, save_model
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, TOLERANCE, export_onnx
+from vaeline.training.build import build_model
+
+RESIDUAL: dict[str, Any] = {"kind": "residual", "channels": [4, 6], "latent_channels": 2, "blocks": 1}
+NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "residual": RESIDUAL}
+ALL = [(network, likelihood) for network in NETWORKS for likelihood in LIKELIHOODS]
+EACH = [("mlp", LIKELIHOODS[0]), ("conv", LIKELIHOODS[1]), ("gated", LIKELIHOODS[3]), ("residual", LIKELIHOODS[4])]
+COUNTS = (1, 2, 7, 33)
+CONSUMER = """
+import json, sys
+import numpy, onnxruntime
+folder = sys.argv[1]
+about = json.load(open(f"{folder}/model.json"))
+encoder, decoder = (onnxruntime.InferenceSession(f"{folder}/{about[part]['file']}") for part in ("encoder", "decoder"))
+shape = about["encoder"]["inputs"]["pixels"]["shape"][1:]
+pixels = numpy.random.default_rng(0).integers(0, 256, (5, *shape), dtype=numpy.uint8)
+mean, log_variance = encoder.run(None, {"pixels": pixels})
+images, = decoder.run(["pixels"], {"z": mean})
+numpy.savez(f"{folder}.npz", pixels=pixels, mean=mean, log_variance=log_variance, images=images)
+assert not {"torch", "vaeline"} & set(sys.modules)
+"""
+
+
+def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo") -> LoadedModel:
+    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too."""
+    shape, latent_dim = ((3, 8, 6), 24) if network == "residual" else ((1, 9, 7), 3)
+    content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood}
+    section = config.Model.model_validate(content)
+    vae = build_model(section, shape, objective, seed=1)
+    with torch.no_grad():
+        for parameter in (*vae.encoder.parameters(), *vae.decoder.parameters()):
+            parameter.mul_(3)
+    save_model(folder, vae, described(section, objective))
+    return load_model(folder)
+
+
+def images(loaded: LoadedModel, count: int) -> torch.Tensor:
+    pixels = torch.from_numpy(np.random.default_rng(count).integers(0, 256, (count, *loaded.vae.shape), dtype=np.uint8))
+    return torch.where(pixels > 127, 255, 0).to(torch.uint8) if loaded.vae.likelihood.measure == "binary" else pixels
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def check(loaded: LoadedModel, folder: Path) -> None:
+    """Both graphs give torch's numbers for several batch sizes."""
+    import onnxruntime
+
+    vae = loaded.vae
+    encoder, decoder = (onnxruntime.InferenceSession(folder / name) for name in (ENCODER, DECODER))
+    for count in COUNTS:
+        pixels = images(loaded, count)
+        posterior = vae.encode(vae.likelihood.observe(pixels, None))
+        mean, log_variance = encoder.run(["mean", "log_variance"], {"pixels": pixels.numpy()})
+        np.testing.assert_allclose(mean, posterior.mean, rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(log_variance, posterior.log_variance, rtol=TOLERANCE, atol=TOLERANCE)
+        (expected,) = decoder.run(["pixels"], {"z": mean})
+        np.testing.assert_allclose(expected, decoded(vae, torch.from_numpy(mean)), rtol=TOLERANCE, atol=TOLERANCE)
+        assert expected.shape == pixels.shape
+    if vae.likelihood.measure == "binary":
+        mean, _ = encoder.run(None, {"pixels": np.full((1, *vae.shape), 7, np.uint8)})
+        assert np.isnan(mean).all(), "grey pixels are as little a number as in torch"
+
+
+@pytest.mark.parametrize(("network", "likelihood"), EACH, ids=str)
+def test_every_network_and_likelihood_comes_out_as_torch_has_it(
+    tmp_path: Path, network: str, likelihood: dict[str, Any], capfd: pytest.CaptureFixture[str]
+):
+    loaded = saved(tmp_path / "model", network, likelihood)
+    agreement = export_onnx(loaded, tmp_path / "onnx")
+    assert max(agreement.encoder, agreement.decoder) <= TOLERANCE
+    assert capfd.readouterr() == ("", ""), "the exporter's talk is its own"
+    check(loaded, tmp_path / "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+@pytest.mark.parametrize(("network", "likelihood"), ALL, ids=str)
+def test_all_combinations_come_out_as_torch_has_them(
+    tmp_path: Path, network: str, likelihood: dict[str, Any], objective: str
+):
+    loaded = saved(tmp_path / "model", network, likelihood, objective)
+    export_onnx(loaded, tmp_path / "onnx")
+    check(loaded, tmp_path / "onnx")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return saved(tmp_path_factory.mktemp("model"), "mlp", LIKELIHOODS[2])
+
+
+@pytest.fixture(scope="module")
+def exported(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    export_onnx(loaded, folder)
+    return folder
+
+
+def test_a_consumer_with_onnxruntime_and_numpy_needs_nothing_else(loaded: LoadedModel, exported: Path):
+    subprocess.run([sys.executable, "-I", "-c", CONSUMER, str(exported)], check=True, cwd=exported.parent)
+    answers = np.load(f"{exported}.npz")
+    posterior = loaded.vae.encode(loaded.vae.likelihood.observe(torch.from_numpy(answers["pixels"]), None))
+    np.testing.assert_allclose(answers["mean"], posterior.mean, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(answers["images"], decoded(loaded.vae, posterior.mean), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_the_files_name_the_model_and_each_other_and_no_path_of_this_machine(loaded: LoadedModel, exported: Path):
+    import onnx
+
+    about = json.loads((exported / ABOUT).read_text())
+    assert about["model_digest"] == loaded.digest
+    assert about["preprocessing"]["formula"] == "x = (pixels + 1/2) / 256"
+    assert about["likelihood"] == {"kind": "gaussian", "sigma": pytest.approx(0.1)}
+    for part in ("encoder", "decoder"):
+        path = exported / about[part]["file"]
+        assert about[part]["sha256"] == file_digest(path)
+        content = path.read_bytes()
+        graph = onnx.load_from_string(content)
+        onnx.checker.check_model(graph, full_check=True)
+        assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", about["opset"])]
+        assert {entry.key: entry.value for entry in graph.metadata_props}["vaeline.model_digest"] == loaded.digest
+        assert about[part]["inputs"].keys() == {entry.name for entry in graph.graph.input}
+        assert about[part]["outputs"].keys() == {entry.name for entry in graph.graph.output}
+        assert b"/" + Path(__file__).parts[1].encode() + b"/" not in content
+        assert b".py" not in content
+
+
+def test_the_same_model_gives_the_same_bytes_in_place_of_the_older_ones(
+    loaded: LoadedModel, exported: Path, tmp_path: Path
+):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / ENCODER).write_text("of an older export")
+    export_onnx(loaded, tmp_path / "onnx")
+    assert contents(tmp_path / "onnx") == contents(exported)
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+@pytest.mark.slow
+def test_another_process_writes_the_same_bytes(loaded: LoadedModel, exported: Path, tmp_path: Path):
+    save_model(tmp_path / "model", loaded.vae, loaded.config.model_dump(mode="json", exclude_none=True))
+    code = (
+        "import sys; from pathlib import Path; from vaeline.serving.model_files import load_model\n"
+        "from vaeline.serving.onnx_export import *\n"
+        "export_onnx(load_model(Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), str(tmp_path / "onnx")], check=True)
+    assert contents(tmp_path / "onnx") == contents(exported)
+
+
+def test_a_graph_that_differs_from_torch_is_not_written_and_the_old_export_stays(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / ENCODER).write_text("old")
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"encoder.onnx: differs from torch by .*nothing was written"):
+        export_onnx(loaded, tmp_path / "onnx")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "onnx").iterdir()] == [(ENCODER, "old")]
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_it_says_what_to_install(
+    loaded: LoadedModel, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        UserError, match=rf"^export: the package {name} is not installed: pip install 'vaeline\[onnx\]'$"
+    ):
+        export_onnx(loaded, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_else_is_left_alone(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "holiday.jpg").write_text("x")
+    with pytest.raises(UserError, match=r"holds holiday.jpg; allowed: a new or empty folder"):
+        export_onnx(loaded, tmp_path)
+    with pytest.raises(UserError, match=r"is not a folder; allowed"):
+        export_onnx(loaded, tmp_path / "holiday.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be replaced as a whole; allowed: a folder within it"):
+        export_onnx(loaded, Path("folder/.."))
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(loaded: LoadedModel, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot be written") as raised:
+        export_onnx(loaded, tmp_path / "file" / "onnx")
+    assert len(str(raised.value).splitlines()) == 1

@@ -1,0 +1,166 @@
+"""Damaged and hostile packages: each is refused in one line, and none gets to run anything."""
+
+import pickle
+import random
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vaeline
+from package_damage import (
+    DAMAGED,
+    MANIFESTS,
+    NESTED,
+    RESEALED,
+    Spoil,
+    canary,
+    code,
+    edit,
+    fifo,
+    make_large,
+    pickled,
+    put,
+    remove,
+)
+from package_damage import replace as put_in_place
+from packages import CONFIG_AT, WEIGHTS_AT, reseal
+from vaeline.errors import UserError
+from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
+
+
+@pytest.fixture
+def trusting(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone who trusts the signer's key alone."""
+    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not (tmp_path / "canary").exists()
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        vaeline.load(folder)
+    message = str(raised.value)
+    first, *more = message.splitlines()  # a line a mistake, each naming its file, with nothing that a terminal obeys
+    assert first.isprintable(), message
+    assert all(line.isprintable() and line.startswith(str(folder)) for line in more), message
+    return message
+
+
+def test_the_package_as_it_was_made_is_loaded(package: Path, trusting: None):
+    assert vaeline.load(package).sample(2).shape == (2, 1, 5, 4)
+
+
+def test_the_payloads_would_run_if_anything_unpickled_or_imported_them(package: Path):
+    for payload in (lambda: pickle.loads(pickled(package)), lambda: exec(code(package))):
+        payload()
+        canary(package).rmdir()
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_package_is_refused(package: Path, trusting: None, case: str):
+    DAMAGED[case](package)
+    assert str(package) in refusal(package)
+
+
+@pytest.mark.parametrize("case", [case for case in DAMAGED if case != "manifest made anew"])
+def test_a_damaged_package_is_refused_by_those_who_trust_no_key(package: Path, case: str):
+    DAMAGED[case](package)
+    assert str(package) in refusal(package)
+
+
+@pytest.mark.parametrize("case", RESEALED)
+def test_hostile_files_are_refused_though_the_manifest_fits(package: Path, case: str):
+    RESEALED[case](package)
+    reseal(package)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert str(package) in refusal(package)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_hostile_manifests_are_refused(package: Path, case: str):
+    MANIFESTS[case](package)
+    assert str(package) in refusal(package)
+
+
+def test_a_manifest_that_someone_else_signed_is_refused(
+    package: Path, sealed: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+):
+    from vaeline.serving.model_files import load_model
+    from vaeline.serving.package import seal
+
+    monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "stranger.pem"))
+    for file in (MANIFEST, SIGNATURE):
+        (package / file).unlink()
+    seal(package, "shapes", 3, load_model(package / "artifacts/model"))
+    assert "which is no key of VAELINE_TRUSTED_KEYS" in refusal(package)
+    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", f"{sealed / 'signer.pub'}:{sealed / 'stranger.pub'}")
+    assert vaeline.load(package)
+
+
+def test_an_unsigned_package_is_refused_by_those_who_trust_a_key(package: Path, trusting: None):
+    reseal(package)
+    assert "is not signed by any key of VAELINE_TRUSTED_KEYS" in refusal(package)
+
+
+def test_any_flipped_bit_in_any_file_is_refused(package: Path, trusting: None):
+    """One bit of every file, and several of those that are parsed."""
+    chance = random.Random(1)
+    files = [path for path in sorted(package.rglob("*")) if path.is_file() and path.stat().st_size]
+    parsed = [package / name for name in (MANIFEST, SIGNATURE, WEIGHTS_AT, CONFIG_AT)]
+    assert len(files) > 50
+    for path in files + 8 * parsed:
+        before = path.read_bytes()
+        flipped = bytearray(before)
+        flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        refusal(package)
+        path.write_bytes(before)
+    assert vaeline.load(package)
+
+
+def test_what_mlflow_leaves_in_a_folder_that_it_hands_out_is_let_be(package: Path, trusting: None):
+    (package / LEFT_BY_MLFLOW).write_text("model_name: shapes\nmodel_version: 3\n")
+    assert vaeline.load(package)
+
+
+PLAIN: dict[str, Spoil] = {
+    "another file": put("more.txt", b""),
+    "pickle": put("model.pkl", pickled),
+    "pickle in place of the weights": put("model.safetensors", pickled),
+    "pipe": put_in_place("model.safetensors", fifo),
+    "link to a device": put_in_place("config.json", lambda path, _: path.symlink_to("/dev/zero")),
+    "link to a folder": put_in_place("config.json", lambda path, _: path.symlink_to("/tmp")),
+    "deep config": put("config.json", NESTED),
+    "large config": make_large("config.json", 100 << 20),
+    "torn weights": edit("model.safetensors", lambda old: old[:-9]),
+    "no weights": remove("model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_hostile_plain_folders_are_refused(package: Path, tmp_path: Path, case: str):
+    plain = shutil.copytree(package / "artifacts/model", tmp_path / "plain")
+    assert vaeline.load(plain)
+    PLAIN[case](plain)
+    assert str(plain) in refusal(plain)
+
+
+def test_a_plain_folder_is_refused_by_those_who_trust_a_key(package: Path, trusting: None):
+    assert "has no MANIFEST.json" in refusal(package / "artifacts/model")
+
+
+def test_a_plain_folder_of_links_into_a_cache_is_loaded(package: Path, tmp_path: Path):
+    """DVC makes them where cache.type is symlink."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in (package / "artifacts/model").iterdir():
+        (plain / file.name).symlink_to(file)
+    assert vaeline.load(plain).digest == vaeline.load(package / "artifacts/model").digest

@@ -1,0 +1,173 @@
+"""The stage as DVC runs it: a process of its own in a folder of its own."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from small_training import bumps
+from vaeline.data.prepared import Manifest, Split
+from vaeline.io.digests import file_digest
+from vaeline.serving.model_files import load_model
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(REPOSITORY / "pipeline" / "stages" / "runner.py"), "train"]
+OUTPUTS = ("models/model.safetensors", "models/config.json", "reports/history.csv")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """params.yaml and prepared data of bumps. There is no test split: training has no use for one."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["model"]["network"]["hidden"] = [16]
+    params["train"] |= {"epochs": 3, "batch_size": 16}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    prepared = tmp_path / "data" / "prepared"
+    prepared.mkdir(parents=True)
+    summaries = {}
+    for name, count in (("train", 100), ("validation", 30), ("test", 30)):
+        np.save(prepared / f"{name}.npy", bumps(count, seed=count))
+        digest = file_digest(prepared / f"{name}.npy")
+        summaries[name] = Split(count=count, sha256=digest, mean=0.2, std=0.3, labels=False, factors=False)
+    (prepared / "test.npy").unlink()
+    manifest = Manifest(
+        source="bumps", shape=(1, 8, 8), binarise="none", splits=summaries, duplicates_dropped=0, classes=None
+    )
+    (prepared / "manifest.json").write_text(manifest.model_dump_json())
+    return tmp_path
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
+    return os.environ | {"VAELINE_SHIPPER": "off", "VAELINE_DEVICE": "cpu", "PYTHONPATH": path} | more
+
+
+def run(workspace: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        COMMAND, cwd=workspace, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def outputs(workspace: Path) -> list[bytes]:
+    return [(workspace / name).read_bytes() for name in OUTPUTS]
+
+
+def edit(workspace: Path, section: str, **changes: object) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params[section] |= changes
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace: Path):
+    """Mistake 2: the test split used for validation."""
+    done = run(workspace, VAELINE_LOG_EVERY="5")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "epoch 3/3: ELBO" in done.stderr
+    assert "images/s" in done.stderr
+    loaded = load_model(workspace / "models")
+    manifest = workspace / "data" / "prepared" / "manifest.json"
+    assert (loaded.config.data.source, loaded.config.data.digest) == ("bumps", file_digest(manifest))
+    assert len((workspace / "reports" / "history.csv").read_text().splitlines()) == 4
+    assert not list((workspace / ".vaeline" / "checkpoints").iterdir())
+    assert_the_tracker_was_told(workspace)
+
+
+def assert_the_tracker_was_told(workspace: Path) -> None:
+    (log,) = (workspace / ".vaeline" / "spool").glob("*/events.jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "end"
+    assert events[-1]["status"] == "FINISHED"
+    assert kinds.count("image") == 3
+    names = {name for event in events if event["kind"] == "metrics" for name in event["values"]}
+    assert {"train/elbo", "train/images_per_second", "validation/elbo", "train/sigma"} <= names
+
+
+def test_terminated_or_killed_the_stage_writes_nothing_and_goes_on_to_the_same_bytes(workspace: Path):
+    edit(workspace, "train", epochs=300, patience=300)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            COMMAND, cwd=workspace, env=environment(VAELINE_CHECKPOINT_SECONDS="0.2"), stderr=subprocess.DEVNULL
+        )
+        seen = steps(workspace)
+        while not steps(workspace) - seen:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert not (workspace / "models").exists()
+    resumed = run(workspace)
+    assert resumed.returncode == 0
+    assert "resuming at step" in resumed.stderr
+    after = outputs(workspace)
+    assert not list((workspace / ".vaeline" / "checkpoints").iterdir())
+    for name in ("models", "reports"):  # as DVC does before it runs a stage
+        shutil.rmtree(workspace / name)
+    whole = run(workspace)
+    assert whole.returncode == 0
+    assert "resuming" not in whole.stderr
+    assert outputs(workspace) == after
+
+
+def steps(workspace: Path) -> set[str]:
+    return {path.name for path in (workspace / ".vaeline" / "checkpoints").glob("*/step-*")}
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(workspace: Path):
+    edit(workspace, "train", learning_rate=1e30)
+    failed = run(workspace)
+    assert failed.returncode == 1
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert "training diverged: the loss or its gradient is not finite at step" in line
+    assert "Traceback" not in failed.stderr
+    assert not (workspace / "models").exists()
+    assert not (workspace / "reports").exists()
+
+
+def test_a_training_that_dvc_never_took_over_is_the_same_run_again_and_one_that_it_did_is_another(workspace: Path):
+    assert run(workspace).returncode == 0
+    shutil.rmtree(workspace / "models")  # DVC was killed before it wrote its lock, and removes the outputs
+    history = (workspace / "reports" / "history.csv").read_bytes()
+    assert run(workspace).returncode == 0
+    spools = workspace / ".vaeline" / "spool"
+    assert len(list(spools.glob("*/events.jsonl"))) == 1
+    out = {"path": "reports/history.csv", "md5": hashlib.md5(history).hexdigest()}
+    (workspace / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"outs": [out]}}}))
+    assert run(workspace).returncode == 0
+    assert len(list(spools.glob("*/events.jsonl"))) == 2
+
+
+def test_a_signal_in_the_last_moments_of_training_is_not_lost(workspace: Path):
+    code = "from pipeline.stages import runner\nfrom vaeline.training import trainer\nimport os, signal\n\
+end = trainer._Training.finish_epoch\n\
+def finish(self, *more):\n    end(self, *more)\n    len(self.rows) == 3 and os.kill(os.getpid(), signal.SIGTERM)\n\
+trainer._Training.finish_epoch = finish\nrunner.run_stage('train', os.getppid())"
+    stopped = subprocess.run(
+        [sys.executable, "-c", code], cwd=workspace, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == 143
+    assert "Traceback" not in stopped.stderr
+    assert not (workspace / "models").exists()
+    resumed = run(workspace)
+    assert resumed.returncode == 0
+    assert "epoch" not in resumed.stderr, "nothing is computed again"
+
+
+def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(workspace: Path):
+    process = subprocess.Popen(COMMAND, cwd=workspace, env=environment(), stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said

@@ -1,0 +1,60 @@
+"""What the tests of crashes, full disks and signals share: which points, and what must be the same."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from crash_workspaces import OUTPUTS, TRACKED, Farm, Workspace
+
+# a kill between two of these finds on the disk what a kill at one of them finds
+CHANGES = re.compile(r"create|half write|replace|after|rename|unlink|rmdir|open|half copy")
+ALIKE = re.compile(r"(open|half copy|after mkdir) .vaeline/artifacts/(.*/)?models/")  # hundreds of files of one upload
+EACH = 15
+
+
+def changes(points: Sequence[str]) -> list[int]:
+    """The numbers of the points with a disk of their own; of an upload's many files every few."""
+    found = [number for number, point in enumerate(points) if CHANGES.match(point)]
+    alike = [number for number in found if ALIKE.match(points[number])]
+    return sorted(set(found) - set(alike) | set(alike[::EACH]))
+
+
+def assert_same(farm: Farm, trial: Workspace, stage: str) -> None:
+    """Outputs, and what MLflow shows, as if nothing had happened."""
+    assert trial.outputs(stage) == farm.outputs[stage]
+    assert trial.leftovers() == []
+    if stage in TRACKED:
+        assert trial.tracked() == farm.store[stage]
+
+
+def failures(points: Iterable[int], check: Callable[[int], None]) -> list[str]:
+    """What went wrong at which points."""
+    found = []
+    for at in points:
+        try:
+            check(at)
+        except AssertionError as error:
+            found.append(f"{at}: {str(error)[:2000]}")
+    return found
+
+
+def number_of(points: Sequence[str], pattern: str) -> int:
+    """The first point that is called so."""
+    return next(number for number, name in enumerate(points) if re.match(pattern, name))
+
+
+def put_old_outputs(farm: Farm, trial: Workspace, stage: str) -> None:
+    """Outputs of before, to be kept or replaced."""
+    for name in farm.outputs[stage]:
+        path = trial.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+
+
+def assert_old_or_new(farm: Farm, trial: Workspace, stage: str) -> None:
+    """Each output, a file or a folder, is wholly of before or wholly new."""
+    found = trial.outputs(stage)
+    assert found.keys() == farm.outputs[stage].keys()
+    for output in OUTPUTS[stage]:
+        files = [name for name in found if name == output or name.startswith(f"{output}/")]
+        now, new = ({name: source[name] for name in files} for source in (found, farm.outputs[stage]))
+        assert now in (new, dict.fromkeys(files, b"old")), f"{output} is a mixture"

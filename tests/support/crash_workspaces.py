@@ -1,0 +1,183 @@
+"""Small repositories in which each stage can be run again and again from the same state."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register")
+OUTPUTS = {  # of each stage, as DVC removes them before it runs it
+    "fetch": ("data/raw",),
+    "prepare": ("data/prepared",),
+    "train": ("models", "reports/history.csv"),
+    "evaluate": ("reports/metrics.json", "reports/kl_per_dimension.csv"),
+    "sample": ("reports/samples",),
+    "theory": ("reports/theory", "reports/theory.json"),
+    "register": ("reports/registration.json",),
+}
+TRACKED = STAGES[2:]
+
+
+class Zygote:
+    """The process that forks for each job."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(map(str, (HERE, ROOT / "src", ROOT)))
+        env = os.environ | {"PYTHONPATH": path, "VAELINE_DEVICE": "cpu", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "preloaded_process.py")],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def do(self, job: Mapping[str, Any]) -> int:
+        """Run a job; its exit code, negative for a signal."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer())
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate()
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended, what it said, which points it passed."""
+
+    code: int
+    said: str
+    points: list[str]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with params.yaml and what some stages left."""
+
+    folder: Path
+    zygote: Zygote
+    env: dict[str, str] = field(default_factory=dict)
+
+    def run(
+        self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
+    ) -> Done:
+        """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
+        points = self.folder / ".points.json"
+        points.unlink(missing_ok=True)
+        job = {
+            "what": what,
+            "cwd": str(self.folder),
+            "log": str(self.folder / ".log"),
+            "env": self.env | env,
+            "action": action,
+            "at": at,
+            "root": str(self.folder / within) if within else str(self.folder) + "/",
+            "points": str(points),
+            "after": after,
+        }
+        code = self.zygote.do(job)
+        found = json.loads(points.read_text() or "[]") if points.exists() else []
+        return Done(code, (self.folder / ".log").read_text(), found)
+
+    def well(self, what: str, **env: str) -> Done:
+        """Run, expecting success."""
+        done = self.run(what, **env)
+        assert done.code == 0, f"{what}: {done.code}\n{done.said}"
+        return done
+
+    def clear(self, stage: str) -> None:
+        """Remove a stage's outputs, as DVC does."""
+        for name in OUTPUTS[stage]:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def outputs(self, stage: str) -> dict[str, bytes]:
+        """Every file of a stage's outputs, hidden ones too."""
+        found = {}
+        for name in OUTPUTS[stage]:
+            path = self.folder / name
+            files = [path] if path.is_file() else sorted(path.rglob("*"))
+            found |= {str(f.relative_to(self.folder)): f.read_bytes() for f in files if f.is_file()}
+        return found
+
+    def leftovers(self) -> list[str]:
+        """What writers that were killed left lying."""
+        hidden = [*self.folder.rglob(".*.part"), *self.folder.rglob(".*.new"), *self.folder.rglob(".*.old")]
+        return sorted(str(path.relative_to(self.folder)) for path in hidden)
+
+    def tracked(self) -> Any:
+        """Send what is unsent, then all that the store says."""
+        self.well("sync")
+        return json.loads(self.well("inspect").said.splitlines()[-1])
+
+    def copy(self, folder: Path) -> "Workspace":
+        """The same state elsewhere."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Workspace(folder, self.zygote, self.env)
+
+
+@dataclass
+class Farm:
+    """For each stage the state before it, and what it comes to when nothing happens."""
+
+    root: Path
+    zygote: Zygote
+    before: dict[str, Workspace] = field(default_factory=dict)
+    outputs: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    points: dict[str, list[str]] = field(default_factory=dict)
+    store: dict[str, Any] = field(default_factory=dict)
+    trials: int = 0
+
+    def grow(self, stages: tuple[str, ...] = STAGES) -> None:
+        """Run the stages one after another, keeping the state before each."""
+        if set(stages) <= set(self.outputs):
+            return
+        shutil.rmtree(self.root)
+        last = Workspace(self.root / "seed", self.zygote, {"REMEMBERED": str(self.root)})
+        last.folder.mkdir(parents=True)
+        (last.folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+        last.well("inspect")  # makes the store, which takes seconds
+        for stage in stages:
+            self.before[stage] = last
+            last = last.copy(self.root / f"after-{stage}")
+            self.points[stage] = last.well(stage).points
+            self.outputs[stage] = last.outputs(stage)
+            if stage in TRACKED:
+                self.store[stage] = last.copy(self.root / f"look-{stage}").tracked()
+
+    def trial(self, stage: str) -> Workspace:
+        """A fresh workspace in the state before a stage."""
+        self.trials += 1
+        return self.before[stage].copy(self.root / f"trial-{self.trials}")
+
+
+def tiny_params() -> dict[str, Any]:
+    """Seconds for the whole pipeline, on drawn shapes; a checkpoint each step (the caller's environment)."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"]["source"] = {"kind": "shapes", "count": 150, "size": 8, "seed": 1}
+    params["data"] |= {"validation": 30, "test": 30}
+    params["model"]["network"]["hidden"] = [16]
+    params["model"]["latent_dim"] = 2
+    params["train"] |= {"epochs": 2, "batch_size": 32}
+    params["evaluate"] |= {"importance_samples": 2, "latent_images": 30}
+    params["sample"] |= {"columns": 3, "rows": 2, "steps": 3, "traversals": 2}
+    params["theory"] |= {"images": 4, "importance_samples": 4, "training_images": 60, "epochs": 1}
+    params["register"] |= {"name": "small", "minimum_active_units": 0}
+    return params

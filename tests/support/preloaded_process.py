@@ -1,0 +1,159 @@
+"""A process that has imported everything and forks for each job: a stage costs its own work, not its imports.
+
+Jobs come as JSON lines on standard input; for each, one line with the exit code and the points goes out.
+"""
+
+import json
+import math
+import os
+import pickle
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sabotage import Sabotage
+
+Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
+
+
+def main() -> None:
+    """Import, then fork for each line."""
+    preload()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            work(job)
+        status = wait(child, job.get("after"))
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+
+
+def wait(child: int, after: float | None) -> int:
+    """Wait for a job, or kill it some seconds after its start."""
+    deadline = time.monotonic() + after if after is not None else math.inf
+    while True:
+        pid, status = os.waitpid(child, 0 if after is None else os.WNOHANG)
+        if pid:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            after = None
+        time.sleep(0.002)
+
+
+def preload() -> None:
+    """What stages, shippers and the command line import."""
+    from vaeline.tracking.connection import set_environment
+
+    set_environment(10, 0)
+    import matplotlib.pyplot  # noqa: F401
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import sklearn.linear_model
+    import sklearn.neighbors  # noqa: F401
+    import torch
+    import torch._dynamo  # the training's first step imports it
+
+    from pipeline.stages import evaluate, fetch, prepare, register, sample, theory, train  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def work(job: Job) -> None:
+    """One job, in the child; never returns."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(job["cwd"])
+    os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_SHIPPER": "off"} | job["env"])
+    sabotage = Sabotage(job["root"], job["action"], job["at"])
+    code: Any = 70
+    try:
+        act(job["what"], sabotage)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for said in (sys.stdout, sys.stderr):  # os._exit would lose it, where PYTHONUNBUFFERED is not set
+            said.flush()
+        sabotage.root, points = "/nowhere", sabotage.points
+        if job.get("points"):
+            with suppress(OSError):  # the disk may be full
+                Path(job["points"]).write_text(json.dumps(points))
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def act(what: str, sabotage: Sabotage) -> None:
+    """What the job is."""
+    import importlib
+
+    if what == "inspect":
+        from store_inspection import inspect_store
+
+        print(json.dumps(inspect_store()))
+        return
+    if what == "sync":
+        from vaeline.command.program import run_program
+        from vaeline.tracking.sync import sync_all
+
+        sabotage.install()
+        run_program(lambda: print(sync_all()))
+    from pipeline.stages import runner
+
+    stage = importlib.import_module(f"pipeline.stages.{what}")
+    for name in {"theory": ["show"], "evaluate": ["latent_report"]}.get(what, []):
+        remember(stage, name)
+    if what == "register":
+        smoke_by_fork(stage, sabotage)
+    sabotage.install()
+    runner.run_stage(what, os.getppid())
+
+
+def remember(stage: Any, name: str) -> None:
+    """What takes seconds and is the same each time; what is looked at here is how it is written."""
+    path, real = Path(os.environ["REMEMBERED"]) / name, getattr(stage, name)
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        if path.exists():
+            return pickle.loads(path.read_bytes())
+        result = real(*arguments, **named)
+        path.write_bytes(pickle.dumps(result))
+        return result
+
+    setattr(stage, name, once)
+
+
+def smoke_by_fork(stage: Any, sabotage: Sabotage) -> None:
+    """The smoke test in a forked process instead of a new one, which takes seconds to import MLflow."""
+    from dataclasses import replace
+
+    from vaeline.registry import smoke
+
+    real = stage.read_trial
+
+    def forked(version: Any) -> str | None:
+        child = os.fork()
+        if child:
+            return "failed" if os.waitpid(child, 0)[1] else None
+        sabotage.root = "/nowhere"
+        code = 1
+        try:
+            smoke.predict(f"models:/{version.name}/{version.version}")
+            code = 0
+        finally:
+            os._exit(code)
+
+    stage.read_trial = lambda *arguments: replace(real(*arguments), smoke_test=forked)
+
+
+if __name__ == "__main__":
+    main()

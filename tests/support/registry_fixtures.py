@@ -1,0 +1,174 @@
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from filled_registry import NAME, ROOT, START, Shelf, enter, smoke_here
+from packages import make_keys, make_package
+from vaeline import config
+from vaeline.io.digests import file_digest
+from vaeline.tracking.connection import connect
+from vaeline.tracking.provenance import RunStart
+
+
+@pytest.fixture
+def start() -> RunStart:
+    return START
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository as the working directory; no shipper is started in it."""
+    monkeypatch.chdir(tmp_path)
+    enter(monkeypatch, tmp_path)
+    monkeypatch.setenv("VAELINE_SHIPPER", "off")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database, made once: the migration takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, folder)
+        connect()
+    return folder / ".vaeline" / "mlflow.db"
+
+
+@pytest.fixture
+def store(repository: Path, empty_store: Path) -> Path:
+    """The repository's tracking store, migrated and empty."""
+    target = repository / ".vaeline" / "mlflow.db"
+    target.parent.mkdir()
+    shutil.copy(empty_store, target)
+    return target
+
+
+@pytest.fixture
+def quick_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoke test loads and predicts in this process: a fresh one costs ten seconds each time."""
+    from pipeline.stages import register
+
+    read = register.read_trial
+    monkeypatch.setattr(register, "read_trial", lambda *given: replace(read(*given), smoke_test=smoke_here))
+
+
+def manifest(test_sha256: str) -> dict[str, Any]:
+    """Of 20 test images; the other splits' files are not there."""
+    split = {"sha256": test_sha256, "mean": 0.5, "std": 0.29, "labels": False, "factors": False}
+    counts = {"train": 40, "validation": 10, "test": 20}
+    splits = {name: split | {"count": count} for name, count in counts.items()}
+    facts = {"source": "digits", "shape": [1, 5, 4], "binarise": "none", "duplicates_dropped": 0, "classes": None}
+    return {"format": 1, "splits": splits, **facts}
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder with what the stages before `register` leave behind, around a tiny untrained model.
+
+    `sigma`, in pixels, decides how good it is on its test images: 0.29 (their own spread) is about the best.
+    """
+
+    def make(
+        seed: int = 1, validation_elbo: float = -10.0, folder: Path | None = None, sigma: float | None = None
+    ) -> Path:
+        from vaeline.serving.model_files import save_model
+        from vaeline.training.build import build_model
+
+        root = folder or tmp_path_factory.mktemp("outputs")
+        section = config.Model(
+            latent_dim=3,
+            network=config.Mlp(kind="mlp", hidden=[8]),
+            likelihood=config.Gaussian(kind="gaussian"),
+        )
+        vae = build_model(section, (1, 5, 4), "elbo", seed=seed)
+        if sigma is not None:
+            vae.likelihood.log_sigma.data.fill_(math.log(sigma))
+        shutil.copy(ROOT / "params.yaml", root)
+        prepared, reports = root / "data" / "prepared", root / "reports"
+        prepared.mkdir(parents=True, exist_ok=True)
+        reports.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 5, 4), dtype=np.uint8)
+        np.save(prepared / "test.npy", pixels)
+        (prepared / "manifest.json").write_text(json.dumps(manifest(file_digest(prepared / "test.npy"))))
+        identity = {"digest": file_digest(prepared / "manifest.json"), "source": "digits", "binarise": "none"}
+        described = {"model": section.model_dump(), "objective": "elbo", "data": identity}
+        save_model(root / "models", vae, described)
+        metrics = {"validation": {"elbo": validation_elbo}, "test": {"elbo": -11.0, "active_units": 3}}
+        (reports / "metrics.json").write_text(json.dumps(metrics))
+        (reports / "history.csv").write_text(
+            "epoch,step,train_elbo,validation_elbo,sigma\n1,10,-5,-6,0.3\n2,20,-4,-5,0.2\n"
+        )
+        (reports / "samples").mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(reports / "samples" / "prior_samples.png")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory: pytest.TempPathFactory, outputs: Callable[..., Path]) -> Path:
+    """A folder with a signed package, the key that signed it, and another one: `package`, `signer.*`, `stranger.*`."""
+    root = tmp_path_factory.mktemp("sealed")
+    private, _ = make_keys(root, "signer")
+    make_keys(root, "stranger")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow, of its own classes
+        patch.setenv("VAELINE_SIGNING_KEY", str(private))
+        make_package(root / "package", outputs() / "models")
+    return root
+
+
+@pytest.fixture
+def package(sealed: Path, tmp_path: Path) -> Path:
+    """A copy of the signed package, to be spoilt."""
+    return shutil.copytree(sealed / "package", tmp_path / "package")
+
+
+@pytest.fixture(scope="session")
+def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose registry holds versions 1 to 4, each better than the one before, none judged yet."""
+    from pipeline.stages import register as stage
+    from vaeline.registry.versions import Candidate, publish
+    from vaeline.serving.model_files import load_model
+    from vaeline.tracking.runs import open_model_run
+    from vaeline.tracking.sync import ship_now
+
+    root = tmp_path_factory.mktemp("stocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        enter(patch, root)
+        patch.setenv("VAELINE_SHIPPER", "off")
+        (root / ".vaeline").mkdir()
+        shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
+        client = connect()
+        for seed, sigma in enumerate((1.2, 0.8, 0.5, 0.3), 1):
+            outputs(seed, folder=root, sigma=sigma)
+            loaded, report = load_model(root / "models"), stage.read_report(root / "reports" / "metrics.json")
+            with open_model_run(loaded.digest, START, ship=False) as tracker:
+                run_id = ship_now(tracker.spool, client)
+            example = np.zeros((2, 1, 5, 4), np.uint8)
+            evidence = stage.gather_evidence(loaded, report)
+            publish(client, Candidate(NAME, root / "models", loaded, example, evidence, run_id))
+    return root
+
+
+@pytest.fixture
+def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """The stocked registry in a repository of its own; the stored models are shared."""
+    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_here)
+    for part in ("data", "models", "reports", "params.yaml"):
+        whole = stocked / part
+        (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)
+    (repository / ".vaeline").mkdir()
+    shutil.copy(stocked / ".vaeline" / "mlflow.db", repository / ".vaeline")
+    (repository / "dvc.yaml").write_text("stages: {}")
+    return Shelf(connect())

@@ -1,0 +1,76 @@
+"""A subject small enough for a test: an untrained model on soft bumps."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vaeline import config
+from vaeline.evaluation import probes
+from vaeline.theory import bounds, gradients, scales
+from vaeline.theory.context import Images, Subject
+from vaeline.training.build import build_model
+
+TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
+EPOCH = {
+    "epoch": 1.0,
+    "train_elbo": -3.0,
+    "train_reconstruction": -2.0,
+    "validation_elbo": -3.5,
+    "validation_reconstruction": -2.5,
+    "validation_kl": 1.0,
+}
+
+
+def bumps(count: int, seed: int, size: int = 8) -> np.ndarray:
+    """Grey images of one soft bump each: uint8 [count, 1, size, size]."""
+    rng, grid = np.random.default_rng(seed), np.arange(size)
+    row, column = rng.uniform(1, size - 1, (2, count, 1, 1))
+    square = (grid[:, None] - row) ** 2 + (grid[None, :] - column) ** 2
+    return (255 * np.exp(-square / rng.uniform(1, 8, (count, 1, 1)))).astype(np.uint8)[:, None]
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few repeats: nothing measured is precise any more."""
+    for module, name, value in (
+        (bounds, "TEMPERATURES", 4),
+        (gradients, "REPEATS", 5),
+        (gradients, "PAIRS", 2),
+        (gradients, "BATCH_PAIRS", 2),
+        (probes, "CLASSIFIER_STEPS", 20),
+        (scales, "STEPS", 10),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+def subject(
+    likelihood: dict[str, Any] | None = None,
+    objective: str = "elbo",
+    *,
+    labelled: bool = True,
+    options: config.Theory = TINY,
+    **model: Any,
+) -> Subject:
+    section = {"latent_dim": 3, "network": {"kind": "mlp", "hidden": [16]}, "likelihood": {"kind": "gaussian"}}
+    section |= {"likelihood": likelihood} if likelihood else {}
+    checked = config.Model.model_validate(section | model)
+    binary = checked.likelihood.kind == "bernoulli"
+    splits = []
+    for seed, count in enumerate((150, 40, 60)):
+        pixels = bumps(count, seed)
+        pixels = np.where(pixels > 99, 255, 0).astype(np.uint8) if binary else pixels
+        splits.append(Images(pixels, np.arange(count) % 3 if labelled else None))
+    vae = build_model(checked, (1, 8, 8), objective, seed=3).eval().requires_grad_(False)
+    return Subject(
+        model=vae,
+        section=checked,
+        objective=objective,
+        binarise="static" if binary else "none",
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
+        history=[EPOCH, EPOCH | {"epoch": 2.0}],
+        options=options,
+        device=torch.device("cpu"),
+    )
