@@ -24,9 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & leaves it ignored
     home = Path(tempfile.mkdtemp(prefix="vaeline-tests-"))
     config.stash[HOME] = home
+    code = os.pathsep.join(str(config.rootpath / folder) for folder in ("src", "."))  # of processes started by tests
     fonts = config.rootpath / ".pytest_cache" / "matplotlib"  # kept: looking for fonts takes seconds
     os.environ |= {
         "HOME": str(home),
+        "PYTHONPATH": code,
         "SHELL": "/bin/sh",  # as under cron and systemd: dash stays between DVC and a stage where bash makes way
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

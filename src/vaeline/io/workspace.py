@@ -1,6 +1,7 @@
 """Where files are: a stage's inputs and outputs, and the repository's local state."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from vaeline.errors import UserError
@@ -10,6 +11,53 @@ PREPARED = Path("data/prepared")
 MODEL = Path("models")
 REPORTS = Path("reports")
 PARAMS = Path("params.yaml")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of a dvc.yaml, and where the local state of its repository lies.
+
+    `root` may be relative: messages then name files as the user knows them. `repository` owns `.vaeline/`: the root,
+    or for an experiment's copy the repository that the copy was made of.
+    """
+
+    root: Path = Path()
+    repository: Path = Path()
+
+    @property
+    def params(self) -> Path:
+        """params.yaml."""
+        return self.root / PARAMS
+
+    @property
+    def raw(self) -> Path:
+        """Output of stage fetch."""
+        return self.root / RAW
+
+    @property
+    def prepared(self) -> Path:
+        """Output of stage prepare."""
+        return self.root / PREPARED
+
+    @property
+    def model(self) -> Path:
+        """Output of stage train: weights and config.json."""
+        return self.root / MODEL
+
+    @property
+    def reports(self) -> Path:
+        """Outputs of the stages that measure and draw."""
+        return self.root / REPORTS
+
+    @property
+    def state(self) -> Path:
+        """`.vaeline/`: tracking store, checkpoints, outbox. Never versioned."""
+        return self.repository / ".vaeline"
+
+
+def current_workspace() -> Workspace:
+    """The workspace that this process was started in; for entry points only, everything else is passed one."""
+    return Workspace(Path(), repository_root())
 
 
 def repository_root() -> Path:
