@@ -15,13 +15,7 @@ from vaeline.core.estimators import per_image_noise, per_image_uniform
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.evaluation import split_metrics
-from vaeline.evaluation.split_metrics import (
-    FINEST_SQUARED_ERROR,
-    bound,
-    evaluate,
-    log_likelihood,
-    reconstruct,
-)
+from vaeline.evaluation.split_metrics import FINEST_SQUARED_ERROR, bound, evaluate, log_likelihood, reconstruct
 from vaeline.training.build import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5

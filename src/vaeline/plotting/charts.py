@@ -2,13 +2,23 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from vaeline.plotting import sheets
-from vaeline.theory.page import Picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file and what is to be seen on it."""
+
+    name: str  # of the file, without its ending
+    caption: str
+    png: bytes
+
 
 Panel = Callable[[Any], None]  # draws on a matplotlib.axes.Axes
 

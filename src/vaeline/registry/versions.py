@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vaeline.errors import UserError
+from vaeline.registry import load
 from vaeline.registry.champion import CHAMPION, Trial, contest, read_standing, registry_lock
 from vaeline.registry.gate import Evidence
 from vaeline.registry.stored import DIGEST
@@ -132,7 +134,7 @@ def _upload(client: "MlflowClient", candidate: Candidate, serial: int) -> tuple[
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models.model import Model
 
-    from vaeline.serving.mlflow_package import describe, verify_package, write_package
+    from vaeline.serving.mlflow_package import describe, write_package
 
     run = client.get_run(candidate.run_id)
     tags = {DIGEST: candidate.evidence.digest}
@@ -188,3 +190,21 @@ def _how_to_use(name: str) -> str:
         "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
         "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
     )
+
+
+def verify_package(uri: str, loaded: "LoadedModel", example: np.ndarray) -> None:
+    """Load an uploaded model back: the same files must have come, and the same numbers come out.
+
+    Raises UserError where they do not. First as `vaeline.load` does it, which runs none of its code, then by MLflow.
+    """
+    import mlflow.pyfunc
+
+    from vaeline.serving.inference import TrainedModel
+    from vaeline.serving.mlflow_package import PARAMS
+
+    back, own = load.load(uri), TrainedModel(loaded)
+    if back.digest != own.digest:
+        raise UserError(f"{uri}: the model that came back has digest {back.digest}, {own.digest} was sent")
+    served = mlflow.pyfunc.load_model(uri)
+    if not np.array_equal(served.predict(example, params=PARAMS), own.reconstruct(example), equal_nan=True):
+        raise UserError(f"{uri}: the model that came back reconstructs other images than the one that was sent")

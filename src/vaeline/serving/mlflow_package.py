@@ -13,11 +13,8 @@ from mlflow.models.model import Model
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaeline
-from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE, reference_bytes
-from vaeline.registry import load
 from vaeline.serving import pyfunc
-from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import CONFIG, WEIGHTS
 from vaeline.serving.package import MANIFEST, MODEL, renumber, seal
 
@@ -126,16 +123,3 @@ def describe(loaded: "LoadedModel") -> dict[str, Any]:
             "sample": {"input": None},
         },
     }
-
-
-def verify_package(uri: str, loaded: "LoadedModel", example: np.ndarray) -> None:
-    """Load an uploaded model back: the same files must have come, and the same numbers come out.
-
-    Raises UserError where they do not. First as `vaeline.load` does it, which runs none of its code, then by MLflow.
-    """
-    back, own = load.load(uri), TrainedModel(loaded)
-    if back.digest != own.digest:
-        raise UserError(f"{uri}: the model that came back has digest {back.digest}, {own.digest} was sent")
-    served = mlflow.pyfunc.load_model(uri)
-    if not np.array_equal(served.predict(example, params=PARAMS), own.reconstruct(example), equal_nan=True):
-        raise UserError(f"{uri}: the model that came back reconstructs other images than the one that was sent")

@@ -7,21 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vaeline.plotting.charts import Picture
+
 MARKDOWN_SIGNS = re.compile(r"([\\`*_])")
 STYLE = """\
 body { font: 16px/1.5 sans-serif; color: #202020; max-width: 960px; margin: 2em auto; padding: 0 1em }
 h2 { margin-top: 2.2em; border-bottom: 1px solid #d0d0d0 } pre { background: #f4f4f4; padding: .7em 1em }
 table { border-collapse: collapse } th, td { padding: .25em .8em; border-bottom: 1px solid #d0d0d0; text-align: left }
 img { max-width: 100% } figure { margin: 1em 0 } figcaption { color: #606060 }"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file and what is to be seen on it."""
-
-    name: str  # of the file, without its ending
-    caption: str
-    png: bytes
 
 
 @dataclass(frozen=True)
