@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from vaeline.io.workspace import REPORTS
-from vaeline.theory.page import Claim, Picture, Table
+from vaeline.plotting.charts import Picture
+from vaeline.theory.page import Claim, Table
 
 PAGE = REPORTS / "theory" / "theory.html"
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+=*)")

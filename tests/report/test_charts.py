@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.report import charts
 from pipeline.report.claims import read_claims
-from vaeline.theory.page import Claim, Picture, Table, document
+from vaeline.plotting.charts import Picture
+from vaeline.theory.page import Claim, Table, document
 
 
 def png() -> bytes:

@@ -19,8 +19,9 @@ from pipeline.report import page
 from pipeline.stages import evaluate, sample
 from vaeline.config import parse_params
 from vaeline.errors import UserError
+from vaeline.plotting.charts import Picture
 from vaeline.registry.lineage import Changes, Lineage
-from vaeline.theory.page import Claim, Picture, Table, document
+from vaeline.theory.page import Claim, Table, document
 from vaeline.training.history import Epoch, to_csv
 from workspaces import ROOT
 

@@ -9,9 +9,10 @@ import pytest
 
 from small_theory_context import hurry, subject
 from vaeline.plotting import charts
+from vaeline.plotting.charts import Picture
 from vaeline.theory import page, report
 from vaeline.theory.context import finite
-from vaeline.theory.page import Claim, Picture, Table
+from vaeline.theory.page import Claim, Table
 
 CLAIM = Claim(
     "key",

@@ -3,12 +3,14 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from vaeline.plotting import sheets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def chart(name: str, caption: str, *panels: Panel) -> Picture:
     return Picture(name, caption, buffer.getvalue())
 
 
-def sheet(name: str, caption: str, title: str, rows: Sequence[tuple[str, Tensor]]) -> Picture:
+def sheet(name: str, caption: str, title: str, rows: Sequence[tuple[str, "Tensor"]]) -> Picture:
     """Labelled rows of images, expected pixels on [0, 1], [N, C, H, W] each."""
     drawn = [sheets.Row(sheets.to_pixels(images.cpu().numpy()), label) for label, images in rows]
     return Picture(name, caption, sheets.png(sheets.render(sheets.grid(title, drawn))))

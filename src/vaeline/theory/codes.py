@@ -14,9 +14,9 @@ from vaeline import config
 from vaeline.core import sampling
 from vaeline.core.model import VAE
 from vaeline.evaluation import probes
-from vaeline.plotting.charts import chart, sheet
+from vaeline.plotting.charts import Picture, chart, sheet
 from vaeline.theory.context import Images, Subject
-from vaeline.theory.page import Claim, Picture, Table
+from vaeline.theory.page import Claim, Table
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits

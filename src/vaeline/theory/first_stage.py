@@ -10,9 +10,9 @@ from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.core.networks import Shape
 from vaeline.core.residual import factor, latent_shape
-from vaeline.plotting.charts import sheet
+from vaeline.plotting.charts import Picture, sheet
 from vaeline.theory.context import Subject
-from vaeline.theory.page import Claim, Picture, Table
+from vaeline.theory.page import Claim, Table
 from vaeline.training.build import build_model
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
