@@ -17,9 +17,9 @@ from PIL import Image
 
 import vaeline
 from filled_registry import ROOT
-from pipeline.commands import consume
 from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
+from vaeline.command import consume
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED
 from vaeline.serving.inference import TrainedModel

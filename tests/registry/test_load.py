@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.commands.consume import app
 from typer.testing import CliRunner
 
 import vaeline
@@ -19,6 +18,7 @@ from filled_registry import enter
 from packages import EXAMPLE
 from pipeline.stages import register as stage
 from uploads import answers, mlflow_server, until
+from vaeline.command.consume import app
 from vaeline.errors import UserError
 from vaeline.registry import load
 from vaeline.serving.model_files import load_model

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluate_and_sample import PARAMS, set_up
 
+from evaluated_workspace import PARAMS, set_up
 from pipeline.report import page
 from pipeline.stages import evaluate, sample
 from vaeline.config import parse_params

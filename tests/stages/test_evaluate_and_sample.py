@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
+from evaluated_workspace import PARAMS, events, set_up
 from pipeline.stages import evaluate, sample
 from vaeline.config import parse_params
-from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
-from vaeline.data.prepared import load_split, manifest_digest
+from vaeline.data.prepared import load_split
 from vaeline.errors import UserError
 from vaeline.io.workspace import MODEL, PREPARED, RAW
 from vaeline.plotting import sheets
@@ -25,53 +24,10 @@ from vaeline.training.build import build_model
 from workspaces import ROOT, execute
 
 SHEETS = ["interpolation", "mixtures", "prior_samples", "reconstructions", "traversals"]
-PARAMS: dict[str, Any] = {
-    "data": {
-        "source": {"kind": "shapes", "count": 150, "size": 12},
-        "binarise": "none",
-        "validation": 30,
-        "test": 40,
-        "seed": 1,
-    },
-    "model": {
-        "latent_dim": 6,
-        "network": {"kind": "mlp", "hidden": [32]},
-        "likelihood": {"kind": "gaussian", "sigma": 0.2},
-    },
-    "train": {
-        "objective": "elbo",
-        "beta": 1.0,
-        "warmup_epochs": 0,
-        "free_bits": 0.0,
-        "epochs": 1,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "gradient_clip": 10.0,
-        "patience": 1,
-        "seed": 1,
-    },
-    "evaluate": {"importance_samples": 5, "active_units_threshold": 0.01, "seed": 1},
-    "sample": {"columns": 5, "rows": 4, "steps": 7, "traversals": 3, "seed": 1},
-    "register": {"name": "shapes", "minimum_active_units": 0},
-}
 
 
 def changed(**sections: dict[str, Any]) -> dict[str, Any]:
     return {name: section | sections.get(name, {}) for name, section in PARAMS.items()}
-
-
-def set_up(content: dict[str, Any]) -> None:
-    """Params, prepared data and a model with random weights, in the current folder."""
-    Path("params.yaml").write_text(yaml.safe_dump(content))
-    params = parse_params(content)
-    if not PREPARED.exists():
-        fetch(params.data.source, RAW)
-        prepare(params.data, RAW, PREPARED)
-    shape = load_split(PREPARED, "test").shape[1:]
-    data = {"digest": manifest_digest(PREPARED), "source": params.data.source.kind, "binarise": params.data.binarise}
-    description = {"model": params.model.model_dump(), "objective": params.train.objective, "data": data}
-    vae = build_model(params.model, (shape[0], shape[1], shape[2]), params.train.objective, seed=3)
-    save_model(MODEL, vae, description)
 
 
 @pytest.fixture
@@ -81,11 +37,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ".dvc").mkdir()
     set_up(PARAMS)
     return tmp_path
-
-
-def events(workspace: Path, kind: str) -> list[dict[str, Any]]:
-    (log,) = (workspace / ".vaeline" / "spool").glob("*/events.jsonl")
-    return [event for line in log.read_text().splitlines() if (event := json.loads(line))["kind"] == kind]
 
 
 def outputs() -> dict[str, bytes]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluate_and_sample import PARAMS, events, set_up
 
+from evaluated_workspace import PARAMS, events, set_up
 from pipeline.stages import theory
 from vaeline.theory import gradients, scales
 
