@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.commands.registry import app
+from registry_command import vaeline
 from vaeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ pytestmark = [
     pytest.mark.usefixtures("quick_trial"),
 ]
 NAME = "vaeline-fashion-mnist"
-
-
-def vaeline(*arguments: str, width: int = 80) -> str:
-    """What a command prints; raises what it raises."""
-    done = CliRunner(env={"COLUMNS": str(width)}).invoke(app, arguments)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def row(text: str, *start: str) -> list[str]:

@@ -8,34 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_sections import CONV, GATED, LIKELIHOODS, MIXTURE, MLP, SHAPE, VAMP, described, section
 from vaeline import config
 from vaeline.core.likelihoods import START_SIGMA
 from vaeline.errors import UserError
 from vaeline.io.digests import model_digest
 from vaeline.serving.model_files import CONFIG, WEIGHTS, load_model, save_model
 from vaeline.training.build import build_model
-
-SHAPE = (1, 9, 7)
-MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}
-CONV: dict[str, Any] = {"kind": "conv", "channels": [3, 4], "hidden": 6, "activation": "relu"}
-GATED: dict[str, Any] = {"kind": "gated", "hidden": [6, 5]}
-VAMP, MIXTURE = {"kind": "vamp", "components": 4}, {"kind": "mixture", "components": 2}
-LIKELIHOODS: list[dict[str, Any]] = [
-    {"kind": "bernoulli"},
-    {"kind": "gaussian", "sigma": "learned"},
-    {"kind": "gaussian", "sigma": 0.1},
-    {"kind": "continuous-bernoulli"},
-    {"kind": "discretised-logistic"},
-]
-
-
-def section(network: dict[str, Any] = MLP, likelihood: dict[str, Any] = LIKELIHOODS[1]) -> config.Model:
-    return config.Model.model_validate({"latent_dim": 3, "network": network, "likelihood": likelihood})
-
-
-def described(model: config.Model, objective: str = "elbo") -> dict[str, Any]:
-    data = {"digest": "ab" * 32, "source": "digits", "binarise": "none"}
-    return {"model": model.model_dump(mode="json"), "objective": objective, "data": data}
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_model_files import CONV, GATED, LIKELIHOODS, MLP, described
 
+from model_sections import CONV, GATED, LIKELIHOODS, MLP, described
 from vaeline import config
 from vaeline.core.sampling import decoded
 from vaeline.errors import UserError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
 
 from pipeline.services.workspace_lock import TEAM_STORE
 from pipeline.stages.training_processes import assembled
+from train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
 from vaeline.errors import UserError
 
 
@@ -37,7 +37,7 @@ def others(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
 
 
-def test_two_processes_train_what_one_trains(workspace: Path):  # noqa: F811
+def test_two_processes_train_what_one_trains(workspace: Path):
     assert run(workspace, VAELINE_THREADS="1").returncode == 0
     one = history(workspace)
     two = run(workspace, VAELINE_NPROC="2")
@@ -49,7 +49,7 @@ def test_two_processes_train_what_one_trains(workspace: Path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_team_stopped_or_robbed_of_a_member_ends_as_one_and_goes_on_to_the_same_bytes(workspace: Path):  # noqa: F811
+def test_a_team_stopped_or_robbed_of_a_member_ends_as_one_and_goes_on_to_the_same_bytes(workspace: Path):
     edit(workspace, "train", epochs=600, patience=600)
     process = start(workspace)
     (other,) = others(process)
@@ -80,7 +80,7 @@ def test_a_team_stopped_or_robbed_of_a_member_ends_as_one_and_goes_on_to_the_sam
 
 
 @pytest.mark.parametrize("found", ["0", "two", "-1"])
-def test_a_wrong_number_of_processes_is_one_line(workspace: Path, found: str):  # noqa: F811
+def test_a_wrong_number_of_processes_is_one_line(workspace: Path, found: str):
     failed = run(workspace, VAELINE_NPROC=found)
     assert failed.returncode == 1
     assert (
@@ -90,7 +90,7 @@ def test_a_wrong_number_of_processes_is_one_line(workspace: Path, found: str):  
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_same_team(workspace: Path):  # noqa: F811
+def test_torchrun_starts_the_same_team(workspace: Path):
     assert run(workspace, VAELINE_NPROC="2", VAELINE_THREADS="1").returncode == 0
     ours = outputs(workspace)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
