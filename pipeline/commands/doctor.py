@@ -14,8 +14,9 @@ from typing import Literal
 from vaeline.command.program import OWN
 from vaeline.config import Digits, Download, Params, Shapes, read_params
 from vaeline.errors import UserError
+from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
+from vaeline.io.git import git as run_git
 from vaeline.io.workspace import PARAMS, RAW, repository_root
-from vaeline.tracking.provenance import DISTRUST, TRUST
 
 GIGABYTE = 1e9
 ROOM, LEAST_ROOM = 5 * GIGABYTE, 1 * GIGABYTE
@@ -58,17 +59,16 @@ def python() -> Finding:
 
 def git() -> Finding:
     """Git, and a repository around the working folder: DVC needs both."""
-    from pipeline.services.dvc_command import complaint
-
     if shutil.which("git") is None:
         return Finding("fail", "git", "not installed", "sudo apt install git")
-    inside = _said("git", "rev-parse", "--show-toplevel")
-    if inside.returncode:
+    try:
+        inside = run_git(Path(), "rev-parse", "--show-toplevel")
+    except UserError as error:
         mend = "work in a clone: `git clone`, or `git init` in an unpacked archive"
-        if DISTRUST in inside.stderr:
-            mend = f"{TRUST} {repository_root()}"
-        return Finding("fail", "git", complaint(inside.stderr), mend)
-    return Finding("ok", "git", f"{_said('git', '--version').stdout.strip()}, repository {inside.stdout.strip()}")
+        if DUBIOUS_OWNERSHIP in str(error):
+            mend = f"{TRUST_COMMAND} {repository_root()}"
+        return Finding("fail", "git", str(error).removeprefix("git: "), mend)
+    return Finding("ok", "git", f"{run_git(Path(), '--version')}, repository {inside}")
 
 
 def dvc() -> Finding:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.services.dvc_command import DVC, complaint, stream
+from pipeline.services.dvc_command import DVC, stream
 from vaeline.errors import UserError
+from vaeline.io.git import git, git_bytes, try_git
 from vaeline.registry.lineage import Changes, Lineage
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
 
@@ -69,7 +70,7 @@ def _recorded_commit(lineage: Lineage) -> str:
             f"{lineage.uri}: was trained with uncommitted changes of more than {MAXIMUM_DIFF:,} bytes, of which only "
             "these were kept: the model cannot be made again"
         )
-    if _git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
+    if try_git(Path(), "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise UserError(
             f"{lineage.uri}: its commit {commit} is not in this clone; `git fetch --all` may bring it, or go to the "
             "clone in which it was trained"
@@ -80,9 +81,9 @@ def _recorded_commit(lineage: Lineage) -> str:
 def _check_out(commit: str, folder: Path) -> Path:
     """A clone that borrows this repository's objects, at the commit; the place of dvc.yaml in it."""
     quiet = ("-c", "advice.detachedHead=false", "-c", "core.hooksPath=/dev/null")
-    top, prefix = (_told("rev-parse", option) for option in ("--show-toplevel", "--show-prefix"))
-    _told("clone", "--quiet", "--shared", "--no-checkout", top, str(folder))
-    _told(*quiet, "-C", str(folder), "checkout", "--quiet", "--detach", commit)
+    top, prefix = (git(Path(), "rev-parse", option) for option in ("--show-toplevel", "--show-prefix"))
+    git(Path(), "clone", "--quiet", "--shared", "--no-checkout", top, str(folder))
+    git(folder, *quiet, "checkout", "--quiet", "--detach", commit)
     project = folder / prefix
     if not (project / "dvc.yaml").is_file():
         raise UserError(f"commit {commit} has no {prefix}dvc.yaml")
@@ -90,10 +91,10 @@ def _check_out(commit: str, folder: Path) -> Path:
 
 
 def _apply(changes: Changes, folder: Path, log: Log) -> None:
-    done = _git("-C", str(folder), "apply", "--whitespace=nowarn", "-", given=changes.content)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        raise UserError(f"the run's uncommitted changes do not fit its commit: {''.join(reason)}")
+    try:
+        git_bytes(folder, "apply", "--whitespace=nowarn", "-", stdin=changes.content)
+    except UserError as error:
+        raise UserError(f"the run's uncommitted changes do not fit its commit: {error}") from None
     log(f"applied the run's uncommitted changes of {', '.join(changes.files())}")
 
 
@@ -170,15 +171,3 @@ def _reproduce(project: Path, environment: Mapping[str, str], log: Log) -> None:
     if code:
         told = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
         raise UserError("\n".join(told or [f"dvc repro train: exit code {code}: {''.join(list(tail)[-1:])}"]))
-
-
-def _git(*arguments: str, given: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", *arguments], input=given, capture_output=True, check=False)
-
-
-def _told(*arguments: str) -> str:
-    """What git says. Raises UserError with its complaint."""
-    done = _git(*arguments)
-    if done.returncode:
-        raise UserError(f"git: {complaint(done.stderr.decode(errors='replace'))}")
-    return done.stdout.decode().strip()

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 from vaeline.errors import UserError
+from vaeline.io.git import HOOK_VARIABLES
 from vaeline.io.workspace import make_state_folder, repository_root
 
 SETTINGS = ("PREFECT_", "MLFLOW_")
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
-# a Git hook's: of the repository that it runs for, where a command is to work in that of its folder
-REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
 def prepare_environment() -> None:
@@ -38,7 +37,7 @@ def prepare_environment() -> None:
     }
     for name in [name for name, value in os.environ.items() if name.startswith(SETTINGS) and not value]:
         del os.environ[name]  # left blank in an environment file, which to Prefect is a value
-    for name in REPOSITORY:
+    for name in HOOK_VARIABLES:
         os.environ.pop(name, None)
     for name, value in (defaults | _of_nobody(state)).items():
         os.environ.setdefault(name, value)

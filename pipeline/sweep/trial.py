@@ -9,7 +9,6 @@ import configparser
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.services.child_processes import Process, spawn, stop
-from pipeline.services.dvc_command import complaint, reason
+from pipeline.services.dvc_command import reason
 from pipeline.sweep.experiments import differences
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.errors import UserError
 from vaeline.io.digests import model_digest, value_digest
+from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
 from vaeline.io.yaml_config import read_yaml
@@ -89,13 +89,15 @@ class Running:
 
 def read_baseline() -> Baseline:
     """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
-    git("rev-parse", "--git-dir")  # its own words where it sees no repository here, or does not trust its owner
-    commit = git("rev-parse", "--verify", "-q", "HEAD", check=False)
+    git(Path(), "rev-parse", "--git-dir")  # its own words where it sees no repository here, or does not trust its owner
+    commit = try_git(Path(), "rev-parse", "--verify", "-q", "HEAD")
     if not commit:
         raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
     with locked(make_state_folder() / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
-        diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock")
-        stash = git("stash", "create", "vaeline sweep")
+        diff = git(
+            Path(), "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock"
+        )
+        stash = git(Path(), "stash", "create", "vaeline sweep")
     return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(PARAMS))
 
 
@@ -157,28 +159,20 @@ def _lock(clone: Path, wait: bool = True) -> int | None:
     return acquire(locks / clone.name, wait=wait)
 
 
-def git(*arguments: str, cwd: Path | None = None, check: bool = True) -> str:
-    """What a Git command says. Raises UserError with its own words where it fails."""
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
-    if check and done.returncode:
-        raise UserError(f"git {arguments[0]}: {complaint(done.stderr)}")
-    return done.stdout.strip()
-
-
 def _make_clone(baseline: Baseline, clone: Path, cache: Path) -> None:
     """A clone at the baseline; dvc.lock comes along, tracked or not, so that DVC knows what is done."""
-    root = Path(git("rev-parse", "--show-toplevel"))
+    root = Path(git(Path(), "rev-parse", "--show-toplevel"))
     shutil.rmtree(clone, ignore_errors=True)
     clone.parent.mkdir(exist_ok=True)
-    git("clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
-    objects = Path(root, git("rev-parse", "--git-path", "objects", cwd=root))
+    git(Path(), "clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
+    objects = Path(root, git(root, "rev-parse", "--git-path", "objects"))
     # --shared does just this, but not for a shallow repository
     (clone / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n", encoding="utf-8")
-    git("checkout", "-q", "--detach", baseline.commit, cwd=clone)
+    git(clone, "checkout", "-q", "--detach", baseline.commit)
     if baseline.stash:
-        git("stash", "apply", "-q", baseline.stash, cwd=clone)
+        git(clone, "stash", "apply", "-q", baseline.stash)
     for name, nobody in (("user.name", "vaeline"), ("user.email", "vaeline@localhost")):  # DVC commits the experiment
-        git("config", name, git("config", name, check=False) or nobody, cwd=clone)
+        git(clone, "config", name, try_git(Path(), "config", name) or nobody)
     if (root / "dvc.lock").exists():
         shutil.copy(root / "dvc.lock", clone / "dvc.lock")
     _share_cache(root, clone, cache)
@@ -197,7 +191,7 @@ def _share_cache(root: Path, clone: Path, cache: Path) -> None:
 def _bring_back(clone: Path, baseline: Baseline, name: str) -> None:
     """Fetch the experiment's commit, under the reference by which DVC knows it."""
     ref = f"refs/exps/{baseline.commit[:2]}/{baseline.commit[2:]}/{name}"
-    git("fetch", "-q", "--no-write-fetch-head", str(clone), f"+{ref}:{ref}")
+    git(Path(), "fetch", "-q", "--no-write-fetch-head", str(clone), f"+{ref}:{ref}")
 
 
 def _metrics(clone: Path) -> dict[str, float]:

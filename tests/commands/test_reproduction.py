@@ -70,7 +70,7 @@ def test_what_was_not_recorded_is_said_before_anything_is_computed(repository: P
     assert "which its run r does not hold" in refused(dirty)
     assert "more than 1,000,000 bytes" in refused(replace(dirty, changes=Changes(b"diff" + CUT)))
     nonsense = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
-    assert "do not fit its commit: error: x: No such file" in refused(replace(dirty, changes=Changes(nonsense)))
+    assert "do not fit its commit: git: x: No such file" in refused(replace(dirty, changes=Changes(nonsense)))
 
 
 def test_other_params_than_the_runs_are_refused_before_anything_is_computed(repository: Path):

@@ -1,43 +1,69 @@
 import logging
-import os
-import pty
-import subprocess
 import sys
 
 import pytest
 
-from vaeline.io.progress import progress
+from vaeline.io import progress as module
+from vaeline.io.progress import BarProgress, progress
 
 
-def test_elsewhere_than_on_a_terminal_a_line_comes_at_every_quarter(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), progress("images.gz", 8_000_000) as advance:
-        for _ in range(16):
-            advance(500_000)
-    assert caplog.messages == [f"images.gz: {share} % of 8.0 MB" for share in (25, 50, 75, 100)]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
 
 
-def test_a_small_transfer_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), progress("labels.gz", 5_000) as advance:
-        advance(5_000)
-    assert not caplog.messages
+def test_elsewhere_than_on_a_terminal_a_log_line_comes_at_most_each_ten_seconds(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO), progress("training", 7820, "steps", done=1000) as reporter:
+        for step in range(1001, 1031):  # one a second
+            clock[0] += 1
+            reporter.update(step, "31,234 images/s")
+        reporter.line("epoch 1/20: ELBO -230.00")
+    assert caplog.messages == [
+        "training: 1,011 of 7,820 steps, 31,234 images/s, 1:53:29 left",
+        "training: 1,022 of 7,820 steps, 31,234 images/s, 1:53:18 left",
+        "epoch 1/20: ELBO -230.00",
+    ]
 
 
-def test_on_a_terminal_a_bar_moves() -> None:
-    code = (
-        "import time; from vaeline.io.progress import progress\n"
-        "with progress('images.gz', 8_000_000) as advance:\n"
-        "    for _ in range(4): advance(2_000_000); time.sleep(0.15)"
-    )
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while block := os.read(ours, 4096):
-                shown += block
-        except OSError:
-            pass  # how Linux says that the other end was closed
-        os.close(ours)
-    assert process.returncode == 0
-    assert b"images.gz" in shown and "━".encode() in shown and b"8.0 MB" in shown
+def test_bytes_are_shown_in_megabytes_and_quick_or_quiet_tasks_not_at_all(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO), progress("images.gz", 8_000_000, "bytes") as reporter:
+        clock[0] += 9
+        reporter.update(1_000_000)
+        clock[0] += 3
+        reporter.update(4_000_000)
+    with caplog.at_level(logging.INFO), progress("images.gz", 10, "bytes", quiet=True) as reporter:
+        clock[0] += 100
+        reporter.update(4)
+        reporter.line("epoch 1")
+    assert caplog.messages == ["images.gz: 4.0 of 8.0 MB, 0:00:12 left"]
+
+
+def test_on_a_terminal_a_bar_moves_below_the_lines(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress("training", 10, "steps") as reporter:
+        assert isinstance(reporter, BarProgress)
+        clock[0] += 6
+        reporter.update(4, "31,000 images/s")
+        reporter.line("epoch 1/2: [no markup]")
+    shown = capsys.readouterr().err
+    assert "━" in shown
+    assert "4 of 10 steps, 31,000 images/s, 0:00:09 left" in shown
+    assert "epoch 1/2: [no markup]" in shown
+
+
+def test_without_rich_a_terminal_gets_log_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with caplog.at_level(logging.INFO), progress("training", 10, "steps") as reporter:
+        reporter.line("epoch 1/2")
+    assert caplog.messages == ["epoch 1/2"]

@@ -145,7 +145,7 @@ def test_a_shallow_clones_changes_are_in_its_trials_and_dvc_can_commit_there(
 def test_a_repository_of_another_user_is_refused_in_gits_words(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    with pytest.raises(UserError, match=r"^git rev-parse: detected dubious ownership in repository at '.*'$"):
+    with pytest.raises(UserError, match=r"^git: detected dubious ownership in repository at '.*'$"):
         read_baseline()
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.config import Params
+from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
+from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND, git_bytes
 from vaeline.io.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends
-DISTRUST = "dubious ownership"  # what Git says of another user's repository
-TRUST = "git config --global --add safe.directory"  # the way out, with the repository's folder
 UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more than 8000
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
@@ -184,12 +183,13 @@ def _untracked() -> list[str]:
 
 
 def _git(*arguments: str) -> bytes:
-    """What a git command says; empty where there is no git or no repository, or Git does not trust its owner."""
+    """Output of a git command; empty where there is no git or no repository, or Git does not trust its owner."""
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        if DISTRUST.encode() in (getattr(error, "stderr", None) or b""):
+        return git_bytes(Path(), *arguments, timeout=10)
+    except UserError as error:
+        if DUBIOUS_OWNERSHIP in str(error):
             log.warning(
-                "the commit is not recorded: this folder is another user's; to trust it: %s %s", TRUST, Path.cwd()
-            )
+                "the commit is not recorded: this folder is another user's; to trust it: %s %s",
+                TRUST_COMMAND, Path.cwd(),
+            )  # fmt: skip
         return b""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vaeline.data.sources.catalogue import Item
 from vaeline.data.sources.download import UnavailableError, store
-from vaeline.io.progress import Advance, progress
+from vaeline.io.progress import Progress, progress
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_BYTES = 30_900_652  # for the progress bar only
@@ -83,12 +83,12 @@ def _run(command: list[str], home: Path, errors: int, total: int) -> int:
             cwd=home,
             env=_environment(),
         ) as process,
-        progress(PACKAGE, total) as advance,
+        progress(PACKAGE, total, "bytes", quiet=not total) as bar,
     ):
         patience = threading.Timer(APT_SECONDS, process.kill)
         patience.start()
         try:
-            _follow(process.stdout or (), total, advance)
+            _follow(process.stdout or (), total, bar)
         except BaseException:
             process.kill()
             raise
@@ -97,13 +97,10 @@ def _run(command: list[str], home: Path, errors: int, total: int) -> int:
     return process.returncode
 
 
-def _follow(lines: Iterable[str], total: int, advance: Advance) -> None:
-    done = 0
+def _follow(lines: Iterable[str], total: int, bar: Progress) -> None:
     for line in lines:
         if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
-            now = int(float(match[1]) * total / 100)
-            advance(now - done)
-            done = now
+            bar.update(int(float(match[1]) * total / 100))
 
 
 def _store_members(package: Path, items: dict[str, Item], folder: Path) -> None:

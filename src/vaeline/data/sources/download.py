@@ -7,12 +7,12 @@ import queue
 import threading
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from vaeline.data.sources.catalogue import Item
 from vaeline.io.atomic_write import new_file
-from vaeline.io.progress import Advance
 
 OPENING_SECONDS = 6.0  # for the name lookup, the connection and the first byte together
 STALLED_SECONDS = 20.0  # without a byte
@@ -23,7 +23,9 @@ class UnavailableError(Exception):
     """A way to a data set that is not open here, or that gave wrong bytes; the next way is tried."""
 
 
-def store(source: IO[bytes], item: Item, folder: Path, *, packed: bool, advance: Advance = lambda count: None) -> None:
+def store(
+    source: IO[bytes], item: Item, folder: Path, *, packed: bool, report: Callable[[int], object] = lambda size: None
+) -> None:
     """Write `source` as `folder/item.name`, taking off a gzip where it is `packed`.
 
     Raises UnavailableError where the source breaks off or its bytes are not the pinned ones, OSError where they
@@ -35,8 +37,8 @@ def store(source: IO[bytes], item: Item, folder: Path, *, packed: bool, advance:
         while block := _read(stream, item):
             target.write(block)
             digest.update(block)
-            advance(len(block))
             size += len(block)
+            report(size)
             if size > item.size:
                 raise UnavailableError(f"{item.name}: more than the {item.size} bytes expected")
     if size != item.size:

@@ -93,8 +93,8 @@ def _mirrors(kind: str, folder: Path) -> str:
         address = next(iter(mirror.values())).rpartition("/")[0]
         try:
             for item in PUBLIC_SETS[kind].items:
-                with open_url(mirror[item.name]) as source, progress(item.name, item.size) as advance:
-                    store(source, item, folder, packed=item.unpacked, advance=advance)
+                with open_url(mirror[item.name]) as source, progress(item.name, item.size, "bytes") as bar:
+                    store(source, item, folder, packed=item.unpacked, report=bar.update)
             return f"torchvision's mirror {address}"
         except UnavailableError as reason:
             reasons.append(f"{address}: {reason}")
