@@ -7,7 +7,7 @@ from workspaces import ROOT, ask
 
 
 def test_the_server_plans_the_nightly_runs(prefect_api: str):
-    (nightly, *_) = read_yaml(ROOT / "pipeline" / "prefect.yaml")["deployments"]
+    (nightly, *_) = read_yaml(ROOT / "pipeline" / "flows" / "prefect.yaml")["deployments"]
     (schedule,) = nightly["schedules"]
     flow = ask(prefect_api, "/flows/", {"name": "planned"})["id"]
     body = {"name": "nightly", "flow_id": flow, "schedules": [{"schedule": schedule, "active": True}]}

@@ -195,7 +195,7 @@ def test_a_champion_named_by_hand_and_without_tags_is_compared_by_its_stored_mod
 
 def test_the_artifact_must_load_and_predict_in_a_fresh_process(shelf: "Shelf"):
     """A model whose own code is broken passes every number, but nobody could use it."""
-    code = next(shelf.weights(4).parents[2].rglob("code/vaeline/models.py"))
+    code = next(shelf.weights(4).parents[2].rglob("code/vaeline/serving/model_files.py"))
     whole = code.read_bytes()
     trial = replace(shelf.trial, smoke_test=smoke_test)
     version = shelf.client.get_model_version(NAME, "4")

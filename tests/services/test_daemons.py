@@ -32,7 +32,8 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_a_daemon_is_found_by_a_later_process_and_ended_with_its_children(toy: Path):
-    code = f"from pipeline import daemons; from pathlib import Path; daemons.start('d', {SLEEP}, {{}}, 'a', Path.cwd())"
+    code = "from pipeline.services import daemons; from pathlib import Path; "
+    code += f"daemons.start('d', {SLEEP}, {{}}, 'a', Path.cwd())"
     subprocess.run([sys.executable, "-c", code], check=True)
     found = daemons.running("d")
     assert found is not None
@@ -76,7 +77,7 @@ def test_a_spoilt_note_counts_as_none(toy: Path):
 
 
 def test_a_flow_runs_process_that_ended_without_a_word_is_noticed(toy: Path):
-    code = "from pipeline import attempts; flow_run_processes.note('one')"
+    code = "from pipeline.services import flow_run_processes; flow_run_processes.note('one')"
     subprocess.run([sys.executable, "-c", code], check=True)
     flow_run_processes.note("two")
     assert list(flow_run_processes.ended()) == ["one"]

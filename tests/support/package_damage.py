@@ -147,7 +147,7 @@ DAMAGED: dict[str, Spoil] = {  # done to a package whose manifest and signature 
     "bytecode added": bytecode,
     "sitecustomize added": put("sitecustomize.py", code),
     "model code changed": put("pyfunc.py", code),
-    "library code changed": edit("code/vaeline/models.py", lambda old: old + b"\n"),
+    "library code changed": edit("code/vaeline/serving/model_files.py", lambda old: old + b"\n"),
     "another loader module": edit("MLmodel", lambda old: old.replace(b"mlflow.pyfunc.loaders.code_model", b"evil")),
     "another requirement": edit("requirements.txt", lambda old: old + b"evil==1.0\n"),
     "link in place of a file": replace(CONFIG_AT, link),
