@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.services.dvc_command import DVC, stream
 from vaeline.errors import UserError
+from vaeline.io import run_context
 from vaeline.io.git import git, git_bytes, try_git
 from vaeline.registry.lineage import Changes, Lineage
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
@@ -101,7 +102,7 @@ def _apply(changes: Changes, folder: Path, log: Log) -> None:
 def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
     """The checkout's own code and stores; the device and threads of then, unless the user names others."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_ROOT", "DVC_EXP", "GIT_"))}
-    ours.pop("VAELINE_FLOW_RUN_ID", None)
+    ours.pop(run_context.VARIABLE, None)
     machine = lineage.machine
     as_then = {
         "VAELINE_THREADS": machine.get("threads"),

@@ -83,8 +83,8 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
     log, flow_run = get_run_logger(), str(runtime.flow_run.id)
     flow_run_processes.note(flow_run)
     try:
-        with workspace_lock(log.warning, when_busy) as holder:
-            environment = {"VAELINE_FLOW_RUN_ID": flow_run, **holder}
+        with workspace_lock(log.warning, when_busy) as context:
+            environment = context.environment(flow_run=flow_run)
             return _experiment(overrides, environment) if overrides else _workspace(environment)
     except BusyError as error:
         return Completed(name="Skipped", message=f"skipped: {error}")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pipeline.services.child_processes import Identity, die_with_parent
 from vaeline.io.atomic_write import write_whole
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import state_folder
 
-WORKSPACE = "VAELINE_WORKSPACE"  # the clone that a worker works in
 PATIENCE_S = 30.0  # for what a killed worker left to write its checkpoint
 
 
@@ -86,6 +86,6 @@ def _read(path: Path) -> Attempt | None:
 
 if __name__ == "__main__":
     die_with_parent(os.getppid())
-    os.chdir(os.environ.get(WORKSPACE, "."))  # a worker starts each flow run in a folder of its own
+    os.chdir(RunContext.read().workspace or ".")  # a worker starts each flow run in a folder of its own
     note(os.environ["PREFECT__FLOW_RUN_ID"], Identity.of(os.getppid()))
     os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])

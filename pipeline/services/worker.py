@@ -27,6 +27,7 @@ from pipeline.services import flow_run_processes
 from pipeline.services.servers import told
 from vaeline.command.program import run_program
 from vaeline.errors import UserError
+from vaeline.io.run_context import RunContext
 from vaeline.tracking.connection import redact
 
 POOL = "vaeline"
@@ -56,7 +57,10 @@ def work() -> None:
     _reach(_make_pool)
     _reach(settle)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    here = {flow_run_processes.WORKSPACE: str(Path.cwd()), "PYTHONPATH": _module_path(), "TMPDIR": str(_own_folder())}
+    here = RunContext.read().environment(workspace=str(Path.cwd())) | {
+        "PYTHONPATH": _module_path(),
+        "TMPDIR": str(_own_folder()),
+    }
     os.execve(sys.executable, command, RETRIES | os.environ | here)
 
 

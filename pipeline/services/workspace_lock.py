@@ -9,16 +9,17 @@ So it keeps the outputs whole, but not a device to one training, nor a run's sta
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import make_state_folder, repository_root
 
 WhenBusy = Literal["wait", "skip"]
 TEAM_STORE = "VAELINE_TEAM_STORE"  # where the processes meet that train one model together
-HOLDER = "VAELINE_RUN"  # tells a stage which run it belongs to
 
 
 class BusyError(UserError):
@@ -26,8 +27,8 @@ class BusyError(UserError):
 
 
 @contextmanager
-def workspace_lock(log: Callable[[str], None], when_busy: WhenBusy = "wait") -> Iterator[dict[str, str]]:
-    """Only one run in a workspace at a time; yields what its stages need in their environment.
+def workspace_lock(log: Callable[[str], None], when_busy: WhenBusy = "wait") -> Iterator[RunContext]:
+    """Only one run in a workspace at a time; yields the context of its stages.
 
     A second one waits, and says for whom, or raises BusyError. The same holds while the stage of a `dvc repro`, or
     what a killed run left, is at work.
@@ -38,7 +39,7 @@ def workspace_lock(log: Callable[[str], None], when_busy: WhenBusy = "wait") -> 
         os.truncate(run, 0)
         os.pwrite(run, str(os.getpid()).encode(), 0)
         os.close(_take(folder / "stage.lock", log, when_busy))  # none is under way, and from here on none begins
-        yield {HOLDER: str(os.getpid())}
+        yield replace(RunContext.read(), run=str(os.getpid()))
     finally:
         os.close(run)
 
@@ -75,7 +76,7 @@ def stage_turn() -> Iterator[None]:
         run = acquire(folder / "run.lock", wait=False, shared=True)
         if run is not None:
             os.close(run)
-        elif (folder / "run.lock").read_text() != os.environ.get(HOLDER):
+        elif (folder / "run.lock").read_text() != RunContext.read().run:
             number = (folder / "run.lock").read_text()
             raise BusyError(f"a run of the pipeline (process {number}) is at work here; try again when it has ended")
         yield

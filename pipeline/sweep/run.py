@@ -88,10 +88,9 @@ def start_here(
 ) -> Start:
     """How a trial starts on this machine, in the environment of its place; no targets: all stages."""
     cache = cache_folder()
-    parent = {"VAELINE_PARENT_RUN_ID": sweep.parent_run_id} if sweep.parent_run_id else {}
 
     def begin(trial: Trial, place: int) -> Job:
-        return start(sweep, trial, cache, places[place] | parent, targets, collect=collect)
+        return start(sweep, trial, cache, places[place], targets, collect=collect)
 
     return begin
 

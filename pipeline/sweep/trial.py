@@ -23,9 +23,9 @@ from vaeline.errors import UserError
 from vaeline.io.digests import model_digest, value_digest
 from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
 from vaeline.io.yaml_config import read_yaml
-from vaeline.tracking.launch import CODE
 from vaeline.tracking.provenance import flatten_metrics
 
 
@@ -133,11 +133,14 @@ def start(
 
 def _environment(sweep: Sweep, clone: Path) -> dict[str, str]:
     paths = [str(clone / "src"), str(clone), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {
-        "VAELINE_ROOT": str(repository_root().absolute()),
-        "VAELINE_SWEEP": sweep.name,
+    context = RunContext.read().environment(
+        root=str(repository_root().absolute()),
+        sweep=sweep.name,
+        parent_run=sweep.parent_run_id or None,
+        uploader_path=os.environ.get("PYTHONPATH", ""),
+    )
+    return (os.environ | context) | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),  # the clone's code, whatever is edited meanwhile
-        CODE: os.environ.get("PYTHONPATH", ""),  # shippers outlive the clone
         "PYTHONUNBUFFERED": "1",
         "DVC_SITE_CACHE_DIR": str(clone / ".dvc" / "tmp" / "site"),  # goes with the clone
     }

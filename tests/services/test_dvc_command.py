@@ -56,10 +56,10 @@ def test_ran_cached_and_restored_are_told_apart(toy: Path):
 
 
 def test_a_stage_sees_the_variables_it_is_given(toy: Path):
-    (toy / "train.sh").write_text("echo run $VAELINE_FLOW_RUN_ID; cp raw.txt model.txt\n")
+    (toy / "train.sh").write_text("echo run $VAELINE_RUN_CONTEXT; cp raw.txt model.txt\n")
     lines: list[str] = []
     reproduce("fetch", lines.append, {})
-    reproduce("train", lines.append, {"VAELINE_FLOW_RUN_ID": "abc"})
+    reproduce("train", lines.append, {"VAELINE_RUN_CONTEXT": "abc"})
     assert "run abc" in lines
 
 

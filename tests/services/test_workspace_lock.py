@@ -1,5 +1,6 @@
 """One run at a time in a workspace, and no stage of another `dvc repro` beside it."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.services.workspace_lock import BusyError, stage_turn, workspace_lock
+from vaeline.io.run_context import RunContext
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(toy: Path):
@@ -77,10 +79,10 @@ def test_a_stage_works_in_its_own_run_and_in_a_copy_and_is_refused_beside_anothe
 ):
     with pytest.raises(BusyError, match=rf"a run of the pipeline \(process {other.pid}\) is at work here"):
         stage_turn().__enter__()
-    monkeypatch.setenv("VAELINE_RUN", str(other.pid))
+    monkeypatch.setenv(*RunContext(run=str(other.pid)).environment().popitem())
     with stage_turn():
         pass
-    monkeypatch.delenv("VAELINE_RUN")
+    monkeypatch.delenv("VAELINE_RUN_CONTEXT")
     monkeypatch.setenv("DVC_ROOT", str(toy))
     monkeypatch.chdir(tmp_path_factory.mktemp("experiment"))
     with stage_turn():
@@ -90,6 +92,6 @@ def test_a_stage_works_in_its_own_run_and_in_a_copy_and_is_refused_beside_anothe
 def test_two_stages_of_shells_may_work_at_once_and_none_begins_in_a_run(toy: Path):
     with stage_turn(), stage_turn():
         pass
-    with workspace_lock(print) as environment, pytest.raises(BusyError), stage_turn():
+    with workspace_lock(print) as context, pytest.raises(BusyError), stage_turn():
         pass
-    assert set(environment) == {"VAELINE_RUN"}
+    assert context.run == str(os.getpid())

@@ -17,13 +17,14 @@ stages:
   register:
     {cmd: 'cp models/model.safetensors registered.txt', deps: [models, reports/metrics.json], outs: [registered.txt]}
 """
-PREPARE = 'echo once >> "$VAELINE_ROOT/prepared"; cp seed.txt data.txt'
+PREPARE = 'echo once >> "$REPOSITORY/prepared"; cp seed.txt data.txt'
 # beta 3 fails; the sweep's name and the cores come by the environment
 TRAIN = """
 beta=$(sed -n 's/^  beta: \\([^ ]*\\).*/\\1/p' params.yaml)
-echo "$beta $VAELINE_SWEEP $VAELINE_THREADS $DVC_EXP_NAME" >> "$VAELINE_ROOT/trained"
+sweep=$(echo "$VAELINE_RUN_CONTEXT" | sed -n 's/.*"sweep": "\\([^"]*\\)".*/\\1/p')
+echo "$beta $sweep $VAELINE_THREADS $DVC_EXP_NAME" >> "$REPOSITORY/trained"
 [ "$beta" != 3 ] || { echo "error: training diverged at step 2" >&2; exit 1; }
-[ ! -e "$VAELINE_ROOT/hang" ] || { echo waiting $$; sleep 300; }
+[ ! -e "$REPOSITORY/hang" ] || { echo waiting $$; sleep 300; }
 mkdir -p models; echo "$beta" > models/model.safetensors; echo '{}' > models/config.json
 """
 EVALUATE = """
@@ -33,8 +34,9 @@ echo '{"test": {"elbo": '-"$(cat models/model.safetensors)"', "kl": 1, "reconstr
 
 
 @pytest.fixture
-def repository(toy: Path) -> Path:
+def repository(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny repository with these stages, committed, and one change that is not."""
+    monkeypatch.setenv("REPOSITORY", str(toy))
     (toy / "dvc.yaml").write_text(STAGES)
     (toy / "prepare.sh").write_text(PREPARE)
     (toy / "train.sh").write_text(TRAIN)

@@ -8,6 +8,7 @@ import pytest
 
 from vaeline.config import read_params
 from vaeline.io.digests import file_digest
+from vaeline.io.run_context import RunContext
 from vaeline.tracking.provenance import MAXIMUM_DIFF, flatten_metrics, flatten_params, headline_metrics, run_start
 
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
@@ -141,7 +142,7 @@ def test_a_runs_name_says_what_is_unusual_about_its_training(repository: Path):
 def test_experiment_and_flow_are_named_by_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch):
     assert run_start(PARAMS).name.startswith("gaussian-mlp-z")
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lamb")
-    monkeypatch.setenv("VAELINE_FLOW_RUN_ID", "1234")
+    monkeypatch.setenv(*RunContext(flow_run="1234").environment().popitem())
     start = run_start(PARAMS)
     assert start.name == start.tags["vaeline.dvc_experiment"] == "brave-lamb"
     assert start.tags["vaeline.flow_run_id"] == "1234"

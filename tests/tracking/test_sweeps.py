@@ -4,6 +4,7 @@ import pytest
 
 from vaeline.config import read_params
 from vaeline.errors import UserError
+from vaeline.io.run_context import RunContext
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart, run_start
 from vaeline.tracking.runs import open_training_run
@@ -21,8 +22,7 @@ def train(key: str, digest: str, **tags: str) -> None:
 
 
 def test_a_trials_run_tells_its_sweep_and_its_parent(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("VAELINE_SWEEP", "first")
-    monkeypatch.setenv("VAELINE_PARENT_RUN_ID", "abc")
+    monkeypatch.setenv(*RunContext(sweep="first", parent_run="abc").environment().popitem())
     tags = run_start(PARAMS).tags
     assert (tags["vaeline.sweep"], tags["mlflow.parentRunId"]) == ("first", "abc")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaeline.errors import UserError
+from vaeline.io.run_context import RunContext
 
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
@@ -64,10 +65,10 @@ def repository_root() -> Path:
     """The repository that owns the local state.
 
     DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
-    tracking store. VAELINE_ROOT names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
+    tracking store. RunContext.root names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
     it is the nearest folder upwards with a `.dvc`, else the current one. Raises UserError where that was deleted.
     """
-    if root := os.environ.get("VAELINE_ROOT") or os.environ.get("DVC_ROOT"):
+    if root := RunContext.read().root or os.environ.get("DVC_ROOT"):
         return Path(root)
     try:
         here = Path.cwd()

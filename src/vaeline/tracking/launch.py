@@ -5,10 +5,9 @@ import os
 import sys
 import time
 
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import repository_root
 from vaeline.tracking.outbox import Spool
-
-CODE = "VAELINE_SHIPPER_PATH"  # the PYTHONPATH of code that stays, where a stage's own is of a passing clone
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +23,8 @@ def start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
     arguments = [sys.executable, "-m", "vaeline.tracking.uploader", str(folder)]
     arguments += ["--system-metrics"] if system_metrics else []
     environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
-    if CODE in environment:
-        environment["PYTHONPATH"] = environment[CODE]
+    if (path := RunContext.read().uploader_path) is not None:
+        environment["PYTHONPATH"] = path
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]

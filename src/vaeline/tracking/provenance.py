@@ -16,6 +16,7 @@ from vaeline.config import Params
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND, git_bytes
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import PREPARED
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
@@ -62,12 +63,13 @@ def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
             tags["vaeline.git_untracked"] = json.dumps(untracked, ensure_ascii=False)
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["vaeline.dvc_experiment"] = experiment
-    if flow_run := os.environ.get("VAELINE_FLOW_RUN_ID"):
-        tags["vaeline.flow_run_id"] = flow_run
-    if sweep := os.environ.get("VAELINE_SWEEP"):
-        tags["vaeline.sweep"] = sweep
-    if parent := os.environ.get("VAELINE_PARENT_RUN_ID"):
-        tags["mlflow.parentRunId"] = parent
+    context = RunContext.read()
+    inherited = {
+        "vaeline.flow_run_id": context.flow_run,
+        "vaeline.sweep": context.sweep,
+        "mlflow.parentRunId": context.parent_run,
+    }
+    tags |= {name: value for name, value in inherited.items() if value}
     dataset = describe_data(prepared, params.data.source.kind)
     if dataset is not None:
         tags["vaeline.data_digest"] = str(dataset["digest"])
