@@ -15,7 +15,8 @@ from benchmarks.row import Row
 from benchmarks.training import one_thread
 from vaeline.config import Params, read_params
 from vaeline.io.locks import locked
-from vaeline.tracking.outbox import Spool
+from vaeline.io.workspace import current_workspace
+from vaeline.tracking.outbox import RunOutbox
 from vaeline.tracking.runs import open_training_run, run_start
 from vaeline.training.splits import Splits
 from vaeline.training.tracker import NullTracker, Tracker
@@ -36,13 +37,13 @@ def rows() -> list[Row]:
         _seconds(params, splits, NullTracker())  # warms up
         for pair in range(PAIRS):
             begin = time.perf_counter()
-            run = open_training_run(f"benchmark-{pair}", run_start(params))
+            run = open_training_run(current_workspace(), f"benchmark-{pair}", run_start(current_workspace(), params))
             opened = time.perf_counter() - begin
             tracked = _seconds(params, splits, run)
             begin = time.perf_counter()
             run.close()
             openings.append(opened + time.perf_counter() - begin)
-            _wait_for_shipper(run.spool)
+            _wait_for_shipper(run.outbox)
             ratios.append(tracked / _seconds(params, splits, NullTracker()))
     ratio, opening = statistics.median(ratios), statistics.median(openings)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
@@ -67,7 +68,7 @@ def _seconds(params: Params, splits: Splits, tracker: Tracker) -> float:
         return time.perf_counter() - begin
 
 
-def _wait_for_shipper(spool: Spool) -> None:
+def _wait_for_shipper(spool: RunOutbox) -> None:
     """The untracked training must not run beside the tracked one's shipper."""
     deadline = time.monotonic() + 120
     while not spool.is_sent() and time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.command import consume
 from vaeline.command.program import run_program
 from vaeline.config import read_params
-from vaeline.io.workspace import PARAMS
+from vaeline.io.workspace import PARAMS, current_workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -76,7 +76,7 @@ def sync() -> None:
     prepare_environment()
     from vaeline.tracking.sync import sync_all
 
-    typer.echo(str(sync_all()))
+    typer.echo(str(sync_all(current_workspace())))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from vaeline.config import Digits, Download, Params, Shapes, read_params
 from vaeline.errors import UserError
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
-from vaeline.io.workspace import PARAMS, RAW, repository_root
+from vaeline.io.workspace import PARAMS, RAW, current_workspace, repository_root
 
 GIGABYTE = 1e9
 ROOM, LEAST_ROOM = 5 * GIGABYTE, 1 * GIGABYTE
@@ -163,12 +163,12 @@ def _open_mirror(kind: str) -> str | None:
 def tracking() -> Finding:
     """The MLflow store: a sqlite file that is whole and can be written, or a server that answers."""
     from vaeline.tracking.connection import SQLITE, connect, redact, tracking_uri
-    from vaeline.tracking.outbox import all_spools
+    from vaeline.tracking.outbox import all_outboxes
 
-    uri = tracking_uri()
+    uri = tracking_uri(current_workspace())
     if not uri.startswith(SQLITE):
         try:
-            connect(timeout_s=5, retries=0)
+            connect(current_workspace(), timeout_s=5, retries=0)
         except UserError as error:
             return Finding("fail", "tracking", str(error), "start that server, or unset MLFLOW_TRACKING_URI")
         return Finding("ok", "tracking", f"{redact(uri)} answers")
@@ -186,7 +186,7 @@ def tracking() -> Finding:
     if verdict != "ok":
         mend = f"move {path} away: a new one is made, `vaeline sync` fills it again"
         return Finding("fail", "tracking", f"{path}: {verdict}", mend)
-    if unsent := sum(1 for spool in all_spools() if not spool.is_sent()):
+    if unsent := sum(1 for spool in all_outboxes(current_workspace()) if not spool.is_sent()):
         return Finding("warn", "tracking", f"{path}, {unsent} runs not wholly sent", "vaeline sync")
     return Finding("ok", "tracking", str(path))
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vaeline.io.workspace import current_workspace
+
 if TYPE_CHECKING:
     from vaeline.registry.lineage import Lineage
 
@@ -51,11 +53,11 @@ def reproduce(
     from pipeline.commands.reproduction import rebuilt
     from vaeline.io.digests import model_digest
     from vaeline.registry.lineage import HISTORY, artifact, download_model, trace
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect()
+    client = connect(current_workspace())
     with tempfile.TemporaryDirectory() as temporary:
-        with told_in_one_line():
+        with one_line_errors():
             lineage = trace(client, uri)
             stored = download_model(client, lineage, Path(temporary))
             history = artifact(client, lineage.run_id, HISTORY) if lineage.run_id else None
@@ -88,10 +90,10 @@ def report() -> None:
 
 def _traced(uri: str) -> "Lineage":
     from vaeline.registry import lineage
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect()
-    with told_in_one_line():
+    client = connect(current_workspace())
+    with one_line_errors():
         return lineage.trace(client, uri)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from vaeline.io.digests import file_digest, model_digest
 from vaeline.io.workspace import MODEL, PREPARED, REPORTS
 from vaeline.registry.lineage import Lineage
-from vaeline.tracking.outbox import Spool
+from vaeline.tracking.outbox import RunOutbox
 
 
 def differences(lineage: Lineage, stored: Path, history: bytes | None, project: Path) -> list[str]:
@@ -96,7 +96,7 @@ def machine_of(project: Path) -> dict[str, str]:
     prefix = "vaeline.machine."
     found: dict[str, str] = {}
     for log in (project / ".vaeline" / "spool").glob("*/events.jsonl"):
-        for event, _ in Spool(log.parent).read():
+        for event, _ in RunOutbox(log.parent).read():
             if event["kind"] == "tags":
                 tags = event["values"].items()
                 found |= {key.removeprefix(prefix): value for key, value in tags if key.startswith(prefix)}

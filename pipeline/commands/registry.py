@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
+from vaeline.io.workspace import current_workspace
 
 app = typer.Typer()
 
@@ -19,10 +20,10 @@ def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> 
     _reach_registry()
     from pipeline.commands.tables import show, versions_table
     from vaeline.registry.operations import find_models, list_versions
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect()
-    with told_in_one_line():
+    client = connect(current_workspace())
+    with one_line_errors():
         found = find_models(client, name or None)
         tables = [versions_table(model.name, list_versions(client, model)) for model in found]
     show(*tables)
@@ -36,10 +37,10 @@ def history(name: Name) -> None:
     _reach_registry()
     from pipeline.commands.tables import history_table, show
     from vaeline.registry.operations import find_models, read_history
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect()
-    with told_in_one_line():
+    client = connect(current_workspace())
+    with one_line_errors():
         (model,) = find_models(client, name)
     entries = read_history(model)
     if entries:
@@ -60,11 +61,11 @@ def promote(
         raise typer.BadParameter("--force and --reason TEXT go together: the history keeps why the gate was overruled")
     _reach_registry()
     from vaeline.registry.operations import promote_by_force, promote_by_gate
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
     if force:
-        client = connect()
-        with told_in_one_line():
+        client = connect(current_workspace())
+        with one_line_errors():
             decision = promote_by_force(client, name, version, reason.strip())
     else:
         enter_workspace()
@@ -74,8 +75,8 @@ def promote(
         from vaeline.io.workspace import PARAMS, PREPARED
 
         trial = read_trial(read_params(PARAMS), load_split(PREPARED, "test"))
-        client = connect()
-        with told_in_one_line():
+        client = connect(current_workspace())
+        with one_line_errors():
             decision = promote_by_gate(client, name, version, trial)
     if decision is None:
         typer.echo(f"{name} version {version} is the champion already")
@@ -88,10 +89,10 @@ def rollback(name: Name, reason: Reason = "") -> None:
     """Make the champion before the present one champion again; once more goes further back."""
     _reach_registry()
     from vaeline.registry.operations import rollback as go_back
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect()
-    with told_in_one_line():
+    client = connect(current_workspace())
+    with one_line_errors():
         before, now = go_back(client, name, reason.strip())
     typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")
 

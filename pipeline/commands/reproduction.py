@@ -122,7 +122,7 @@ def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
-        "VAELINE_SHIPPER": "off",
+        "VAELINE_UPLOADER": "off",
         "TMPDIR": str(state),  # PyTorch leaves a folder there
     }
 

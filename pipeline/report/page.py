@@ -17,7 +17,7 @@ from vaeline.config import Params
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_whole
 from vaeline.io.digests import file_digest, model_digest, value_digest
-from vaeline.io.workspace import MODEL
+from vaeline.io.workspace import MODEL, current_workspace
 from vaeline.registry.lineage import Lineage
 from vaeline.tracking.connection import redact, tracking_uri
 from vaeline.tracking.runs import open_model_run, run_start
@@ -40,19 +40,19 @@ def publish(params: Params) -> Path:
     Raises UserError where there is no model.
     """
     from vaeline.registry.lineage import of_digest
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
     if not (MODEL / "config.json").is_file():
         raise UserError(f"{MODEL}: there is no model yet; run the stage train")
     digest, lineage = model_digest(MODEL), None
     try:
-        client = connect(timeout_s=5, retries=0)
-        with told_in_one_line():
+        client = connect(current_workspace(), timeout_s=5, retries=0)
+        with one_line_errors():
             lineage = of_digest(client, params.register_.name, digest)
     except UserError as error:
         log.warning("the page shows no lineage: %s", error)
     path = write(params, lineage)
-    with open_model_run(digest, run_start(params)) as run:
+    with open_model_run(current_workspace(), digest, run_start(current_workspace(), params)) as run:
         run.artifact(path, "reports")
     return path
 
@@ -74,7 +74,7 @@ def where() -> str:
     text = f"`{PAGE}`"
     if run := found.get("run_id"):
         text += f"; in MLflow: run `{run}`, artifact `{PAGE}`"
-        if (uri := redact(tracking_uri())).startswith(("http://", "https://")):
+        if (uri := redact(tracking_uri(current_workspace()))).startswith(("http://", "https://")):
             place = f"experiments/{found['experiment_id']}/runs/{run}/artifacts/{PAGE}"
             text += f" ([open]({uri.rstrip('/')}/#/{place}))"
     return text

@@ -9,7 +9,7 @@ from pipeline.services import daemons
 from pipeline.services.servers import MLFLOW
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_whole
-from vaeline.io.workspace import state_folder
+from vaeline.io.workspace import current_workspace, state_folder
 from vaeline.tracking.connection import SQLITE, artifact_location, redact, tracking_uri
 
 
@@ -52,7 +52,7 @@ def registered(anew: bool = False) -> Registered | None:
 
 def remembered() -> Registered | None:
     """The same without asking; None where it is not known, or MLflow's database is gone."""
-    uri, wanted = tracking_uri(), _wanted()
+    uri, wanted = tracking_uri(current_workspace()), _wanted()
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return None
     try:
@@ -64,16 +64,20 @@ def remembered() -> Registered | None:
 
 def _wanted() -> Registered | None:
     decision = summary.registration()
-    return Registered(redact(tracking_uri()), decision["name"], decision["digest"]) if decision else None
+    return (
+        Registered(redact(tracking_uri(current_workspace())), decision["name"], decision["digest"])
+        if decision
+        else None
+    )
 
 
 def _ask(wanted: Registered) -> Registered:
     from vaeline.registry.versions import find_version
-    from vaeline.tracking.connection import connect, told_in_one_line
+    from vaeline.tracking.connection import connect, one_line_errors
 
     try:
-        client = connect(timeout_s=5, retries=0)
-        with told_in_one_line():
+        client = connect(current_workspace(), timeout_s=5, retries=0)
+        with one_line_errors():
             version = find_version(client, wanted.name, wanted.digest)
     except UserError:
         return wanted
@@ -88,8 +92,8 @@ def _memory() -> Path:
 
 def _interface() -> str | None:
     """Where MLflow's pages are."""
-    uri = tracking_uri()
-    if artifact_location(uri) is None:
+    uri = tracking_uri(current_workspace())
+    if artifact_location(uri, current_workspace()) is None:
         return redact(uri).rstrip("/")
     server = daemons.running(MLFLOW)
     return server.address if server else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.services import daemons
 from pipeline.services.child_processes import Process, listens, spawn, stop
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import artifact_location, redact, tracking_uri
 
 HOST = "127.0.0.1"
@@ -76,8 +77,8 @@ def serve(say: Callable[[str], None]) -> None:
 
 
 def _wanted(say: Callable[[str], None]) -> Iterator[Server]:
-    uri = tracking_uri()
-    artifacts = artifact_location(uri)
+    uri = tracking_uri(current_workspace())
+    artifacts = artifact_location(uri, current_workspace())
     if artifacts is None:
         say(f"MLflow: {redact(uri)} (MLFLOW_TRACKING_URI)")
     elif up := daemons.running(MLFLOW):

@@ -26,7 +26,7 @@ from pipeline.services.servers import (
 )
 from vaeline.errors import UserError
 from vaeline.io.locks import locked
-from vaeline.io.workspace import make_state_folder, state_folder
+from vaeline.io.workspace import current_workspace, make_state_folder, state_folder
 from vaeline.tracking.connection import artifact_location, redact, tracking_uri
 
 WORKER = "worker"
@@ -42,8 +42,8 @@ def up(say: Say, host: str = HOST) -> None:
     """
     refuse_open_doors(host)
     with _alone():
-        uri = tracking_uri()
-        artifacts = artifact_location(uri)
+        uri = tracking_uri(current_workspace())
+        artifacts = artifact_location(uri, current_workspace())
         api = os.environ.get("PREFECT_API_URL")
         starting = []
         if artifacts is None:
@@ -96,7 +96,7 @@ def _through_mlflow(host: str) -> dict[str, str]:
         return {}
     mlflow = daemons.running(MLFLOW)
     own = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]}
-    return {**own, "MLFLOW_TRACKING_URI": mlflow.address if mlflow else tracking_uri()}
+    return {**own, "MLFLOW_TRACKING_URI": mlflow.address if mlflow else tracking_uri(current_workspace())}
 
 
 def _start_worker(say: Say, api: str, tracking: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from vaeline.evaluation.comparison import Scores, score
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
 from vaeline.evaluation.split_metrics import Pixels
 from vaeline.io.atomic_write import write_whole
-from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS
+from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.registry.champion import Trial
 from vaeline.registry.gate import Bar, Evidence
 from vaeline.registry.lineage import of_digest
@@ -27,9 +27,9 @@ from vaeline.registry.notes import annotate
 from vaeline.registry.versions import Candidate, register
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import LoadedModel
-from vaeline.tracking.connection import connect, told_in_one_line
+from vaeline.tracking.connection import connect, one_line_errors
 from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
-from vaeline.tracking.sync import ship_now
+from vaeline.tracking.sync import upload_now
 from vaeline.training.device import pick_device, reproducible
 
 EXAMPLES = 2  # images kept beside the model to show what goes in
@@ -40,10 +40,15 @@ def main() -> None:
     params = read_params(PARAMS)
     report = read_report(REPORTS / "metrics.json")
     loaded, test = load_trained(torch.device("cpu")), load_split(PREPARED, "test")
-    client = connect()
+    client = connect(current_workspace())
     evidence = gather_evidence(loaded, report)
-    with told_in_one_line(), open_model_run(loaded.digest, run_start(params), ship=False) as tracker:
-        run_id = ship_now(tracker.spool, client)
+    with (
+        one_line_errors(),
+        open_model_run(
+            current_workspace(), loaded.digest, run_start(current_workspace(), params), upload=False
+        ) as tracker,
+    ):
+        run_id = upload_now(tracker.outbox, client, current_workspace())
         example, reference = np.array(test[:EXAMPLES]), reference_scores(loaded, test)
         candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
         registration = register(client, candidate, read_trial(params, test))
@@ -51,7 +56,7 @@ def main() -> None:
         write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
         lineage = of_digest(client, registration.name, registration.digest)
         tracker.artifact(page.write(params, lineage), "reports")
-        ship_now(tracker.spool, client)
+        upload_now(tracker.outbox, client, current_workspace())
         if lineage is not None:
             annotate(client, lineage, page.note())
 

@@ -16,7 +16,7 @@ from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import load_split
 from vaeline.io.atomic_write import write_folder
-from vaeline.io.workspace import PARAMS, PREPARED, REPORTS
+from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.plotting.sheets import Pixels, Row, Sheet, grid, png, render, to_pixels, triangle
 from vaeline.tracking.runs import open_model_run, run_start
 from vaeline.training.device import pick_device, reproducible
@@ -38,7 +38,7 @@ def main() -> None:
     write_folder(SAMPLES, {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
     for name, pixels in drawn.items():
         log.info("%s: %d x %d pixels", SAMPLES / f"{name}.png", pixels.shape[1], pixels.shape[0])
-    with open_model_run(trained.digest, run_start(params)) as run:
+    with open_model_run(current_workspace(), trained.digest, run_start(current_workspace(), params)) as run:
         for name, pixels in drawn.items():
             run.image(name, pixels, 0)
 

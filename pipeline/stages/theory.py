@@ -8,7 +8,7 @@ from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
 from vaeline.io.atomic_write import write_folder, write_whole
-from vaeline.io.workspace import PARAMS, PREPARED, REPORTS
+from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.theory.context import Images, Rows, Subject
 from vaeline.theory.report import show
 from vaeline.tracking.runs import open_model_run, run_start
@@ -37,7 +37,7 @@ def main() -> None:
         report = show(subject)
     write_folder(PAGE, report.files())
     write_whole(NUMBERS, report.numbers())
-    with open_model_run(trained.digest, run_start(params)) as run:
+    with open_model_run(current_workspace(), trained.digest, run_start(current_workspace(), params)) as run:
         for name in report.files():
             run.artifact(PAGE / name, "reports/theory")
         run.artifact(NUMBERS, "reports")

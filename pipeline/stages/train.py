@@ -11,7 +11,7 @@ from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.io.atomic_write import write_whole
 from vaeline.io.digests import model_digest
-from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, state_folder
+from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace, state_folder
 from vaeline.io.yaml_config import read_yaml
 from vaeline.serving.model_files import save_model
 from vaeline.tracking.runs import latest_artifact, open_training_run, run_start
@@ -47,8 +47,10 @@ def lead(team: Team, key: str, params: Params, splits: Splits, data: dict[str, s
     device = pick_device()
     with checkpoint.owned(checkpoints):
         checkpoint.drop_abandoned(checkpoints.parent)
-        resume = checkpoint.read(checkpoints) is not None or not is_committed(latest_artifact(key, HISTORY.name))
-        with open_training_run(key, run_start(params), resume=resume) as run:
+        resume = checkpoint.read(checkpoints) is not None or not is_committed(
+            latest_artifact(current_workspace(), key, HISTORY.name)
+        )
+        with open_training_run(current_workspace(), key, run_start(current_workspace(), params), resume=resume) as run:
             run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, team.size).items()})
             result = train(
                 params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run, team=team

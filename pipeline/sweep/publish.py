@@ -9,7 +9,7 @@ from pipeline.sweep.space import Axis, Choices
 from pipeline.sweep.state import Sweep, show
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_whole
-from vaeline.io.workspace import REPORTS
+from vaeline.io.workspace import REPORTS, current_workspace
 from vaeline.tracking.sweeps import close_parent, open_parent
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ def begin_in_mlflow(sweep: Sweep) -> str:
     request = sweep.request
     asked = {"sweep.search": request.search, "sweep.metric": request.metric, "sweep.trials": str(sweep.total)}
     try:
-        sweep.parent_run_id = open_parent(sweep.baseline.params["register"]["name"], sweep.name, values | asked)
+        sweep.parent_run_id = open_parent(
+            current_workspace(), sweep.baseline.params["register"]["name"], sweep.name, values | asked
+        )
     except UserError as error:
         return str(error)
     sweep.save()
@@ -51,6 +53,7 @@ def end_in_mlflow(sweep: Sweep) -> str:
     failed = any(trial.status == "failed" for trial in sweep.trials)
     try:
         close_parent(
+            current_workspace(),
             sweep.parent_run_id,
             "FAILED" if failed else "FINISHED",
             metrics=metrics,

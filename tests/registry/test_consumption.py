@@ -44,7 +44,7 @@ def registered(outputs: Callable[..., Path], empty_store: Path) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("DVC_ROOT", str(root))
-        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("VAELINE_UPLOADER", "off")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/.vaeline/mlflow.db")
         stage.main()
         yield root

@@ -10,13 +10,14 @@ import pytest
 
 from vaeline.errors import UserError
 from vaeline.io.digests import model_digest
+from vaeline.io.workspace import current_workspace
 from vaeline.registry import lineage
 from vaeline.registry.lineage import Changes
 from vaeline.registry.notes import NOTE, annotate
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import CUT, RunStart
 from vaeline.tracking.runs import open_training_run
-from vaeline.tracking.sync import ship_now
+from vaeline.tracking.sync import upload_now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,12 +56,12 @@ def client(store: Path) -> "MlflowClient":
     start = RunStart("exp", "run", {"train.beta": "4.0"}, tags, DATASET, DIFF)
     metrics = store.parent / "metrics.json"
     metrics.write_text('{"test": {"elbo": -3.0, "elbo_se": 0.1}}')
-    with open_training_run("key", start) as run:
+    with open_training_run(current_workspace(), "key", start) as run:
         run.metrics({"train/elbo": -3.5}, 1)
         run.tags({"vaeline.machine.threads": "2", "vaeline.versions": '{"torch": "1"}'})
         run.artifact(metrics, "reports")
-    found = connect()
-    run_id = ship_now(run.spool, found)
+    found = connect(current_workspace())
+    run_id = upload_now(run.outbox, found, current_workspace())
     found.create_registered_model("m")
     decided = {"vaeline.decision": "promoted", "vaeline.reasons": '["better"]', "vaeline.gate": '{"gain": 1.5}'}
     found.create_model_version("m", (store.parent / "package").as_uri(), run_id, decided, description="How to use it.")

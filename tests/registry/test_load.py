@@ -20,6 +20,7 @@ from pipeline.stages import register as stage
 from uploads import answers, mlflow_server, until
 from vaeline.command.consume import app
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
@@ -57,7 +58,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Pa
         warnings.simplefilter("ignore")
         enter(patch, root)
         patch.chdir(root)
-        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("VAELINE_UPLOADER", "off")
         patch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
         patch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
         (root / ".vaeline").mkdir()
@@ -67,7 +68,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Pa
             params = root / "params.yaml"
             params.write_text(params.read_text().replace(f"name: {NAME}", f"name: {name}"))
             stage.main()
-        client = connect()
+        client = connect(current_workspace())
         client.set_registered_model_alias(NAME, "champion", "2")  # untrained, it would not pass the gate
         yield Registry(root, client)
 
@@ -272,7 +273,7 @@ def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checke
         root = outputs(1)
         monkeypatch.chdir(root)
         enter(monkeypatch, root)
-        monkeypatch.setenv("VAELINE_SHIPPER", "off")
+        monkeypatch.setenv("VAELINE_UPLOADER", "off")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
         monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))

@@ -13,6 +13,7 @@ from filled_registry import ROOT
 from pipeline.stages import evaluate, fetch, prepare, register, train
 from registry_command import vaeline
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
 
 pytestmark = [
@@ -101,7 +102,7 @@ def test_the_better_one_is_promoted_and_each_other_rejected_with_its_reason(digi
     assert broken["decision"] == "rejected"
     assert broken["reasons"][0].startswith("not finite: its ELBO on ")
 
-    aliases = connect().get_registered_model("digits").aliases
+    aliases = connect(current_workspace()).get_registered_model("digits").aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 2, "challenger": 6}
     assert vaeline("rollback", "digits") == "digits version 1 is champion again, version 2 is not any more\n"
     told = re.sub(r"\s+", " ", vaeline("history", "digits", width=200))

@@ -14,6 +14,7 @@ import pytest
 from pipeline.stages import register as stage
 from uploads import is_free, until
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.registry.gate import Evidence
 from vaeline.registry.versions import evidence_tags
 from vaeline.serving.model_files import load_model
@@ -88,7 +89,7 @@ def trained(store: Path, outputs: Callable[..., Path], quick_trial: None) -> Pat
 def test_the_first_model_becomes_champion_once_however_often_it_is_registered(trained: Path):
     stage.main()
     first = Path("reports/registration.json").read_bytes()
-    client = connect()
+    client = connect(current_workspace())
     (version,) = versions(client)
     stage.main()
     assert Path("reports/registration.json").read_bytes() == first
@@ -112,7 +113,7 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(tr
 
 def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(trained: Path):
     stage.main()
-    (version,) = versions(connect())
+    (version,) = versions(connect(current_workspace()))
     import mlflow
 
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
@@ -133,7 +134,7 @@ def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_
 
 
 def test_a_better_model_takes_the_alias_and_a_worse_one_does_not(trained: Path, outputs: Callable[..., Path]):
-    client = connect()
+    client = connect(current_workspace())
     for seed, sigma in ((1, 0.6), (2, 1.0), (3, 0.3)):
         outputs(seed, folder=trained, sigma=sigma)
         stage.main()
@@ -162,7 +163,7 @@ def test_a_rejected_model_is_judged_again_when_the_bar_is_lowered(trained: Path)
     assert registration()["reasons"] == ["3 active units, register.minimum_active_units is 4"]
     params.write_text(loose)
     stage.main()
-    client = connect()
+    client = connect(current_workspace())
     assert registration()["decision"] == "promoted"
     assert aliases(client)["champion"] == "1"
     assert len(versions(client)) == 1
@@ -172,37 +173,41 @@ def test_a_champion_that_was_named_by_hand_stays_unchanged(trained: Path):
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("minimum_active_units: 2", "minimum_active_units: 4"))
     stage.main()
-    connect().set_registered_model_alias(NAME, "champion", "1")
+    connect(current_workspace()).set_registered_model_alias(NAME, "champion", "1")
     stage.main()
     assert registration()["decision"] == "unchanged"
 
 
 def test_the_version_belongs_to_the_run_of_the_training(trained: Path):
-    with open_training_run("key", stage.run_start(stage.read_params(stage.PARAMS))) as run:
+    with open_training_run(
+        current_workspace(), "key", stage.run_start(current_workspace(), stage.read_params(stage.PARAMS))
+    ) as run:
         run.metrics({"train/elbo": -3.0}, 7)
         run.finish_training(load_model(Path("models")).digest)
     stage.main()
-    client = connect()
+    client = connect(current_workspace())
     (version,) = versions(client)
     (point,) = client.get_metric_history(version.run_id, "train/elbo")
     assert (point.step, point.value) == (7, -3.0)
 
 
 def test_a_shipper_that_still_follows_the_run_is_no_obstacle(trained: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("VAELINE_SHIPPER")
-    with open_training_run("key", stage.run_start(stage.read_params(stage.PARAMS))) as run:
+    monkeypatch.delenv("VAELINE_UPLOADER")
+    with open_training_run(
+        current_workspace(), "key", stage.run_start(current_workspace(), stage.read_params(stage.PARAMS))
+    ) as run:
         run.finish_training(load_model(Path("models")).digest)
-        until(lambda: not is_free(run.spool))
+        until(lambda: not is_free(run.outbox))
         stage.main()
         assert registration()["decision"] == "promoted"
-    until(lambda: is_free(run.spool) and run.spool.is_sent())
+    until(lambda: is_free(run.outbox) and run.outbox.is_sent())
 
 
 @pytest.mark.slow
 def test_several_registering_at_once_make_one_version(trained: Path):
     command = [sys.executable, "-W", "ignore", "-c", RACE, "3"]
     subprocess.run(command, check=True)
-    client = connect()
+    client = connect(current_workspace())
     assert len(versions(client)) == 1
     assert aliases(client) == {"champion": "1"}
     assert registration()["decision"] == "promoted"

@@ -78,7 +78,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("VAELINE_UPLOADER", "off")
         (folder / ".dvc").mkdir()
         set_up(PARAMS)
         evaluate.main()
@@ -100,7 +100,7 @@ def run(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     copy = tmp_path / "copy"
     shutil.copytree(outputs, copy)
     monkeypatch.chdir(copy)
-    monkeypatch.setenv("VAELINE_SHIPPER", "off")
+    monkeypatch.setenv("VAELINE_UPLOADER", "off")
     return copy
 
 

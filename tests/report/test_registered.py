@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.registered import Registered, registered, remembered
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import tracking_uri
 
 KNOWN = (
@@ -24,7 +25,7 @@ def known(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
     (toy / "reports").mkdir()
     (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "abc"}))
     (toy / ".vaeline").mkdir()
-    found = Registered(tracking_uri(), "digits", "abc", "7", "run")
+    found = Registered(tracking_uri(current_workspace()), "digits", "abc", "7", "run")
     (toy / ".vaeline" / "registered.json").write_text(json.dumps(asdict(found)))
     return found
 
@@ -59,7 +60,9 @@ def test_another_model_store_or_a_spoilt_note_is_asked_for_anew(
 def test_a_database_that_is_gone_has_no_version(known: Registered, toy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert known.links() == {}, "no server shows a database file"
-    (toy / ".vaeline" / "registered.json").write_text(json.dumps(asdict(replace(known, uri=tracking_uri()))))
+    (toy / ".vaeline" / "registered.json").write_text(
+        json.dumps(asdict(replace(known, uri=tracking_uri(current_workspace()))))
+    )
     (toy / ".vaeline" / "mlflow.db").touch()
     assert remembered() is not None
     (toy / ".vaeline" / "mlflow.db").unlink()

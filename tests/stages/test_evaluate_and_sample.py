@@ -33,7 +33,7 @@ def changed(**sections: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VAELINE_SHIPPER", "off")
+    monkeypatch.setenv("VAELINE_UPLOADER", "off")
     (tmp_path / ".dvc").mkdir()
     set_up(PARAMS)
     return tmp_path

@@ -19,7 +19,7 @@ HISTORY = (
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VAELINE_SHIPPER", "off")
+    monkeypatch.setenv("VAELINE_UPLOADER", "off")
     monkeypatch.setenv("VAELINE_DEVICE", "cpu")
     (tmp_path / ".dvc").mkdir()
     section: dict[str, Any] = {"images": 5, "importance_samples": 10, "training_images": 50, "epochs": 1, "seed": 1}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sabotage import Sabotage
+from vaeline.io.workspace import current_workspace
 
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
 
@@ -70,7 +71,7 @@ def work(job: Job) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(job["cwd"])
-    os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_SHIPPER": "off"} | job["env"])
+    os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_UPLOADER": "off"} | job["env"])
     sabotage = Sabotage(job["root"], job["action"], job["at"])
     code: Any = 70
     try:
@@ -106,7 +107,7 @@ def act(what: str, sabotage: Sabotage) -> None:
         from vaeline.tracking.sync import sync_all
 
         sabotage.install()
-        run_program(lambda: print(sync_all()))
+        run_program(lambda: print(sync_all(current_workspace())))
     from pipeline.stages import runner
 
     stage = importlib.import_module(f"pipeline.stages.{what}")

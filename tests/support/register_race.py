@@ -24,13 +24,14 @@ from filled_registry import START, smoke_here
 from pipeline.stages import register as stage
 from vaeline.config import read_params
 from vaeline.data.prepared import load_split
+from vaeline.io.workspace import current_workspace
 from vaeline.registry.operations import find_versions, read_history
 from vaeline.registry.versions import Candidate, register
 from vaeline.serving import mlflow_package
 from vaeline.serving.model_files import load_model
 from vaeline.tracking.connection import connect
 from vaeline.tracking.runs import open_model_run
-from vaeline.tracking.sync import ship_now
+from vaeline.tracking.sync import upload_now
 
 NAME = "race"
 PATIENCE_S = 1500  # for one round, on a machine that is busy with other things
@@ -52,15 +53,15 @@ def plan(processes: int, rounds: int, models: int) -> list[list[int]]:
 def enter(rows: list[list[int]], mine: int, barrier: Any, failures: Any) -> None:
     """One process: waits for the others, registers its model, waits again, in each round."""
     try:
-        client, test = connect(), load_split(Path("data/prepared"), "test")
+        client, test = connect(current_workspace()), load_split(Path("data/prepared"), "test")
         trial = stage.read_trial(read_params(Path("params.yaml")), test)
         trial = replace(trial, bar=replace(trial.bar, minimum_active_units=0), smoke_test=smoke_here)
         report = stage.read_report(Path("reports/metrics.json"))
         for row in rows:
             folder = Path(f"models-{row[mine]}")
             loaded = load_model(folder)
-            with open_model_run(loaded.digest, START, ship=False) as tracker:
-                run_id = ship_now(tracker.spool, client, PATIENCE_S)
+            with open_model_run(current_workspace(), loaded.digest, START, upload=False) as tracker:
+                run_id = upload_now(tracker.outbox, client, current_workspace(), PATIENCE_S)
             evidence = stage.gather_evidence(loaded, report)
             candidate = Candidate(NAME, folder, loaded, np.array(test[:2]), evidence, run_id)
             barrier.wait(PATIENCE_S)
@@ -74,7 +75,7 @@ def enter(rows: list[list[int]], mine: int, barrier: Any, failures: Any) -> None
 
 def read(first: Any, stop: Any, counts: Any, failures: Any) -> None:
     """Load the champion and predict, again and again."""
-    connect()
+    connect(current_workspace())
     loads, seen = 0, set()
     first.wait()
     while not stop.is_set():
@@ -116,7 +117,7 @@ def main(processes: int, rounds: int) -> None:
     children.append(context.Process(target=read, args=(first, stop, counts, failures)))
     for child in children:
         child.start()
-    client, looks, started = connect(), [], time.monotonic()
+    client, looks, started = connect(current_workspace()), [], time.monotonic()
     for row in rows:
         try:
             barrier.wait(PATIENCE_S)

@@ -15,6 +15,7 @@ from filled_registry import NAME, ROOT, START, Shelf, enter, smoke_here
 from packages import make_keys, make_package
 from vaeline import config
 from vaeline.io.digests import file_digest
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart
 
@@ -29,7 +30,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty repository as the working directory; no shipper is started in it."""
     monkeypatch.chdir(tmp_path)
     enter(monkeypatch, tmp_path)
-    monkeypatch.setenv("VAELINE_SHIPPER", "off")
+    monkeypatch.setenv("VAELINE_UPLOADER", "off")
     return tmp_path
 
 
@@ -39,7 +40,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         enter(patch, folder)
-        connect()
+        connect(current_workspace())
     return folder / ".vaeline" / "mlflow.db"
 
 
@@ -140,21 +141,21 @@ def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: p
     from vaeline.registry.versions import Candidate, publish
     from vaeline.serving.model_files import load_model
     from vaeline.tracking.runs import open_model_run
-    from vaeline.tracking.sync import ship_now
+    from vaeline.tracking.sync import upload_now
 
     root = tmp_path_factory.mktemp("stocked")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         enter(patch, root)
-        patch.setenv("VAELINE_SHIPPER", "off")
+        patch.setenv("VAELINE_UPLOADER", "off")
         (root / ".vaeline").mkdir()
         shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
-        client = connect()
+        client = connect(current_workspace())
         for seed, sigma in enumerate((1.2, 0.8, 0.5, 0.3), 1):
             outputs(seed, folder=root, sigma=sigma)
             loaded, report = load_model(root / "models"), stage.read_report(root / "reports" / "metrics.json")
-            with open_model_run(loaded.digest, START, ship=False) as tracker:
-                run_id = ship_now(tracker.spool, client)
+            with open_model_run(current_workspace(), loaded.digest, START, upload=False) as tracker:
+                run_id = upload_now(tracker.outbox, client, current_workspace())
             example = np.zeros((2, 1, 5, 4), np.uint8)
             evidence = stage.gather_evidence(loaded, report)
             publish(client, Candidate(NAME, root / "models", loaded, example, evidence, run_id))
@@ -171,4 +172,4 @@ def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> S
     (repository / ".vaeline").mkdir()
     shutil.copy(stocked / ".vaeline" / "mlflow.db", repository / ".vaeline")
     (repository / "dvc.yaml").write_text("stages: {}")
-    return Shelf(connect())
+    return Shelf(connect(current_workspace()))

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vaeline.io.workspace import current_workspace
+
 PASSING = re.compile(r"system/|.*images_per_second")
 IMAGE = re.compile(r"images/(.+\+step\+\d+)\+timestamp\+\d+\+[0-9a-f-]+(.*)")
 PAGE = "reports/index.html"  # it names runs, flow runs and times
@@ -15,7 +17,7 @@ def inspect_store() -> dict[str, Any]:
     """Runs and versions as plain values; a point that is there twice is there twice."""
     from vaeline.tracking.connection import connect
 
-    client = connect()
+    client = connect(current_workspace())
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = [_run(client, run) for run in client.search_runs(experiments)]
     versions = [

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
-from vaeline.tracking.outbox import Spool
+from vaeline.tracking.outbox import RunOutbox
 
 
 def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
@@ -23,7 +24,7 @@ def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def is_free(spool: Spool) -> bool:
+def is_free(spool: RunOutbox) -> bool:
     """Whether no shipper follows a spool."""
     descriptor = acquire(spool.folder / "ship.lock", wait=False)
     if descriptor is not None:
@@ -51,7 +52,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 def answers() -> bool:
     """Whether the tracking store does."""
     try:
-        connect()
+        connect(current_workspace())
     except UserError:
         return False
     return True

@@ -9,6 +9,7 @@ import pytest
 from vaeline.config import read_params
 from vaeline.io.digests import file_digest
 from vaeline.io.run_context import RunContext
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.provenance import MAXIMUM_DIFF, flatten_metrics, flatten_params, headline_metrics, run_start
 
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
@@ -59,7 +60,7 @@ def test_mlflow_shows_what_compares_runs_and_leaves_the_rest_in_the_artifact():
 
 def test_the_commit_is_told_and_a_clean_tree_is_clean(checkout: Path):
     (checkout / "untracked.txt").write_text("x")
-    start = run_start(PARAMS)
+    start = run_start(current_workspace(), PARAMS)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert start.tags["vaeline.git_commit"] == start.tags["mlflow.source.git.commit"] == head
     assert start.tags["vaeline.git_dirty"] == "false"
@@ -70,31 +71,34 @@ def test_a_repository_that_git_does_not_trust_is_told_with_the_way_out(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    assert "vaeline.git_commit" not in run_start(PARAMS).tags
+    assert "vaeline.git_commit" not in run_start(current_workspace(), PARAMS).tags
     (said,) = caplog.messages
     assert said.endswith(f"git config --global --add safe.directory {checkout}")
 
 
 def test_changed_tracked_files_are_told_as_a_diff_but_not_the_lock_that_dvc_writes(checkout: Path):
     (checkout / "dvc.lock").write_text("b")
-    assert run_start(PARAMS).tags["vaeline.git_dirty"] == "false"
+    assert run_start(current_workspace(), PARAMS).tags["vaeline.git_dirty"] == "false"
     (checkout / "code.py").write_text("a = 2\n")
-    start = run_start(PARAMS)
+    start = run_start(current_workspace(), PARAMS)
     assert start.tags["vaeline.git_dirty"] == "true"
     assert b"+a = 2" in start.diff
     assert b"dvc.lock" not in start.diff
 
 
 def test_untracked_files_are_told_by_name_for_no_diff_holds_them(checkout: Path):
-    assert "vaeline.git_untracked" not in run_start(PARAMS).tags
+    assert "vaeline.git_untracked" not in run_start(current_workspace(), PARAMS).tags
     (checkout / ".gitignore").write_text("data/\n")
     (checkout / "data").mkdir()
     (checkout / "data" / "x.npy").write_text("x")
     (checkout / "neu é.py").write_text("b = 1\n")
-    assert json.loads(run_start(PARAMS).tags["vaeline.git_untracked"]) == [".gitignore", "neu é.py"]
+    assert json.loads(run_start(current_workspace(), PARAMS).tags["vaeline.git_untracked"]) == [
+        ".gitignore",
+        "neu é.py",
+    ]
     for number in range(500):
         (checkout / f"file with a longer name {number}.py").write_text("x")
-    told = run_start(PARAMS).tags["vaeline.git_untracked"]
+    told = run_start(current_workspace(), PARAMS).tags["vaeline.git_untracked"]
     assert len(told) < 8000
     assert re.search(r"\.\.\. and \d+ more", told)
 
@@ -106,7 +110,7 @@ def test_the_diff_applies_again_whatever_it_holds_and_whatever_the_users_setting
     (checkout / "picture.bin").write_bytes(bytes(range(256)))
     git("add", "latin.txt", "picture.bin", cwd=checkout)
     (checkout / "code.py").write_text("a = 2")  # no newline at its end
-    diff = run_start(PARAMS).diff
+    diff = run_start(current_workspace(), PARAMS).diff
     changed = {name: (checkout / name).read_bytes() for name in ("latin.txt", "picture.bin", "code.py")}
     git("reset", "--hard", "-q", cwd=checkout)
     subprocess.run(["git", "apply", "--whitespace=nowarn", "-"], input=diff, cwd=checkout, check=True)
@@ -115,19 +119,19 @@ def test_the_diff_applies_again_whatever_it_holds_and_whatever_the_users_setting
 
 def test_a_diff_that_is_too_large_is_cut_and_says_so(checkout: Path):
     (checkout / "code.py").write_text("a = 2\n" * MAXIMUM_DIFF)
-    diff = run_start(PARAMS).diff
+    diff = run_start(current_workspace(), PARAMS).diff
     assert len(diff) < MAXIMUM_DIFF + 20
     assert diff.endswith(b"\n... cut\n")
 
 
 def test_the_versions_of_what_computes_are_told():
-    told = json.loads(run_start(PARAMS).tags["vaeline.versions"])
+    told = json.loads(run_start(current_workspace(), PARAMS).tags["vaeline.versions"])
     assert told["python"] == platform.python_version()
     assert {"torch", "numpy", "mlflow", "dvc", "prefect"} <= set(told)
 
 
 def test_without_git_a_run_starts_all_the_same(repository: Path):
-    start = run_start(PARAMS)
+    start = run_start(current_workspace(), PARAMS)
     assert "vaeline.git_commit" not in start.tags
     assert start.experiment == PARAMS.register_.name
     assert start.dataset is None
@@ -136,14 +140,17 @@ def test_without_git_a_run_starts_all_the_same(repository: Path):
 def test_a_runs_name_says_what_is_unusual_about_its_training(repository: Path):
     unusual = {"objective": "iwae", "samples": 50, "estimator": "doubly-reparameterised"}
     changed = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=unusual)})
-    assert run_start(changed).name == run_start(PARAMS).name + "-iwae-k50-doubly-reparameterised"
+    assert (
+        run_start(current_workspace(), changed).name
+        == run_start(current_workspace(), PARAMS).name + "-iwae-k50-doubly-reparameterised"
+    )
 
 
 def test_experiment_and_flow_are_named_by_the_environment(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    assert run_start(PARAMS).name.startswith("gaussian-mlp-z")
+    assert run_start(current_workspace(), PARAMS).name.startswith("gaussian-mlp-z")
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lamb")
     monkeypatch.setenv(*RunContext(flow_run="1234").environment().popitem())
-    start = run_start(PARAMS)
+    start = run_start(current_workspace(), PARAMS)
     assert start.name == start.tags["vaeline.dvc_experiment"] == "brave-lamb"
     assert start.tags["vaeline.flow_run_id"] == "1234"
 
@@ -152,6 +159,6 @@ def test_the_data_set_is_told_by_its_manifest(repository: Path):
     manifest = repository / "data" / "prepared" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"shape": [1, 2, 3]}')
-    start = run_start(PARAMS)
+    start = run_start(current_workspace(), PARAMS)
     assert start.dataset == {"name": "fashion-mnist", "digest": file_digest(manifest), "manifest": {"shape": [1, 2, 3]}}
     assert start.tags["vaeline.data_digest"] == file_digest(manifest)

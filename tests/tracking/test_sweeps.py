@@ -5,6 +5,7 @@ import pytest
 from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.run_context import RunContext
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart, run_start
 from vaeline.tracking.runs import open_training_run
@@ -16,26 +17,27 @@ PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
 
 def train(key: str, digest: str, **tags: str) -> None:
     """A training that has sent its run."""
-    with open_training_run(key, RunStart("experiment", key, {}, tags)) as run:
+    with open_training_run(current_workspace(), key, RunStart("experiment", key, {}, tags)) as run:
         run.finish_training(digest)
-    sync_all()
+    sync_all(current_workspace())
 
 
 def test_a_trials_run_tells_its_sweep_and_its_parent(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(*RunContext(sweep="first", parent_run="abc").environment().popitem())
-    tags = run_start(PARAMS).tags
+    tags = run_start(current_workspace(), PARAMS).tags
     assert (tags["vaeline.sweep"], tags["mlflow.parentRunId"]) == ("first", "abc")
 
 
 def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent_become_its_children(store: Path):
-    parent = open_parent("experiment", "first", {"train.beta": "1, 4"})
-    assert open_parent("experiment", "first", {"train.beta": "1, 4"}) == parent, "found again"
-    assert open_parent("experiment", "second", {}) != parent
+    parent = open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"})
+    assert open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"}) == parent, "found again"
+    assert open_parent(current_workspace(), "experiment", "second", {}) != parent
     train("orphan", "a" * 64)
     train("elsewhere", "b" * 64, **{"mlflow.parentRunId": "another"})
     train("unrelated", "c" * 64)
     for _ in range(2):
         close_parent(
+            current_workspace(),
             parent,
             "FINISHED",
             metrics={"best/test/elbo": -1.5},
@@ -43,7 +45,7 @@ def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent
             files={"ranking.csv": b"rank\n1\n"},
             digests=["a" * 64, "b" * 64, ""],
         )
-    client = connect()
+    client = connect(current_workspace())
     run = client.get_run(parent)
     assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "first", {"train.beta": "1, 4"})
     assert run.data.metrics == {"best/test/elbo": -1.5}
@@ -56,4 +58,4 @@ def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent
 def test_a_store_that_is_away_is_one_clear_line(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"the tracking store http://127\.0\.0\.1:9 cannot be used"):
-        open_parent("experiment", "first", {})
+        open_parent(current_workspace(), "experiment", "first", {})

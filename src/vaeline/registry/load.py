@@ -23,10 +23,11 @@ import torch
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import shown
+from vaeline.io.workspace import current_workspace
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import Expected, Package, is_package, load_package, load_plain
 from vaeline.serving.signatures import TRUSTED
-from vaeline.tracking.connection import SQLITE, connect, redact, told_in_one_line, tracking_uri
+from vaeline.tracking.connection import SQLITE, connect, one_line_errors, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,16 +118,16 @@ def _in_run(client: "MlflowClient", run_id: str, path: str) -> str:
 
 def _asking(uri: str, question: "Callable[[MlflowClient], Place]") -> Place:
     """Ask the tracking store. Raises UserError where it is away, or knows no such model."""
-    store = tracking_uri()
+    store = tracking_uri(current_workspace())
     if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():
         raise UserError(f"MLFLOW_TRACKING_URI: there is no tracking store at {store}; say where it is")
     try:
-        client = connect()
+        client = connect(current_workspace())
     except ModuleNotFoundError as error:
         raise UserError(f"{uri}: needs {error.name}: pip install mlflow; a folder can be loaded without") from None
     from mlflow.exceptions import MlflowException
 
-    with told_in_one_line():
+    with one_line_errors():
         try:
             return question(client)
         except MlflowException as error:
@@ -158,7 +159,7 @@ def _at_hand(address: str) -> Iterator[Path]:
 def _downloaded(address: str, into: str) -> Path:
     import mlflow
 
-    with told_in_one_line():
+    with one_line_errors():
         try:
             return Path(mlflow.artifacts.download_artifacts(address, dst_path=into))
         except (OSError, mlflow.exceptions.MlflowException):

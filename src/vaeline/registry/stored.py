@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import redact, tracking_uri
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def smoke_test(version: "ModelVersion", seconds: int = SMOKE_SECONDS) -> str | N
     program = Path(__file__).with_name("smoke.py")
     command = [sys.executable, "-P", str(program), f"models:/{version.name}/{version.version}", str(seconds)]
     with tempfile.TemporaryDirectory() as elsewhere:
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": tracking_uri(current_workspace()),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         environment.pop("PYTHONPATH", None)
         try:
             done = subprocess.run(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vaeline.errors import TransientError, UserError
 from vaeline.io.locks import locked
-from vaeline.io.workspace import repository_root, state_folder
+from vaeline.io.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,22 +20,22 @@ OURS = "VAELINE_MLFLOW_LIMITS"  # which of MLflow's settings are not the user's
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
 
 
-def tracking_uri() -> str:
+def tracking_uri(workspace: Workspace) -> str:
     """MLFLOW_TRACKING_URI, else sqlite in `.vaeline/` at the repository's root.
 
     A relative sqlite path counts from that root too, for DVC runs experiments in temporary copies.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{state_folder() / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace.state / 'mlflow.db'}"
     if not uri.startswith(SQLITE):
         return uri
-    return f"{SQLITE}{repository_root().absolute() / uri.removeprefix(SQLITE)}"
+    return f"{SQLITE}{workspace.repository.absolute() / uri.removeprefix(SQLITE)}"
 
 
-def artifact_location(uri: str) -> str | None:
+def artifact_location(uri: str, workspace: Workspace) -> str | None:
     """The folder for artifacts of new experiments: beside the database; None where a server decides."""
     if uri.startswith(("http://", "https://")):
         return None
-    folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else state_folder().absolute()
+    folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state.absolute()
     return (folder / "artifacts").as_uri()
 
 
@@ -66,23 +66,24 @@ def set_environment(timeout_s: int, retries: int) -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
-def connect(timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
+def connect(workspace: Workspace, timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
     """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
-    uri = tracking_uri()
+    uri = tracking_uri(workspace)
     set_environment(timeout_s, retries)
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; it is told in one line
     mlflow.set_tracking_uri(uri)
-    with told_in_one_line():
+    with one_line_errors():
         ensure_store(uri)
         return mlflow.MlflowClient(uri)
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn what MLflow and the layers below it raise into a UserError; TransientError where the store is away."""
+    from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -91,7 +92,7 @@ def told_in_one_line() -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2].partition(" (Background on this")[0]
-        store = redact(tracking_uri())
+        store = redact(get_tracking_uri())
         final = "disk is full" in reason or (isinstance(error, MlflowException) and error.error_code not in AWAY)
         kind = UserError if final else TransientError
         raise kind(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
@@ -110,14 +111,14 @@ def ensure_store(uri: str) -> None:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
 
 
-def experiment_id(client: "MlflowClient", name: str) -> str:
+def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:
     """The experiment of that name: found, brought back from the bin, or made."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location(client.tracking_uri)))
+            return str(client.create_experiment(name, artifact_location(client.tracking_uri, workspace)))
         except MlflowException:
             experiment = client.get_experiment_by_name(name)  # another process was faster
             if experiment is None:

@@ -7,17 +7,17 @@ import time
 
 from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import repository_root
-from vaeline.tracking.outbox import Spool
+from vaeline.tracking.outbox import RunOutbox
 
 log = logging.getLogger(__name__)
 
 
-def start_shipper(spool: Spool, *, system_metrics: bool) -> int | None:
+def start_shipper(spool: RunOutbox, *, system_metrics: bool) -> int | None:
     """Start `python -m vaeline.tracking.uploader` in its own session, so that it outlives a killed stage; its pid.
 
-    It ends by itself soon after the last writer of the spool has. `VAELINE_SHIPPER=off` starts none.
+    It ends by itself soon after the last writer of the spool has. `VAELINE_UPLOADER=off` starts none.
     """
-    if os.environ.get("VAELINE_SHIPPER") == "off":
+    if os.environ.get("VAELINE_UPLOADER") == "off":
         return None
     folder = spool.folder.absolute()
     arguments = [sys.executable, "-m", "vaeline.tracking.uploader", str(folder)]

@@ -21,18 +21,18 @@ from typing import Any
 
 from vaeline.io.atomic_write import write_all, write_whole
 from vaeline.io.locks import acquire, locked
-from vaeline.io.workspace import state_folder
+from vaeline.io.workspace import Workspace
 
 Event = dict[str, Any]  # kind: start|metrics|image|artifact|tags|resume|end; time: ms since the epoch; ...
 
 
-def spool_root() -> Path:
+def outbox_root(workspace: Workspace) -> Path:
     """`.vaeline/spool/`: one folder a run."""
-    return state_folder() / "spool"
+    return workspace.state / "spool"
 
 
 @dataclass(frozen=True)
-class Spool:
+class RunOutbox:
     """One run's log."""
 
     folder: Path
@@ -153,7 +153,7 @@ class Progress:
     made: bool = False  # by this spool; else an existing run was found
 
     @classmethod
-    def of(cls, spool: Spool, uri: str) -> "Progress":
+    def of(cls, spool: RunOutbox, uri: str) -> "Progress":
         """A spool's progress in the store at `uri`."""
         return cls.load(spool.folder / f"shipped-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json")
 
@@ -191,41 +191,41 @@ def _cut_torn_tail(descriptor: int) -> None:
         os.ftruncate(descriptor, end)
 
 
-def all_spools() -> list[Spool]:
+def all_outboxes(workspace: Workspace) -> list[RunOutbox]:
     """Every spool of this repository, oldest first."""
-    folders = [path.parent for path in spool_root().glob("*/events.jsonl")]
-    return [Spool(folder) for folder in sorted(folders, key=lambda f: ((f / "events.jsonl").stat().st_mtime, f))]
+    folders = [path.parent for path in outbox_root(workspace).glob("*/events.jsonl")]
+    return [RunOutbox(folder) for folder in sorted(folders, key=lambda f: ((f / "events.jsonl").stat().st_mtime, f))]
 
 
-def find_spool(model_digest: str) -> Spool | None:
+def find_outbox(workspace: Workspace, model_digest: str) -> RunOutbox | None:
     """The latest run that trained this model, if its spool is still here."""
-    found = [spool for spool in all_spools() if spool.model_digest == model_digest]
+    found = [spool for spool in all_outboxes(workspace) if spool.model_digest == model_digest]
     return max(found, key=lambda spool: (spool.folder / "model").stat().st_mtime, default=None)
 
 
-def latest_generation(key: str) -> Spool | None:
+def latest_generation(workspace: Workspace, key: str) -> RunOutbox | None:
     """The newest spool of a training key."""
     pattern = re.compile(rf"{re.escape(key)}-(\d+)")
-    found = [(int(m[1]), p) for p in spool_root().glob(f"{key}-*") if (m := pattern.fullmatch(p.name))]
-    return Spool(max(found)[1]) if found else None
+    found = [(int(m[1]), p) for p in outbox_root(workspace).glob(f"{key}-*") if (m := pattern.fullmatch(p.name))]
+    return RunOutbox(max(found)[1]) if found else None
 
 
-def next_generation(key: str) -> Spool:
+def next_generation(workspace: Workspace, key: str) -> RunOutbox:
     """A spool not yet made, after the newest of a training key."""
-    latest = latest_generation(key)
+    latest = latest_generation(workspace, key)
     number = int(latest.folder.name.rpartition("-")[2]) + 1 if latest else 1
-    return Spool(spool_root() / f"{key}-{number}")
+    return RunOutbox(outbox_root(workspace) / f"{key}-{number}")
 
 
 @contextmanager
-def opening() -> Iterator[None]:
+def opening(workspace: Workspace) -> Iterator[None]:
     """Hold a lock while looking for a spool and making one where there is none."""
-    spool_root().mkdir(parents=True, exist_ok=True)
-    with locked(spool_root() / ".lock"):
+    outbox_root(workspace).mkdir(parents=True, exist_ok=True)
+    with locked(outbox_root(workspace) / ".lock"):
         yield
 
 
-def discard(spool: Spool) -> None:
+def discard(spool: RunOutbox) -> None:
     """Delete a spool, its log first, so that nothing half-deleted is ever read."""
     spool.events.unlink(missing_ok=True)
     shutil.rmtree(spool.folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND, git_bytes
 from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import PREPARED
+from vaeline.io.workspace import Workspace
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends
@@ -50,7 +50,7 @@ class RunStart:
     diff: bytes = b""  # uncommitted changes of tracked files, as `git apply` takes them
 
 
-def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
+def run_start(workspace: Workspace, params: Params) -> RunStart:
     """Describe a run of these params on this working tree and this prepared data (if it is there)."""
     commit = _git("rev-parse", "HEAD").decode().strip()
     diff = _uncommitted() if commit else b""
@@ -70,7 +70,7 @@ def run_start(params: Params, prepared: Path = PREPARED) -> RunStart:
         "mlflow.parentRunId": context.parent_run,
     }
     tags |= {name: value for name, value in inherited.items() if value}
-    dataset = describe_data(prepared, params.data.source.kind)
+    dataset = describe_data(workspace.prepared, params.data.source.kind)
     if dataset is not None:
         tags["vaeline.data_digest"] = str(dataset["digest"])
     return RunStart(

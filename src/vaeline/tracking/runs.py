@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from vaeline.io.workspace import REPORTS
+from vaeline.io.workspace import Workspace
 from vaeline.tracking import outbox as spools
 from vaeline.tracking.launch import start_shipper, wait_for
-from vaeline.tracking.outbox import Spool
+from vaeline.tracking.outbox import RunOutbox
 from vaeline.tracking.provenance import RunStart, flatten_metrics, headline_metrics, run_start
 from vaeline.tracking.sync import SyncReport, sync_all
 
@@ -47,25 +47,25 @@ class RunTracker:
     from a checkpoint repeats some steps. Never raises because of tracking: a full disk costs one warning.
     """
 
-    def __init__(self, spool: Spool, *, training: bool) -> None:
-        self.spool = spool
+    def __init__(self, outbox: RunOutbox, *, training: bool) -> None:
+        self.outbox = outbox
         self._training = training
         self._known: dict[tuple[str, int], object] = {}
         self._broken = self._closed = False
         self._writer: int | None = None
         self._shipper: int | None = None
 
-    def begin(self, start: Callable[[], spools.Event], *, ship: bool) -> None:
+    def begin(self, start: Callable[[], spools.Event], *, upload: bool) -> None:
         """Take up the run, or start it where nothing is told of it yet. Raises OSError (a full disk)."""
-        self.spool.folder.mkdir(parents=True, exist_ok=True)
-        self._writer = self.spool.hold_as_writer()
-        if not self.spool.is_begun():
-            self.spool.append("start", **start())
-        for event, _ in self.spool.read():
+        self.outbox.folder.mkdir(parents=True, exist_ok=True)
+        self._writer = self.outbox.hold_as_writer()
+        if not self.outbox.is_begun():
+            self.outbox.append("start", **start())
+        for event, _ in self.outbox.read():
             self._remember(event)
-        if self._training and self.spool.status() != "RUNNING":
-            self.spool.append("resume")
-        self._shipper = start_shipper(self.spool, system_metrics=self._training) if ship else None
+        if self._training and self.outbox.status() != "RUNNING":
+            self.outbox.append("resume")
+        self._shipper = start_shipper(self.outbox, system_metrics=self._training) if upload else None
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Report numbers, at an optimiser step or (later stages) for the whole run."""
@@ -104,7 +104,7 @@ class RunTracker:
     def flush(self) -> None:
         """Have all that was told survive a power failure."""
         try:
-            self.spool.flush()
+            self.outbox.flush()
         except OSError as error:
             self.give_up(error)
 
@@ -120,7 +120,7 @@ class RunTracker:
     def belongs_to(self, model_digest: str) -> None:
         """Let later stages find this run by the digest of its model."""
         try:
-            self.spool.remember_model(model_digest)
+            self.outbox.remember_model(model_digest)
         except OSError as error:
             self.give_up(error)
 
@@ -188,7 +188,7 @@ class RunTracker:
         if self._broken:
             return
         try:
-            announce(self.spool.store_file(content, name))
+            announce(self.outbox.store_file(content, name))
         except OSError as error:
             self.give_up(error)
 
@@ -196,68 +196,72 @@ class RunTracker:
         if self._broken:
             return
         try:
-            self.spool.append(kind, **fields)
+            self.outbox.append(kind, **fields)
         except OSError as error:
             self.give_up(error)
 
 
-def open_training_run(key: str, start: RunStart, *, resume: bool = False) -> RunTracker:
+def open_training_run(workspace: Workspace, key: str, start: RunStart, *, resume: bool = False) -> RunTracker:
     """The run of the training named `key`: an unfinished one goes on, else a new one starts.
 
     With `resume` (a checkpoint was found) even one that already had its model goes on.
     """
 
-    def spool() -> Spool:
-        latest = spools.latest_generation(key)
-        return latest if latest and (resume or latest.model_digest is None) else spools.next_generation(key)
+    def spool() -> RunOutbox:
+        latest = spools.latest_generation(workspace, key)
+        return latest if latest and (resume or latest.model_digest is None) else spools.next_generation(workspace, key)
 
     try:
-        with spools.opening():
+        with spools.opening(workspace):
             run = RunTracker(spool(), training=True)
-            run.begin(lambda: _start(run.spool, start, training=True), ship=True)
+            run.begin(lambda: _start(run.outbox, start, training=True), upload=True)
     except OSError as error:
         run = RunTracker(spool(), training=True)
         run.give_up(error)
     return run
 
 
-def open_model_run(model_digest: str, fallback: RunStart, *, ship: bool = True) -> RunTracker:
+def open_model_run(workspace: Workspace, model_digest: str, fallback: RunStart, *, upload: bool = True) -> RunTracker:
     """The run that trained this model, for the stages after training.
 
     It is the local spool's; else the one that the shipper finds in the tracking store by the tag
     `vaeline.model_digest`; else a new run, made from `fallback` and filled from what lies in reports/: history,
-    metrics, samples. Without `ship` no shipper is started: the caller sends the spool, and a full disk is an OSError.
+    metrics, samples. Without `upload` no shipper is started: the caller sends the spool, and a full disk is an OSError.
     """
     key = f"model-{model_digest[:16]}"
 
-    def spool() -> Spool:  # one of this key without its model is one whose maker was killed
-        return spools.find_spool(model_digest) or spools.latest_generation(key) or spools.next_generation(key)
+    def spool() -> RunOutbox:  # one of this key without its model is one whose maker was killed
+        return (
+            spools.find_outbox(workspace, model_digest)
+            or spools.latest_generation(workspace, key)
+            or spools.next_generation(workspace, key)
+        )
 
     try:
-        with spools.opening():
+        with spools.opening(workspace):
             run = RunTracker(spool(), training=False)
-            run.begin(lambda: _start(run.spool, fallback, training=False, model=model_digest), ship=ship)
-            if run.spool.model_digest is None:
-                run.outputs(REPORTS)
+            run.begin(lambda: _start(run.outbox, fallback, training=False, model=model_digest), upload=upload)
+            if run.outbox.model_digest is None:
+                run.outputs(workspace.reports)
                 run.belongs_to(model_digest)
     except OSError as error:
-        if not ship:
+        if not upload:
             raise
         run = RunTracker(spool(), training=False)
         run.give_up(error)
     return run
 
 
-def latest_artifact(key: str, name: str) -> bytes | None:
+def latest_artifact(workspace: Workspace, key: str, name: str) -> bytes | None:
     """The file of that name which the latest run of a training kept; None where there is none."""
-    spool = spools.latest_generation(key)
+    spool = spools.latest_generation(workspace, key)
     if spool is None:
         return None
     files = [spool.folder / event["file"] for event, _ in spool.read() if event["kind"] == "artifact"]
     return next((file.read_bytes() for file in reversed(files) if file.name == name and file.is_file()), None)
 
 
-def _start(spool: Spool, start: RunStart, *, training: bool, model: str | None = None) -> spools.Event:
+def _start(spool: RunOutbox, start: RunStart, *, training: bool, model: str | None = None) -> spools.Event:
     """One event that holds all that is known at the start, so that a crash leaves all of it or nothing."""
     return {
         "experiment": start.experiment,

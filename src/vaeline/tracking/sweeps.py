@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.tracking.connection import connect, experiment_id, told_in_one_line
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.connection import connect, experiment_id, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,11 +20,11 @@ LONGEST = 6000  # characters of a parameter, MLflow's limit
 PARENT, SWEEP, ROLE, DIGEST = "mlflow.parentRunId", "vaeline.sweep", "vaeline.sweep_role", "vaeline.model_digest"
 
 
-def open_parent(experiment: str, name: str, params: Mapping[str, str]) -> str:
+def open_parent(workspace: Workspace, experiment: str, name: str, params: Mapping[str, str]) -> str:
     """The id of the sweep's parent run, found or made. Raises UserError where the store is away."""
-    client = connect(TIMEOUT_S, 0)
-    with told_in_one_line():
-        experiment_number = experiment_id(client, experiment)
+    client = connect(workspace, TIMEOUT_S, 0)
+    with one_line_errors():
+        experiment_number = experiment_id(client, experiment, workspace)
         wanted = f"tags.`{SWEEP}` = '{name}' and tags.`{ROLE}` = 'parent'"
         found = client.search_runs([experiment_number], wanted, max_results=1)
         if found:
@@ -38,6 +39,7 @@ def open_parent(experiment: str, name: str, params: Mapping[str, str]) -> str:
 
 
 def close_parent(
+    workspace: Workspace,
     run_id: str,
     status: str,
     *,
@@ -53,9 +55,9 @@ def close_parent(
     """
     from mlflow.entities import Metric
 
-    client = connect(TIMEOUT_S, 0)
+    client = connect(workspace, TIMEOUT_S, 0)
     now = int(time.time() * 1000)
-    with told_in_one_line():
+    with one_line_errors():
         client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
         for key, value in tags.items():
             client.set_tag(run_id, key, value)

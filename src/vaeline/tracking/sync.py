@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire
-from vaeline.tracking.connection import connect, told_in_one_line
-from vaeline.tracking.outbox import Progress, Spool, all_spools, discard
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.connection import connect, one_line_errors
+from vaeline.tracking.outbox import Progress, RunOutbox, all_outboxes, discard
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,14 +31,14 @@ class SyncReport:
         return f"{self.events} events of {self.runs} runs sent{busy}"
 
 
-def sync_all() -> SyncReport:
+def sync_all(workspace: Workspace) -> SyncReport:
     """Send everything unsent, once, whoever else is sending. Raises UserError where the store is away."""
-    waiting = [(spool, spool.has_writer()) for spool in all_spools() if not spool.is_sent()]
+    waiting = [(spool, spool.has_writer()) for spool in all_outboxes(workspace) if not spool.is_sent()]
     if not waiting:
         return SyncReport()
-    client = connect(TIMEOUT_S, 0)
-    with told_in_one_line():
-        sent = [None if busy else _ship_if_free(spool, client) for spool, busy in waiting]
+    client = connect(workspace, TIMEOUT_S, 0)
+    with one_line_errors():
+        sent = [None if busy else _ship_if_free(spool, client, workspace) for spool, busy in waiting]
     return SyncReport(
         runs=sum(1 for count in sent if count),
         events=sum(count or 0 for count in sent),
@@ -45,14 +46,14 @@ def sync_all() -> SyncReport:
     )
 
 
-def ship_now(spool: Spool, client: "MlflowClient", wait_s: float = 60.0) -> str:
+def upload_now(spool: RunOutbox, client: "MlflowClient", workspace: Workspace, wait_s: float = 60.0) -> str:
     """Send a spool, or wait until whoever follows it has; returns the id of its MLflow run.
 
     Raises UserError where the other one does not get there.
     """
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
-        arrived = _ship_if_free(spool, client) is not None or spool.is_sent()
+        arrived = _ship_if_free(spool, client, workspace) is not None or spool.is_sent()
         run_id = Progress.of(spool, client.tracking_uri).run_id
         if arrived and run_id is not None:
             return run_id
@@ -60,15 +61,15 @@ def ship_now(spool: Spool, client: "MlflowClient", wait_s: float = 60.0) -> str:
     raise UserError(f"{spool.folder}: could not be sent within {wait_s:.0f} s; look into ship.log there and try again")
 
 
-def prune() -> None:
+def prune(workspace: Workspace) -> None:
     """Delete what is old, sent and closed."""
-    for spool in all_spools():
+    for spool in all_outboxes(workspace):
         age = time.time() - spool.events.stat().st_mtime
         if age > KEEP_S and not spool.has_writer() and spool.is_sent():
             discard(spool)
 
 
-def _ship_if_free(spool: Spool, client: "MlflowClient") -> int | None:
+def _ship_if_free(spool: RunOutbox, client: "MlflowClient", workspace: Workspace) -> int | None:
     """Send a spool; returns the number of events, or None where another process is at it."""
     lock = acquire(spool.folder / "ship.lock", wait=False)
     if lock is None:
@@ -76,6 +77,6 @@ def _ship_if_free(spool: Spool, client: "MlflowClient") -> int | None:
     try:
         from vaeline.tracking.upload import Courier
 
-        return Courier(spool, client).ship()
+        return Courier(spool, client, workspace).ship()
     finally:
         os.close(lock)

@@ -17,8 +17,9 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
 
+from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import experiment_id, redact
-from vaeline.tracking.outbox import Event, Progress, Spool
+from vaeline.tracking.outbox import Event, Progress, RunOutbox
 from vaeline.tracking.provenance import user
 
 METRICS_A_BATCH, TAGS_A_BATCH, DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
@@ -36,8 +37,9 @@ class Courier:
     knows metrics by (key, time, step, value), the run is found again by a tag, and files keep their names.
     """
 
-    spool: Spool
+    spool: RunOutbox
     client: MlflowClient
+    workspace: Workspace
     progress: Progress = field(init=False)
     _checked: bool = False
 
@@ -122,7 +124,7 @@ class Courier:
         log.warning("unknown event %s", event["kind"])
 
     def _send_start(self, event: Event) -> None:
-        experiment = experiment_id(self.client, event["experiment"])
+        experiment = experiment_id(self.client, event["experiment"], self.workspace)
         run_id = self._find({"vaeline.spool": event["nonce"]}, [experiment])
         self.progress.made = True
         if run_id is None and event["find"]:

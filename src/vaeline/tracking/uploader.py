@@ -15,8 +15,9 @@ from typing import Any
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire
+from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import connect, redact
-from vaeline.tracking.outbox import Spool
+from vaeline.tracking.outbox import RunOutbox
 from vaeline.tracking.sync import TIMEOUT_S, prune, sync_all
 
 POLL_S, SHIP_EVERY_S, LONGEST_PAUSE_S = 0.1, 2.0, 60.0
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 class SystemMetrics:
     """CPU, memory, disk, network and GPU as MLflow's own monitors measure them, put into the spool."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: RunOutbox) -> None:
         self._spool = spool
         self._start: float = next((event["time"] / 1000 for event, _ in spool.read()), time.time())
         self._next = time.monotonic() + 1.0
@@ -72,7 +73,7 @@ def _monitors() -> list[Any]:
     return monitors
 
 
-def follow(spool: Spool, system_metrics: SystemMetrics | None) -> bool:
+def follow(spool: RunOutbox, workspace: Workspace, system_metrics: SystemMetrics | None) -> bool:
     """Send a spool for as long as it is written; returns whether all of it could be sent."""
     courier, pause, next_try = None, SHIP_EVERY_S, 0.0
     while True:
@@ -80,10 +81,10 @@ def follow(spool: Spool, system_metrics: SystemMetrics | None) -> bool:
         if last or time.monotonic() >= next_try:
             try:
                 if courier is None:
-                    client = connect(TIMEOUT_S, 0)
+                    client = connect(workspace, TIMEOUT_S, 0)
                     from vaeline.tracking.upload import Courier
 
-                    courier = Courier(spool, client)
+                    courier = Courier(spool, client, workspace)
                 courier.ship()
                 pause, sent = SHIP_EVERY_S, True
             except Exception as error:  # whatever is below MLflow: HTTP, a database, a disk
@@ -106,19 +107,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.nice(10)  # training first
-    spool = Spool(arguments.folder.absolute())
+    spool, workspace = RunOutbox(arguments.folder.absolute()), current_workspace()
     os.chdir(spool.folder.parent)  # DVC deletes the folders in which it runs experiments
     try:
-        if _take_turn(spool) and follow(spool, SystemMetrics(spool) if arguments.system_metrics else None):
-            sync_all()
-            prune()
+        if _take_turn(spool) and follow(spool, workspace, SystemMetrics(spool) if arguments.system_metrics else None):
+            sync_all(workspace)
+            prune(workspace)
     except FileNotFoundError:
         log.info("the spool was deleted")
     except (UserError, OSError) as error:  # a full disk
         log.warning("%s", error)
 
 
-def _take_turn(spool: Spool) -> bool:
+def _take_turn(spool: RunOutbox) -> bool:
     """Wait for the shipper before this one, if any, to end; the lock is kept until this process ends."""
     deadline = time.monotonic() + STANDBY_S
     while acquire(spool.folder / "ship.lock", wait=False) is None:
