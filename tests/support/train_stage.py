@@ -42,7 +42,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
-    return os.environ | {"VAELINE_SHIPPER": "off", "VAELINE_DEVICE": "cpu", "PYTHONPATH": path} | more
+    return os.environ | {"VAELINE_UPLOADER": "off", "VAELINE_DEVICE": "cpu", "PYTHONPATH": path} | more
 
 
 def run(workspace: Path, **more: str) -> subprocess.CompletedProcess[str]:
