@@ -4,7 +4,6 @@ import copy
 import json
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
 from vaeline.evaluation.comparison import Scores, score
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
+from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.evaluation.split_metrics import Pixels
 from vaeline.io.atomic_write import write_whole
 from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace
@@ -38,7 +38,7 @@ EXAMPLES = 2  # images kept beside the model to show what goes in
 def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
     params = read_params(PARAMS)
-    report = read_report(REPORTS / "metrics.json")
+    report = read_metrics(REPORTS / "metrics.json")
     loaded, test = load_trained(torch.device("cpu")), load_split(PREPARED, "test")
     client = connect(current_workspace())
     evidence = gather_evidence(loaded, report)
@@ -74,19 +74,6 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
         active_units=int(units) if math.isfinite(units) else 0,
         metrics=flatten_metrics(report),
     )
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """Read reports/metrics.json; raises UserError where it is not the evaluation's."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; run the stage evaluate") from None
-    except ValueError:
-        raise UserError(f"{path}: is not JSON; run the stage evaluate again") from None
-    if not isinstance(report, dict):
-        raise UserError(f"{path}: holds no metrics; run the stage evaluate again")
-    return report
 
 
 def read_trial(params: Params, test: Pixels) -> Trial:

@@ -6,7 +6,6 @@ files while it does. A clone has its own stash and locks, shares Git's objects a
 """
 
 import configparser
-import json
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from pipeline.services.dvc_command import reason
 from pipeline.sweep.experiments import differences
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.errors import UserError
+from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest, value_digest
 from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
@@ -199,12 +199,8 @@ def _bring_back(clone: Path, baseline: Baseline, name: str) -> None:
 
 def _metrics(clone: Path) -> dict[str, float]:
     """The numbers of the trial's reports/metrics.json by their dotted paths. Raises UserError where it is missing."""
-    path = REPORTS / "metrics.json"
-    try:
-        report = json.loads((clone / path).read_text(encoding="utf-8"))
-        return {name.replace("/", "."): value for name, value in flatten_metrics(report).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    report = read_metrics(clone / REPORTS / "metrics.json")
+    return {name.replace("/", "."): value for name, value in flatten_metrics(report).items()}
 
 
 def _digest(clone: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.stages import register as stage
 from uploads import is_free, until
 from vaeline.errors import UserError
+from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import current_workspace
 from vaeline.registry.gate import Evidence
 from vaeline.registry.versions import evidence_tags
@@ -270,7 +271,7 @@ def test_metrics_that_are_not_the_evaluations_are_told_in_one_line(trained: Path
     path.unlink() if content is None else path.write_text(content)
     loaded = load_model(Path("models"))
     with pytest.raises(UserError, match=words) as raised:
-        stage.gather_evidence(loaded, stage.read_report(path))
+        stage.gather_evidence(loaded, read_metrics(path))
     assert len(str(raised.value).splitlines()) == 1
 
 

@@ -24,6 +24,7 @@ from filled_registry import START, smoke_here
 from pipeline.stages import register as stage
 from vaeline.config import read_params
 from vaeline.data.prepared import load_split
+from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import current_workspace
 from vaeline.registry.operations import find_versions, read_history
 from vaeline.registry.versions import Candidate, register
@@ -56,7 +57,7 @@ def enter(rows: list[list[int]], mine: int, barrier: Any, failures: Any) -> None
         client, test = connect(current_workspace()), load_split(Path("data/prepared"), "test")
         trial = stage.read_trial(read_params(Path("params.yaml")), test)
         trial = replace(trial, bar=replace(trial.bar, minimum_active_units=0), smoke_test=smoke_here)
-        report = stage.read_report(Path("reports/metrics.json"))
+        report = read_metrics(Path("reports/metrics.json"))
         for row in rows:
             folder = Path(f"models-{row[mine]}")
             loaded = load_model(folder)

@@ -138,6 +138,7 @@ def package(sealed: Path, tmp_path: Path) -> Path:
 def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose registry holds versions 1 to 4, each better than the one before, none judged yet."""
     from pipeline.stages import register as stage
+    from vaeline.evaluation.metrics_file import read_metrics
     from vaeline.registry.versions import Candidate, publish
     from vaeline.serving.model_files import load_model
     from vaeline.tracking.runs import open_model_run
@@ -153,7 +154,7 @@ def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: p
         client = connect(current_workspace())
         for seed, sigma in enumerate((1.2, 0.8, 0.5, 0.3), 1):
             outputs(seed, folder=root, sigma=sigma)
-            loaded, report = load_model(root / "models"), stage.read_report(root / "reports" / "metrics.json")
+            loaded, report = load_model(root / "models"), read_metrics(root / "reports" / "metrics.json")
             with open_model_run(current_workspace(), loaded.digest, START, upload=False) as tracker:
                 run_id = upload_now(tracker.outbox, client, current_workspace())
             example = np.zeros((2, 1, 5, 4), np.uint8)

@@ -1,11 +1,13 @@
 import csv
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 
 from small_training import options
-from vaeline.training.history import Epoch, best, is_over, score, to_csv
+from vaeline.errors import UserError
+from vaeline.training.history import Epoch, best, is_over, read_history, score, to_csv
 
 ROW = Epoch(1, 10, -20.5, -18.0, 2.5, -21.0, -19.0, 2.0, 0.1, 1.0, 1e-3)
 
@@ -55,9 +57,18 @@ def test_training_stops_after_its_last_epoch():
     assert is_over(rows(-3, -2, -1), section)
 
 
-def test_the_csv_gives_every_number_back_and_leaves_out_what_does_not_exist():
+def test_the_csv_gives_every_number_back_and_leaves_out_what_does_not_exist(tmp_path: Path):
     row = dataclasses.replace(ROW, train_elbo=-1 / 3, sigma=None)
     text = to_csv([row])
+    path = tmp_path / "history.csv"
+    path.write_text(text)
+    assert read_history(path) == [row]
+    path.write_text(text.replace("sigma", "colour"))
+    with pytest.raises(UserError, match=r"history\.csv: is not what the stage train writes"):
+        read_history(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"history\.csv: cannot be read: .*; run the stage train"):
+        read_history(path)
     (read,) = csv.DictReader(io.StringIO(text))
     assert text.splitlines()[0] == (
         "epoch,step,train_elbo,train_reconstruction,train_kl,validation_elbo,validation_reconstruction,"

@@ -4,8 +4,10 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from vaeline.config import Train
+from vaeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,19 @@ def to_csv(rows: Sequence[Epoch]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def read_history(path: Path) -> list[Epoch]:
+    """The rows of reports/history.csv; raises UserError where the file is missing or has other columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_epoch(row) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; run the stage train") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: is not what the stage train writes; run it again") from None
+
+
+def _epoch(row: dict[str, str]) -> Epoch:
+    whole = ("epoch", "step")
+    return Epoch(**{name: int(text) if name in whole else float(text) if text else None for name, text in row.items()})  # type: ignore[arg-type]
