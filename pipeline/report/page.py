@@ -15,7 +15,7 @@ from pipeline.report.claims import PAGE as CLAIMS
 from pipeline.report.rendering import headline, render
 from vaeline.config import Params
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest, model_digest, value_digest
 from vaeline.io.workspace import MODEL, current_workspace
 from vaeline.registry.lineage import Lineage
@@ -30,7 +30,7 @@ FACTS = re.compile(r'<meta name="vaeline-facts" content="([^"]*)">')
 
 def write(params: Params, lineage: Lineage | None) -> Path:
     """Write the page for what lies in models/ and reports/; without a lineage it says so."""
-    write_whole(PAGE, render(params, lineage, json.dumps(_facts(params, lineage))).encode())
+    write_file(PAGE, render(params, lineage, json.dumps(_facts(params, lineage))).encode())
     return PAGE
 
 

@@ -8,7 +8,7 @@ from pipeline.report import summary
 from pipeline.services import daemons
 from pipeline.services.servers import MLFLOW
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import current_workspace, state_folder
 from vaeline.tracking.connection import SQLITE, artifact_location, redact, tracking_uri
 
@@ -46,7 +46,7 @@ def registered(anew: bool = False) -> Registered | None:
         return known
     found = _ask(wanted)
     if found.version is not None:
-        write_whole(_memory(), json.dumps(asdict(found)).encode())
+        write_file(_memory(), json.dumps(asdict(found)).encode())
     return found
 
 

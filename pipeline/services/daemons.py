@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.services.child_processes import Identity, Process, members, spawn, stop_group
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import state_folder
 
 MARK = "VAELINE_DAEMON"
@@ -52,7 +52,7 @@ def start(name: str, command: Sequence[str], env: Mapping[str, str], address: st
         process = spawn(command, {**os.environ, **env, mark: value}, output, cwd=cwd, orphaned=None)
     identity = Identity.of(process.pid)
     content = asdict(Daemon(name, process.pid, identity.started if identity else "", address))
-    write_whole(_note(name), json.dumps(content, indent=2).encode())
+    write_file(_note(name), json.dumps(content, indent=2).encode())
     return process
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.services.child_processes import Identity, die_with_parent
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import state_folder
 
@@ -37,7 +37,7 @@ def note(flow_run_id: str, worker: Identity | None = None) -> None:
     assert process is not None
     known = _read(_path(flow_run_id))
     if known is None or known.process != process:
-        write_whole(_path(flow_run_id), json.dumps(asdict(Attempt(process, worker))).encode())
+        write_file(_path(flow_run_id), json.dumps(asdict(Attempt(process, worker))).encode())
 
 
 def forget(flow_run_id: str) -> None:

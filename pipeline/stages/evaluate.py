@@ -9,7 +9,7 @@ from vaeline.config import read_params
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
 from vaeline.evaluation.latent_space import Split, latent_report
 from vaeline.evaluation.split_metrics import Evaluation, evaluate
-from vaeline.io.atomic_write import write_together
+from vaeline.io.atomic_write import write_files
 from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.tracking.runs import headline_metrics, open_model_run, run_start
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
@@ -40,7 +40,7 @@ def main() -> None:
             trained.vae, *splits, images=section.latent_images, seed=section.seed
         )
     text = json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n"
-    write_together({METRICS: text.encode(), KL_PER_DIMENSION: kl_table(evaluation).encode()})
+    write_files({METRICS: text.encode(), KL_PER_DIMENSION: kl_table(evaluation).encode()})
     for line in summary(evaluation.report):
         log.info("%s", line)
     with open_model_run(current_workspace(), trained.digest, run_start(current_workspace(), params)) as run:

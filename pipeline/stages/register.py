@@ -18,7 +18,7 @@ from vaeline.evaluation.comparison import Scores, score
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.evaluation.split_metrics import Pixels
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.registry.champion import Trial
 from vaeline.registry.gate import Bar, Evidence
@@ -53,7 +53,7 @@ def main() -> None:
         candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
         registration = register(client, candidate, read_trial(params, test))
         tracker.tags({"vaeline.decision": registration.decision})
-        write_whole(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
+        write_file(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
         lineage = of_digest(client, registration.name, registration.digest)
         tracker.artifact(page.write(params, lineage), "reports")
         upload_now(tracker.outbox, client, current_workspace())

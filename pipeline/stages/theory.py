@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import load_labels, load_split
-from vaeline.io.atomic_write import write_folder, write_whole
+from vaeline.io.atomic_write import write_file, write_folder
 from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
 from vaeline.theory.context import Images, Rows, Subject
 from vaeline.theory.report import show
@@ -36,7 +36,7 @@ def main() -> None:
     with reproducible(device):
         report = show(subject)
     write_folder(PAGE, report.files())
-    write_whole(NUMBERS, report.numbers())
+    write_file(NUMBERS, report.numbers())
     with open_model_run(current_workspace(), trained.digest, run_start(current_workspace(), params)) as run:
         for name in report.files():
             run.artifact(PAGE / name, "reports/theory")

@@ -9,7 +9,7 @@ import torch
 from pipeline.stages.training_processes import agree, assembled
 from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace, state_folder
 from vaeline.io.yaml_config import read_yaml
@@ -81,4 +81,4 @@ def described(result: Result, params: Params, splits: Splits, device: torch.devi
 def put_in_place(result: Result, description: dict[str, Any]) -> None:
     """Write the outputs, each whole or not at all."""
     save_model(MODEL, result.model, description)
-    write_whole(HISTORY, to_csv(result.history).encode())
+    write_file(HISTORY, to_csv(result.history).encode())

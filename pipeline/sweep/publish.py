@@ -8,7 +8,7 @@ from pipeline.sweep.ranking import best, rows, to_csv, to_markdown
 from pipeline.sweep.space import Axis, Choices
 from pipeline.sweep.state import Sweep, show
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import REPORTS, current_workspace
 from vaeline.tracking.sweeps import close_parent, open_parent
 
@@ -19,7 +19,7 @@ def write_reports(sweep: Sweep) -> Path:
     """The table as CSV and Markdown and the pictures; the folder they are in."""
     folder = REPORTS / "sweeps" / sweep.name
     for name, content in _files(sweep).items():
-        write_whole(folder / name, content)
+        write_file(folder / name, content)
     return folder
 
 

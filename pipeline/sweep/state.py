@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pipeline.sweep.search import Known, Method, require_optuna, suggest
 from pipeline.sweep.space import MOST_CORNERS, Axis, Values, check, corners, grid, overlaid, parse_axes, varied
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import value_digest
 from vaeline.io.workspace import state_folder
 
@@ -111,7 +111,7 @@ class Sweep:
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        write_whole(folder(self.name) / "state.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_file(folder(self.name) / "state.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @property
     def axes(self) -> list[Axis]:

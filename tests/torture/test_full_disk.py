@@ -61,8 +61,8 @@ def assert_nothing_twice(trial: Workspace) -> None:
         ("prepare", r"fsync data/.prepared.new/manifest.json"),
         ("train", r"create .*/events.jsonl"),
         ("train", r"half write .*step-0{11}3"),
-        ("train", r"half write models/.config.json.part"),
-        ("train", r"half write .*/.model.part"),
+        ("train", r"half write models/.config.json.*.part"),
+        ("train", r"half write .*/.model.\d+.part"),
     ],
 )
 def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(grown: Farm, stage: str, point: str):

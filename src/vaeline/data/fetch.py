@@ -12,7 +12,7 @@ from vaeline.data.sources.folders import scan
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import replaced
+from vaeline.io.atomic_write import new_folder
 from vaeline.io.workspace import repository_root
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def fetch(source: Source, raw: Path) -> None:
 
     Raises UserError where the source cannot be reached or is not what it should be.
     """
-    with replaced(raw) as folder:
+    with new_folder(raw) as folder:
         match source:
             case Download():
                 fetch_public(source.kind, folder)

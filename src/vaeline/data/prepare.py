@@ -14,7 +14,7 @@ from vaeline.data.sources.dataset import Dataset, Images
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import new_file, replaced
+from vaeline.io.atomic_write import new_file, new_folder
 from vaeline.io.digests import file_digest
 from vaeline.io.npy import npy_file
 
@@ -35,7 +35,7 @@ def prepare(data: Data, raw: Path, prepared: Path) -> Manifest:
     """
     dataset = read_source(data.source, raw)
     parts, dropped = _parts(dataset, data)
-    with replaced(prepared) as folder:
+    with new_folder(prepared) as folder:
         splits = {}
         for name, (images, indices) in parts.items():
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")

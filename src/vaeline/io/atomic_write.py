@@ -1,70 +1,78 @@
-"""Writing files and folders so that a crash leaves the old content or the new one, never a part."""
+"""Files and folders written so that a crash leaves the old content or the new one, never a part.
 
-import fcntl
+A file is written under a hidden name beside its own, synced, renamed, and its folder synced.
+"""
+
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+PART = re.compile(r"\..+\.(\d+)\.part")  # the number: of the thread that writes it
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file, sync, rename, sync the folder (made where it is missing).
 
-    The part beside a file has one name and a kernel lock: writers of the same file wait for each other, and what a
-    killed one left is taken over by the next. Raises OSError, naming the file (a full disk); then the old content
-    stays and nothing is left beside it.
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file; its folder is made where it is missing.
+
+    Raises OSError, naming the file (a full disk); then the old content stays and nothing is left beside it.
     """
-    write_together({path: content})
+    write_files({path: content})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: where there is no room for all of them, all old ones stay."""
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: where one of them cannot be written, all old ones stay. Raises OSError."""
+    parts = {path: path.with_name(f".{path.name}.{threading.get_native_id()}.part") for path in files}
     try:
-        with ExitStack() as stack:
-            parts = {}
-            for path, content in files.items():
-                with _named(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    parts[path] = stack.enter_context(_part_with(path, content))
-            _put_in_place(parts)
+        for path, content in files.items():
+            with _naming(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned_parts(path.parent)
+                with new_file(parts[path]) as file:
+                    file.write(content)
+        _rename(parts)
     except BaseException:
-        for path in files:
-            _drop_free(_part_of(path))
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
         raise
+    for folder in {path.parent for path in files}:
+        _sync_folder(folder)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of these files, which takes the place of the one that was there; whole or not at all."""
-    with replaced(folder) as new:
+    """Write a folder of these files in place of the one that was there. Raises OSError; then the old one stays."""
+    with new_folder(folder) as new:
         for name, content in files.items():
             with new_file(new / name) as file:
                 file.write(content)
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` when the block ends well and vanishes when it does not.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends, or is removed when the block raises.
 
-    It lies beside `folder` under a fixed hidden name, so what a killed process left is cleared by the next one. The
-    caller alone writes the folder.
+    It lies beside `folder` under a fixed hidden name, so that the next writer removes what a killed one left. Only
+    one process at a time may write the folder.
     """
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    _put_back(old, folder)
+    _restore(old, folder)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    with _named(folder):
+    with _naming(folder):
         new.mkdir(parents=True)
         try:
             yield new
-            sync_folder(new)
+            _sync_folder(new)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
-            sync_folder(folder.parent)
+            _sync_folder(folder.parent)
         except BaseException:
-            _put_back(old, folder)
+            _restore(old, folder)
             shutil.rmtree(new, ignore_errors=True)
             raise
     shutil.rmtree(old, ignore_errors=True)
@@ -72,7 +80,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file written as its content comes, for a folder that is not in place yet; synced when the block ends well."""
+    """A file of a folder that is not in place yet, open for writing; synced when the block ends."""
     with path.open("wb") as file:
         yield file
         file.flush()
@@ -86,8 +94,33 @@ def write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+def _rename(parts: Mapping[Path, Path]) -> None:
+    """Rename each part to its file; an exception by Ctrl-C or SIGTERM is raised after the last of them."""
+    try:
+        for path, part in parts.items():
+            with _naming(path):
+                part.replace(path)
+    except (KeyboardInterrupt, SystemExit):
+        for path, part in parts.items():
+            with suppress(FileNotFoundError):
+                part.replace(path)
+        raise
+
+
+def _remove_abandoned_parts(folder: Path) -> None:
+    """Remove the parts whose writers were killed."""
+    for part in folder.glob(".*.part"):
+        if (match := PART.fullmatch(part.name)) and not Path("/proc", match[1]).exists():
+            part.unlink(missing_ok=True)
+
+
+def _restore(old: Path, folder: Path) -> None:
+    """Undo the first of two renames where the second did not happen."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,84 +128,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def drop_parts(folder: Path) -> None:
-    """Remove what killed writers left in a folder that the caller alone writes to."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
-
-
 @contextmanager
-def _part_with(path: Path, content: bytes) -> Iterator[Path]:
-    """The part beside a file, written and synced, its lock held for the block."""
-    part = _part_of(path)
-    while True:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not is_still(part, descriptor):  # its last writer has put it in place, or removed it
-                continue
-            os.truncate(descriptor, 0)
-            write_all(descriptor, content)
-            os.fsync(descriptor)
-            yield part
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _drop_free(part: Path) -> None:
-    """Remove a part unless a writer has it: an interrupt may come before the lock is taken, or after it is left."""
-    with suppress(OSError):
-        descriptor = os.open(part, os.O_WRONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_still(part, descriptor):
-                part.unlink()
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(parts: Mapping[Path, Path]) -> None:
-    """Rename each part to its file; Ctrl-C or SIGTERM meanwhile waits for the last of them."""
-    waiting = list(parts.items())
-    try:
-        while waiting:
-            path, part = waiting[0]
-            with _named(path):
-                part.replace(path)
-            del waiting[0]
-    except (KeyboardInterrupt, SystemExit):
-        for path, part in waiting:
-            with suppress(FileNotFoundError):
-                part.replace(path)
-        raise
-    for folder in {path.parent for path in parts}:
-        sync_folder(folder)
-
-
-def is_still(path: Path, descriptor: int) -> bool:
-    """Whether the file or folder behind a descriptor is the one that has this name now."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _put_back(old: Path, folder: Path) -> None:
-    """Undo the first of two renames, where the second never came."""
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """A failed write does not say where: add it."""
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file or folder in an OSError: the error of a write has no name, that of an open the hidden one."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        if error.filename is not None and not PART.fullmatch(Path(error.filename).name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None

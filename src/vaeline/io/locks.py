@@ -31,3 +31,11 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def has_path(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder is the one that has this path now: it may have been removed or replaced."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -18,7 +18,7 @@ from vaeline import config
 from vaeline.config import Binarise
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_together
+from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
 from vaeline.io.safe_read import parse_json, read_bounded, shown
 from vaeline.io.yaml_config import Section, validate
@@ -68,7 +68,7 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     validate(Description, full, str(folder / CONFIG))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
     text = json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_together({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
+    write_files({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu", read: Reader = read_bounded) -> LoadedModel:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vaeline.core.model import VAE
 from vaeline.core.sampling import decoded
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import replaced
+from vaeline.io.atomic_write import write_folder
 from vaeline.serving.model_files import LoadedModel
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     try:
-        with replaced(folder) as new:
-            for name, content in files.items():
-                (new / name).write_bytes(content)
+        write_folder(folder, files)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
 

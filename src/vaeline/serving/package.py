@@ -21,7 +21,7 @@ from pydantic import Field
 
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import LARGEST_FILE, REFERENCE, Values, parse_reference
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 from vaeline.io.safe_read import checked_digest, parse_json, read_bounded, shown
 from vaeline.io.yaml_config import Section, validate
 from vaeline.serving import signatures
@@ -96,9 +96,9 @@ def _write(folder: Path, manifest: Manifest) -> str:
     key = signatures.signing_key()
     signed = manifest.model_copy(update={"signer": signatures.signer(key) if key else None})
     content = (json.dumps(signed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
-    write_whole(folder / MANIFEST, content)
+    write_file(folder / MANIFEST, content)
     if key:
-        write_whole(folder / SIGNATURE, key.sign(content))
+        write_file(folder / SIGNATURE, key.sign(content))
     return hashlib.sha256(content).hexdigest()
 
 

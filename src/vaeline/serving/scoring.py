@@ -16,7 +16,7 @@ from vaeline.data.sources.images import read_image
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import Values, Verdict, compare, quantiles
-from vaeline.io.atomic_write import write_whole
+from vaeline.io.atomic_write import write_file
 
 if TYPE_CHECKING:
     from vaeline.serving.inference import TrainedModel
@@ -68,7 +68,7 @@ def score_images(
 
 def _write(out: Path, content: bytes) -> None:
     try:
-        write_whole(out, content)
+        write_file(out, content)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vaeline.io.atomic_write import write_all, write_whole
+from vaeline.io.atomic_write import write_all, write_file
 from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import Workspace
 
@@ -52,7 +52,7 @@ class RunOutbox:
 
     def remember_model(self, digest: str) -> None:
         """Join this run to the model that it trained."""
-        write_whole(self.folder / "model", digest.encode())
+        write_file(self.folder / "model", digest.encode())
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add one event, stamped with the time. Raises OSError (a full disk)."""
@@ -98,7 +98,7 @@ class RunOutbox:
         """Keep a copy of some bytes; returns its path relative to the spool, a folder named by content."""
         path = self.folder / "files" / hashlib.sha256(content).hexdigest()[:32] / name
         if not path.exists():
-            write_whole(path, content)
+            write_file(path, content)
         return path.relative_to(self.folder).as_posix()
 
     def hold_as_writer(self) -> int | None:
@@ -168,7 +168,7 @@ class Progress:
     def write(self) -> None:
         """Write it atomically."""
         content = {"offset": self.offset, "run_id": self.run_id, "made": self.made}
-        write_whole(self.path, json.dumps(content).encode())
+        write_file(self.path, json.dumps(content).encode())
 
 
 def _parse(line: bytes) -> Event | None:

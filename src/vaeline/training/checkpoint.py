@@ -21,7 +21,8 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaeline.io.atomic_write import drop_parts, is_still, write_whole
+from vaeline.io.atomic_write import write_file
+from vaeline.io.locks import has_path
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     """Add a checkpoint and drop all but the last two. Raises OSError (a full disk); then the old ones stay."""
     content = pack(checkpoint)
     path = folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
-    drop_parts(folder)
-    write_whole(path, content)
+    write_file(path, content)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 
@@ -78,7 +78,7 @@ def owned(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             _lock(descriptor, folder)
-            if is_still(folder, descriptor):  # its last owner may have removed it
+            if has_path(descriptor, folder):  # its last owner may have removed it
                 yield
                 return
         finally:
