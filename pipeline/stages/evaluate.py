@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
-from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split
-from vaeline.evaluation.latent_space import Split, latent_report
+from vaeline.data.prepared import SPLITS, load_split, open_split
+from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import Evaluation, evaluate
 from vaeline.io.atomic_write import write_files
 from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
@@ -35,7 +35,7 @@ def main() -> None:
             active_units_threshold=section.active_units_threshold,
             seed=section.seed,
         )
-        splits = [read(name) for name in SPLITS]
+        splits = [open_split(PREPARED, name) for name in SPLITS]
         evaluation.report["latent"] = latent_report(
             trained.vae, *splits, images=section.latent_images, seed=section.seed
         )
@@ -47,11 +47,6 @@ def main() -> None:
         run.metrics(headline_metrics(evaluation.report))
         run.artifact(METRICS, "reports")
         run.artifact(KL_PER_DIMENSION, "reports")
-
-
-def read(name: str) -> Split:
-    """A split with its labels and factors, where it has them."""
-    return Split(load_split(PREPARED, name), load_labels(PREPARED, name), load_factors(PREPARED, name))
 
 
 def kl_table(evaluation: Evaluation) -> str:

@@ -10,10 +10,12 @@ import torch
 
 from oracles import ProbabilisticPCA
 from vaeline import config
+from vaeline.core import batches
 from vaeline.core.model import VAE
+from vaeline.data.prepared import Split
 from vaeline.evaluation import latent_space
 from vaeline.evaluation.disentanglement import BINS
-from vaeline.evaluation.latent_space import Split, encode, latent_report
+from vaeline.evaluation.latent_space import encode, latent_report
 from vaeline.training.build import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
@@ -143,7 +145,7 @@ def test_the_report_is_a_function_of_its_arguments(splits: list[Split]) -> None:
 def test_batches_change_the_rounding_alone(splits: list[Split], monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = splits[2].pixels[:50]
     whole = encode(vae(), pixels, SEED).mean
-    monkeypatch.setattr(latent_space, "BATCH", 7)
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 7 * PIXELS)
     assert torch.allclose(encode(vae(), pixels, SEED).mean, whole, atol=1e-5)
 
 

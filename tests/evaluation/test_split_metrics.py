@@ -11,6 +11,7 @@ import torch
 
 from oracles import ProbabilisticPCA
 from vaeline import config
+from vaeline.core import batches
 from vaeline.core.estimators import per_image_noise, per_image_uniform
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
@@ -160,7 +161,7 @@ def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pyte
     whole, exact = bound(vae, images, SEED), log_likelihood(vae, images, 40, SEED)
     errors, means = reconstruct(vae, images)
     monkeypatch.setattr(split_metrics, "BATCH", size)
-    monkeypatch.setattr(split_metrics, "PIXELS_AT_ONCE", size * PIXELS * 3)
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", size * PIXELS)
     parts = bound(vae, images, SEED)
     assert parts.elbo == pytest.approx(whole.elbo, abs=1e-4)
     assert parts.elbo.mean() == pytest.approx(whole.elbo.mean(), abs=1e-5)

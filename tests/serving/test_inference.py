@@ -10,9 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vaeline import config
+from vaeline.core.batches import BATCH, PIXELS_AT_ONCE
 from vaeline.core.sampling import decoded, interpolate, prior_samples, reconstructions
 from vaeline.evaluation.split_metrics import bound
-from vaeline.serving.inference import BATCH, PIXELS_AT_ONCE, TrainedModel
+from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model, save_model
 from vaeline.training.build import build_model
 
@@ -108,7 +109,7 @@ def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: Tr
 
 def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
-    monkeypatch.setattr("vaeline.serving.inference.PIXELS_AT_ONCE", 64 * 5)
+    monkeypatch.setattr("vaeline.core.batches.PIXELS_AT_ONCE", 64 * 5)
     encode = model.loaded.vae.encode
     monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
     model.score(np.resize(PIXELS, (23, *SHAPE)))

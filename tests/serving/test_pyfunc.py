@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vaeline import config
+from vaeline.core.batches import BATCH
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.sampling import decoded, reconstructions
-from vaeline.serving.inference import BATCH
 from vaeline.serving.model_files import LoadedModel, load_model, save_model
 from vaeline.training.build import build_model
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from small_training import bumps
-from vaeline.data.prepared import Manifest, Split
+from vaeline.data.prepared import Manifest, SplitSummary
 from vaeline.io.digests import file_digest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def workspace(tmp_path: Path) -> Path:
     for name, count in (("train", 100), ("validation", 30), ("test", 30)):
         np.save(prepared / f"{name}.npy", bumps(count, seed=count))
         digest = file_digest(prepared / f"{name}.npy")
-        summaries[name] = Split(count=count, sha256=digest, mean=0.2, std=0.3, labels=False, factors=False)
+        summaries[name] = SplitSummary(count=count, sha256=digest, mean=0.2, std=0.3, labels=False, factors=False)
     (prepared / "test.npy").unlink()
     manifest = Manifest(
         source="bumps", shape=(1, 8, 8), binarise="none", splits=summaries, duplicates_dropped=0, classes=None

@@ -35,6 +35,11 @@ class VAE(nn.Module):
         if isinstance(prior, VampPrior):
             prior.bind(self.encode)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) for x in the likelihood's data space, [B, C, H, W]; float32 also under autocast."""
         raw = _at_least_float32(self.encoder(x))

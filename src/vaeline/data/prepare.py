@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Data
-from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, Split, read_manifest
+from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, SplitSummary, read_manifest
 from vaeline.data.sources.dataset import Dataset, Images
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
@@ -81,7 +81,9 @@ def _parts(dataset: Dataset, data: Data) -> tuple[dict[str, Part], int]:
     return {name: (own_test if name == "test" and own_test else pool, kept[name]) for name in SPLITS}, dropped
 
 
-def _write_split(folder: Path, name: str, images: Images, indices: Indices, rng: np.random.Generator | None) -> Split:
+def _write_split(
+    folder: Path, name: str, images: Images, indices: Indices, rng: np.random.Generator | None
+) -> SplitSummary:
     path, count = folder / f"{name}.npy", len(indices)
     shape = images.pixels.shape[1:]
     histogram = np.zeros(256, np.int64)
@@ -93,7 +95,7 @@ def _write_split(folder: Path, name: str, images: Images, indices: Indices, rng:
             histogram += np.bincount(block.ravel(), minlength=256)
             write(block)
     mean, std = moments(histogram)
-    return Split(
+    return SplitSummary(
         count=count,
         sha256=file_digest(path),
         mean=mean,

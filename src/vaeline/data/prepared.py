@@ -1,6 +1,7 @@
 """What the stages after `prepare` read: the manifest and the splits, held against each other."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +17,8 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
 
-class Split(Section):
-    """One split: how many images, the digests of its files, mean and standard deviation of pixels on [0, 1]."""
+class SplitSummary(Section):
+    """A split in the manifest: image count, digests of its files, mean and standard deviation of pixels on [0, 1]."""
 
     count: Annotated[int, Field(ge=1)]
     sha256: str
@@ -36,9 +37,31 @@ class Manifest(Section):
     source: str
     shape: Annotated[tuple[int, int, int], Field(strict=False)]  # C, H, W
     binarise: Literal["none", "static", "dynamic"]
-    splits: dict[str, Split]
+    splits: dict[str, SplitSummary]
     duplicates_dropped: int
     classes: list[str] | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split, and what is known of them."""
+
+    pixels: NDArray[np.uint8]  # [N, C, H, W], most often a memory map
+    labels: NDArray[np.int64] | None = None  # [N]
+    factors: NDArray[np.float64] | None = None  # [N, F]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Split":
+        """Some of the images, with their labels and factors."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Split(self.pixels[rows], labels, None if self.factors is None else self.factors[rows])
+
+    def take(self, count: int, seed: int, *, in_order: bool = False) -> "Split":
+        """At most `count` images at random, read into memory: in random order, or in that of the split."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        return self[np.sort(chosen) if in_order else chosen]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -87,7 +110,12 @@ def load_factors(folder: Path, split: str) -> NDArray[np.float64] | None:
     return _load(folder / f"{split}_factors.npy", summary.factors_sha256, (summary.count, None), np.dtype(np.float64))
 
 
-def _summary(manifest: Manifest, split: str) -> Split:
+def open_split(folder: Path, split: str) -> Split:
+    """A split's images, labels and factors. Raises UserError as `load_split` does."""
+    return Split(load_split(folder, split), load_labels(folder, split), load_factors(folder, split))
+
+
+def _summary(manifest: Manifest, split: str) -> SplitSummary:
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; allowed: {', '.join(SPLITS)}")
     return manifest.splits[split]

@@ -6,7 +6,6 @@ standard error of a mean over images.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,18 @@ import torch
 from torch import Tensor
 
 from vaeline.core import latent_metrics
+from vaeline.core.batches import batch_ranges, observe, pixel_batches
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.estimators import per_image_noise, per_image_uniform
+from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
+from vaeline.data.prepared import Split
 from vaeline.evaluation import disentanglement, probes
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Report = dict[str, Any]
 
-BATCH = 500  # images in the model at once, fewer if they are large
-PIXELS_AT_ONCE = 2**20
 SUBSET_BYTES = 2**30  # of pixels held
 DENSITIES = 2**30  # evaluated to take the KL apart
 CODES = 2**26  # numbers in the posterior means held
@@ -35,32 +35,13 @@ TRAINING_IMAGES = 10_000  # that probes learn from
 PROBE_PIXELS = 2**24  # that they hold as numbers
 
 
-@dataclass(frozen=True)
-class Split:
-    """The images of a split, and what is known of them."""
-
-    pixels: Pixels  # [N, C, H, W]
-    labels: npt.NDArray[np.int64] | None = None  # [N]
-    factors: npt.NDArray[np.float64] | None = None  # [N, F]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def take(self, count: int, seed: int) -> "Split":
-        """A random subset in random order, of at most SUBSET_BYTES of pixels, read into memory."""
-        count = min(count, max(2, SUBSET_BYTES // math.prod(self.pixels.shape[1:])))
-        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
-        labels = None if self.labels is None else self.labels[chosen]
-        factors = None if self.factors is None else self.factors[chosen]
-        return Split(self.pixels[chosen], labels, factors)
-
-
 def latent_report(model: VAE, train: Split, validation: Split, test: Split, *, images: int, seed: int) -> Report:
     """Measure the latents of `images` random test images, at least 2, or of all if there are fewer.
 
     An autoencoder has no posterior: only `probes` and `frechet_cnn_features` are measured of it. These need labels.
     """
-    images = min(images, max(2, CODES // model.latent_dim))
+    most = max(2, SUBSET_BYTES // math.prod(model.shape))
+    images = min(images, most, max(2, CODES // model.latent_dim))
     test = test.take(images, seed)
     report: Report = {"images": len(test)}
     posterior = encode(model, test.pixels, seed)
@@ -71,7 +52,7 @@ def latent_report(model: VAE, train: Split, validation: Split, test: Split, *, i
         if test.factors is not None and len(test) >= FEWEST_FOR_FACTORS:
             report |= factor_report(posterior.mean, z, test.factors, seed)
     if train.labels is not None and test.labels is not None:
-        train = train.take(TRAINING_IMAGES, seed)
+        train = train.take(min(TRAINING_IMAGES, most), seed)
         report["probes"] = probe_report(model, train, test, posterior.mean, seed)
         report["frechet_cnn_features"] = frechet_report(model, train, validation.take(images, seed), test, seed)
     return report
@@ -88,23 +69,23 @@ def aggregate_report(model: VAE, posterior: DiagonalGaussian, z: Tensor) -> Repo
     count = min(len(z), max(2, math.isqrt(DENSITIES // model.latent_dim)))
     z, posterior = z[:count], DiagonalGaussian(posterior.mean[:count], posterior.log_variance[:count])
     with torch.no_grad():
-        log_prior = model.prior.log_prob(z.to(_device(model))).cpu()
+        log_prior = model.prior.log_prob(z.to(model.device)).cpu()
     parts = latent_metrics.decompose(posterior, z, log_prior)
     report = {
         "decomposed_images": count,
         "log_images": math.log(count),
         "saturation": float(parts.saturation.double().mean()),
-        **_mean("rate", parts.rate),
-        **_mean("mutual_information", parts.mutual_information),
+        **Measured.of(parts.rate).numbers("rate"),
+        **Measured.of(parts.mutual_information).numbers("mutual_information"),
         "mutual_information_upper": float(torch.minimum(parts.mutual_information_upper.mean(), parts.rate.mean())),
-        **_mean("marginal_kl", parts.marginal_kl),
-        **_mean("total_correlation", parts.total_correlation),
+        **Measured.of(parts.marginal_kl).numbers("marginal_kl"),
+        **Measured.of(parts.total_correlation).numbers("total_correlation"),
     }
     if count > 10 * model.latent_dim:  # else the covariance is that of these images
         report["total_correlation_gaussian"] = latent_metrics.gaussian_total_correlation(z)
     if isinstance(model.prior, StandardNormal):
         of_dimensions = parts.marginals - StandardNormal().log_prob(z.double().unsqueeze(-1))  # [N, Z]
-        report |= _mean("dimension_wise_kl", of_dimensions.sum(1))
+        report |= Measured.of(of_dimensions.sum(1)).numbers("dimension_wise_kl")
     return report
 
 
@@ -113,7 +94,7 @@ def mmd_report(model: VAE, z: Tensor, seed: int) -> Report:
     """MMD^2 of KERNEL_POINTS of the samples z [N, Z] to as many of the prior; see `maximum_mean_discrepancy`."""
     generator = torch.Generator().manual_seed(seed)
     z = z[:KERNEL_POINTS]
-    prior = model.prior.sample(torch.randn(z.shape, generator=generator).to(_device(model))).cpu()
+    prior = model.prior.sample(torch.randn(z.shape, generator=generator).to(model.device)).cpu()
     found = latent_metrics.maximum_mean_discrepancy(z, prior, permutations=PERMUTATIONS, generator=generator)
     return {
         "squared": found.value,
@@ -144,7 +125,7 @@ def probe_report(model: VAE, train: Split, test: Split, test_means: Tensor, seed
     dimensions. test_means [N, Z] belong to `test`. At most PROBE_PIXELS numbers a split are looked at.
     """
     most = max(2, PROBE_PIXELS // math.prod(model.shape))
-    train, test = _first(train, most), _first(test, most)
+    train, test = train[:most], test[:most]
     pixels, test_pixels = _pixels(model, train.pixels, seed), _pixels(model, test.pixels, seed)
     mean, axes = probes.principal_components(pixels, model.latent_dim)
     features = {
@@ -157,7 +138,7 @@ def probe_report(model: VAE, train: Split, test: Split, test_means: Tensor, seed
     for name, predict in (("knn_accuracy", probes.knn_predict), ("linear_accuracy", probes.linear_predict)):
         report[name] = {}
         for of, (known, asked) in features.items():
-            report[name] |= _mean(of, predict(known, labels, asked) == truth)
+            report[name] |= Measured.of(predict(known, labels, asked) == truth).numbers(of)
     return report
 
 
@@ -179,7 +160,7 @@ def frechet_report(model: VAE, train: Split, validation: Split, test: Split, see
     real = features(_observed(model, test.pixels[:count], seed))
     means = encode(model, test.pixels[:count], seed).mean
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed))
-    drawn = model.prior.sample(noise.to(_device(model))).cpu()
+    drawn = model.prior.sample(noise.to(model.device)).cpu()
     right = classifier.head(real).argmax(1) == torch.from_numpy(test.labels)[:count]
     return {
         "images": count,
@@ -199,41 +180,21 @@ def encode(model: VAE, pixels: Pixels, seed: int) -> DiagonalGaussian:
 
 
 def _observed(model: VAE, pixels: Pixels, seed: int) -> Iterator[Tensor]:
-    """Images as the likelihood sees them, on the model's device, in batches; noise by (seed, position)."""
-    for where in _batches(model, len(pixels)):
-        batch = torch.from_numpy(pixels[where.start : where.stop]).to(_device(model))
-        yield model.likelihood.observe(batch, per_image_uniform(seed, where, model.shape).to(batch.device))
+    """Images as the likelihood sees them, on the model's device, in batches."""
+    for indices, batch in pixel_batches(model, pixels):
+        yield observe(model, batch, indices, seed, binarise=True)
 
 
 def _decoded(model: VAE, z: Tensor, seed: int) -> Iterator[Tensor]:
     """Images of z [N, Z] in batches: drawn if pixels are binary, expected ones else."""
-    for where in _batches(model, len(z)):
-        output = model.decode(z[where.start : where.stop].to(_device(model)))
+    for where in batch_ranges(model, len(z)):
+        output = model.decode(z[where.start : where.stop].to(model.device))
         if model.likelihood.measure == "binary":
             yield model.likelihood.sample(output, per_image_uniform(seed, where, model.shape).to(output.device))
         else:
             yield model.likelihood.mean(output)
 
 
-def _batches(model: VAE, count: int) -> Iterator[range]:
-    size = max(1, min(BATCH, PIXELS_AT_ONCE // math.prod(model.shape)))
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _pixels(model: VAE, pixels: Pixels, seed: int) -> Tensor:
     """[N, C H W] on the CPU."""
     return torch.cat([x.cpu().flatten(1) for x in _observed(model, pixels, seed)])
-
-
-def _first(split: Split, count: int) -> Split:
-    return Split(split.pixels[:count], None if split.labels is None else split.labels[:count])
-
-
-def _device(model: VAE) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _mean(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of [N] and its standard error."""
-    values = values.double()
-    return {name: float(values.mean()), f"{name}_se": float(values.std() / math.sqrt(len(values)))}

@@ -7,7 +7,6 @@ number that is not finite is an error, never left out. Noise depends on (seed, i
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 
 from vaeline.core import estimators, metrics, sampling
+from vaeline.core.batches import BATCH, PIXELS_AT_ONCE, observe, pixel_batches
 from vaeline.core.likelihoods import Measure
+from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.units import bits_per_dimension
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Values = npt.NDArray[np.float64]  # [N], one an image
 
-BATCH = 500  # images scored at once
-PIXELS_AT_ONCE = 2**20  # decoded at once; some ten times as many bytes of memory
 FINEST_SQUARED_ERROR = 1 / (12 * 256**2)  # of rounding to 8 bits; no reconstruction can be seen to be nearer
 SECONDS_BETWEEN_NEWS = 10.0
 
@@ -103,11 +102,11 @@ def evaluate(
 def bound(model: VAE, pixels: Pixels, seed: int) -> Bound:
     """The ELBO's terms with one posterior sample an image (none for an autoencoder: its code is the mean)."""
     reconstruction, kl, sums = [], [], torch.zeros(1, dtype=torch.float64)
-    for indices, batch in _batches(model, pixels, BATCH):
+    for indices, batch in pixel_batches(model, pixels):
         noise = None
         if not model.deterministic:
             noise = estimators.per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device)
-        terms = elbo_terms(model, _observe(model, batch, indices, seed), noise)
+        terms = elbo_terms(model, observe(model, batch, indices, seed), noise)
         reconstruction.append(terms.reconstruction.double().cpu())
         parts = terms.kl_per_dimension.double().cpu()  # [B, Z], or [B, 1] where the KL has no parts
         kl.append(parts.sum(1))
@@ -122,7 +121,7 @@ def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
     Without noise: the image is `likelihood.observe(pixels, None)`, its reconstruction that of the posterior mean.
     """
     errors, means = [], []
-    for _, batch in _batches(model, pixels, BATCH):
+    for _, batch in pixel_batches(model, pixels):
         x = model.likelihood.observe(batch, None)
         mean = model.encode(x).mean
         errors.append(metrics.mean_squared_error(x, sampling.decoded(model, mean)).double().cpu())
@@ -138,29 +137,13 @@ def log_likelihood(model: VAE, pixels: Pixels, k: int, seed: int) -> Values:
     dimensions = math.prod(model.shape)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * min(k, 16))))
     estimates, told = [], time.monotonic()
-    for indices, batch in _batches(model, pixels, images):
+    for indices, batch in pixel_batches(model, pixels, images):
         chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
         estimates.append(estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk)[0].cpu())
         if time.monotonic() > told + SECONDS_BETWEEN_NEWS:
             told = time.monotonic()
             log.info("log p(x) with %d samples: %d of %d test images", k, indices.stop, len(pixels))
     return torch.cat(estimates).numpy()
-
-
-def _batches(model: VAE, pixels: Pixels, size: int) -> Iterator[tuple[range, Tensor]]:
-    """Each image once, in order, the last batch short if need be: indices and uint8 pixels on the model's device."""
-    device = next(model.parameters()).device
-    size = max(1, min(size, PIXELS_AT_ONCE // math.prod(model.shape)))
-    for start in range(0, len(pixels), size):
-        batch = np.array(pixels[start : start + size])  # a copy: the split is a read-only memory map
-        yield range(start, start + len(batch)), torch.from_numpy(batch).to(device)
-
-
-def _observe(model: VAE, batch: Tensor, indices: range, seed: int) -> Tensor:
-    if not model.likelihood.uses_noise:
-        return model.likelihood.observe(batch, None)
-    noise = estimators.per_image_uniform(seed, indices, model.shape)
-    return model.likelihood.observe(batch, noise.to(batch.device))
 
 
 def _bound_report(model: VAE, split: str, terms: Bound) -> dict[str, Any]:
@@ -193,7 +176,7 @@ def _mean(split: str, name: str, values: Values) -> dict[str, float]:
             f"{split} split: the {name} of image {wrong[0]} is {values[wrong[0]]}"
             f" ({len(wrong)} of {len(values)} are not finite): the model does not fit these data; train it again"
         )
-    return {name: float(values.mean()), f"{name}_se": float(values.std(ddof=1) / math.sqrt(len(values)))}
+    return Measured.of(values).numbers(name)
 
 
 def _bits(model: VAE, log_likelihoods: Values) -> float:

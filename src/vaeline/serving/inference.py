@@ -12,7 +12,6 @@
 Pixels may have any dtype of numbers. Tensors are answered by tensors on their own device, all else by numpy arrays.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,12 +22,11 @@ import torch
 from torch import Tensor
 
 from vaeline.core import sampling
+from vaeline.core.batches import batch_ranges
 from vaeline.core.estimators import per_image_noise, per_image_uniform
 from vaeline.core.objectives import elbo_terms
 from vaeline.serving.model_files import Description, LoadedModel
 
-BATCH = 512  # images at once, fewer where they are large:
-PIXELS_AT_ONCE = 1 << 20
 MOST_SAMPLES = 100_000
 
 Values = TypeVar("Values", np.ndarray, Tensor)
@@ -54,7 +52,7 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self.loaded.vae.parameters()).device
+        return self.loaded.vae.device
 
     def encode(self, pixels: Values) -> Values:
         """Posterior means, the mean of q(z|x): [N, C, H, W] -> [N, Z]."""
@@ -116,12 +114,12 @@ class TrainedModel:
         """Apply a function to a few rows at once, so that memory stays bounded; the answer is of the input's kind."""
         rows = given if isinstance(given, Tensor) else _array(given)
         home = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
-        size = max(1, min(BATCH, PIXELS_AT_ONCE // math.prod(self.loaded.vae.shape)))
         parts = []
         with torch.no_grad():
-            for first in range(0, max(len(rows), 1), size):
-                batch = read(rows[first : first + size])
-                parts.append(function(batch, range(first, first + len(batch))).to(home))
+            for places in batch_ranges(self.loaded.vae, len(rows)):
+                parts.append(function(read(rows[places.start : places.stop]), places).to(home))
+            if not parts:
+                parts.append(function(read(rows), range(0)).to(home))
         answer = torch.cat(parts)
         return answer if isinstance(rows, Tensor) else answer.numpy()
 
