@@ -150,36 +150,3 @@ def test_a_variants_options_belong_to_it_alone() -> None:
     )
     assert parse_params(changed).model.prior.kind == "vamp"
     assert parse_params(_changed(model__likelihood={"kind": "gaussian"})).model.likelihood == Gaussian(kind="gaussian")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a: [", "is not valid YAML at line "),
-        ("train: {beta: 1, beta: 2}", "key 'beta' given twice"),
-        ("", "must be a section with keys, found None"),
-        ("- 1", "must be a section with keys, found [1]"),
-    ],
-)
-def test_a_file_that_is_not_params_is_named(tmp_path: Path, text: str, line: str) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_params(path)
-    assert str(caught.value).startswith(str(path))
-    assert line in str(caught.value)
-
-
-def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        read_params(tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_params(tmp_path / "binary.yaml")
-
-
-@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", "1.e-3"])
-def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "numbers.yaml"
-    path.write_text(f"rate: {text}")
-    assert read_yaml(path) == {"rate": 0.001}

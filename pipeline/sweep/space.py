@@ -85,9 +85,9 @@ def _axis(assignment: str, params: Any) -> Axis:
     key, equals, text = assignment.partition("=")
     if not equals or not KEY.fullmatch(key) or not text.strip():
         raise UserError(f"{assignment!r}: is no assignment; {FORM}")
-    values: list[Any] = parse_yaml(f"[{text}]", f"{key}: {text!r}")
-    if len(values) == 1 and isinstance(values[0], str) and (match := RANGE.fullmatch(values[0])):
+    if match := RANGE.fullmatch(text.strip()):
         return _range(key, match, params)
+    values: list[Any] = parse_yaml(f"[{text}]", f"{key}: {text!r}")
     if any(isinstance(value, str) and RANGE.fullmatch(value) for value in values):
         raise UserError(f"{key}: found a range among values, {text!r}; {FORM}")
     if not values:

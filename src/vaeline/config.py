@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from vaeline.io.yaml_config import Section, read_yaml, validate
 
 Binarise = Literal["none", "static", "dynamic"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Activation = Literal["relu", "tanh", "silu"]

@@ -1,20 +1,21 @@
-"""Strict reading: YAML files, and what pydantic finds wrong with them as lines a user understands.
-
-The only module that reads YAML.
-"""
+"""Strict YAML 1.2, read as DVC reads it, and pydantic's errors as one line a key. The only module that reads YAML."""
 
 import difflib
-import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import shown
+from vaeline.io.safe_read import DEEPEST, read_bounded, shown
+
+MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
 
 
 class Section(BaseModel):
@@ -26,41 +27,52 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as DVC's YAML 1.2 does, and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def read_yaml(path: Path) -> Any:
-    """Parse one YAML file; raises UserError where it is missing, not UTF-8 or not YAML."""
+    """Content of one YAML file. Raises UserError where it is missing, too large, not UTF-8 or not YAML."""
+    content = read_bounded(path, MOST_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text, named `source` in messages; raises UserError where it is not YAML."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{source}: is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    """Content of YAML 1.2 text, named `source` in messages, as DVC reads it.
+
+    Raises UserError where it is not YAML, has a key twice in a mapping, is nested too deeply or grows by aliases.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _check_size(text, source)
+            return YAML(typ="safe").load(text)
+        except MarkedYAMLError as error:
+            reason, mark = error.problem or error.context, error.problem_mark
+        except (YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason, mark = str(error).partition("\n")[0], None  # `!!int abc`, 5,000 digits, 2026-99-99
+    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    raise UserError(f"{source}: is not valid YAML{where}: {shown(reason)}")
+
+
+def _check_size(text: str, source: str) -> None:
+    """Refuse deep nesting, and more values than allowed, an alias counted as a copy of what it stands for."""
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
+    sizes: dict[str | None, int] = {}  # values by anchor; within itself, more than allowed
+    values = 0
+    for event in YAML(typ="safe").parse(text):
+        if isinstance(event, AliasEvent):
+            values += sizes.get(event.anchor, 1)
+        elif isinstance(event, CollectionStartEvent):
+            open_nodes.append((event.anchor, values))
+            sizes[event.anchor] = MOST_VALUES
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes[anchor] = values - before
+        values += 1
+        if len(open_nodes) > DEEPEST:
+            raise UserError(f"{source}: is nested deeper than {DEEPEST} levels")
+        if values > MOST_VALUES:
+            raise UserError(f"{source}: holds more than {MOST_VALUES:,} values, aliases counted as copies")
 
 
 def validate(section: type[S], content: Any, where: str) -> S:
@@ -107,10 +119,16 @@ def _keys(owner: type[Section]) -> list[str]:
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 
+def _shown_value(value: object) -> str:
+    try:
+        return shown(repr(value), most=60)
+    except ValueError:  # Python prints no number of so many digits
+        return "a number of more than 4,300 digits"
+
+
 def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridable: bool) -> str:
     first = mistakes[0]
-    found = repr(first["input"])
-    found = found if len(found) <= 60 else found[:57] + "..."
+    found = _shown_value(first["input"])
     context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
@@ -122,12 +140,14 @@ def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridab
             return f"{key}: unknown key; {hint}allowed: {', '.join(allowed)}{way_out}"
         case "missing":
             return f"{key}: missing"
+        case "invalid_key":
+            return f"{key and key + ': '}keys must be strings; found {found}"
         case "value_error":
             return f"{key and key + ': '}{first['msg'].removeprefix('Value error, ')}"
         case "union_tag_not_found":
             return f"{key}: needs a kind, found {found}"
         case "union_tag_invalid":
-            return f"{key}.kind: allowed: {context.get('expected_tags')}; found {context.get('tag')!r}"
+            return f"{key}.kind: allowed: {context.get('expected_tags')}; found {_shown_value(context.get('tag'))}"
         case "model_type" | "model_attributes_type":
             return f"{key and key + ': '}must be a section with keys, found {found}"
     messages = (mistake["msg"] for mistake in mistakes)

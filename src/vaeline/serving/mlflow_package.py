@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vaeline.serving.model_files import LoadedModel
 
-REQUIRED = ("torch", "numpy", "pydantic", "pyyaml", "safetensors")
+REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")
 PARAMS = {"method": "reconstruct", "n": 16, "seed": 0}
 
 

@@ -1,0 +1,140 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaeline.config import read_params
+from vaeline.errors import UserError
+from vaeline.io.yaml_config import Section, parse_yaml, read_yaml, validate
+
+MB = 990_000
+BOMB = "- &a [1, 1]\n" + "".join(f"- &{c} [{', '.join(9 * [f'*{chr(ord(c) - 1)}'])}]\n" for c in "bcdefg")
+
+
+class Inner(Section):
+    """A section in another."""
+
+    count: int = 1
+
+
+class Outer(Section):
+    """A section of a file."""
+
+    inner: Inner = Inner()
+    rate: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(text, 0.001) for text in ("1e-3", "1E-3", "1.0e-3", "0.001", "1.e-3")],
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1_000", 1000),
+        ("1:30", "1:30"),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("~", None),
+        (".inf", float("inf")),
+    ],
+)
+def test_mistake_15_values_are_those_that_dvc_reads(tmp_path: Path, text: str, value: Any):
+    from dvc.utils.serialize import load_yaml  # type: ignore[attr-defined]
+
+    path = tmp_path / "params.yaml"
+    path.write_text(f"value: {text}\n")
+    assert read_yaml(path) == load_yaml(str(path)) == {"value": value}
+
+
+def test_aliases_and_merged_keys_are_read():
+    text = "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\nd: &d 3\ne: *d"
+    assert parse_yaml(text, "x") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}, "d": 3, "e": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "at line 2, column 1: did not find expected node content"),
+        ("train: {beta: 1, beta: 2}", 'at line 1, column 18: found duplicate key "beta" with value "2"'),
+        ("a: 1\n---\na: 2", "found another document"),
+        ("a: *b", "found undefined alias"),
+        ("a: !!python/object:os.system x", "could not determine a constructor for the tag"),
+        ("a: !!int abc", "invalid literal for int"),
+        ("a: !!bool x", "is not valid YAML: 'x'"),
+        ("!!int", "is not valid YAML"),
+        ("a: 2001-99-99", "month must be in 1..12"),
+        ("a: 1970-01-01T00:00:00+99:99", "offset must be"),
+        ("a: " + "1" * 5000, "4300 digits"),
+        ("a: \x00", "control characters are not allowed"),
+        ("a: \x1b[31m", "control characters are not allowed"),
+        ("a: \ud800", "surrogates not allowed"),
+        ("? {a: 1}\n: 3", "found unhashable key"),
+        ("%YAML 1.3\n---\na: 1", "found incompatible YAML document"),
+        ("[" * MB, "nested deeper than 32 levels"),
+        ("{a: " * (MB // 4), "nested deeper than 32 levels"),
+        ("- " * (MB // 2), "nested deeper than 32 levels"),
+        ("a: &a [*a]", "more than 100,000 values"),
+        (BOMB, "more than 100,000 values"),
+        ("[" + "a," * (MB // 2) + "]", "more than 100,000 values"),
+        ("!" * MB, "could not determine a constructor"),
+        ('"' + "\\" * MB, "unexpected end of stream"),
+    ],
+)
+def test_text_that_is_not_yaml_or_meant_to_hurt_is_one_line_at_once(text: str, words: str):
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        parse_yaml(text, "x.yaml")
+    assert str(caught.value).startswith("x.yaml: ")
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+    assert time.monotonic() - start < 5
+
+
+@given(st.text(st.sampled_from(" \n\t-:?,[]{}#&*!|>'\"%@`=<~.0123456789eExobn+_aT"), max_size=60))
+def test_any_text_is_yaml_or_refused_in_one_line(text: str):
+    try:
+        parse_yaml(text, "x")
+    except UserError as error:
+        assert str(error).isprintable()
+
+
+def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path):
+    large = b"a: " + b"1" * 1_000_000
+    for content, words in [(None, "No such file"), (b"\xff\xfe\x00", "not UTF-8"), (large, "at most 1000000")]:
+        path = tmp_path / "file.yaml"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{path}: .*{words}"):
+            read_yaml(path)
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "None"), ("- 1", "[1]")])
+def test_a_file_that_is_not_params_is_named(tmp_path: Path, text: str, found: str):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_params(tmp_path / "params.yaml")
+    assert str(caught.value) == f"{tmp_path}/params.yaml: must be a section with keys, found {found}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("inner: {cuont: 2}", "f: inner.cuont: unknown key; did you mean 'count'? allowed: count"),
+        ("? [1, 2]\n: 3", "f: keys must be strings; found (1, 2)"),
+        ("inner: {1: 2}", "f: inner.1: keys must be strings; found 1"),
+        ("inner: 2001-01-01", "f: inner: must be a section with keys, found datetime.date(2001, 1, 1)"),
+        ("rate: 0x" + "f" * 5000, "f: rate: must be a valid number; found a number of more than 4,300 digits"),
+        (f"rate: {'a' * 200}", f"f: rate: must be a valid number; found '{'a' * 56}..."),
+        ('rate: "\\e[31m"', "f: rate: must be a valid number; found '\\x1b[31m'"),
+        ('"\\e[31m": 1', "f: '\\x1b[31m': unknown key; allowed: inner, rate"),
+    ],
+)
+def test_what_a_section_refuses_is_one_short_printable_line(text: str, line: str):
+    with pytest.raises(UserError) as caught:
+        validate(Outer, parse_yaml(text, "f"), "f")
+    assert str(caught.value) == line
