@@ -5,7 +5,6 @@ between putting in and taking out, so that of two at once one may run the other'
 files while it does. A clone has its own stash and locks, shares Git's objects and DVC's cache, and touches nothing.
 """
 
-import configparser
 import os
 import shutil
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.services.child_processes import Process, spawn, stop
+from pipeline.services.clone import make_clone
 from pipeline.services.dvc_command import reason
 from pipeline.sweep.experiments import differences
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
@@ -119,7 +119,7 @@ def start(
     lock = _lock(clone)
     assert lock is not None
     try:
-        _make_clone(sweep.baseline, clone, cache)
+        make_clone(Path(), clone, sweep.baseline.commit, stash=sweep.baseline.stash, cache=cache)
         wanted = differences(sweep.baseline.params, sweep.params(trial))
         changes = [item for change in wanted for item in ("-S", change)]
         command = ["dvc", "--cd", str(clone), "exp", "run", "--name", trial.name, *changes, *targets]
@@ -160,35 +160,6 @@ def _lock(clone: Path, wait: bool = True) -> int | None:
     locks = clone.parents[1] / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return acquire(locks / clone.name, wait=wait)
-
-
-def _make_clone(baseline: Baseline, clone: Path, cache: Path) -> None:
-    """A clone at the baseline; dvc.lock comes along, tracked or not, so that DVC knows what is done."""
-    root = Path(git(Path(), "rev-parse", "--show-toplevel"))
-    shutil.rmtree(clone, ignore_errors=True)
-    clone.parent.mkdir(exist_ok=True)
-    git(Path(), "clone", "-q", "--shared", "--no-checkout", str(root), str(clone))
-    objects = Path(root, git(root, "rev-parse", "--git-path", "objects"))
-    # --shared does just this, but not for a shallow repository
-    (clone / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n", encoding="utf-8")
-    git(clone, "checkout", "-q", "--detach", baseline.commit)
-    if baseline.stash:
-        git(clone, "stash", "apply", "-q", baseline.stash)
-    for name, nobody in (("user.name", "vaeline"), ("user.email", "vaeline@localhost")):  # DVC commits the experiment
-        git(clone, "config", name, try_git(Path(), "config", name) or nobody)
-    if (root / "dvc.lock").exists():
-        shutil.copy(root / "dvc.lock", clone / "dvc.lock")
-    _share_cache(root, clone, cache)
-
-
-def _share_cache(root: Path, clone: Path, cache: Path) -> None:
-    """Point the clone at the repository's cache, with the way of linking that this machine's settings ask for."""
-    local = configparser.ConfigParser(interpolation=None)
-    local.read(root / ".dvc" / "config.local", encoding="utf-8")
-    settings = configparser.ConfigParser(interpolation=None)
-    settings["cache"] = {**(local["cache"] if local.has_section("cache") else {}), "dir": str(cache)}
-    with (clone / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
-        settings.write(file)
 
 
 def _bring_back(clone: Path, baseline: Baseline, name: str) -> None:

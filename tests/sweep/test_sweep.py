@@ -16,7 +16,7 @@ from prefect.exceptions import ParameterTypeError
 
 from pipeline.flows.sweep import sweep_flow
 from pipeline.sweep.state import folder
-from pipeline.sweep.trial import _make_clone, clear, read_baseline
+from pipeline.sweep.trial import clear, read_baseline
 from vaeline.errors import UserError
 from vaeline.io.locks import locked
 from workspaces import execute, lines_with, runs, tiny_clone, vaeline
@@ -127,19 +127,6 @@ def test_trials_may_begin_at_the_same_moment(repository: Path, monkeypatch: pyte
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: read_baseline().identity, range(12)))
     assert len({str(identity) for identity in found}) == 1
-
-
-def test_a_shallow_clones_changes_are_in_its_trials_and_dvc_can_commit_there(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    shallow = tmp_path / "shallow"
-    execute("git", "clone", "-q", "--depth", "1", f"file://{repository}", str(shallow), cwd=tmp_path)
-    monkeypatch.chdir(shallow)
-    Path("seed.txt").write_text("changed")
-    _make_clone(read_baseline(), tmp_path / "work" / "trial", repository / ".dvc" / "cache")
-    assert (tmp_path / "work" / "trial" / "seed.txt").read_text() == "changed"
-    said = execute("git", "config", "user.email", cwd=tmp_path / "work" / "trial").stdout
-    assert said == "vaeline@localhost\n", "nobody said who they are"
 
 
 def test_a_repository_of_another_user_is_refused_in_gits_words(repository: Path, monkeypatch: pytest.MonkeyPatch):
