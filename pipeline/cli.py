@@ -1,10 +1,5 @@
-"""The command `vaeline`: run the pipeline, look at it, send what was not sent, check the machine.
+"""The command `vaeline` in a workspace. A command imports what it needs when it runs, so that each starts fast."""
 
-What a command needs is imported in it, so that each starts as fast as it can.
-"""
-
-import os
-import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,39 +7,35 @@ import typer
 from pipeline.commands import lineage, operate, registry, sweep
 from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.command import consume
-from vaeline.command.program import run_program
+from vaeline.command.program import run_and_leave, run_program
 from vaeline.config import read_params
-from vaeline.io.workspace import PARAMS, current_workspace
+from vaeline.io.workspace import current_workspace
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-for topic in (registry, lineage, consume, operate, sweep):
+app = consume.command_line("Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect.")
+for topic in (registry, lineage, operate, sweep):
     app.add_typer(topic.app)
 
 
 def main() -> NoReturn:
-    """Entry point: 0 done, 1 a clear line on stderr says what is wrong, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    """Entry point. Exit codes: 0 done, 1 error, one line on stderr, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
     run_program(app)
-
-
-@app.callback()
-def _vaeline() -> None:
-    """Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect."""
 
 
 @app.command()
 def run() -> None:
     """Bring every stage of dvc.yaml up to date, as a Prefect flow."""
-    enter_workspace()
-    read_params(PARAMS)  # a typing mistake is told before any server starts
+    read_params(enter_workspace().params)  # a typing mistake is reported before any server starts
     prepare_environment()
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.flows.run"])  # above this module: imports point downwards
+    from pipeline.flows.run import main
+
+    run_and_leave(main)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
-    """Run a named experiment by `dvc exp run`, to which further options go (--temp, -S ...); no name: list them."""
-    enter_workspace()
+    """Run a named experiment by `dvc exp run`, which gets further options (--temp, -S ...); no name: list them."""
+    workspace = enter_workspace()
+    from pipeline.services.dvc_command import run_attached
     from pipeline.sweep.experiments import overrides, read_experiments
     from vaeline.io.yaml_config import read_yaml
 
@@ -53,9 +44,9 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
         for entry, content in experiments.items():
             typer.echo(f"{entry}\n    {content.about}")
         return
-    changes = [argument for change in overrides(name, read_yaml(PARAMS), experiments) for argument in ("-S", change)]
+    changes = [item for change in overrides(name, read_yaml(workspace.params), experiments) for item in ("-S", change)]
     prepare_environment()
-    os.execv(sys.executable, [sys.executable, "-m", "dvc", "exp", "run", *changes, *context.args])
+    raise typer.Exit(run_attached(["dvc", "exp", "run", *changes, *context.args]))
 
 
 @app.command()
@@ -81,16 +72,16 @@ def sync() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check everything a run needs and say how to mend what is missing."""
-    enter_workspace()
+    """Check everything that a run needs, and print how to fix what is missing. Exit code 1 where a check fails."""
+    workspace = enter_workspace()
     prepare_environment()
     from pipeline.commands.doctor import examine
 
-    failed = False
-    for finding in examine():
+    levels = set()
+    for finding in examine(workspace):
         typer.echo(str(finding))
-        failed |= finding.level == "fail"
-    if failed:
+        levels.add(finding.level)
+    if "fail" in levels:
         raise typer.Exit(1)
 
 

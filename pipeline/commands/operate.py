@@ -1,7 +1,7 @@
 """`vaeline` up, down, deploy, worker: servers and workers that run deployments."""
 
+import logging
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -34,16 +34,23 @@ def down() -> None:
 @app.command()
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL, or that of `vaeline up`."""
-    _become("deploy")
+    _use_prefect_server()
+    from pipeline.services.worker import deploy
+
+    deploy()
 
 
 @app.command()
 def worker() -> None:
     """Run deployments in this clone, going on with what a killed worker left."""
-    _become()
+    _use_prefect_server()
+    from pipeline.services.worker import work
+
+    work()
 
 
-def _become(*arguments: str) -> None:
+def _use_prefect_server() -> None:
+    """Set PREFECT_API_URL, which Prefect reads when it is imported."""
     enter_workspace()
     prepare_environment()
     from pipeline.services.servers import known_prefect
@@ -51,10 +58,5 @@ def _become(*arguments: str) -> None:
     api = known_prefect()
     if api is None:
         raise UserError("PREFECT_API_URL: not set; name a Prefect server, or use `vaeline up`, which starts one")
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.services.worker",
-        *arguments,
-    ]  # above this module: imports point downwards
-    os.execve(sys.executable, command, os.environ | {"PREFECT_API_URL": api})
+    os.environ["PREFECT_API_URL"] = api
+    logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -7,6 +7,7 @@ import graphlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pipeline.services.child_processes import spawn, stop
+from pipeline.services.child_processes import DETOUR, spawn, stop
 from vaeline.errors import TRY_AGAIN, UserError
 from vaeline.io.yaml_config import read_yaml
 
@@ -151,6 +152,20 @@ def stream(command: Sequence[str], environment: Mapping[str, str], log: Log) -> 
         if process.stdout:
             process.stdout.close()
     return code, tail
+
+
+def run_attached(command: Sequence[str]) -> int:
+    """Run a command on this terminal; its exit code. It ends with this process, and gets its signals."""
+    process = subprocess.Popen([*DETOUR, str(os.getpid()), str(int(signal.SIGTERM)), *command])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # which the terminal sent to both
+        process.wait()
+        raise
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def _run(command: Sequence[str], log: Log, extra_env: Mapping[str, str], what: str) -> list[str]:

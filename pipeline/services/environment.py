@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vaeline.errors import UserError
 from vaeline.io.git import HOOK_VARIABLES
-from vaeline.io.workspace import make_state_folder, repository_root
+from vaeline.io.workspace import Workspace, current_workspace, make_state_folder, repository_root
 
 SETTINGS = ("PREFECT_", "MLFLOW_")
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
@@ -59,9 +59,10 @@ def _of_nobody(state: Path) -> dict[str, str]:
     return {}
 
 
-def enter_workspace() -> None:
-    """Go to the folder of dvc.yaml: here or above. Raises UserError where there is none."""
+def enter_workspace() -> Workspace:
+    """The workspace here or above, made the current folder. Raises UserError where there is no dvc.yaml."""
     root = repository_root()
     if not (root / "dvc.yaml").is_file():
         raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
     os.chdir(root)
+    return current_workspace()

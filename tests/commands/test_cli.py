@@ -1,8 +1,7 @@
-"""The command line: words, exit codes, and web interfaces that answer and go away."""
+"""The command line in a workspace: what there is, exit codes, and errors before anything starts."""
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -10,66 +9,83 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.services.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
+import vaeline as library
+from command_line import vaeline
+from pipeline.services import dvc_command
+from pipeline.services.servers import free_port
 from vaeline.errors import UserError
-from workspaces import execute, vaeline
+from workspaces import execute
 
 
-def test_without_a_command_it_says_what_there_is(tmp_path: Path):
-    done = vaeline("--help", cwd=tmp_path)
-    for command in ("run", "up", "down", "deploy", "worker", "ui", "sync", "doctor"):
-        assert re.search(rf"^\s+{command}\s", done.stdout, re.MULTILINE)
+def test_help_lists_the_commands():
+    text = vaeline("--help")
+    for command in ("run", "up", "down", "deploy", "worker", "ui", "sync", "doctor", "sweep", "promote", "verify"):
+        assert re.search(rf"^\s+{command}\s", text, re.MULTILINE)
+
+
+def test_version_is_the_packages():
+    assert vaeline("--version") == f"vaeline {library.__version__}\n"
+    assert f'version = "{library.__version__}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("arguments", [("rub",), ("run", "--fast"), ("sync", "extra")])
-def test_wrong_usage_exits_with_two(tmp_path: Path, arguments: tuple[str, ...]):
-    assert vaeline(*arguments, cwd=tmp_path, check=False).returncode == 2
+def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]):
+    vaeline(*arguments, code=2)
 
 
-def test_outside_a_repository_it_says_where_to_run(tmp_path: Path):
-    done = vaeline("run", cwd=tmp_path, check=False)
+def test_outside_a_repository_the_error_names_the_folder(tmp_path: Path):
+    done = execute(sys.executable, "-m", "pipeline.cli", "run", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: no dvc.yaml in {tmp_path}: run vaeline in a clone of the repository\n"
 
 
-def test_a_mistake_in_params_is_told_before_anything_starts(toy: Path):
+def test_a_mistake_in_params_is_reported_before_anything_starts(toy: Path, monkeypatch: pytest.MonkeyPatch):
     text = (toy / "params.yaml").read_text()
     (toy / "params.yaml").write_text(text.replace("batch_size:", "batchsize:"))
     (toy / "below").mkdir()
-    done = vaeline("run", cwd=toy / "below", check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "train.batchsize: unknown key; did you mean 'batch_size'?" in done.stderr
+    monkeypatch.chdir(toy / "below")
+    with pytest.raises(UserError, match=r"train.batchsize: unknown key; did you mean 'batch_size'\?"):
+        vaeline("run")
     assert not (toy / ".vaeline").exists()
 
 
-def test_sync_with_nothing_to_send_says_so(toy: Path):
-    assert vaeline("sync", cwd=toy).stdout == "0 events of 0 runs sent\n"
+def test_sync_and_down_with_nothing_to_do(toy: Path):
+    assert vaeline("sync") == "0 events of 0 runs sent\n"
+    assert vaeline("down") == "nothing was running\n"
 
 
-def test_a_taken_port_is_left_to_who_has_it():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert free_port(port) != port
-    assert free_port(port) == port
+def test_servers_open_to_other_machines_need_passwords(toy: Path):
+    names = "MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING"
+    with pytest.raises(UserError, match=f"--host 0.0.0.0: other machines .* without a password; set {names}"):
+        vaeline("up", "--host", "0.0.0.0", MLFLOW_AUTH_ADMIN_PASSWORD="x")
 
 
-def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: Path):
-    """Two that start at once may have found the same port free."""
-    port = free_port(0)
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
-        while not answers(port, "/"):
-            assert other.poll() is None
-        late = Server("late", "late", "http.server", [str(port), "--bind", "127.0.0.1"], port, "/")
-        with (
-            started(late) as process,
-            pytest.raises(UserError, match=r"exit code 1: .*Address already in use"),
-        ):
-            wait_until_ready(late, process)
-        other.kill()
+@pytest.mark.parametrize("command", ["worker", "deploy"])
+def test_without_a_prefect_server_the_error_names_what_to_set(toy: Path, command: str):
+    with pytest.raises(UserError, match="PREFECT_API_URL: not set"):
+        vaeline(command)
+
+
+def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
+    env = {"MLFLOW_TRACKING_URI": "http://user:secret@mlflow.example", "PREFECT_API_URL": "http://prefect.example/api"}
+    assert vaeline("ui", **env).splitlines() == [
+        "MLflow: http://mlflow.example (MLFLOW_TRACKING_URI)",
+        "Prefect: http://prefect.example (PREFECT_API_URL)",
+    ]
+
+
+def test_a_command_on_this_terminal_gives_its_exit_code_and_gets_signals(toy: Path):
+    """Mistake 21: the exit code of `dvc exp run` that gets lost."""
+    assert dvc_command.run_attached(["sh", "-c", "exit 7"]) == 7
+    code = "import pipeline.services.dvc_command as dvc; from vaeline.command.program import run_program"
+    script = "trap 'touch ended; exit 0' TERM; touch begun; while :; do sleep 0.05; done"
+    command = [sys.executable, "-c", f"{code}; run_program(lambda: print(dvc.run_attached(['sh', '-c', {script!r}])))"]
+    with subprocess.Popen(command, cwd=toy) as process:
+        while not (toy / "begun").exists():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(30) == 143
+    assert (toy / "ended").exists()
 
 
 @pytest.mark.slow
@@ -92,36 +108,3 @@ def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path
     for address in addresses:
         port = int(address.rpartition(":")[2])
         assert free_port(port) == port, "nothing listens there any more"
-
-
-def test_servers_open_to_other_machines_need_passwords(toy: Path):
-    (toy / "below").mkdir()
-    done = vaeline("up", "--host", "0.0.0.0", cwd=toy / "below", check=False, MLFLOW_AUTH_ADMIN_PASSWORD="x")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "error: --host 0.0.0.0: other machines could use the servers without a password; "
-        "set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING\n"
-    )
-
-
-def test_beyond_loopback_mlflow_asks_for_passwords():
-    assert "basic-auth" in mlflow_server("sqlite:///x.db", "artifacts", 5000, "0.0.0.0").arguments
-    assert "basic-auth" not in mlflow_server("sqlite:///x.db", "artifacts", 5000).arguments
-
-
-def test_down_without_anything_running_says_so(toy: Path):
-    assert vaeline("down", cwd=toy).stdout == "nothing was running\n"
-
-
-def test_a_worker_without_a_server_says_what_to_set(toy: Path):
-    done = vaeline("worker", cwd=toy, check=False)
-    assert (done.returncode, done.stderr.startswith("error: PREFECT_API_URL: not set")) == (1, True)
-
-
-def test_servers_of_the_environment_are_told_and_not_started(toy: Path):
-    env = {"MLFLOW_TRACKING_URI": "http://user:secret@mlflow.example", "PREFECT_API_URL": "http://prefect.example/api"}
-    done = vaeline("ui", cwd=toy, **env)
-    assert done.stdout.splitlines() == [
-        "MLflow: http://mlflow.example (MLFLOW_TRACKING_URI)",
-        "Prefect: http://prefect.example (PREFECT_API_URL)",
-    ]

@@ -18,7 +18,7 @@ from filled_registry import enter
 from packages import EXAMPLE
 from pipeline.stages import register as stage
 from uploads import answers, mlflow_server, until
-from vaeline.command.consume import app
+from vaeline.command.main import app
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load

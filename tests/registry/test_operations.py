@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from command_line import vaeline
 from pipeline.commands.registry import app
-from registry_command import vaeline
 from vaeline.errors import UserError
 
 if TYPE_CHECKING:

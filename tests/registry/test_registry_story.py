@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from command_line import vaeline
 from filled_registry import ROOT
 from pipeline.stages import evaluate, fetch, prepare, register, train
-from registry_command import vaeline
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect

@@ -6,9 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.commands.doctor import dvc
+from pipeline.commands import doctor
 from pipeline.services.dvc_command import Stage, StageError, always_stale, read_stages, reproduce, stale_stages
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
 from workspaces import execute
 
 
@@ -106,11 +107,11 @@ def test_a_folder_that_a_killed_dvc_left_in_its_run_cache_is_no_obstacle(toy: Pa
     entry.unlink()  # as if killed between making the folder and writing into it
     (toy / "raw.txt").unlink()
     (toy / "dvc.lock").unlink()
-    assert dvc().level == "fail"
+    assert doctor.dvc(Workspace()).level == "fail"
     lines: list[str] = []
     assert reproduce("fetch", lines.append, {}) == "ran"
     assert [line for line in lines if line.endswith("left empty by a DVC that was killed; removed")]
-    assert dvc().level == "ok"
+    assert doctor.dvc(Workspace()).level == "ok"
 
 
 def test_another_dvc_at_work_is_waited_for(toy: Path):

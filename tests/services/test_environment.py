@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,9 +16,10 @@ from workspaces import ROOT, execute, vaeline
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+def restored(toy: Path) -> Iterator[None]:
     """The environment of before comes back after each test."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with patch.dict(os.environ):
+        yield
 
 
 def test_what_an_environment_file_leaves_blank_counts_as_not_set(toy: Path):
@@ -65,7 +68,8 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_servers_of_this_machine_are_asked_past_a_proxy(name: str):
-    code = "import pipeline.stages; from urllib.request import proxy_bypass as p; print([p('127.0.0.1'), p('a.b')])"
+    begin = "from vaeline.command.program import set_process_defaults; set_process_defaults()"
+    code = f"{begin}; from urllib.request import proxy_bypass as p; print([p('127.0.0.1'), p('a.b')])"
     proxied = {"http_proxy": "http://127.0.0.1:9", name: "a.b"}
     assert execute(sys.executable, "-c", code, cwd=Path.cwd(), env=proxied).stdout.split() == ["[True,", "True]"]
 

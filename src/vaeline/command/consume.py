@@ -4,16 +4,37 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from vaeline.errors import UserError
-from vaeline.io.workspace import PARAMS, repository_root
-
-app = typer.Typer()
+from vaeline.io.workspace import current_workspace
 
 DRIFT = 3  # exit code of `score`
 
 
-@app.command()
+def command_line(about: str, group: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """A command line with these three commands and --version."""
+    import vaeline
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"vaeline {vaeline.__version__}")
+            raise typer.Exit
+
+    app = typer.Typer(
+        cls=group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    @app.callback(help=about)
+    def options(
+        version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
+    ) -> None: ...
+
+    for command in (verify, score, export):
+        app.command()(command)
+    return app
+
+
 def verify(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
 ) -> None:
@@ -24,14 +45,13 @@ def verify(
         typer.echo(line)
 
 
-@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
     folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
 ) -> None:
-    """Write a model as ONNX, for consumers without torch: encoder.onnx, decoder.onnx, and model.json, which tells how.
+    """Write a model as ONNX, for use without torch: encoder.onnx, decoder.onnx, and model.json, their description.
 
-    Both graphs are held against torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
+    Both graphs are compared with torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
     """
     import vaeline
     from vaeline.serving.onnx_export import TOLERANCE, export_onnx
@@ -43,7 +63,6 @@ def export(
     )
 
 
-@app.command()
 def score(
     images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
     model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
@@ -54,7 +73,7 @@ def score(
     seed: Annotated[int, typer.Option(help="of the ELBO's noise")] = 0,
     fit: Annotated[bool, typer.Option("--fit", help="resize and convert a folder's images to the model's")] = False,
 ) -> None:
-    """Score images by their ELBO, and say whether they look like the data that the model was tested on.
+    """Score images by their ELBO, and test whether they look like the data that the model was tested on.
 
     Exit code 0: they do. 3: drift. 1: an error. 2: wrong usage.
     """
@@ -75,8 +94,9 @@ def score(
 def _champion() -> str:
     """The champion of the repository around the current folder."""
     from vaeline.config import read_params
+    from vaeline.io.workspace import PARAMS
 
-    params = repository_root() / PARAMS
+    params = current_workspace().repository / PARAMS
     if not params.is_file():
         raise UserError("--model: is needed outside a repository with params.yaml, e.g. --model models:/NAME@champion")
     return f"models:/{read_params(params).register_.name}@champion"

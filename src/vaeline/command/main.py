@@ -1,25 +1,35 @@
-"""The entry point `vaeline`: in a workspace its whole command line, with the code that lies there; elsewhere verify,
-score and export.
-"""
+"""The entry point `vaeline`: in a workspace the whole command line with its code, elsewhere verify, score, export."""
 
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from vaeline.command import consume
+from vaeline.command.consume import command_line
 from vaeline.command.program import run_program
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.add_typer(consume.app)
+
+class LightGroup(TyperGroup):
+    """Commands that need no workspace; any other is answered with where it is found, exit code 2."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            have = ", ".join(self.commands)
+            typer.echo(
+                f"error: {args[0]}: this installation has {have}; run other commands in a clone of the project's "
+                "repository, after `make setup`",
+                err=True,
+            )
+            raise typer.Exit(2)
+        return super().resolve_command(ctx, args)
 
 
-@app.callback()
-def _vaeline() -> None:
-    """Use trained variational autoencoders. In a clone of the project's repository there are more commands."""
+app = command_line("Use trained variational autoencoders. A clone of the repository has more commands.", LightGroup)
 
 
 def main() -> NoReturn:
@@ -52,3 +62,7 @@ def use_code_of(root: Path) -> None:
     if not Path(__file__).resolve().is_relative_to(root.resolve()):  # installed from elsewhere
         for name in [name for name in sys.modules if name.partition(".")[0] == "vaeline"]:
             del sys.modules[name]
+
+
+if __name__ == "__main__":
+    main()

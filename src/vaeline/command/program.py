@@ -15,6 +15,10 @@ from vaeline.errors import UserError
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 OWN = "work in a clone of your own"
+EXTRAS = {  # of pyproject.toml: the libraries that each brings
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "pipeline": ("mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"),
+}
 # numpy, safetensors and torch each have their own words for it, without an errno
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
@@ -88,6 +92,10 @@ def explain(error: BaseException) -> list[str] | None:
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
     if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
         return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, libraries in EXTRAS.items() if library in libraries), None)
+        return [f"{library}: is not installed; pip install 'vaeline[{extra}]'"] if extra else None
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None
