@@ -19,7 +19,6 @@ from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import make_state_folder, repository_root
 
 WhenBusy = Literal["wait", "skip"]
-TEAM_STORE = "VAELINE_TEAM_STORE"  # where the processes meet that train one model together
 
 
 class BusyError(UserError):
@@ -63,7 +62,7 @@ def stage_turn() -> Iterator[None]:
     It does not wait: DVC keeps this stage's files locked for it, and the run may need just those. An experiment's
     copy of the workspace has nobody else in it.
     """
-    if os.environ.get(TEAM_STORE) and os.environ.get("RANK") != "0":  # its leader holds the turn
+    if os.environ.get("RANK", "0") != "0":  # of the processes that train together rank zero holds the lock
         yield
         return
     root = repository_root()

@@ -1,136 +1,99 @@
-"""The processes that train together: `VAELINE_NPROC` on this machine, or those that torchrun started.
+"""Stage train by several processes: `VAELINE_NPROC` of them on this machine, launched as torchrun does.
 
-With VAELINE_NPROC=4 the stage itself leads and starts three more of itself; they meet in a file, talk over the
-loopback interface (NCCL on GPUs, gloo on CPUs) and die with it. torchrun, which can start them on several machines,
-is known by RANK and WORLD_SIZE; each machine then needs the repository and data/prepared, the leader's has the result.
+torchrun itself can start them on several machines; each then needs the repository and data/prepared, and the result is
+on the machine of rank zero.
 """
 
+import logging
 import os
+import shutil
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from subprocess import TimeoutExpired
+from typing import NoReturn
 
 import torch
-import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipeline.services.child_processes import Process, die_with_parent, spawn, stop
-from pipeline.services.workspace_lock import TEAM_STORE
 from pipeline.stages.runner import ROOT
 from vaeline.errors import UserError
-from vaeline.io.workspace import make_state_folder
+from vaeline.io.workspace import Workspace
 from vaeline.training.device import pick_device
-from vaeline.training.process_group import ALONE, Team
+from vaeline.training.process_group import PeerLostError, ProcessGroup
+from vaeline.training.settings import whole_number
 
-PATIENCE_S = 60.0  # for the others to end after the leader's last step
+log = logging.getLogger(__name__)
 
-
-@contextmanager
-def assembled(stage: str) -> Iterator[Team]:
-    """This process's place in the team that runs this stage.
-
-    Raises UserError where VAELINE_NPROC is no number and where another process of the team ends early.
-    """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        with _joined() as team:
-            yield team
-        return
-    size = _wanted()
-    if size == 1:
-        yield ALONE
-        return
-    os.environ.setdefault("VAELINE_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    with tempfile.TemporaryDirectory(prefix="vaeline-team-") as folder:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), TEAM_STORE: str(Path(folder) / "store")}
-        others = [_start(stage, rank) for rank in range(1, size)]
-        try:
-            _gather(others)
-            with _joined() as team:
-                yield team
-            _wait(others)
-        except RuntimeError:  # gloo's and NCCL's, when a peer is gone
-            if fallen := [rank for rank, other in enumerate(others, 1) if other.poll() not in (None, 0)]:
-                raise UserError(_epitaph(fallen[0], others[fallen[0] - 1])) from None
-            raise
-        finally:
-            for other in others:
-                stop(other, patience=0.0)
+PEER_LOST = 75  # exit code of a process that ends because another one has
 
 
-def agree(team: Team, key: str) -> None:
-    """Raise UserError where this process would train something else than the leader."""
-    if not team.alone and team.share(key.encode(), pick_device()).decode() != key:
-        raise UserError(f"process {team.rank} of {team.size}: its params, data, code or device are not the leader's")
-
-
-def _wanted() -> int:
-    text = os.environ.get("VAELINE_NPROC") or "1"
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
-        raise UserError(f"VAELINE_NPROC: must be a whole number from 1 to 1024, found {text!r}")
-    size = int(text)
+def wanted_processes() -> int:
+    """VAELINE_NPROC, 1 where it is not set. Raises UserError where it is no number or more than there are GPUs."""
+    size = whole_number("VAELINE_NPROC", 1, most=1024)
     if size > 1 and pick_device().type == "cuda" and size > torch.cuda.device_count():
         raise UserError(f"VAELINE_NPROC: {size} processes need a GPU each, {torch.cuda.device_count()} are here")
     return size
 
 
-@contextmanager
-def _joined() -> Iterator[Team]:
-    team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    backend = "nccl" if pick_device().type == "cuda" else "gloo"
-    meeting = None  # torchrun's address
-    if path := os.environ.get(TEAM_STORE):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        meeting = f"file://{path}"
-        if not team.leads:
-            die_with_parent(os.getppid(), signal.SIGKILL)  # holds nothing, may wait for a leader that is gone
-            _arrival(team.rank).touch()
-    dist.init_process_group(backend, meeting, rank=team.rank, world_size=team.size)
-    try:
-        yield team
-    finally:
-        dist.destroy_process_group()
+def launch(size: int, workspace: Workspace, stage: str = "train") -> None:
+    """Run a stage by `size` processes, which end with this one; output of rank zero is shown, of others logged.
 
-
-def _start(stage: str, rank: int) -> Process:
-    with _log(rank).open("w") as log:
-        return spawn(
-            [sys.executable, str(ROOT / "pipeline/stages/runner.py"), stage],
-            os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            log,
-        )
-
-
-def _gather(others: Sequence[Process]) -> None:
-    """Wait until the others are about to join: joining itself waits half an hour for one that is gone, deaf to signals.
-
-    Raises UserError where one has ended.
+    Signals are forwarded. Raises UserError where another rank failed; SystemExit with the exit code of rank zero
+    where that one did, having reported why.
     """
-    for rank, other in enumerate(others, 1):
-        while not _arrival(rank).exists():
-            if other.poll() is not None:
-                raise UserError(_epitaph(rank, other))
-            time.sleep(0.05)
+    logs = workspace.state / "train-processes"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    os.environ.setdefault("VAELINE_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        run_id=stage,
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, size), Std.ALL)),
+    )
+    try:
+        elastic_launch(config, sys.executable)(str(ROOT / "pipeline/stages/runner.py"), stage)
+    except SignalException as error:
+        raise (KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval)) from None
+    except ChildFailedError as error:
+        _report(error)
 
 
-def _arrival(rank: int) -> Path:
-    return Path(f"{os.environ[TEAM_STORE]}.{rank}")
+@contextmanager
+def ending_with_peers() -> Iterator[None]:
+    """End with PEER_LOST and one line, no traceback, where another process of the group has ended."""
+    try:
+        yield
+    except PeerLostError as error:
+        log.warning("%s", error)
+        sys.exit(PEER_LOST)
 
 
-def _wait(others: Sequence[Process]) -> None:
-    for other in others:
-        with suppress(TimeoutExpired):
-            other.wait(PATIENCE_S)
+def refuse_other_training(group: ProcessGroup, key: str, device: torch.device) -> None:
+    """Raise UserError where this process would train something else than rank zero."""
+    if group.broadcast(key.encode(), device).decode() != key:
+        raise UserError(f"process {group.rank} of {group.size}: its params, data, code or device are not rank zero's")
 
 
-def _log(rank: int) -> Path:
-    return make_state_folder() / f"train-process-{rank}.log"
-
-
-def _epitaph(rank: int, process: Process) -> str:
-    lines = [line for line in _log(rank).read_text(errors="replace").splitlines() if line.strip()]
-    last = lines[-1].removeprefix("error: ") if lines else "no output"
-    return f"process {rank} of the team ended with exit code {process.returncode}: {last} (see {_log(rank)})"
+def _report(error: ChildFailedError) -> NoReturn:
+    """Raise the cause: of the failed processes the one that did not end because of another one."""
+    secondary = (PEER_LOST, -signal.SIGABRT)  # NCCL aborts a process that has lost another
+    rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode in secondary, item[0]))
+    code = failure.exitcode
+    if code == 128 + signal.SIGTERM or (rank == 0 and code > 0):  # it has reported why
+        raise SystemExit(code) from None
+    stderr = Path(failure.error_file).with_name("stderr.log")
+    lines = stderr.read_text(errors="replace").splitlines() if stderr.exists() else []
+    last = next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "no output")
+    raise UserError(f"process {rank} of the group ended with exit code {code}: {last} (see {stderr})") from None

@@ -13,7 +13,7 @@ from vaeline.config import Binarise
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
-from vaeline.training.step import Batch, Rule
+from vaeline.training.step import Batch, StepConfig
 from vaeline.training.tracker import Tracker
 from vaeline.training.trainer import Result, train
 
@@ -119,7 +119,7 @@ def batch(count: int = 16, latent_dim: int = 3, seed: int = 0) -> Batch:
     return Batch(pixels, uniform, torch.randn(count, latent_dim, generator=generator))
 
 
-def rule(**changes: Any) -> Rule:
-    """A step's rule: rate 0.01, beta 1, no free bits, nothing clipped."""
-    plain = Rule(learning_rate=0.01, beta=torch.ones(()), free_bits=0.0, gradient_clip=1e9)
+def step_config(**changes: Any) -> StepConfig:
+    """Rate 0.01, beta 1, no free bits, nothing clipped."""
+    plain = StepConfig(learning_rate=0.01, beta=torch.ones(()), free_bits=0.0, gradient_clip=1e9)
     return dataclasses.replace(plain, **changes)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from small_training import CPU, Recorder, batch, bumps, model, options, rule, same_weights, train_small
+from small_training import CPU, Recorder, batch, bumps, model, options, same_weights, step_config, train_small
 from vaeline.core.estimators import log_weights
 from vaeline.core.gradients import Bound, Estimator
 from vaeline.data.batches import Resident
@@ -40,7 +40,7 @@ def test_every_parameter_moves_and_the_bound_is_what_is_added_up(bound: Bound, e
     before = [parameter.detach().clone() for parameter in state.parameters]
     with torch.no_grad():
         log_w = log_weights(state.model, state.model.likelihood.observe(item.pixels, item.uniform), item.normal)
-    step(state, item, rule(bound=bound, estimator=estimator))
+    step(state, item, step_config(bound=bound, estimator=estimator))
     reconstruction, kl, gain, images = state.totals.tolist()
     truth = log_w.mean(0) if bound == "elbo" else log_w.logsumexp(0) - math.log(4)
     closed_form = (bound, estimator) == ("elbo", "pathwise")

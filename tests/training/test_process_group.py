@@ -15,7 +15,7 @@ from vaeline import config
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
 from vaeline.training.build import build_model
-from vaeline.training.process_group import Team
+from vaeline.training.process_group import ProcessGroup
 from vaeline.training.randomness import Noise
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
@@ -29,16 +29,16 @@ TOLERANCE = 2e-4  # relative: float32 sums in another order, over some tens of s
 
 @dataclass(frozen=True)
 class Job:
-    """A training, by one process or by one of a team."""
+    """A training, by one process or by one of a group."""
 
     folder: Path
     section: config.Train = field(default_factory=lambda: options(epochs=4))
     data: Splits = field(default_factory=lambda: splits(97))  # the last batch of an epoch has one image
     model: config.Model = field(default_factory=model)
 
-    def train(self, team: Team) -> Result:
-        """Every process in a folder of its own: only the leader's may come to be."""
-        recorder, own = Recorder(), self.folder / f"{team.size}-{team.rank}"
+    def train(self, group: ProcessGroup) -> Result:
+        """Every process in a folder of its own: only that of rank zero is written."""
+        recorder, own = Recorder(), self.folder / f"{group.size}-{group.rank}"
         settings = Settings(checkpoint_seconds=0.0, log_every=3)
         result = train(
             self.model,
@@ -48,16 +48,16 @@ class Job:
             checkpoints=own,
             tracker=recorder,
             settings=settings,
-            team=team,
+            group=group,
         )
-        assert (own.exists(), bool(recorder.points), bool(recorder.images)) == (team.leads,) * 3
+        assert (own.exists(), bool(recorder.points), bool(recorder.images)) == (group.is_rank_zero,) * 3
         return result
 
     def join(self, rank: int) -> None:
         """Train as one of two, and keep what came of it."""
         torch.set_num_threads(1)
         dist.init_process_group("gloo", f"file://{self.folder / 'store'}", rank=rank, world_size=2)
-        result = self.train(Team(rank, 2))
+        result = self.train(ProcessGroup(rank, 2))
         save_file(result.model.state_dict(), self.folder / f"weights-{rank}")
         dist.destroy_process_group()
 
@@ -74,11 +74,11 @@ def together(task: object, *arguments: object) -> list[int | None]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 2, 5, 16])
-def test_a_team_takes_each_row_of_a_batch_once(size: int, count: int):
-    places = [Team(rank, size).rows(count) for rank in range(size)]
-    taken = [row for rows, share in places if share for row in range(count)[rows]]
+def test_a_group_takes_each_row_of_a_batch_once(size: int, count: int):
+    places = [ProcessGroup(rank, size).rows(count) for rank in range(size)]
+    taken = [row for rows, fraction in places if fraction for row in range(count)[rows]]
     assert taken == list(range(count))
-    assert sum(share for _, share in places) == pytest.approx(1)
+    assert sum(fraction for _, fraction in places) == pytest.approx(1)
     assert all(len(range(count)[rows]) >= 1 for rows, _ in places)
 
 
@@ -93,35 +93,35 @@ BINARY = Job(
 @pytest.mark.parametrize("job", [Job(Path()), BINARY], ids=["elbo-gaussian", "iwae-bernoulli-dynamic"])
 def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, job: Job):
     job = Job(tmp_path, job.section, job.data, job.model)
-    alone = job.train(Team())
+    alone = job.train(ProcessGroup())
     assert together(job.join) == [0, 0]
-    leader, other = (load_file(tmp_path / f"weights-{rank}") for rank in (0, 1))
-    assert all(torch.equal(leader[name], other[name]) for name in leader)
+    zero, other = (load_file(tmp_path / f"weights-{rank}") for rank in (0, 1))
+    assert all(torch.equal(zero[name], other[name]) for name in zero)
     for name, tensor in alone.model.state_dict().items():
-        torch.testing.assert_close(leader[name], tensor, rtol=TOLERANCE * 10, atol=TOLERANCE)
+        torch.testing.assert_close(zero[name], tensor, rtol=TOLERANCE * 10, atol=TOLERANCE)
 
 
 def evaluate(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
-    np.save(folder / f"{rank}.npy", np.array(validation(Team(rank, 2))))
+    np.save(folder / f"{rank}.npy", np.array(validation(ProcessGroup(rank, 2))))
     dist.destroy_process_group()
 
 
-def validation(team: Team) -> list[float]:
+def validation(group: ProcessGroup) -> list[float]:
     vae = build_model(model(), (1, 8, 8), "elbo", seed=1)
-    return list(asdict(validate(vae, open_images(bumps(1203, seed=3), CPU), Noise(1, CPU), team=team)).values())
+    return list(asdict(validate(vae, open_images(bumps(1203, seed=3), CPU), Noise(1, CPU), group=group)).values())
 
 
-def test_mistake_8_a_team_reduces_its_evaluation_exactly(tmp_path: Path):
+def test_mistake_8_a_group_reduces_its_evaluation_exactly(tmp_path: Path):
     assert together(evaluate, tmp_path) == [0, 0]
     found = [np.load(tmp_path / f"{rank}.npy").tolist() for rank in (0, 1)]
-    assert found[0] == found[1] == pytest.approx(validation(Team()), rel=1e-13)
+    assert found[0] == found[1] == pytest.approx(validation(ProcessGroup()), rel=1e-13)
 
 
 def diverge(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
     with pytest.raises(UserError, match="training diverged: the loss or its gradient is not finite at step"):
-        Job(folder, options(learning_rate=1e30)).train(Team(rank, 2))
+        Job(folder, options(learning_rate=1e30)).train(ProcessGroup(rank, 2))
     dist.destroy_process_group()
 
 
@@ -129,6 +129,6 @@ def test_a_loss_that_is_not_finite_ends_every_process_at_the_same_step(tmp_path:
     assert together(diverge, tmp_path) == [0, 0]
 
 
-def test_a_team_refuses_free_bits(tmp_path: Path):
+def test_a_group_refuses_free_bits(tmp_path: Path):
     with pytest.raises(UserError, match=r"^train\.free_bits: .* 2 processes .*allowed: 0$"):
-        Job(tmp_path, options(free_bits=0.1)).train(Team(0, 2))
+        Job(tmp_path, options(free_bits=0.1)).train(ProcessGroup(0, 2))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from small_training import CPU, batch, model, rule
+from small_training import CPU, batch, model, step_config
 from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
@@ -55,7 +55,7 @@ def test_steps_are_those_of_adam_with_clipped_gradients(clip: float):
     state, other = start(), start().model
     batches = [batch(seed=i) for i in range(5)]
     for item in batches:
-        info = step(state, item, rule(gradient_clip=clip, beta=torch.tensor(0.5)))
+        info = step(state, item, step_config(gradient_clip=clip, beta=torch.tensor(0.5)))
         assert info.gradient_norm > 1.0
     plain_loop(other, batches, clip, beta=0.5)
     for ours, theirs in zip(state.parameters, other.parameters(), strict=True):
@@ -67,7 +67,7 @@ def test_the_loss_is_the_negative_mean_of_the_surrogate_and_the_totals_are_not_w
     state, item = start(), batch()
     with torch.no_grad():
         terms = elbo_terms(state.model, state.model.likelihood.observe(item.pixels, item.uniform), item.normal)
-    info = step(state, item, rule(beta=torch.tensor(3.0), free_bits=0.5))
+    info = step(state, item, step_config(beta=torch.tensor(3.0), free_bits=0.5))
     assert info.loss.item() == pytest.approx(-surrogate(terms, 3.0, 0.5).mean().item(), rel=1e-6)
     expected = [terms.reconstruction.sum().item(), terms.kl.sum().item(), 0, 16]
     assert state.totals.tolist() == pytest.approx(expected, rel=1e-6)
@@ -76,13 +76,13 @@ def test_the_loss_is_the_negative_mean_of_the_surrogate_and_the_totals_are_not_w
 @pytest.mark.parametrize("poison", ["pixels", "normal"])
 def test_a_loss_that_is_not_finite_moves_nothing_then_or_later(poison: str):
     state, good = start(), batch()
-    step(state, good, rule())
+    step(state, good, step_config())
     before = {name: tensor.clone() for name, tensor in state.tensors().items() if name != "totals"}
     bad = batch()
     getattr(bad, poison)[0] = math.nan
-    step(state, bad, rule())
+    step(state, bad, step_config())
     assert state.failed.item() == 1
-    step(state, good, rule())
+    step(state, good, step_config())
     after = state.tensors()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert state.count.item() == 1
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is_finite()
     state.model.decoder.append(steep := nn.Identity())
     steep.register_forward_hook(lambda module, inputs, output: Steep.apply(output))
     before = [p.detach().clone() for p in state.parameters]
-    info = step(state, batch(), rule())
+    info = step(state, batch(), step_config())
     assert info.loss.isfinite()
     assert state.failed.item() == 1
     assert all(torch.equal(old, new) for old, new in zip(before, state.parameters, strict=True))
@@ -137,7 +137,7 @@ def assert_everything_moves(section: config.Model) -> None:
     names = dict(state.model.named_parameters())
     before = {name: parameter.detach().clone() for name, parameter in names.items()}
     for _ in range(3):
-        step(state, Batch(pixels, noise, item.normal), rule())
+        step(state, Batch(pixels, noise, item.normal), step_config())
     assert state.failed.item() == 0
     assert [name for name, old in before.items() if torch.equal(old, names[name].detach())] == []
 
@@ -146,15 +146,15 @@ def test_a_parameter_that_the_loss_does_not_depend_on_is_an_error():
     vae = build_model(model(), SHAPE, "elbo", 1)
     vae.forgotten = nn.Parameter(torch.zeros(3))
     with pytest.raises(RuntimeError, match="not have been used"):
-        step(State.start(vae), batch(), rule())
+        step(State.start(vae), batch(), step_config())
 
 
 def test_a_state_restored_from_its_tensors_goes_on_to_the_same_bits():
     one, two = start(), start(seed=2)
-    step(one, batch(seed=1), rule())
+    step(one, batch(seed=1), step_config())
     two.restore({name: tensor.clone() for name, tensor in one.tensors().items()})
     for state in (one, two):
-        step(state, batch(seed=2), rule())
+        step(state, batch(seed=2), step_config())
     assert all(torch.equal(tensor, two.tensors()[name]) for name, tensor in one.tensors().items())
 
 
@@ -166,7 +166,7 @@ def test_on_cuda_every_tensor_of_a_step_stays_there(monkeypatch: pytest.MonkeyPa
     with FakeTensorMode(), torch.device("cuda"):
         state = State.start(build_model(model(), SHAPE, "elbo"))
         noise = torch.zeros(16, *SHAPE)
-        info = step(state, Batch(noise, noise, torch.zeros(16, 3)), rule(beta=torch.ones(()), gradient_clip=1.0))
+        info = step(state, Batch(noise, noise, torch.zeros(16, 3)), step_config(beta=torch.ones(()), gradient_clip=1.0))
         tensors = [*state.tensors().values(), info.loss, info.gradient_norm, state.failed]
         assert {tensor.device.type for tensor in tensors} == {"cuda"}
         assert {tensor.dtype for tensor in (info.loss, info.gradient_norm)} == {torch.float32}

@@ -1,6 +1,10 @@
 """Pictures of a model: each function returns expected pixels on [0, 1], [N, C, H, W], without gradients."""
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline.core.model import VAE
@@ -71,3 +75,13 @@ def barycentric_weights(side: int) -> Tensor:
     steps = max(side - 1, 1)
     rows = [(steps - i, i - j, j) for i in range(side) for j in range(i + 1)]
     return torch.tensor(rows, dtype=torch.float32) / steps
+
+
+def sample_sheet(model: VAE, noise: Tensor) -> NDArray[np.uint8]:
+    """A square grid of prior samples from noise [N^2, Z]: uint8, [N H, N W], or [N H, N W, 3] for colour images."""
+    images, side = prior_samples(model, noise), math.isqrt(len(noise))
+    colours, height, width = model.shape
+    grid = images.view(side, side, colours, height, width).permute(0, 3, 1, 4, 2)
+    pixels = grid.reshape(side * height, side * width, colours).mul(255).round().to(torch.uint8)
+    array: NDArray[np.uint8] = pixels.cpu().numpy()
+    return array if colours == 3 else array[..., 0]

@@ -9,6 +9,7 @@ import torch
 from torch.utils import deterministic
 
 from vaeline.errors import UserError
+from vaeline.training.settings import whole_number
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -18,10 +19,8 @@ def pick_device() -> torch.device:
 
     Raises UserError for another value, and where CUDA is asked for but absent.
     """
-    if threads := os.environ.get("VAELINE_THREADS"):
-        if not threads.isascii() or not threads.isdigit() or not 1 <= int(threads) <= 1024:
-            raise UserError(f"VAELINE_THREADS: must be a whole number from 1 to 1024, found {threads!r}")
-        torch.set_num_threads(int(threads))
+    if os.environ.get("VAELINE_THREADS"):
+        torch.set_num_threads(whole_number("VAELINE_THREADS", 1, most=1024))
     wanted = os.environ.get("VAELINE_DEVICE") or "auto"
     if wanted not in ("cpu", "cuda", "auto"):
         raise UserError(f"VAELINE_DEVICE: allowed: cpu, cuda, auto; found {wanted!r}")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C between two steps, not within one: first a checkpoint, then the end."""
+"""SIGTERM and Ctrl-C, deferred to the end of a step and a checkpoint."""
 
 import signal
 import threading
@@ -8,15 +8,15 @@ from types import FrameType
 
 
 class Interruption:
-    """A signal that came, if one did; or came to another process of the team."""
+    """The signal that this process received, if any."""
 
     number: int | None = None
 
     def error(self) -> BaseException:
-        """What to raise for it: SystemExit(143), or KeyboardInterrupt."""
-        return (
-            KeyboardInterrupt() if self.number == signal.SIGINT else SystemExit(128 + (self.number or signal.SIGTERM))
-        )
+        """SystemExit(143), or KeyboardInterrupt; another process of the group may have received the signal."""
+        if self.number == signal.SIGINT:
+            return KeyboardInterrupt()
+        return SystemExit(128 + (self.number or signal.SIGTERM))
 
 
 @contextmanager

@@ -1,69 +1,102 @@
-"""Several processes that train one model: each takes its part of every batch, the sums go round.
+"""Several processes that train one model (torchrun): each takes its rows of every batch, sums are all-reduced.
 
-All of them draw the whole batch's noise and see the same order of images, so that a team of any size takes the steps
-that one process takes, but for rounding. Alone, nothing here does anything.
+All draw the whole batch's noise and see the same order of images, so that a group of any size takes the steps that
+one process takes, but for rounding. A single process communicates with nobody.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+TIMEOUT = timedelta(minutes=5)  # of a message
+
+
+class PeerLostError(Exception):
+    """Another process of the group has ended, or cannot be reached."""
+
 
 @dataclass(frozen=True)
-class Team:
-    """This process among `size`. Only rank 0, which leads, writes and reports."""
+class ProcessGroup:
+    """This process among `size`. Only rank 0 writes checkpoints and results and reports to the tracker."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes checkpoints and results and talks to the tracker."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes and reports."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
-        """Whether there is nobody to talk to."""
+    def is_single(self) -> bool:
+        """Whether there is no other process."""
         return self.size == 1
 
     def rows(self, count: int) -> tuple[slice, float]:
-        """This process's rows of a batch of `count`, and which share of it they are: together each row once.
+        """This process's rows of a batch of `count`, and their fraction of it: together each row once.
 
-        Where a batch has fewer rows than the team processes, some get its first row, with a share of 0: there must
-        be something to compute.
+        Where a batch has fewer rows than the group processes, some get its first row, with a fraction of 0: there
+        must be something to compute.
         """
         start, stop = self.rank * count // self.size, (self.rank + 1) * count // self.size
         return (slice(start, stop), (stop - start) / count) if start < stop else (slice(0, 1), 0.0)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums over the team of tensors of one dtype, the same bits in every process; one message."""
-        if self.alone:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sums over the group of tensors of one dtype, the same bits in every process; one message."""
+        if self.is_single:
             return list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _peers():
+            dist.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
-    def any(self, mine: bool, device: torch.device) -> bool:
-        """Whether it is so in some process; all must ask."""
-        return mine if self.alone else bool(self.add_up([torch.full((), float(mine), device=device)])[0].item())
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set in some process; all must call this."""
+        return flag if self.is_single else bool(self.all_reduce([torch.full((), float(flag), device=device)])[0].item())
 
-    def share(self, content: bytes, device: torch.device) -> bytes:
-        """The leader's content, in every process."""
-        if self.alone:
+    def broadcast(self, content: bytes, device: torch.device) -> bytes:
+        """Rank zero's content, in every process."""
+        if self.is_single:
             return content
         size = torch.full((), len(content), dtype=torch.int64, device=device)
-        dist.broadcast(size, 0)
+        with _peers():
+            dist.broadcast(size, 0)
         if not size.item():
             return b""
         data = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
-        if self.leads:
+        if self.is_rank_zero:
             data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(data, 0)
+        with _peers():
+            dist.broadcast(data, 0)
         return data.cpu().numpy().tobytes()
 
 
-ALONE = Team()
+@contextmanager
+def _peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and NCCL, which have no class of their own for it
+        raise PeerLostError(f"process {dist.get_rank()} ends: it lost another process of the group") from error
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
+    """The group that torchrun's RANK and WORLD_SIZE describe (NCCL on GPUs, gloo on CPUs), or a single process."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield SINGLE_PROCESS
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

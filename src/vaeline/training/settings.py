@@ -1,4 +1,4 @@
-"""How often training writes and reports, from the environment: nothing of it changes the result."""
+"""How often training writes and reports, from the environment; the result does not depend on it."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from vaeline.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the environment says nothing, these."""
+    """The defaults are those of an empty environment."""
 
     checkpoint_seconds: float = 20.0  # VAELINE_CHECKPOINT_SECONDS
     log_every: int = 50  # steps; VAELINE_LOG_EVERY
@@ -18,10 +18,16 @@ class Settings:
     def from_environment(cls) -> "Settings":
         """Raises UserError where a variable is no number or not allowed."""
         seconds = _number("VAELINE_CHECKPOINT_SECONDS", cls.checkpoint_seconds, least=0.0)
-        every = _number("VAELINE_LOG_EVERY", cls.log_every, least=1.0)
-        if every != int(every):
-            raise UserError(f"VAELINE_LOG_EVERY: must be a whole number of steps, found {every}")
-        return cls(seconds, int(every))
+        return cls(seconds, whole_number("VAELINE_LOG_EVERY", cls.log_every))
+
+
+def whole_number(name: str, default: int, most: int | None = None) -> int:
+    """An environment variable, from 1 to `most`. Raises UserError for anything else."""
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= (most or math.inf):
+        allowed = f"from 1 to {most}" if most else "from 1"
+        raise UserError(f"{name}: must be a whole number {allowed}, found {text!r}")
+    return int(text)
 
 
 def _number(name: str, default: float, least: float) -> float:

@@ -11,9 +11,8 @@ from torch import Tensor
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
-from vaeline.training.process_group import ALONE, Team
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam (Kingma & Ba 2015)
+from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
+from vaeline.training.torch_internals import fused_adam, total_norm
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,12 @@ class Batch:
     pixels: Tensor  # [B, C, H, W], 0 ... 255, float32
     uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
     normal: Tensor | None  # [B, Z] or [K, B, Z], for the samples of z; None for a plain autoencoder
-    share: float = 1.0  # of the team's images in this step, those that are here: 0 where they only stand in
+    fraction: float = 1.0  # of the group's images in this step that are here: 0 for a placeholder
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a step does with its batch; of these only the rate and beta change as training goes on."""
+class StepConfig:
+    """What a step does with its batch; only the rate and beta change as training goes on."""
 
     learning_rate: float
     beta: Tensor  # scalar, the KL's weight
@@ -40,7 +39,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Info:
-    """What a step says of itself, left on the device; on CUDA the next step overwrites it."""
+    """Loss and gradient norm of a step, left on the device; on CUDA the next step overwrites it."""
 
     loss: Tensor  # scalar, nats per image
     gradient_norm: Tensor  # scalar, before clipping
@@ -82,27 +81,28 @@ class State:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` returned at another time."""
+        """Copy in what `tensors` returned at another time."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
 
-def step(state: State, batch: Batch, rule: Rule, team: Team = ALONE) -> Info:
+def step(state: State, batch: Batch, config: StepConfig, group: ProcessGroup = SINGLE_PROCESS) -> Info:
     """Maximise the objective by one step of Adam, with the gradient clipped to a norm.
 
     Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
-    A team's loss is the mean over all its images, its gradient the sum over ranks of share * gradient.
+    A group's loss is the mean over all its images, its gradient the sum over ranks of fraction * gradient.
     """
     losses = _losses(state.totals.device.type)
-    loss, sums = losses(state.model, batch, rule.beta, rule.free_bits, bound=rule.bound, estimator=rule.estimator)
-    gradients = list(
-        torch.autograd.grad(loss, state.parameters)
-    )  # raises where the loss does not depend on a parameter
+    loss, sums = losses(
+        state.model, batch, config.beta, config.free_bits, bound=config.bound, estimator=config.estimator
+    )
+    gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
     loss = loss.detach()
-    if not team.alone:
-        sums = sums * float(batch.share > 0)
-        loss, sums, *gradients = team.add_up([loss * batch.share, sums, *(g * batch.share for g in gradients)])
-    norm = _update(state, gradients, loss, rule)
+    if not group.is_single:
+        sums = sums * float(batch.fraction > 0)
+        weighted = [loss * batch.fraction, sums, *(g * batch.fraction for g in gradients)]
+        loss, sums, *gradients = group.all_reduce(weighted)
+    norm = _update(state, gradients, loss, config)
     with torch.no_grad():
         state.totals.add_(sums)
     return Info(loss, norm)
@@ -150,28 +150,21 @@ def _losses(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def _update(state: State, gradients: list[Tensor], loss: Tensor, rule: Rule) -> Tensor:
+def _update(state: State, gradients: list[Tensor], loss: Tensor, config: StepConfig) -> Tensor:
     """Adam in one fused call, which also clips and, where `state.failed`, does nothing; returns the norm."""
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = total_norm(gradients)
     torch.maximum(state.failed, (~torch.isfinite(loss + norm)).to(torch.float32), out=state.failed)
-    excess = (norm / rule.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
+    excess = (norm / config.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
     clips = norm.device.type != "cpu" or excess.item() != 1.0  # on the CPU to look costs less than to divide by 1
     state.count.add_(1 - state.failed)
-    torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls, without a count for each parameter
+    fused_adam(
         state.parameters,
         gradients,
         state.first,
         state.second,
-        [],
-        [state.count] * len(gradients),
-        lr=rule.learning_rate,
-        beta1=BETA1,
-        beta2=BETA2,
-        weight_decay=0.0,
-        eps=EPSILON,
-        amsgrad=False,
-        maximize=False,
-        grad_scale=excess if clips else None,
-        found_inf=state.failed,
+        state.count,
+        learning_rate=config.learning_rate,
+        divisor=excess if clips else None,
+        skip=state.failed,
     )
     return norm

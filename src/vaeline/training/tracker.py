@@ -1,4 +1,4 @@
-"""What training tells the world while it runs; who listens is none of its business."""
+"""What training reports while it runs: the protocol that a tracker implements."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,20 +8,20 @@ import numpy.typing as npt
 
 
 class Tracker(Protocol):
-    """A listener. `step` counts optimiser steps. It must return at once (`flush` may wait for a disk), never raise."""
+    """`step` counts optimiser steps. A tracker returns at once (`flush` may wait for a disk) and never raises."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Take named numbers."""
+        """Named numbers."""
 
     def image(self, key: str, image: npt.NDArray[np.uint8], step: int) -> None:
-        """Take a picture, H x W or H x W x 3."""
+        """A picture, H x W or H x W x 3."""
 
     def flush(self) -> None:
-        """Have all that was told survive a power failure: a checkpoint that does follows."""
+        """Everything reported so far survives a power failure after this; a checkpoint follows."""
 
 
 class NullTracker:
-    """Nobody listens."""
+    """A tracker that drops everything."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Do nothing."""

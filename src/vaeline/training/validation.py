@@ -8,7 +8,7 @@ from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.batches import Images
 from vaeline.training.meter import Averages
-from vaeline.training.process_group import ALONE, Team
+from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
 from vaeline.training.randomness import Noise
 from vaeline.training.step import precision
 
@@ -17,19 +17,24 @@ BATCH = 500  # latents decoded at once: it, the samples and the seed fix the noi
 
 @torch.no_grad()
 def validate(
-    model: VAE, images: Images, noise: Noise, bound: Bound = "elbo", samples: int = 1, team: Team = ALONE
+    model: VAE,
+    images: Images,
+    noise: Noise,
+    bound: Bound = "elbo",
+    samples: int = 1,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Averages:
     """The bound that is trained: the ELBO at one posterior sample an image, or IWAE with `samples` of them.
 
     An autoencoder takes none. The same noise at each call. Sums per image in float64, divided by the number of
     images: no mean of batch means. Pixels are not binarised anew: under the Bernoulli they are binary already.
-    A team shares the batches out, each whole to one process.
+    A group distributes whole batches over its processes.
     """
     iwae = bound == "iwae"
     sums = torch.zeros(3, dtype=torch.float64, device=noise.generator.device)
     batch = max(1, BATCH // samples) if iwae else BATCH
     batches = torch.split(torch.arange(len(images)), batch)
-    own = range(team.rank, len(batches), team.size)
+    own = range(group.rank, len(batches), group.size)
     for number, pixels in zip(own, images.batches([batches[number] for number in own]), strict=True):
         noise.restart("validation", number)
         shape = (samples, len(pixels), model.latent_dim) if iwae else (len(pixels), model.latent_dim)
@@ -38,7 +43,7 @@ def validate(
         x = model.likelihood.observe(pixels.to(torch.float32), uniform)
         with precision(x.device):
             sums += _sums(model, x, normal, iwae)
-    return Averages.of([*team.add_up([sums])[0].tolist(), len(images)])
+    return Averages.of([*group.all_reduce([sums])[0].tolist(), len(images)])
 
 
 def _sums(model: VAE, x: Tensor, normal: Tensor | None, iwae: bool) -> Tensor:
