@@ -57,6 +57,17 @@ def is_over(rows: Sequence[Epoch], options: Train) -> bool:
     return rows[-1].epoch >= options.epochs or waited >= options.patience
 
 
+def summary(row: Epoch, options: Train) -> str:
+    """The epoch in one line."""
+    start = f"epoch {row.epoch}/{options.epochs}: "
+    if row.validation_elbo is None:
+        return f"{start}reconstruction {row.train_reconstruction:.2f}, validation {row.validation_reconstruction:.2f}"
+    if options.objective == "iwae":
+        return f"{start}IWAE-{options.samples} {row.train_elbo:.2f}, validation {row.validation_elbo:.2f}"
+    terms = f"{row.validation_reconstruction:.2f} - KL {row.validation_kl:.2f}"
+    return f"{start}ELBO {row.train_elbo:.2f}, validation {row.validation_elbo:.2f} = {terms}"
+
+
 def to_csv(rows: Sequence[Epoch]) -> str:
     """The rows as CSV with a header; numbers in full, an empty field where there is none."""
     text = io.StringIO()

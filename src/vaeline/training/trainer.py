@@ -230,7 +230,7 @@ class _Training:
         self.noise.restart("samples", 0)
         samples = sample_sheet(model, self.noise.normal(SAMPLES, model.latent_dim))
         self.tracker.image("samples", samples, self.step)
-        self.progress.line(f"{_line(row, self.options)}, {meter.speed():,.0f} images/s")
+        self.progress.line(f"{history.summary(row, self.options)}, {meter.speed():,.0f} images/s")
 
     def row(self) -> Epoch:
         """The epoch that has just ended. Raises UserError where its validation bound is not finite."""
@@ -290,13 +290,3 @@ class _Training:
         model = self.state.model
         model.load_state_dict(self.best)
         return Result(model.cpu(), self.rows, history.best(self.rows, self.options.beta))
-
-
-def _line(row: Epoch, options: config.Train) -> str:
-    start = f"epoch {row.epoch}/{options.epochs}: "
-    if row.validation_elbo is None:
-        return f"{start}reconstruction {row.train_reconstruction:.2f}, validation {row.validation_reconstruction:.2f}"
-    if options.objective == "iwae":
-        return f"{start}IWAE-{options.samples} {row.train_elbo:.2f}, validation {row.validation_elbo:.2f}"
-    terms = f"{row.validation_reconstruction:.2f} - KL {row.validation_kl:.2f}"
-    return f"{start}ELBO {row.train_elbo:.2f}, validation {row.validation_elbo:.2f} = {terms}"
