@@ -1,27 +1,26 @@
-"""Who is champion: the contest before the gate, the move of the alias, and its agreement with others who move it.
+"""Champion of a registered model: the gate run on a candidate, and the move of the alias.
 
-MLflow's aliases are last-write-wins. On one machine a lock makes promotions take turns. Between machines everyone
-writes the history before the alias and reads both again after it: whoever writes the alias last sees all entries, and
-gives it to the one version that all agree on. So the alias ends where one promotion after the other would leave it.
+On one machine a lock serialises promotions. MLflow has no compare-and-set for aliases: the champion is read again
+right before the move (a changed one ends the promotion) and after it (another machine's move is logged).
 """
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.errors import UserError
+from vaeline.errors import TransientError, UserError
 from vaeline.evaluation.comparison import Scores
 from vaeline.io.locks import locked
-from vaeline.io.workspace import state_folder
-from vaeline.registry import history
-from vaeline.registry.gate import Bar, Contender, Decision, Evidence, Unreadable, decide, differences
-from vaeline.registry.history import Action, Entry
-from vaeline.registry.stored import DIGEST, load_version, smoke_test
+from vaeline.io.workspace import Workspace
+from vaeline.registry import champion_history as history
+from vaeline.registry.champion_history import Action, Entry
+from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide, incomparable
+from vaeline.registry.stored import load_version, smoke_test
+from vaeline.registry.versions import CHAMPION, DIGEST_TAG, find_champion
 from vaeline.tracking.connection import SQLITE
 
 if TYPE_CHECKING:
@@ -30,210 +29,158 @@ if TYPE_CHECKING:
 
     from vaeline.serving.model_files import LoadedModel
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-ROUNDS = 100  # of settling; more only where others promote all the time
-PENDING_MS = 3600 * 1000  # an entry this old whose alias never moved was given up
+CHALLENGER = "challenger"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the gate asks, and how it measures a model on the test split of `data_digest`."""
+class GateEvaluator:
+    """Gate's thresholds, and how it measures a model on the test split of `data_digest`."""
 
-    bar: Bar
+    thresholds: GateThresholds
     data_digest: str
     score: Callable[["LoadedModel"], Scores]
-    smoke_test: Callable[["ModelVersion"], str | None] = smoke_test  # what went wrong, or None
+    smoke_test: Callable[["MlflowClient", "ModelVersion"], str | None] = smoke_test  # the error, or None
 
-    def contender(self, loaded: "LoadedModel", evidence: Evidence | None = None) -> Contender:
-        """A model with its scores; without, where it has no ELBO or belongs to other data."""
-        described = loaded.config
-        fits = described.objective != "autoencoder" and described.data.digest == self.data_digest
-        scores = self.score(loaded) if fits else None
+    def candidate(self, loaded: "LoadedModel", evidence: Evidence | None = None) -> Candidate:
+        """Model with its scores; without scores where it has no ELBO or belongs to other data."""
+        config = loaded.config
+        comparable = config.objective != "autoencoder" and config.data.digest == self.data_digest
+        scores = self.score(loaded) if comparable else None
         if evidence is None:
             evidence = Evidence(
                 digest=loaded.digest,
-                data_digest=described.data.digest,
-                likelihood=described.model.likelihood.kind,
-                objective=described.objective,
-                validation_elbo=0.0,  # not asked for: the scores are newer
+                data_digest=config.data.digest,
+                likelihood=config.model.likelihood.kind,
+                objective=config.objective,
+                validation_elbo=0.0,  # not used: the scores are newer
                 active_units=scores.active_units if scores else 0,
             )
-        return Contender(evidence, scores)
+        return Candidate(evidence, scores)
+
+    def decide(
+        self,
+        client: "MlflowClient",
+        version: "ModelVersion",
+        challenger: Candidate,
+        champion: "ModelVersion | None",
+    ) -> Decision:
+        """Gate's decision against the champion, whose stored model is scored again, and then the smoke test."""
+        decision = decide(challenger, self._champion(client, champion, challenger.evidence), self.thresholds)
+        if decision.promote and (error := self.smoke_test(client, version)):
+            return Decision(False, (f"does not load and predict in a fresh process: {error}",), decision.numbers)
+        return decision
+
+    def _champion(
+        self, client: "MlflowClient", champion: "ModelVersion | None", challenger: Evidence
+    ) -> Candidate | Unreadable | None:
+        """The champion by its stored model, since its tags may be missing or stale."""
+        if champion is None:
+            return None
+        try:
+            found = self.candidate(load_version(client, champion))
+        except UserError as error:
+            return Unreadable(str(error))
+        return replace(found, scores=None) if incomparable(challenger, found.evidence) else found
+
+
+@dataclass(frozen=True)
+class RegistryState:
+    """History and champion of a registered model at one moment."""
+
+    entries: tuple[Entry, ...]
+    champion: "ModelVersion | None"  # None where the alias is not set, or its version is gone
+
+    @property
+    def current(self) -> str | None:
+        """The champion's version number."""
+        return None if self.champion is None else str(self.champion.version)
+
+
+def read_state(client: "MlflowClient", name: str) -> RegistryState:
+    """State of the registered model `name`."""
+    entries = tuple(history.read(client.get_registered_model(name).tags))
+    return RegistryState(entries, find_champion(client, name))
 
 
 @contextmanager
-def registry_lock(client: "MlflowClient") -> Iterator[None]:
+def registry_lock(client: "MlflowClient", workspace: Workspace) -> Iterator[None]:
     """One promotion at a time: beside an sqlite store for all who use it, else in this repository."""
     uri = client.tracking_uri
-    folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else state_folder()
+    folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "registry.lock"):
         yield
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A registered model at one moment, before it is changed."""
+def run_gate(
+    client: "MlflowClient", version: "ModelVersion", challenger: Candidate, evaluator: GateEvaluator
+) -> Decision:
+    """Decide on a version that is not the champion, write the decision down, and move the alias last.
 
-    entries: tuple[Entry, ...]
-    champion: "ModelVersion | None"  # None where nobody has the alias, or its version is gone
-
-    @property
-    def current(self) -> str | None:
-        """The champion's version."""
-        return None if self.champion is None else str(self.champion.version)
-
-    @property
-    def settled(self) -> frozenset[str]:
-        """The keys of the entries that have come to pass or were given up; the others may be at it still."""
-        since = time.time_ns() // 1_000_000 - PENDING_MS
-        done = history.carried_out(self.entries, self.current)
-        return frozenset(e.key for e, past in zip(self.entries, done, strict=True) if past or e.milliseconds < since)
-
-
-def read_standing(client: "MlflowClient", name: str) -> Standing:
-    """The history first and the champion after it: one who is confirmed there is seen as champion, or a later one."""
-    from mlflow.exceptions import MlflowException
-
-    entries = tuple(history.read(client.get_registered_model(name).tags))
-    try:
-        return Standing(entries, client.get_model_version_by_alias(name, CHAMPION))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return Standing(entries, None)
-
-
-def contest(client: "MlflowClient", version: "ModelVersion", challenger: Contender, trial: Trial) -> Decision:
-    """Judge a version that is not the champion, write the decision down, and move the alias last.
-
-    The caller holds the lock. A crash between any two steps leaves the old champion; a repetition goes on from there.
+    The caller holds the lock. A crash between any two steps leaves the old champion; a repetition continues from there.
     """
-    standing = read_standing(client, version.name)
-    decision = judge(client, version, challenger, standing.champion, trial)
-    if decision.promote and history.rolled_back(standing.entries, standing.current, str(version.version)):
-        why = f"it was rolled back; `vaeline promote {version.name} VERSION` puts it back"
-        decision = Decision(False, (why,), decision.numbers)
+    state = read_state(client, version.name)
+    decision = evaluator.decide(client, version, challenger, state.champion)
+    if decision.promote and history.is_rolled_back(state.entries, state.current, str(version.version)):
+        reason = f"it was rolled back; `vaeline promote {version.name} VERSION` makes it champion again"
+        decision = Decision(False, (reason,), decision.numbers)
     if decision.promote:
-        return promote(client, version, decision, standing, trial)
-    write_decision(client, version, decision)
-    history.record(client, version.name, entry_of("reject", version, standing, decision))
-    client.set_registered_model_alias(version.name, CHALLENGER, version.version)
-    return decision
-
-
-def promote(
-    client: "MlflowClient", version: "ModelVersion", decision: Decision, standing: Standing, trial: Trial
-) -> Decision:
-    """Carry out the gate's decision on a version, made on this standing.
-
-    Returns what it came to: one that was promoted at the same time may be the better one.
-    """
-    write_decision(client, version, decision)
-    entry = entry_of("promote", version, standing, decision)
-    if move(client, version.name, entry, standing, trial) == entry.version:
+        set_champion(client, version, history_entry("promote", version, state, decision), decision)
         return decision
-    lost = Decision(False, ("one that was promoted at the same time is better by the gate",), decision.numbers)
-    write_decision(client, version, lost)
+    _write_decision(client, version, decision)
+    history.record(client, version.name, history_entry("reject", version, state, decision))
     client.set_registered_model_alias(version.name, CHALLENGER, version.version)
-    return lost
-
-
-def entry_of(action: Action, version: "ModelVersion", standing: Standing, decision: Decision) -> Entry:
-    """The line of the history on a decision."""
-    digest, numbers = version.tags.get(DIGEST, ""), decision.numbers
-    return Entry(action, str(version.version), standing.current, digest, decision.reasons, numbers)
-
-
-def judge(
-    client: "MlflowClient",
-    version: "ModelVersion",
-    challenger: Contender,
-    champion: "ModelVersion | None",
-    trial: Trial,
-) -> Decision:
-    """The gate's decision on a version against a champion, whose stored model is scored again, and the smoke test."""
-    decision = decide(challenger, _opponent(client, champion, challenger.evidence, trial), trial.bar)
-    if decision.promote and (wrong := trial.smoke_test(version)):
-        return Decision(False, (f"does not load and predict in a fresh process: {wrong}",), decision.numbers)
     return decision
 
 
-def write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:
-    """The decision, its reasons and numbers as the version's tags."""
+def history_entry(action: Action, version: "ModelVersion", state: RegistryState, decision: Decision) -> Entry:
+    """History entry of a decision."""
+    digest = version.tags.get(DIGEST_TAG, "")
+    return Entry(action, str(version.version), state.current, digest, decision.reasons, decision.numbers)
+
+
+def set_champion(
+    client: "MlflowClient", version: "ModelVersion", entry: Entry, decision: Decision | None = None
+) -> None:
+    """Write the decision and the history entry, then move the alias to the version.
+
+    Raises TransientError, with nothing changed, where the champion is no longer the one that the entry names.
+    """
+    name = version.name
+    if (current := _current(client, name)) != entry.before:
+        raise TransientError(
+            f"{name}: the champion was version {entry.before or 'none'} and is version {current or 'none'} now, set by "
+            "another machine meanwhile: nothing was changed, try again"
+        )
+    if decision is not None:
+        _write_decision(client, version, decision)
+    key = history.record(client, name, entry)
+    if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == entry.version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_registered_model_alias(name, CHAMPION, version.version)
+    history.confirm(client, name, key)
+    if (current := _current(client, name)) != entry.version:
+        log.warning(
+            "%s: version %s became champion, but another machine set version %s at the same time; see `vaeline history %s`",
+            *(name, entry.version, current or "none", name),
+        )
+
+
+def _current(client: "MlflowClient", name: str) -> str | None:
+    champion = find_champion(client, name)
+    return None if champion is None else str(champion.version)
+
+
+def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:
+    """Set the decision, its reasons and numbers as the version's tags."""
+    result, reasons = "promoted" if decision.promote else "rejected", "; ".join(decision.reasons)
     tags = {
         "vaeline.reasons": json.dumps(decision.reasons),
         "vaeline.gate": json.dumps(decision.numbers, allow_nan=False),
-        "vaeline.decision": "promoted" if decision.promote else "rejected",
+        "vaeline.decision": result,
     }
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, key, value)
-    log.info(
-        "%s version %s: %s (%s)", version.name, version.version, tags["vaeline.decision"], "; ".join(decision.reasons)
-    )
-
-
-def move(client: "MlflowClient", name: str, entry: Entry, standing: Standing, trial: Trial | None) -> str:
-    """Make an entry's version the champion, then agree with those who did so since the standing was read.
-
-    Returns the version that is champion in the end. `trial` is needed where the gate must tell the better one; a
-    person's order needs none.
-    """
-    known = standing.settled - {_crown(client, name, entry)}
-    for _ in range(ROUNDS):
-        now = read_standing(client, name)
-        rivals = [e for e in now.entries if e.moves and e.key not in known]
-        rightful = _rightful(client, name, rivals, trial)
-        latest = [e.version for e in now.entries if e.moves][-1]
-        if now.current == latest == rightful.version:
-            return rightful.version
-        other = latest if now.current == rightful.version else now.current
-        log.info("%s: version %s was promoted at the same time", name, other)
-        why = "of those promoted at the same time it is the one that stays"
-        settled = replace(rightful, action="settle", before=other, reasons=(why,), numbers={}, forced=rightful.by_hand)
-        _crown(client, name, settled)
-    raise UserError(f"{name}: others move the alias {CHAMPION} all the time; look at `vaeline history {name}`")
-
-
-def _crown(client: "MlflowClient", name: str, entry: Entry) -> str:
-    """The entry, the alias, the confirmation; returns the entry's key."""
-    key = history.record(client, name, entry)
-    if client.get_registered_model(name).aliases.get(CHALLENGER) == entry.version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_registered_model_alias(name, CHAMPION, entry.version)
-    history.confirm(client, name, key)
-    return key
-
-
-def _opponent(
-    client: "MlflowClient", champion: "ModelVersion | None", challenger: Evidence, trial: Trial
-) -> Contender | Unreadable | None:
-    """The champion, its model loaded and scored where it can be compared; its tags may be missing or stale."""
-    if champion is None:
-        return None
-    try:
-        opponent = trial.contender(load_version(client, champion))
-    except UserError as error:
-        return Unreadable(str(error))
-    comparable = not differences(challenger, opponent.evidence)
-    return opponent if comparable else replace(opponent, scores=None)
-
-
-def _rightful(client: "MlflowClient", name: str, rivals: Sequence[Entry], trial: Trial | None) -> Entry:
-    """Who of those that were promoted at once is champion: the last one that a person wanted, else by the gate.
-
-    As if they had come one after the other, in the order of their versions.
-    """
-    orders = [rival for rival in rivals if rival.by_hand]
-    if orders or trial is None:
-        return (orders or rivals)[-1]
-    first, *others = sorted({rival.version: rival for rival in rivals}.values(), key=lambda rival: int(rival.version))
-    champion = first
-    for rival in others:
-        version = client.get_model_version(name, rival.version)
-        contender = trial.contender(load_version(client, version))
-        if judge(client, version, contender, client.get_model_version(name, champion.version), trial).promote:
-            champion = rival
-    return champion
+    log.info("%s version %s: %s (%s)", version.name, version.version, result, reasons)

@@ -1,4 +1,4 @@
-"""The gate that a model passes to become the champion: a pure decision on evidence.
+"""Gate: the decision whether a model becomes the champion, a pure function of the evidence.
 
 A challenger is promoted when it is sound and, on the test split, gain - z(confidence) * se > margin, where gain and
 se are those of the paired ELBO differences to the champion and z is the one-sided normal quantile: the risk of
@@ -18,8 +18,8 @@ WAY_OUT = "register under another name, or `vaeline promote NAME VERSION --force
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What section `register` of the params asks of a champion."""
+class GateThresholds:
+    """Section `register` of the params."""
 
     minimum_active_units: int
     margin: float  # nats per image
@@ -29,11 +29,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a model, by digest: how it was trained and what it measured."""
+    """Training and measurements of a model, by its digest."""
 
     digest: str
     data_digest: str
-    likelihood: str  # its kind: nats of different likelihoods are nats of different things
+    likelihood: str  # kind: nats of different likelihoods cannot be compared
     objective: str
     validation_elbo: float  # nats per image; NaN where it is not known
     active_units: int
@@ -41,8 +41,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model before the gate; without scores where it has no ELBO, or there is nothing to compare it with."""
+class Candidate:
+    """Model before the gate; without scores where it has no ELBO, or there is nothing to compare it with."""
 
     evidence: Evidence
     scores: Scores | None
@@ -50,42 +50,42 @@ class Contender:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A champion whose stored model is damaged or gone."""
+    """Champion whose stored model is damaged or gone."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to promote, why or why not, and the numbers behind it, all of them finite."""
+    """Whether to promote, the reasons, and the numbers behind them, all of them finite."""
 
     promote: bool
     reasons: tuple[str, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(challenger: Contender, champion: Contender | Unreadable | None, bar: Bar) -> Decision:
-    """Promote a sound model that is surely better than the champion on the same data, or the first sound one."""
-    if isinstance(champion, Contender) and champion.evidence.digest == challenger.evidence.digest:
+def decide(challenger: Candidate, champion: Candidate | Unreadable | None, thresholds: GateThresholds) -> Decision:
+    """Promote a sound model that is better than the champion on the same data, or the first sound one."""
+    if isinstance(champion, Candidate) and champion.evidence.digest == challenger.evidence.digest:
         return Decision(False, ("it is the champion already",))
-    failures, numbers = list(_faults(challenger, bar)), _own_numbers(challenger)
+    failures, numbers = list(_own_failures(challenger, thresholds)), _own_numbers(challenger)
     if champion is None:
         return Decision(not failures, tuple(failures) or ("no champion before it",), numbers)
     if isinstance(champion, Unreadable):
         failures.append(f"not compared: the champion cannot be read: {champion.reason}; {WAY_OUT}")
         return Decision(False, tuple(failures), numbers)
-    failures += differences(challenger.evidence, champion.evidence)
+    failures += incomparable(challenger.evidence, champion.evidence)
     if challenger.scores is None or champion.scores is None:
         return Decision(False, tuple(failures), numbers)
     if not _finite(champion.scores):
         failures.append(f"not compared: the champion's scores on the test split are not finite; {WAY_OUT}")
     if not _finite(challenger.scores) or not _finite(champion.scores):
         return Decision(False, tuple(failures), numbers)
-    return _compare(challenger.scores, champion.scores, bar, failures, numbers)
+    return _compare(challenger.scores, champion.scores, thresholds, failures, numbers)
 
 
-def differences(challenger: Evidence, champion: Evidence) -> tuple[str, ...]:
-    """Why two models cannot be compared; empty where they can."""
+def incomparable(challenger: Evidence, champion: Evidence) -> list[str]:
+    """Reasons why two models cannot be compared; empty where they can."""
     found = []
     if challenger.data_digest != champion.data_digest:
         found.append(f"its data is {challenger.data_digest[:12]}, the champion's {champion.data_digest[:12]}")
@@ -93,12 +93,11 @@ def differences(challenger: Evidence, champion: Evidence) -> tuple[str, ...]:
         found.append(f"its likelihood is {challenger.likelihood}, the champion's {champion.likelihood}")
     if champion.objective == "autoencoder":
         found.append("the champion is an autoencoder, which has no ELBO")
-    return tuple(f"not compared: {difference}; {WAY_OUT}" for difference in found)
+    return [f"not compared: {difference}; {WAY_OUT}" for difference in found]
 
 
-def _faults(model: Contender, bar: Bar) -> Iterator[str]:
-    """What is wrong with a model on its own."""
-    evidence = model.evidence
+def _own_failures(model: Candidate, thresholds: GateThresholds) -> Iterator[str]:
+    evidence, least = model.evidence, thresholds.minimum_active_units
     broken = sorted(name for name, value in evidence.metrics.items() if not math.isfinite(value))
     if broken:
         yield f"not finite: {', '.join(broken)}"
@@ -110,15 +109,15 @@ def _faults(model: Contender, bar: Bar) -> Iterator[str]:
     if model.scores is not None and not _finite(model.scores):
         count, images = int((~np.isfinite(model.scores.elbo)).sum()), len(model.scores.elbo)
         yield f"not finite: its ELBO on {count} of {images} test images, its PSNR {model.scores.psnr:.2f} dB"
-    if evidence.active_units < bar.minimum_active_units:
-        yield f"{evidence.active_units} active units, register.minimum_active_units is {bar.minimum_active_units}"
+    if evidence.active_units < least:
+        yield f"{evidence.active_units} active units, register.minimum_active_units is {least}"
 
 
 def _finite(scores: Scores) -> bool:
     return bool(np.isfinite(scores.elbo).all()) and math.isfinite(scores.psnr)
 
 
-def _own_numbers(model: Contender) -> dict[str, float]:
+def _own_numbers(model: Candidate) -> dict[str, float]:
     numbers: dict[str, float] = {"active_units": model.evidence.active_units}
     if model.scores is not None and _finite(model.scores):
         numbers |= {"images": len(model.scores.elbo), "elbo": float(model.scores.elbo.mean())}
@@ -126,27 +125,30 @@ def _own_numbers(model: Contender) -> dict[str, float]:
     return numbers
 
 
-def _compare(challenger: Scores, champion: Scores, bar: Bar, failures: list[str], own: dict[str, float]) -> Decision:
-    """Hold the gain against the margin, and the PSNR against the tolerance."""
+def _compare(
+    challenger: Scores, champion: Scores, thresholds: GateThresholds, failures: list[str], own: dict[str, float]
+) -> Decision:
+    """Compare the gain with the margin, and the PSNR with the tolerance."""
+    margin, confidence, tolerance = thresholds.margin, thresholds.confidence, thresholds.psnr_tolerance
     found = gain(challenger, champion)
-    lower = found.mean - NormalDist().inv_cdf(bar.confidence) * found.se
-    told = (
+    lower = found.mean - NormalDist().inv_cdf(confidence) * found.se
+    measured = (
         f"gain {found.mean:+.4f} \u00b1 {found.se:.4f} nats per image on {len(challenger.elbo)} test images, at least "
-        f"{lower:+.4f} with {bar.confidence:.4g} confidence"
+        f"{lower:+.4f} with {confidence:.4g} confidence"
     )
-    if not lower > bar.margin:
-        failures.append(f"{told}: not above register.margin {bar.margin:g}")
+    if not lower > margin:
+        failures.append(f"{measured}: not above register.margin {margin:g}")
     fidelity = f"PSNR {challenger.psnr:.2f} dB, the champion's {champion.psnr:.2f}"
-    if challenger.psnr < champion.psnr - bar.psnr_tolerance:
-        failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {bar.psnr_tolerance:g} dB")
+    if challenger.psnr < champion.psnr - tolerance:
+        failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {tolerance:g} dB")
     numbers = {
         **own,
         "gain": found.mean,
         "gain_se": found.se,
         "gain_lower": lower,
-        "margin": bar.margin,
-        "confidence": bar.confidence,
+        "margin": margin,
+        "confidence": confidence,
         "champion_elbo": float(champion.elbo.mean()),
         "champion_psnr": champion.psnr,
     }
-    return Decision(not failures, tuple(failures) or (f"{told}: above {bar.margin:g}", fidelity), numbers)
+    return Decision(not failures, tuple(failures) or (f"{measured}: above {margin:g}", fidelity), numbers)

@@ -1,4 +1,4 @@
-"""What made a registered model, read from the tracking store: code, params, data, machine, run, decision."""
+"""Lineage of a registered model, read from the tracking store: code, params, data, machine, run, decision."""
 
 import json
 import re
@@ -6,11 +6,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vaeline.errors import UserError
-from vaeline.io.digests import model_digest
-from vaeline.tracking.connection import redact
+from vaeline.registry.versions import UNKNOWN, find_by_digest, find_version_at
 from vaeline.tracking.provenance import CUT
 
 if TYPE_CHECKING:
@@ -18,15 +16,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d*))")
 DIFF, HISTORY, METRICS = "git/uncommitted.diff", "reports/history.csv", "reports/metrics.json"  # artifacts of a run
+MACHINE = "vaeline.machine."
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Changes:
     """Uncommitted changes of tracked files."""
 
-    content: bytes = field(repr=False)  # what `git apply` takes
+    content: bytes = field(repr=False)  # input of `git apply`
 
     @property
     def cut(self) -> bool:
@@ -51,7 +50,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Lineage:
-    """All that is known of where a version comes from; empty where the store does not say."""
+    """Origin of a version; empty where the store has nothing."""
 
     name: str
     version: str
@@ -71,19 +70,12 @@ class Lineage:
 
     @property
     def uri(self) -> str:
-        """Its address; unlike an alias it stays."""
+        """Address by number, which unlike an alias never moves."""
         return f"models:/{self.name}/{self.version}"
 
     def tag(self, name: str) -> str:
-        """The tag `vaeline.<name>`; empty where there is none."""
+        """Tag `vaeline.<name>`; empty where there is none."""
         return self.tags.get(f"vaeline.{name}", "")
-
-    def parsed(self, name: str) -> Any:
-        """A tag that holds JSON; None where there is none or it is something else."""
-        try:
-            return json.loads(self.tag(name))
-        except ValueError:
-            return None
 
     @property
     def dirty(self) -> bool:
@@ -93,34 +85,34 @@ class Lineage:
     @property
     def untracked(self) -> list[str]:
         """Files that git did not follow; their content was not kept."""
-        return _texts(self.parsed("git_untracked"))
+        return [str(name) for name in _json(self.tag("git_untracked"), list)]
 
     @property
     def reasons(self) -> list[str]:
-        """The gate's."""
-        return _texts(self.parsed("reasons"))
+        """Reasons of the gate's decision."""
+        return [str(reason) for reason in _json(self.tag("reasons"), list)]
 
     @property
     def gate(self) -> dict[str, Any]:
-        """The gate's numbers."""
-        return _mapping(self.parsed("gate"))
+        """Numbers of the gate's decision."""
+        return _json(self.tag("gate"), dict)
 
     @property
     def versions(self) -> dict[str, Any]:
-        """Of Python and the packages."""
-        return _mapping(self.parsed("versions"))
+        """Versions of Python and the packages."""
+        return _json(self.tag("versions"), dict)
 
     @property
     def machine(self) -> dict[str, str]:
-        """What of the machine can change a result's last digits: see `vaeline.training.device.identity`."""
-        prefix = "vaeline.machine."
-        return {key.removeprefix(prefix): value for key, value in self.tags.items() if key.startswith(prefix)}
+        """Properties of the machine that can change a result's last digits, see `vaeline.training.device.identity`."""
+        return {key.removeprefix(MACHINE): value for key, value in self.tags.items() if key.startswith(MACHINE)}
 
     def content(self) -> dict[str, Any]:
-        """For machines: plain values."""
+        """Plain values for JSON."""
         changes = self.changes
         files = {name: {"added": a, "removed": r} for name, (a, r) in changes.files().items()} if changes else {}
         diff = {"bytes": len(changes.content), "cut": changes.cut, "files": files} if changes else None
+        code = {"commit": self.tag("git_commit"), "dirty": self.dirty, "diff": diff, "untracked": self.untracked}
         run = {"id": self.run_id, "name": self.run_name, "experiment_id": self.experiment_id, "status": self.status}
         return {
             "model": {
@@ -131,12 +123,7 @@ class Lineage:
                 **{key: self.tag(key) for key in ("model_digest", "likelihood", "objective", "manifest")},
             },
             "decision": {"decision": self.tag("decision"), "reasons": self.reasons, "gate": self.gate},
-            "code": {
-                "commit": self.tag("git_commit"),
-                "dirty": self.dirty,
-                "diff": diff,
-                "untracked": self.untracked,
-            },
+            "code": code,
             "data": {"digest": self.tag("data_digest"), **self.dataset},
             "dvc_experiment": self.tag("dvc_experiment"),
             "prefect_flow_run": self.tag("flow_run_id"),
@@ -150,55 +137,33 @@ class Lineage:
 
 
 def trace(client: "MlflowClient", uri: str) -> Lineage:
-    """Where the model at `models:/NAME@ALIAS` or `models:/NAME/VERSION` comes from.
+    """Lineage of the model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises UserError where there is no such model, and what MLflow raises where the store is away.
+    Raises UserError where there is no such model, and MLflow's errors where the store is away.
     """
-    return describe(client, find(client, uri))
+    return describe(client, find_version_at(client, uri))
 
 
-def find(client: "MlflowClient", uri: str) -> "ModelVersion":
-    """The version at an address; raises UserError, saying what there is, where there is none."""
-    match = ADDRESS.fullmatch(uri)
-    if match is None:
-        raise UserError(f"{uri}: allowed: models:/NAME@champion, models:/NAME/VERSION")
-    name, alias = match["name"], match["alias"]
-    aliases = _aliases(client, name)
-    if aliases is None:
-        known = ", ".join(sorted(model.name for model in client.search_registered_models()))
-        raise UserError(f"{uri}: no model {name!r} in {redact(client.tracking_uri)}; there are: {known or 'none'}")
-    if alias and alias not in aliases:
-        found = ", ".join(f"{a} (version {v})" for a, v in sorted(aliases.items()))
-        raise UserError(f"{uri}: {name} has no alias {alias!r}; it has: {found or 'none'}")
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    number = str(aliases[alias]) if alias else match["version"]
-    if number not in versions:
-        raise UserError(f"{uri}: {name} has no version {number}; it has: {', '.join(sorted(versions, key=int))}")
-    return versions[number]
-
-
-def of_digest(client: "MlflowClient", name: str, digest: str) -> Lineage | None:
-    """The lineage of the version of `name` with this model digest; None where there is none."""
-    from vaeline.registry.versions import find_version
-
-    version = find_version(client, name, digest)
+def trace_digest(client: "MlflowClient", name: str, digest: str) -> Lineage | None:
+    """Lineage of the version of `name` with this model digest; None where there is none."""
+    version = find_by_digest(client, name, digest)
     return describe(client, version) if version else None
 
 
 def describe(client: "MlflowClient", version: "ModelVersion") -> Lineage:
-    """The lineage of a version; one whose run is gone, or that was registered by hand, has little."""
+    """Lineage of a version; little is known where its run was deleted, or it was registered by hand."""
     name, number = str(version.name), str(version.version)
-    aliases = _aliases(client, name) or {}
-    here = tuple(sorted(alias for alias, at in aliases.items() if str(at) == number))
+    aliases = client.get_registered_model(name).aliases
+    own_aliases = tuple(sorted(alias for alias, target in aliases.items() if str(target) == number))
     run = _run(client, version.run_id)
     if run is None:
-        return Lineage(name, number, here, dict(version.tags))
+        return Lineage(name, number, own_aliases, dict(version.tags))
     tags = {**run.data.tags, **version.tags}
     diff = artifact(client, run.info.run_id, DIFF) if tags.get("vaeline.git_dirty") == "true" else None
     return Lineage(
         name,
         number,
-        here,
+        own_aliases,
         tags,
         run_id=run.info.run_id,
         run_name=run.info.run_name or "",
@@ -209,13 +174,13 @@ def describe(client: "MlflowClient", version: "ModelVersion") -> Lineage:
         params=dict(run.data.params),
         metrics={key: value for key, value in run.data.metrics.items() if not key.startswith("system/")},
         dataset=_dataset(run),
-        evaluation=_report(artifact(client, run.info.run_id, METRICS)),
+        evaluation=_json(artifact(client, run.info.run_id, METRICS) or b"", dict),
         changes=None if diff is None else Changes(diff),
     )
 
 
 def artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
-    """The content of a run's artifact; None where it has none of that name."""
+    """Content of a run's artifact; None where it has none of that name."""
     folder = path.rpartition("/")[0]
     if path not in {entry.path for entry in client.list_artifacts(run_id, folder)}:
         return None
@@ -223,53 +188,19 @@ def artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
         return Path(client.download_artifacts(run_id, path, temporary)).read_bytes()
 
 
-def download_model(client: "MlflowClient", lineage: Lineage, folder: Path) -> Path:
-    """The registered model.safetensors and config.json, copied under `folder`; the folder that holds them.
-
-    Raises UserError where they are not those that were registered.
-    """
-    import mlflow
-
-    mlflow.set_tracking_uri(client.tracking_uri)
-    package = Path(mlflow.artifacts.download_artifacts(lineage.uri, dst_path=str(folder)))
-    found = [path.parent for path in package.glob("artifacts/*/model.safetensors")]
-    if len(found) != 1 or not (found[0] / "config.json").is_file():
-        raise UserError(f"{lineage.uri}: holds no model.safetensors with its config.json: not registered by vaeline")
-    if (digest := model_digest(found[0])) != lineage.tag("model_digest"):
-        raise UserError(
-            f"{lineage.uri}: its stored files have the digest {digest}, {lineage.tag('model_digest') or 'none'} was "
-            "registered: they were changed"
-        )
-    return found[0]
-
-
-def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
-    """Versions by alias; None where there is no such model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(client.get_registered_model(name).aliases)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
 def _run(client: "MlflowClient", run_id: str | None) -> "Run | None":
     from mlflow.exceptions import MlflowException
 
-    if not run_id:
-        return None
     try:
-        return client.get_run(run_id)
+        return client.get_run(run_id) if run_id else None
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in UNKNOWN:
             raise
         return None
 
 
 def _dataset(run: "Run") -> dict[str, Any]:
-    """Name, shape and counts, as the courier wrote them."""
+    """Name, shape and counts of the run's first readable dataset input."""
     for given in run.inputs.dataset_inputs if run.inputs else ():
         try:
             features = json.loads(json.loads(given.dataset.schema or "")["mlflow_tensorspec"]["features"])
@@ -280,16 +211,10 @@ def _dataset(run: "Run") -> dict[str, Any]:
     return {}
 
 
-def _report(content: bytes | None) -> dict[str, Any]:
+def _json(text: str | bytes, kind: type[T]) -> T:
+    """Parsed JSON of the given kind; empty where it is something else."""
     try:
-        return _mapping(json.loads(content or b""))
+        value = json.loads(text)
     except ValueError:
-        return {}
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+        return kind()
+    return value if isinstance(value, kind) else kind()

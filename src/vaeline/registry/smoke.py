@@ -1,9 +1,9 @@
-"""Loads a registered model and predicts once. Run as a program of its own, which knows nothing but MLflow:
+"""Program that loads a registered model by MLflow and predicts once:
 
     python -P smoke.py models:/NAME/VERSION SECONDS
 
-The model must bring its own code: nothing of vaeline is imported here. Exit code 0, or a traceback whose last line
-says what is wrong; the kernel ends it after SECONDS, whoever started it.
+The model must bring its own code: nothing of vaeline is imported here. Exit code 0, or a traceback whose last line is
+the error; the kernel ends the process after SECONDS, whatever its parent does.
 """
 
 import signal

@@ -1,17 +1,17 @@
-"""A package: the folder of a registered model, with MANIFEST.json, which says what it consists of.
+"""Package: the folder of a registered model, with MANIFEST.json, which lists what it consists of.
 
 The manifest holds the SHA-256 and size of every other file, the registered name, the version's number (`serial`), the
-digests of model and data and, where it is signed, by whom; MANIFEST.sig then holds the Ed25519 signature of its bytes.
-What is refused, each in one line: a file that was changed, added, removed or swapped; a package under another name or
+digests of model and data and, where it is signed, the signer; MANIFEST.sig then holds the Ed25519 signature of its
+bytes. Refused, each in one line: a file that was changed, added, removed or swapped; a package under another name or
 number than its own, hence an old version passed off as a newer one; with VAELINE_TRUSTED_KEYS set, whatever none of
-those signed. Each file is held against the manifest before it is parsed, and nothing in a package is ever executed.
+those signed. Each file is compared with the manifest before it is parsed, and nothing in a package is ever executed.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel, load_model
 
 MANIFEST, SIGNATURE = "MANIFEST.json", "MANIFEST.sig"
 MODEL = "artifacts/model"  # of a package: the folder with model.safetensors and config.json
-LEFT_BY_MLFLOW = "registered_model_meta"  # MLflow writes it into each folder that it hands out; nobody reads it
+LEFT_BY_MLFLOW = "registered_model_meta"  # MLflow writes it into each folder that it hands out; it is never read
 MANIFEST_BYTES, LEFT_BYTES, MOST_FILES = 1 << 20, 1000, 5000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 KINDS = re.compile(r".+\.(py|typed|json|yaml|txt|safetensors)|MLmodel|__pycache__")  # none of which is a pickle
@@ -37,14 +37,14 @@ KINDS = re.compile(r".+\.(py|typed|json|yaml|txt|safetensors)|MLmodel|__pycache_
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Entry(Section):
+class PackageFile(Section):
     """A file of a package."""
 
     sha256: Digest
     size: Annotated[int, Field(ge=0)]  # bytes
 
 
-class Manifest(Section):
+class PackageManifest(Section):
     """The content of MANIFEST.json."""
 
     format: Literal[1]
@@ -53,16 +53,16 @@ class Manifest(Section):
     model_digest: Digest
     data_digest: str
     signer: Digest | None  # an Ed25519 public key; None: not signed
-    files: dict[str, Entry]  # by path within the package, with slashes
+    files: dict[str, PackageFile]  # by path within the package, with slashes
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a registry says of a version's package."""
+class RegisteredAs:
+    """A version as the registry describes it."""
 
     name: str
     serial: int
-    digest: str  # SHA-256 of MANIFEST.json
+    tags: Mapping[str, str]  # SHA-256 of MANIFEST.json, and digests of model and data, as far as they are set
 
 
 @dataclass(frozen=True)
@@ -70,61 +70,58 @@ class Package:
     """A package that was checked, and its model."""
 
     loaded: LoadedModel
-    manifest: Manifest
-    digest: str  # SHA-256 of MANIFEST.json
-    reference: Values | None  # ELBOs of test images, nats; None where none travel with it
+    manifest: PackageManifest
+    reference: Values | None  # ELBOs of test images, nats; None where the package has none
 
 
 def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
     """Write the manifest of a finished package, signed where VAELINE_SIGNING_KEY is set; returns its SHA-256."""
-    files = {path: Entry(sha256=_digest(folder / path), size=_size(folder / path)) for path in sorted(_walk(folder))}
-    for path in files:
+    key, files = signatures.signing_key(), {}
+    for path in sorted(_walk(folder)):
         _refuse_kind(folder, path)
-    digests = {"model_digest": loaded.digest, "data_digest": loaded.config.data.digest}
-    return _write(folder, Manifest(format=1, name=name, serial=serial, signer=None, files=files, **digests))
-
-
-def renumber(source: Path, target: Path, digest: str, serial: int) -> str:
-    """Write the manifest at `source`, which has SHA-256 `digest`, into `target` under another number; sign it anew."""
-    content = read_bounded(source / MANIFEST, MANIFEST_BYTES)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(f"{source / MANIFEST}: is not the one that was uploaded")
-    return _write(target, _parse(source, content).model_copy(update={"serial": serial}))
-
-
-def _write(folder: Path, manifest: Manifest) -> str:
-    key = signatures.signing_key()
-    signed = manifest.model_copy(update={"signer": signatures.signer(key) if key else None})
-    content = (json.dumps(signed.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        size = _size(folder / path)
+        files[path] = PackageFile(sha256=checked_digest(folder / path, size), size=size)
+    manifest = PackageManifest(
+        format=1,
+        name=name,
+        serial=serial,
+        model_digest=loaded.digest,
+        data_digest=loaded.config.data.digest,
+        signer=signatures.signer(key) if key else None,
+        files=files,
+    )
+    content = (json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
     write_file(folder / MANIFEST, content)
     if key:
         write_file(folder / SIGNATURE, key.sign(content))
     return hashlib.sha256(content).hexdigest()
 
 
-def load_package(folder: Path, device: str | torch.device = "cpu", expected: Expected | None = None) -> Package:
+def load_package(
+    folder: Path, device: str | torch.device = "cpu", registered: RegisteredAs | None = None
+) -> Package:
     """Check all of a package, and load its model. Raises UserError, in one line, for whatever is not as it was."""
     content = read_bounded(folder / MANIFEST, MANIFEST_BYTES)
-    digest = hashlib.sha256(content).hexdigest()
-    if expected is not None and digest != expected.digest:
-        raise UserError(
-            f"{folder / MANIFEST}: has SHA-256 {digest[:12]}, the tag vaeline.manifest of {expected.name} version "
-            f"{expected.serial} says {expected.digest[:12]!r}: the package or the tag was changed"
-        )
-    manifest = _parse(folder, content)
+    tags = registered.tags if registered else {}
+    _refuse_tag(tags, "vaeline.manifest", hashlib.sha256(content).hexdigest())
+    manifest = validate(PackageManifest, parse_json(content, str(folder / MANIFEST)), str(folder / MANIFEST))
+    for path in manifest.files:
+        _refuse_kind(folder, path)
     _check_signature(folder, content, manifest)
-    if expected is not None and (manifest.name, manifest.serial) != (expected.name, expected.serial):
+    if registered and (manifest.name, manifest.serial) != (registered.name, registered.serial):
         raise UserError(
             f"{folder / MANIFEST}: is of {shown(manifest.name)!r} version {manifest.serial}, "
-            f"passed off as {expected.name!r} version {expected.serial}"
+            f"passed off as {registered.name!r} version {registered.serial}"
         )
     _check_files(folder, manifest)
-    loaded, reference = _load(folder, manifest, device)
-    return Package(loaded, manifest, digest, reference)
+    package = _load(folder, manifest, device)
+    _refuse_tag(tags, "vaeline.model_digest", manifest.model_digest)
+    _refuse_tag(tags, "vaeline.data_digest", manifest.data_digest)
+    return package
 
 
 def is_package(folder: Path) -> bool:
-    """Whether a folder should have a manifest: MLflow's mark is there, or the manifest itself."""
+    """Whether a folder should have a manifest: it holds MLflow's MLmodel, or the manifest itself."""
     return any(os.path.lexists(folder / name) for name in (MANIFEST, SIGNATURE, "MLmodel"))
 
 
@@ -135,31 +132,27 @@ def load_plain(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
     """
     if signatures.trusted_signers() is not None:
         raise UserError(f"{folder}: has no {MANIFEST} and is signed by no key of {signatures.TRUSTED}")
-    try:
-        extra = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG})
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    extra = sorted({entry.name for entry in _scan(folder)} - {WEIGHTS, CONFIG})
     if extra:
         raise UserError(f"{folder}: found also {extra[0]!r}, allowed: {WEIGHTS} and {CONFIG} alone, or a package")
     return load_model(folder, device)
 
 
-def _parse(folder: Path, content: bytes) -> Manifest:
-    where = str(folder / MANIFEST)
-    manifest = validate(Manifest, parse_json(content, where), where)
-    for path in manifest.files:
-        _refuse_kind(folder, path)
-    return manifest
+def _refuse_tag(tags: Mapping[str, str], tag: str, digest: str) -> None:
+    if digest != (expected := tags.get(tag, digest)):
+        raise UserError(
+            f"tag {tag}: is {expected[:12]!r}, the package has {digest[:12]!r}: the package or the tag was changed"
+        )
 
 
 def _refuse_kind(folder: Path, path: str) -> None:
-    """Names that lead elsewhere, and files that have no place in a package (what could be a pickle, say)."""
+    """Refuse names that lead elsewhere, and files that have no place in a package (what could be a pickle, say)."""
     *parents, name = path.split("/")
     if not all(NAME.fullmatch(part) for part in (*parents, name)) or not KINDS.fullmatch(name):
         raise UserError(f"{folder}: {shown(path)!r}: is no file that a package may have")
 
 
-def _check_signature(folder: Path, content: bytes, manifest: Manifest) -> None:
+def _check_signature(folder: Path, content: bytes, manifest: PackageManifest) -> None:
     trusted, by = signatures.trusted_signers(), manifest.signer
     if trusted is not None and by not in trusted:
         found = f"is signed by {by[:12]}, which is no key" if by else "is not signed by any key"
@@ -168,7 +161,7 @@ def _check_signature(folder: Path, content: bytes, manifest: Manifest) -> None:
         raise UserError(f"{folder / SIGNATURE}: is not the signature of {MANIFEST} by {by[:12]}")
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, manifest: PackageManifest) -> None:
     """The files are those of the manifest, and their bytes too; the model's own two are checked when they are read."""
     found, listed = _walk(folder), manifest.files.keys()
     beside = {MANIFEST, LEFT_BY_MLFLOW} | ({SIGNATURE} if manifest.signer else set())
@@ -183,7 +176,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             _refuse_change(folder / path, checked_digest(folder / path, entry.size), entry)
 
 
-def _load(folder: Path, manifest: Manifest, device: str | torch.device) -> tuple[LoadedModel, Values | None]:
+def _load(folder: Path, manifest: PackageManifest, device: str | torch.device) -> Package:
     def read(path: Path, most: int) -> bytes:
         entry = manifest.files.get(path.relative_to(folder).as_posix())
         if entry is None:
@@ -193,15 +186,15 @@ def _load(folder: Path, manifest: Manifest, device: str | torch.device) -> tuple
         return content
 
     loaded = load_model(folder / MODEL, device, read)
-    told = (manifest.model_digest, manifest.data_digest)
-    if told != (loaded.digest, loaded.config.data.digest):
+    if (manifest.model_digest, manifest.data_digest) != (loaded.digest, loaded.config.data.digest):
         raise UserError(f"{folder / MANIFEST}: names another model or other data than {folder / MODEL / CONFIG}")
-    path = folder / MODEL / REFERENCE
-    has_reference = path.relative_to(folder).as_posix() in manifest.files
-    return loaded, parse_reference(read(path, LARGEST_FILE), str(path)) if has_reference else None
+    path, reference = folder / MODEL / REFERENCE, None
+    if f"{MODEL}/{REFERENCE}" in manifest.files:
+        reference = parse_reference(read(path, LARGEST_FILE), str(path))
+    return Package(loaded, manifest, reference)
 
 
-def _refuse_change(path: Path, digest: str, entry: Entry) -> None:
+def _refuse_change(path: Path, digest: str, entry: PackageFile) -> None:
     if digest != entry.sha256:
         raise UserError(f"{path}: was changed: has SHA-256 {digest[:12]}, {MANIFEST} says {entry.sha256[:12]}")
 
@@ -212,20 +205,19 @@ def _walk(folder: Path) -> set[str]:
     todo = [folder]
     while todo:
         here = todo.pop()
-        empty = True
-        for entry in _scan(here):
-            empty = False
+        entries = list(_scan(here))
+        if not entries:
+            raise UserError(f"{here}: is an empty folder; a package has none")
+        for entry in entries:
             path = Path(entry.path)
             if not NAME.fullmatch(entry.name) or len(files) >= MOST_FILES:
                 raise UserError(f"{here}: {entry.name!r}: is no file that a package may have")
-            if entry.is_symlink() or not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
-                raise UserError(f"{path}: is a link or a special file; a package has neither")
             if entry.is_dir(follow_symlinks=False):
                 todo.append(path)
-            else:
+            elif entry.is_file(follow_symlinks=False):
                 files.add(path.relative_to(folder).as_posix())
-        if empty:
-            raise UserError(f"{here}: is an empty folder; a package has none")
+            else:
+                raise UserError(f"{path}: is a link or a special file; a package has neither")
     return files
 
 
@@ -235,10 +227,6 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from entries
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
-
-
-def _digest(path: Path) -> str:
-    return checked_digest(path, _size(path))
 
 
 def _size(path: Path) -> int:

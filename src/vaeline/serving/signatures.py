@@ -5,8 +5,9 @@ colons; where it is set, nothing is loaded that none of them signed.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import read_bounded
@@ -20,53 +21,44 @@ PEM_BYTES = 64 << 10
 
 
 def signing_key() -> "Ed25519PrivateKey | None":
-    """The private key of VAELINE_SIGNING_KEY; None where it is not set. Raises UserError for anything else."""
+    """Private key of VAELINE_SIGNING_KEY; None where it is not set. Raises UserError for anything else."""
     if not (path := os.environ.get(SIGNING)):
         return None
-    _need_library(SIGNING)
-    from cryptography.exceptions import UnsupportedAlgorithm
+    _require_cryptography(SIGNING)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(read_bounded(Path(path), PEM_BYTES), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
-        key = None
+    key = _read_key(path, lambda content: load_pem_private_key(content, password=None))
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{SIGNING}: {path}: allowed: an unencrypted Ed25519 private key in PEM")
     return key
 
 
 def signer(key: "Ed25519PrivateKey") -> str:
-    """The public half, as the 64 hex digits by which manifests name it."""
+    """Public half of a key, as the 64 hex digits by which manifests name it."""
     return key.public_key().public_bytes_raw().hex()
 
 
 def trusted_signers() -> frozenset[str] | None:
-    """The public keys of VAELINE_TRUSTED_KEYS, as `signer` names them; None where it is not set."""
+    """Public keys of VAELINE_TRUSTED_KEYS, in the form of `signer`; None where it is not set."""
     if not (paths := os.environ.get(TRUSTED)):
         return None
-    _need_library(TRUSTED)
-    return frozenset(_public(path) for path in paths.split(os.pathsep))
-
-
-def _public(path: str) -> str:
-    from cryptography.exceptions import UnsupportedAlgorithm
+    _require_cryptography(TRUSTED)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    try:
-        key = load_pem_public_key(read_bounded(Path(path), PEM_BYTES))
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{TRUSTED}: {path}: allowed: an Ed25519 public key in PEM")
-    return key.public_bytes_raw().hex()
+    found = set()
+    for path in paths.split(os.pathsep):
+        key = _read_key(path, load_pem_public_key)
+        if not isinstance(key, Ed25519PublicKey):
+            raise UserError(f"{TRUSTED}: {path}: allowed: an Ed25519 public key in PEM")
+        found.add(key.public_bytes_raw().hex())
+    return frozenset(found)
 
 
 def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     """Whether the owner of the public key `by` (hex) signed exactly this content."""
-    _need_library("a signed package")
+    _require_cryptography("a signed package")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -77,8 +69,18 @@ def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     return True
 
 
-def _need_library(what: str) -> None:
+def _read_key(path: str, parse: Callable[[bytes], Any]) -> Any:
+    """Key in a PEM file; None where it is none, or encrypted."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return parse(read_bounded(Path(path), PEM_BYTES))
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+        return None
+
+
+def _require_cryptography(purpose: str) -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        raise UserError(f"{what}: checking and making signatures needs `pip install cryptography`") from None
+        raise UserError(f"{purpose}: checking and making signatures needs `pip install cryptography`") from None

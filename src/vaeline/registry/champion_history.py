@@ -1,8 +1,8 @@
-"""Who was champion, why, and by whom: entries on the registered model that are only ever added.
+"""History of a registered model's champions: entries as tags on the model, never changed.
 
-An entry is a tag `vaeline.history.<ms>-<random>` with a JSON value, so that writers never overwrite each other. It is
-written before the alias moves, and confirmed by a tag `vaeline.carried_out.<ms>-<random>` after; where a crash came in
-between, the alias itself tells, or the next entry, which says from which champion it started.
+An entry is a tag `vaeline.history.<ms>-<random>` with a JSON value. It is written before the alias moves; a tag
+`vaeline.carried_out.<ms>-<random>` is written after. Where a crash came between the two, the current champion or the
+next entry, which names the champion before it, shows whether the alias moved.
 """
 
 import json
@@ -20,67 +20,52 @@ from vaeline.tracking.provenance import user
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PREFIX, CONFIRMED = "vaeline.history.", "vaeline.carried_out."
-# settle: of several that were promoted at once, the one that the gate prefers
-Action = Literal["promote", "reject", "rollback", "settle"]
+PREFIX, CARRIED_OUT = "vaeline.history.", "vaeline.carried_out."
+Action = Literal["promote", "reject", "rollback"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the history."""
+    """One decision. Entries are equal that differ only in when and by whom they were written."""
 
     action: Action
     version: str  # that was judged, or is champion from here on
-    before: str | None  # the champion's version until then; "from" in JSON
+    before: str | None  # champion until then; "from" in JSON
     digest: str  # of the model
     reasons: tuple[str, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     forced: bool = False
-    reason: str = ""  # that a person gave
-    who: str = ""
-    time: str = ""  # ISO 8601, UTC
-    key: str = ""  # of the tag
-    confirmed: bool = False  # that the alias moved
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether a person decided, not the gate."""
-        return self.forced or self.action == "rollback"
+    reason: str = ""  # given by a person
+    user: str = field(default="", compare=False)
+    time: str = field(default="", compare=False)  # ISO 8601, UTC
+    key: str = field(default="", compare=False)  # of the tag
+    confirmed: bool = field(default=False, compare=False)  # the alias moved
 
     @property
     def moves(self) -> bool:
         """Whether it makes its version the champion."""
         return self.action != "reject"
 
-    @property
-    def milliseconds(self) -> int:
-        """Since 1970."""
-        return _order(self.key)[0]
-
-    def same(self, other: "Entry") -> bool:
-        """Whether it says what another one says, but for when and by whom."""
-        mine, others = (replace(entry, who="", time="", key="", confirmed=False) for entry in (self, other))
-        return mine == others
-
 
 def read(tags: Mapping[str, str]) -> list[Entry]:
-    """The entries among a registered model's tags, in order; what is no entry is told and left out."""
+    """Entries among a registered model's tags, in order; logs a warning for tags that are none."""
     keys = sorted((key for key in tags if key.startswith(PREFIX)), key=_order)
-    found = [(_parse(key, tags[key]), key.replace(PREFIX, CONFIRMED, 1) in tags) for key in keys]
+    found = [(_parse(key, tags[key]), key.replace(PREFIX, CARRIED_OUT, 1) in tags) for key in keys]
     return [replace(entry, confirmed=confirmed) for entry, confirmed in found if entry is not None]
 
 
 def record(client: "MlflowClient", name: str, entry: Entry) -> str:
-    """Add an entry, unless it is there from a run that was cut short; returns its key.
+    """Add an entry and return its key; an equal entry that an interrupted run left is used again.
 
-    Its time is later than all before it, whatever this machine's clock says.
+    Its time is later than all before it, whatever this machine's clock shows.
     """
     entries = read(client.get_registered_model(name).tags)
-    if (done := _repeated(entries, entry)) is not None:
-        return done.key
-    latest = entries[-1].milliseconds if entries else 0
+    alike = [old for old in entries if (old.moves if entry.moves else old.version == entry.version)]
+    if alike and alike[-1] == entry and not alike[-1].confirmed:
+        return alike[-1].key
+    latest = _order(entries[-1].key)[0] if entries else 0
     now = max(time.time_ns() // 1_000_000, latest + 1)
     key = f"{PREFIX}{now}-{secrets.token_hex(4)}"
     content = {
@@ -100,14 +85,12 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
 
 
 def confirm(client: "MlflowClient", name: str, key: str) -> None:
-    """Note that the alias moved as the entry says."""
-    client.set_registered_model_tag(name, key.replace(PREFIX, CONFIRMED, 1), "true")
+    """Mark that the alias moved as the entry says."""
+    client.set_registered_model_tag(name, key.replace(PREFIX, CARRIED_OUT, 1), "true")
 
 
 def carried_out(entries: Sequence[Entry], current: str | None) -> list[bool]:
-    """Which entries came to pass: those confirmed; else a move where the next one started from its version, or, of
-    the last one, its version is champion now.
-    """
+    """Whether each entry took effect: confirmed, or the champion that the next entry or the alias names."""
     done, after = [], current
     for entry in reversed(entries):
         done.append(not entry.moves or entry.confirmed or after == entry.version)
@@ -116,9 +99,9 @@ def carried_out(entries: Sequence[Entry], current: str | None) -> list[bool]:
 
 
 def champions(entries: Sequence[Entry], current: str | None) -> list[str]:
-    """The champions that a rollback walks back, oldest first; the last one is or (alias gone) was the present one.
+    """Champions that a rollback walks back, oldest first; the last one is the current one, or was before the alias went.
 
-    A rollback takes what it went back over off the list; a champion that was named by hand is on it as well.
+    A rollback removes the versions that it skipped; a champion that was set by hand is in the list as well.
     """
     found: list[str] = []
     for entry, done in zip(entries, carried_out(entries, current), strict=True):
@@ -133,25 +116,19 @@ def champions(entries: Sequence[Entry], current: str | None) -> list[str]:
     return found + ([current] if current is not None and found[-1:] != [current] else [])
 
 
-def rolled_back(entries: Sequence[Entry], current: str | None, version: str) -> Entry | None:
-    """The rollback that took this version down, where nobody has put it back since."""
-    latest = None
+def is_rolled_back(entries: Sequence[Entry], current: str | None, version: str) -> bool:
+    """Whether a rollback replaced this version and it was not made champion again since."""
+    result = False
     for entry, done in zip(entries, carried_out(entries, current), strict=True):
         if done and entry.action == "rollback" and entry.before == version:
-            latest = entry
+            result = True
         elif done and entry.moves and entry.version == version:
-            latest = None
-    return latest
-
-
-def _repeated(entries: Sequence[Entry], entry: Entry) -> Entry | None:
-    """The entry that a repetition would add again: the last move, or the last word on the rejected version."""
-    alike = [e for e in entries if (e.moves if entry.moves else e.version == entry.version)]
-    return alike[-1] if alike and alike[-1].same(entry) and not alike[-1].confirmed else None
+            result = False
+    return result
 
 
 def _order(key: str) -> tuple[int, str]:
-    """By time; the random part only makes the order one for all readers."""
+    """Sort key: the time, then the random part, so that all readers see one order."""
     moment = key.removeprefix(PREFIX).partition("-")[0]
     return int(moment) if moment.isascii() and moment.isdigit() else 0, key
 
@@ -170,10 +147,10 @@ def _parse(key: str, value: str) -> Entry | None:
             numbers={name: float(number) for name, number in content["numbers"].items()},
             forced=bool(content["forced"]),
             reason=str(content["reason"]),
-            who=str(content["who"]),
+            user=str(content["who"]),
             time=str(content["time"]),
             key=key,
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("the tag %s is no entry of the history", key)
+        log.warning("the tag %s is not an entry of the history", key)
         return None
