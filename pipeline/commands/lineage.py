@@ -52,14 +52,16 @@ def reproduce(
     from pipeline.commands.model_differences import differences
     from pipeline.commands.reproduction import rebuilt
     from vaeline.io.digests import model_digest
-    from vaeline.registry.lineage import HISTORY, artifact, download_model, trace
+    from vaeline.registry.lineage import HISTORY, artifact, describe
+    from vaeline.registry.stored import download_model
+    from vaeline.registry.versions import find_version_at
     from vaeline.tracking.connection import connect, one_line_errors
 
     client = connect(current_workspace())
     with tempfile.TemporaryDirectory() as temporary:
         with one_line_errors():
-            lineage = trace(client, uri)
-            stored = download_model(client, lineage, Path(temporary))
+            version = find_version_at(client, uri)
+            lineage, stored = describe(client, version), download_model(version, Path(temporary))
             history = artifact(client, lineage.run_id, HISTORY) if lineage.run_id else None
         with rebuilt(lineage, lambda line: typer.echo(line, err=True), keep) as project:
             found = differences(lineage, stored, history, project)

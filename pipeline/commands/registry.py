@@ -1,4 +1,4 @@
-"""`vaeline` models, history, promote, rollback: what is live, why, and how to change it."""
+"""`vaeline` models, history, promote, rollback: the champion, its history, and commands that change it."""
 
 import os
 from typing import Annotated
@@ -16,16 +16,16 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the history.", show_defa
 
 @app.command()
 def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> None:
-    """Show the registered models: who is champion, what each version measures, what the gate said."""
+    """Show the registered models: the champion, each version's measurements, and the gate's decisions."""
     _reach_registry()
     from pipeline.commands.tables import show, versions_table
-    from vaeline.registry.operations import find_models, list_versions
+    from vaeline.registry.versions import find_models, find_versions
     from vaeline.tracking.connection import connect, one_line_errors
 
     client = connect(current_workspace())
     with one_line_errors():
         found = find_models(client, name or None)
-        tables = [versions_table(model.name, list_versions(client, model)) for model in found]
+        tables = [versions_table(model, find_versions(client, model.name)) for model in found]
     show(*tables)
     if not tables:
         typer.echo("no model is registered yet; `vaeline run` registers the first")
@@ -33,10 +33,11 @@ def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> 
 
 @app.command()
 def history(name: Name) -> None:
-    """Show who was champion of a registered model, since when, by whom and why."""
+    """Show the champions of a registered model: since when, by whom and why."""
     _reach_registry()
     from pipeline.commands.tables import history_table, show
-    from vaeline.registry.operations import find_models, read_history
+    from vaeline.registry.operations import read_history
+    from vaeline.registry.versions import find_models
     from vaeline.tracking.connection import connect, one_line_errors
 
     client = connect(current_workspace())
@@ -63,21 +64,23 @@ def promote(
     from vaeline.registry.operations import promote_by_force, promote_by_gate
     from vaeline.tracking.connection import connect, one_line_errors
 
+    workspace = current_workspace()
     if force:
-        client = connect(current_workspace())
+        client = connect(workspace)
         with one_line_errors():
-            decision = promote_by_force(client, name, version, reason.strip())
+            decision = promote_by_force(client, workspace, name, version, reason.strip())
     else:
         enter_workspace()
-        from pipeline.stages.register import read_trial
+        from pipeline.stages.register import gate_evaluator
         from vaeline.config import read_params
         from vaeline.data.prepared import load_split
-        from vaeline.io.workspace import PARAMS, PREPARED
 
-        trial = read_trial(read_params(PARAMS), load_split(PREPARED, "test"))
-        client = connect(current_workspace())
+        workspace = current_workspace()
+        test = load_split(workspace.prepared, "test")
+        evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
+        client = connect(workspace)
         with one_line_errors():
-            decision = promote_by_gate(client, name, version, trial)
+            decision = promote_by_gate(client, workspace, name, version, evaluator)
     if decision is None:
         typer.echo(f"{name} version {version} is the champion already")
     else:
@@ -91,9 +94,10 @@ def rollback(name: Name, reason: Reason = "") -> None:
     from vaeline.registry.operations import rollback as go_back
     from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect(current_workspace())
+    workspace = current_workspace()
+    client = connect(workspace)
     with one_line_errors():
-        before, now = go_back(client, name, reason.strip())
+        before, now = go_back(client, workspace, name, reason.strip())
     typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")
 
 

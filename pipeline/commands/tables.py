@@ -1,14 +1,15 @@
 """The registry on a terminal: tables that fit 80 columns, and plain text where there is no terminal."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vaeline.registry.history import Entry
-from vaeline.registry.operations import Version
+from vaeline.registry.champion_history import Entry
 
 DASH = "–"
 STYLES = {"champion": "bold green", "challenger": "yellow", "promoted": "green", "rejected": "red"}
@@ -21,22 +22,24 @@ def show(*tables: Table) -> None:
         console.print(table)
 
 
-def versions_table(name: str, versions: Sequence[Version]) -> Table:
-    """The versions of a registered model with their test metrics: nats per image, decibels."""
-    table = _table(name)
+def versions_table(model: Any, versions: Sequence[Any]) -> Table:
+    """MLflow's versions of a registered model with their test metrics: nats per image, decibels."""
+    table = _table(model.name)
     for column in ("no.", "alias", "ELBO", "NLL", "active", "PSNR", "decision", "when (UTC)"):
         table.add_column(column, justify="left" if column in ("alias", "decision", "when (UTC)") else "right")
     for version in versions:
-        tags = version.tags
+        number, tags = str(version.version), version.tags
+        aliases = sorted(alias for alias, target in model.aliases.items() if str(target) == number)
+        created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
         table.add_row(
-            Text(str(version.number)),
-            _coloured(*version.aliases),
+            Text(number),
+            _coloured(*aliases),
             _number(tags.get("vaeline.test_elbo"), 2),
             _number(tags.get("vaeline.test_nll"), 2),
             Text(tags.get("vaeline.active_units", DASH)),
             _number(tags.get("vaeline.test_psnr"), 1),
             _coloured(tags.get("vaeline.decision", DASH)),
-            Text(f"{version.created:%Y-%m-%d %H:%M}"),
+            Text(f"{created:%Y-%m-%d %H:%M}"),
         )
     return table
 
@@ -50,7 +53,7 @@ def history_table(name: str, entries: Sequence[tuple[Entry, bool]]) -> Table:
     table.add_column("why", ratio=1, overflow="fold")
     for entry, done in entries:
         moment = entry.time[:16].replace("T", " ")
-        table.add_row(Text(moment), Text(_what(entry, done)), Text(entry.who), Text("; ".join(_why(entry))))
+        table.add_row(Text(moment), Text(_what(entry, done)), Text(entry.user), Text("; ".join(_why(entry))))
     return table
 
 
@@ -59,7 +62,6 @@ def _what(entry: Entry, done: bool) -> str:
         "promote": f"promoted {entry.version}",
         "reject": f"rejected {entry.version}",
         "rollback": f"back to {entry.version}",
-        "settle": f"settled on {entry.version}",
     }
     after = f" after {entry.before}" if entry.moves and entry.before else ""
     forced = ", forced" if entry.forced else ""

@@ -39,7 +39,7 @@ def publish(params: Params) -> Path:
 
     Raises UserError where there is no model.
     """
-    from vaeline.registry.lineage import of_digest
+    from vaeline.registry.lineage import trace_digest
     from vaeline.tracking.connection import connect, one_line_errors
 
     if not (MODEL / "config.json").is_file():
@@ -48,7 +48,7 @@ def publish(params: Params) -> Path:
     try:
         client = connect(current_workspace(), timeout_s=5, retries=0)
         with one_line_errors():
-            lineage = of_digest(client, params.register_.name, digest)
+            lineage = trace_digest(client, params.register_.name, digest)
     except UserError as error:
         log.warning("the page shows no lineage: %s", error)
     path = write(params, lineage)

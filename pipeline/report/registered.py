@@ -72,13 +72,13 @@ def _wanted() -> Registered | None:
 
 
 def _ask(wanted: Registered) -> Registered:
-    from vaeline.registry.versions import find_version
+    from vaeline.registry.versions import find_by_digest
     from vaeline.tracking.connection import connect, one_line_errors
 
     try:
         client = connect(current_workspace(), timeout_s=5, retries=0)
         with one_line_errors():
-            version = find_version(client, wanted.name, wanted.digest)
+            version = find_by_digest(client, wanted.name, wanted.digest)
     except UserError:
         return wanted
     if version is None:

@@ -19,12 +19,12 @@ from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.evaluation.split_metrics import Pixels
 from vaeline.io.atomic_write import write_file
-from vaeline.io.workspace import MODEL, PARAMS, PREPARED, REPORTS, current_workspace
-from vaeline.registry.champion import Trial
-from vaeline.registry.gate import Bar, Evidence
-from vaeline.registry.lineage import of_digest
+from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.registry.champion import GateEvaluator
+from vaeline.registry.gate import Evidence, GateThresholds
+from vaeline.registry.lineage import trace_digest
 from vaeline.registry.notes import annotate
-from vaeline.registry.versions import Candidate, register
+from vaeline.registry.registration import NewModel, register
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import LoadedModel
 from vaeline.tracking.connection import connect, one_line_errors
@@ -32,37 +32,39 @@ from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
 from vaeline.tracking.sync import upload_now
 from vaeline.training.device import pick_device, reproducible
 
-EXAMPLES = 2  # images kept beside the model to show what goes in
+EXAMPLES = 2  # images stored with the model as an input example
 
 
 def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
-    params = read_params(PARAMS)
-    report = read_metrics(REPORTS / "metrics.json")
-    loaded, test = load_trained(torch.device("cpu")), load_split(PREPARED, "test")
-    client = connect(current_workspace())
-    evidence = gather_evidence(loaded, report)
-    with (
-        one_line_errors(),
-        open_model_run(
-            current_workspace(), loaded.digest, run_start(current_workspace(), params), upload=False
-        ) as tracker,
-    ):
-        run_id = upload_now(tracker.outbox, client, current_workspace())
-        example, reference = np.array(test[:EXAMPLES]), reference_scores(loaded, test)
-        candidate = Candidate(params.register_.name, MODEL, loaded, example, evidence, run_id, reference)
-        registration = register(client, candidate, read_trial(params, test))
+    workspace = current_workspace()
+    params, report = read_params(workspace.params), read_metrics(workspace.reports / "metrics.json")
+    loaded, test = load_trained(torch.device("cpu")), load_split(workspace.prepared, "test")
+    evidence, client = gather_evidence(loaded, report), connect(workspace)
+    start = run_start(workspace, params)
+    with one_line_errors(), open_model_run(workspace, loaded.digest, start, upload=False) as tracker:
+        model = NewModel(
+            name=params.register_.name,
+            folder=workspace.model,
+            loaded=loaded,
+            example=np.array(test[:EXAMPLES]),
+            evidence=evidence,
+            run_id=upload_now(tracker.outbox, client, workspace),
+            reference=reference_scores(loaded, test),
+        )
+        registration = register(client, workspace, model, gate_evaluator(workspace, params, test))
         tracker.tags({"vaeline.decision": registration.decision})
-        write_file(REPORTS / "registration.json", (json.dumps(asdict(registration), indent=2) + "\n").encode())
-        lineage = of_digest(client, registration.name, registration.digest)
+        content = json.dumps(asdict(registration), indent=2) + "\n"
+        write_file(workspace.reports / "registration.json", content.encode())
+        lineage = trace_digest(client, registration.name, registration.digest)
         tracker.artifact(page.write(params, lineage), "reports")
-        upload_now(tracker.outbox, client, current_workspace())
+        upload_now(tracker.outbox, client, workspace)
         if lineage is not None:
             annotate(client, lineage, page.note())
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
-    """What the gate decides on; raises UserError where the report lacks it."""
+    """Evidence for the gate. Raises UserError where the report lacks it."""
     has_elbo = loaded.config.objective != "autoencoder"
     units = _number(report, "test", "active_units") if has_elbo else 0
     return Evidence(
@@ -76,8 +78,8 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     )
 
 
-def read_trial(params: Params, test: Pixels) -> Trial:
-    """The gate's questions and its scale: this test split, on this machine's device."""
+def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEvaluator:
+    """Gate with the thresholds of the params, that scores models on this test split, on this machine's device."""
     device, section, scoring = pick_device(), params.register_, params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
@@ -85,12 +87,14 @@ def read_trial(params: Params, test: Pixels) -> Trial:
         with reproducible(device):
             return score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
 
-    bar = Bar(section.minimum_active_units, section.margin, section.confidence, section.psnr_tolerance)
-    return Trial(bar, manifest_digest(PREPARED), measure)
+    thresholds = GateThresholds(
+        section.minimum_active_units, section.margin, section.confidence, section.psnr_tolerance
+    )
+    return GateEvaluator(thresholds, manifest_digest(workspace.prepared), measure)
 
 
 def reference_scores(loaded: LoadedModel, test: np.ndarray) -> np.ndarray | None:
-    """The ELBOs that travel with the model, of images from all over the test split: see `vaeline.evaluation.drift`.
+    """ELBOs stored with the model, of images spread evenly over the test split: see `vaeline.evaluation.drift`.
 
     None where the model has no ELBO, or not a finite one for each of them.
     """
@@ -107,5 +111,5 @@ def _number(report: dict[str, Any], split: str, name: str) -> float:
     section = report.get(split)
     value = section.get(name) if isinstance(section, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{REPORTS / 'metrics.json'}: {split}.{name}: found {value!r}, allowed: a number")
+        raise UserError(f"reports/metrics.json: {split}.{name}: found {value!r}, allowed: a number")
     return float(value)

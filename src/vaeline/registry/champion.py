@@ -163,8 +163,8 @@ def set_champion(
     history.confirm(client, name, key)
     if (current := _current(client, name)) != entry.version:
         log.warning(
-            "%s: version %s became champion, but another machine set version %s at the same time; see `vaeline history %s`",
-            *(name, entry.version, current or "none", name),
+            "%s: version %s became champion, but another machine set version %s at the same time; see vaeline history",
+            *(name, entry.version, current or "none"),
         )
 
 

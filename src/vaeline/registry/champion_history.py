@@ -99,7 +99,7 @@ def carried_out(entries: Sequence[Entry], current: str | None) -> list[bool]:
 
 
 def champions(entries: Sequence[Entry], current: str | None) -> list[str]:
-    """Champions that a rollback walks back, oldest first; the last one is the current one, or was before the alias went.
+    """Champions that a rollback walks back, oldest first, ending with the current one (or the last, without alias).
 
     A rollback removes the versions that it skipped; a champion that was set by hand is in the list as well.
     """

@@ -72,16 +72,16 @@ def promote_by_force(
         return decision
 
 
-def rollback(
-    client: "MlflowClient", workspace: Workspace, name: str, reason: str = ""
-) -> tuple[str | None, str]:
+def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: str = "") -> tuple[str | None, str]:
     """Make the previous champion champion again; returns the versions from and to.
 
     Repeated, it goes further back. Deleted versions are skipped. Raises UserError where there is none to go back to,
     or where it does not load.
     """
     with registry_lock(client, workspace):
-        existing = {str(version.version): version for version in find_versions(client, find_models(client, name)[0].name)}
+        existing = {
+            str(version.version): version for version in find_versions(client, find_models(client, name)[0].name)
+        }
         state = read_state(client, name)
         current = state.current
         before = [number for number in history.champions(state.entries, current) if number != current]

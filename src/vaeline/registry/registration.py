@@ -62,9 +62,7 @@ class Registration:
     gate: Mapping[str, float]  # the numbers behind them
 
 
-def register(
-    client: "MlflowClient", workspace: Workspace, model: NewModel, evaluator: GateEvaluator
-) -> Registration:
+def register(client: "MlflowClient", workspace: Workspace, model: NewModel, evaluator: GateEvaluator) -> Registration:
     """Register a model once, however often and from wherever this is called, and decide on the champion.
 
     The alias moves last: after the upload, and after the model was loaded back. The decision is kept as tags of the

@@ -97,9 +97,7 @@ def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_package(
-    folder: Path, device: str | torch.device = "cpu", registered: RegisteredAs | None = None
-) -> Package:
+def load_package(folder: Path, device: str | torch.device = "cpu", registered: RegisteredAs | None = None) -> Package:
     """Check all of a package, and load its model. Raises UserError, in one line, for whatever is not as it was."""
     content = read_bounded(folder / MANIFEST, MANIFEST_BYTES)
     tags = registered.tags if registered else {}
