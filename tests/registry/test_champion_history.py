@@ -1,4 +1,4 @@
-"""The history as what it says of who was champion, in every order in which a crash or a person can leave it."""
+"""The history of champions in every order in which a crash or a person can leave it."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vaeline.registry.history import CONFIRMED, PREFIX, Action, Entry, carried_out, champions, read, rolled_back
+from vaeline.registry.champion_history import CARRIED_OUT, PREFIX, Action, Entry, carried_out, champions, is_rolled_back, read
 
 Step = tuple[Action, str, str | None]
 
@@ -23,7 +23,7 @@ BACK: Step = ("rollback", "2", "3")
     ("steps", "current", "expected"),
     [
         ([], None, []),
-        ([], "1", ["1"]),  # named by hand
+        ([], "1", ["1"]),  # set by hand
         ([FIRST], "1", ["1"]),
         ([FIRST, SECOND, THIRD], "3", ["1", "2", "3"]),
         ([FIRST, ("reject", "2", "1")], "1", ["1"]),
@@ -35,9 +35,9 @@ BACK: Step = ("rollback", "2", "3")
         ([FIRST, SECOND, THIRD, BACK, ("promote", "4", "2")], "4", ["1", "2", "4"]),
         ([FIRST, SECOND, ("promote", "1", "2")], "1", ["1", "2", "1"]),  # forced back, not rolled back
         ([FIRST, SECOND, ("promote", "1", "2"), ("rollback", "2", "1")], "2", ["1", "2"]),
-        ([FIRST, ("promote", "3", "2")], "3", ["2", "3"]),  # 2 was named by hand, over 1
-        ([FIRST, SECOND], "7", ["1", "7"]),  # 7 was named by hand
-        ([("promote", "2", "1"), ("promote", "3", "1"), ("settle", "2", "3")], "2", ["1", "3", "2"]),
+        ([FIRST, ("promote", "3", "2")], "3", ["2", "3"]),  # 2 was set by hand, over 1
+        ([FIRST, SECOND], "7", ["1", "7"]),  # 7 was set by hand
+        ([("promote", "2", "1"), ("promote", "3", "1")], "3", ["1", "3"]),  # by two machines at once
     ],
 )
 def test_the_champions_before_are_those_that_a_rollback_walks_back(
@@ -47,24 +47,24 @@ def test_the_champions_before_are_those_that_a_rollback_walks_back(
 
 
 def test_an_entry_whose_alias_never_moved_is_known_by_what_came_after():
-    told = entries(FIRST, SECOND, ("reject", "4", "1"), ("promote", "3", "1"))
-    assert carried_out(told, "3") == [True, False, True, True]
-    assert carried_out(told, "1") == [True, False, True, False]
+    found = entries(FIRST, SECOND, ("reject", "4", "1"), ("promote", "3", "1"))
+    assert carried_out(found, "3") == [True, False, True, True]
+    assert carried_out(found, "1") == [True, False, True, False]
 
 
-def test_a_confirmed_entry_was_carried_out_whatever_somebody_did_by_hand_after_it():
-    told = [replace(entry, confirmed=True) for entry in entries(FIRST, SECOND)]
-    assert champions(told, "1") == ["1", "2", "1"]
-    assert champions(told, None) == ["1", "2"]  # the alias was taken away
-    assert champions([*told, *entries(("promote", "4", "3"))], "4") == ["1", "2", "3", "4"]
+def test_a_confirmed_entry_was_carried_out_whatever_was_done_by_hand_after_it():
+    found = [replace(entry, confirmed=True) for entry in entries(FIRST, SECOND)]
+    assert champions(found, "1") == ["1", "2", "1"]
+    assert champions(found, None) == ["1", "2"]  # the alias was taken away
+    assert champions([*found, *entries(("promote", "4", "3"))], "4") == ["1", "2", "3", "4"]
 
 
-def test_a_version_is_rolled_back_until_somebody_puts_it_back():
-    told = entries(FIRST, SECOND, ("rollback", "1", "2"))
-    assert rolled_back(told, "1", "2") == told[2]
-    assert rolled_back(told, "1", "1") is None
-    assert rolled_back(told, "2", "2") is None, "it was not carried out"
-    assert rolled_back([*told, *entries(("promote", "2", "1"))], "2", "2") is None
+def test_a_version_is_rolled_back_until_it_is_made_champion_again():
+    found = entries(FIRST, SECOND, ("rollback", "1", "2"))
+    assert is_rolled_back(found, "1", "2")
+    assert not is_rolled_back(found, "1", "1")
+    assert not is_rolled_back(found, "2", "2"), "it was not carried out"
+    assert not is_rolled_back([*found, *entries(("promote", "2", "1"))], "2", "2")
 
 
 def content(**changes: Any) -> str:
@@ -83,14 +83,14 @@ def content(**changes: Any) -> str:
     return json.dumps(whole | changes)
 
 
-def test_entries_are_read_in_the_order_of_their_times_and_what_is_none_is_left_out():
+def test_entries_are_read_in_the_order_of_their_times_and_other_tags_are_skipped():
     tags = {
         f"{PREFIX}1000-aa": content(version="10"),
         f"{PREFIX}999-ff": content(version="9"),
         f"{PREFIX}998-ff": content(action="dance"),
         f"{PREFIX}997-ff": "{",
         f"{PREFIX}996-ff": "[]",
-        f"{CONFIRMED}1000-aa": "true",
+        f"{CARRIED_OUT}1000-aa": "true",
         "vaeline.other": "x",
     }
     assert [(entry.version, entry.confirmed) for entry in read(tags)] == [("9", False), ("10", True)]

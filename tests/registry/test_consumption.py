@@ -16,7 +16,7 @@ import typer
 from PIL import Image
 
 import vaeline
-from filled_registry import ROOT
+from registry_fixture import ROOT
 from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
 from vaeline.command import consume
@@ -93,7 +93,7 @@ def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypa
     for changes, words in (
         ({"level": 1.0}, r"--level: found 1.0, allowed: above 0 and below 1"),
         ({"seed": -1}, r"--seed: found -1, allowed: 0"),
-        ({"model": "models"}, r"models: no ELBOs of test images travel with it"),
+        ({"model": "models"}, r"models: has no ELBOs of test images with it"),
         ({"model": f"models:/{NAME}@nobody"}, r"nobody"),
     ):
         with pytest.raises(UserError, match=words) as raised:

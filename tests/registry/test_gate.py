@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from vaeline.evaluation.comparison import Scores
-from vaeline.registry.gate import Bar, Contender, Decision, Evidence, Unreadable, decide
+from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})
-BAR = Bar(minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
+THRESHOLDS = GateThresholds(minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
 HARD = np.random.default_rng(0).normal(-100.0, 30.0, 400)  # ELBOs vary far more between images than between models
-CHAMPION = Contender(replace(MODEL, digest="b"), Scores(HARD, 20.0, 5))
+CHAMPION = Candidate(replace(MODEL, digest="b"), Scores(HARD, 20.0, 5))
 
 
-def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **changes: Any) -> Contender:
+def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **changes: Any) -> Candidate:
     """Its paired differences have exactly this mean and standard deviation."""
     noise = np.random.default_rng(1).normal(size=len(HARD))
     noise = (noise - noise.mean()) / noise.std(ddof=1)
-    return Contender(replace(MODEL, **changes), Scores(HARD + gain + spread * noise, psnr, 5))
+    return Candidate(replace(MODEL, **changes), Scores(HARD + gain + spread * noise, psnr, 5))
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **cha
 )
 @pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_an_unsound_model_is_rejected_with_or_without_a_champion(
-    changes: dict[str, Any], reason: str, champion: Contender | None
+    changes: dict[str, Any], reason: str, champion: Candidate | None
 ):
-    decision = decide(challenger(**changes), champion, BAR)
+    decision = decide(challenger(**changes), champion, THRESHOLDS)
     assert not decision.promote
     assert len(decision.reasons) == 1
     assert decision.reasons[0].startswith(reason)
 
 
-def test_every_fault_is_told():
+def test_every_failure_is_listed():
     bad = challenger(-1.0, psnr=10.0, active_units=0, metrics={"a": math.nan})
-    told = decide(bad, CHAMPION, BAR).reasons
+    reasons = decide(bad, CHAMPION, THRESHOLDS).reasons
     words = ("not finite: a", "0 active units", "gain -1.0000", "PSNR 10.00 dB, the champion's 20.00: worse")
-    assert len(told) == len(words)
-    for reason, word in zip(told, words, strict=True):
+    assert len(reasons) == len(words)
+    for reason, word in zip(reasons, words, strict=True):
         assert reason.startswith(word)
 
 
@@ -59,20 +59,20 @@ def test_a_single_image_whose_elbo_is_not_finite_is_enough_to_reject(value: floa
     assert scores is not None
     scores.elbo[7] = value
     for champion in (None, CHAMPION):
-        decision = decide(Contender(MODEL, scores), champion, BAR)
+        decision = decide(Candidate(MODEL, scores), champion, THRESHOLDS)
         assert decision.reasons == ("not finite: its ELBO on 1 of 400 test images, its PSNR 20.00 dB",)
         assert all(math.isfinite(number) for number in decision.numbers.values())
 
 
-def test_a_model_trained_under_iwae_is_judged_by_its_elbo_like_any_other():
+def test_a_model_trained_under_iwae_is_compared_by_its_elbo_like_any_other():
     trained = challenger(digest="c" * 64, objective="iwae")
-    assert decide(trained, None, BAR).promote
-    assert decide(trained, CHAMPION, BAR).promote
+    assert decide(trained, None, THRESHOLDS).promote
+    assert decide(trained, CHAMPION, THRESHOLDS).promote
 
 
 @pytest.mark.parametrize("units", [2, 3])
 def test_the_first_sound_model_is_promoted(units: int):
-    decision = decide(challenger(active_units=units), None, BAR)
+    decision = decide(challenger(active_units=units), None, THRESHOLDS)
     assert decision.promote
     assert decision.reasons == ("no champion before it",)
 
@@ -84,9 +84,9 @@ def test_promoted_exactly_above_the_margin_by_the_quantile_of_the_paired_standar
     confidence: float, margin: float, spread: float
 ):
     """By hand: se = sd / sqrt(400) = spread / 20, whatever the images' own spread of 30 nats."""
-    bar = replace(BAR, margin=margin, confidence=confidence)
+    thresholds = replace(THRESHOLDS, margin=margin, confidence=confidence)
     edge = margin + NormalDist().inv_cdf(confidence) * spread / 20
-    above, below = (decide(challenger(edge + step, spread), CHAMPION, bar) for step in (1e-6, -1e-6))
+    above, below = (decide(challenger(edge + step, spread), CHAMPION, thresholds) for step in (1e-6, -1e-6))
     assert above.promote
     assert not below.promote
     assert above.numbers["gain"] == pytest.approx(edge, abs=1e-5)
@@ -98,20 +98,20 @@ def test_promoted_exactly_above_the_margin_by_the_quantile_of_the_paired_standar
 def test_a_model_with_no_true_gain_is_promoted_no_more_often_than_the_confidence_allows():
     random = np.random.default_rng(2)
     scores = [Scores(HARD + random.normal(size=len(HARD)), 20.0, 5) for _ in range(2000)]
-    wrong = sum(decide(Contender(MODEL, found), CHAMPION, BAR).promote for found in scores)
+    wrong = sum(decide(Candidate(MODEL, found), CHAMPION, THRESHOLDS).promote for found in scores)
     assert 60 <= wrong <= 140  # 100 expected, standard deviation 9.7
 
 
 def test_an_equal_challenger_is_rejected_at_any_margin():
     assert CHAMPION.scores is not None
-    decision = decide(Contender(MODEL, CHAMPION.scores), CHAMPION, BAR)
+    decision = decide(Candidate(MODEL, CHAMPION.scores), CHAMPION, THRESHOLDS)
     assert not decision.promote
     assert decision.reasons[0].startswith("gain +0.0000 ± 0.0000 nats per image")
 
 
 @pytest.mark.parametrize(("psnr", "promote"), [(25.0, True), (19.5, True), (19.49, False)])
 def test_reconstructions_may_be_worse_by_the_tolerance_and_no_more(psnr: float, promote: bool):
-    assert decide(challenger(psnr=psnr), CHAMPION, BAR).promote is promote
+    assert decide(challenger(psnr=psnr), CHAMPION, THRESHOLDS).promote is promote
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,15 @@ def test_reconstructions_may_be_worse_by_the_tolerance_and_no_more(psnr: float, 
         ({"objective": "autoencoder"}, "the champion is an autoencoder, which has no ELBO"),
     ],
 )
-def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_told(changes: dict[str, Any], words: str):
-    assert_not_compared(decide(challenger(), Contender(replace(CHAMPION.evidence, **changes), None), BAR), words)
+def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_named(changes: dict[str, Any], words: str):
+    assert_not_compared(decide(challenger(), Candidate(replace(CHAMPION.evidence, **changes), None), THRESHOLDS), words)
 
 
-def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_told():
+def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_named():
     broken = Scores(np.full(400, math.nan), 20.0, 5)
-    assert_not_compared(decide(challenger(), Unreadable("it is torn"), BAR), "the champion cannot be read: it is torn")
+    assert_not_compared(decide(challenger(), Unreadable("it is torn"), THRESHOLDS), "the champion cannot be read: it is torn")
     assert_not_compared(
-        decide(challenger(), replace(CHAMPION, scores=broken), BAR), "the champion's scores on the test split"
+        decide(challenger(), replace(CHAMPION, scores=broken), THRESHOLDS), "the champion's scores on the test split"
     )
 
 
@@ -142,6 +142,6 @@ def assert_not_compared(decision: Decision, words: str) -> None:
 
 
 def test_the_champion_itself_changes_nothing():
-    decision = decide(challenger(digest="b"), CHAMPION, BAR)
+    decision = decide(challenger(digest="b"), CHAMPION, THRESHOLDS)
     assert not decision.promote
     assert decision.reasons == ("it is the champion already",)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vaeline
 from attacks import ATTACKS, NAME, OTHER, TAG, Registry
-from filled_registry import enter
+from registry_fixture import enter
 from packages import EXAMPLE
 from pipeline.stages import register as stage
 from uploads import answers, mlflow_server, until

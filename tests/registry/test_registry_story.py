@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from command_line import vaeline
-from filled_registry import ROOT
 from pipeline.stages import evaluate, fetch, prepare, register, train
+from registry_fixture import ROOT
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
@@ -55,7 +55,7 @@ def trained(**values: object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def digits(store: Path, quick_trial: None) -> Path:
+def digits(store: Path, smoke_test_in_process: None) -> Path:
     text = (ROOT / "params.yaml").read_text()
     for pattern, value in TINY.items():
         text, count = re.subn(pattern, value, text)

@@ -1,4 +1,4 @@
-"""`vaeline score` on files: what is read, what is written, what is said."""
+"""`vaeline score` on files: what is read, written and printed."""
 
 import csv
 from dataclasses import replace
@@ -49,13 +49,13 @@ def model(tmp_path: Path) -> TrainedModel:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
-def run(model: TrainedModel, images: Path, said: list[str], fit: bool = False, **changes: Any) -> Verdict:
+def run(model: TrainedModel, images: Path, lines: list[str], fit: bool = False, **changes: Any) -> Verdict:
     options = {"uri": "models:/m@champion", "out": images.parent / "scores.csv", "level": 0.01, "seed": 0}
-    return score_images(model, images=images, fit=fit, say=said.append, **options | changes)
+    return score_images(model, images=images, fit=fit, print_line=lines.append, **options | changes)
 
 
 def write_images(folder: Path, pixels: np.ndarray) -> Path:
@@ -70,9 +70,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_folder_is_scored_image_by_image_and_looks_alike(model: TrainedModel, tmp_path: Path, said: list[str]):
+def test_a_folder_is_scored_image_by_image_and_looks_alike(model: TrainedModel, tmp_path: Path, lines: list[str]):
     pixels = noise(60, seed=2)
-    verdict = run(model, write_images(tmp_path / "new", pixels), said, seed=5)
+    verdict = run(model, write_images(tmp_path / "new", pixels), lines, seed=5)
     assert not verdict.drift
     table = rows(tmp_path / "scores.csv")
     assert [row["image"] for row in table] == [f"{index:03}.png" for index in range(60)]
@@ -81,25 +81,25 @@ def test_a_folder_is_scored_image_by_image_and_looks_alike(model: TrainedModel, 
     assert model.reference is not None
     below = (model.reference[:, None] < expected).mean(0)
     np.testing.assert_allclose([float(row["quantile"]) for row in table], below, atol=1e-5)
-    assert said[0] == "images        60, held against 300 test images of the model"
-    assert said[1].startswith(f"median ELBO   {np.median(expected):.2f} nats, ")
-    assert said[-1] == "no drift: the images look like the test data (level 0.01)"
+    assert lines[0] == "images        60, compared with 300 test images of the model"
+    assert lines[1].startswith(f"median ELBO   {np.median(expected):.2f} nats, ")
+    assert lines[-1] == "no drift: the images look like the test data (level 0.01)"
 
 
-def test_other_images_are_drift(model: TrainedModel, tmp_path: Path, said: list[str]):
+def test_other_images_are_drift(model: TrainedModel, tmp_path: Path, lines: list[str]):
     path = tmp_path / "new.npz"
     np.savez(path, images=noise(60, seed=2)[:, 0] // 4)
-    verdict = run(model, path, said)
+    verdict = run(model, path, lines)
     assert verdict.drift
-    assert said[-1] == "drift: the images do not look like the test data (level 0.01)"
+    assert lines[-1] == "drift: the images do not look like the test data (level 0.01)"
     assert [row["image"] for row in rows(tmp_path / "scores.csv")] == [str(index) for index in range(60)]
 
 
-def test_class_folders_are_read_too_and_named_with_their_class(model: TrainedModel, tmp_path: Path, said: list[str]):
+def test_class_folders_are_read_too_and_named_with_their_class(model: TrainedModel, tmp_path: Path, lines: list[str]):
     (tmp_path / "new").mkdir()
     for name in ("a", "b"):
         write_images(tmp_path / "new" / name, noise(2, seed=ord(name)))
-    run(model, tmp_path / "new", said)
+    run(model, tmp_path / "new", lines)
     names = [row["image"] for row in rows(tmp_path / "scores.csv")]
     assert names == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
 
@@ -109,73 +109,73 @@ def test_class_folders_are_read_too_and_named_with_their_class(model: TrainedMod
     [
         (
             noise(2, 1, (1, 6, 8)),
-            r"000.png: is 8 x 6 pixels in L; the model's: 6 x 8 pixels in L \(--fit makes them so",
+            r"its images are 8 x 6 pixels in L; the model's: 6 x 8 pixels in L \(--fit makes them so",
         ),
-        (noise(2, 1, (3, 8, 6)), r"000.png: is 6 x 8 pixels in RGB; the model's: 6 x 8 pixels in L"),
+        (noise(2, 1, (3, 8, 6)), r"its images are 6 x 8 pixels in RGB; the model's: 6 x 8 pixels in L"),
     ],
 )
-def test_images_of_another_kind_are_told_in_one_line(
-    model: TrainedModel, tmp_path: Path, said: list[str], pixels: np.ndarray, line: str
+def test_images_of_another_kind_are_reported_in_one_line(
+    model: TrainedModel, tmp_path: Path, lines: list[str], pixels: np.ndarray, line: str
 ):
     with pytest.raises(UserError, match=line) as raised:
-        run(model, write_images(tmp_path / "new", pixels), said)
+        run(model, write_images(tmp_path / "new", pixels), lines)
     assert len(str(raised.value).splitlines()) == 1
     np.savez(tmp_path / "new.npz", images=np.moveaxis(pixels, 1, 3))
     with pytest.raises(UserError, match=r"new.npz: its images are"):
-        run(model, tmp_path / "new.npz", said)
+        run(model, tmp_path / "new.npz", lines)
     assert not (tmp_path / "scores.csv").exists()
 
 
-def test_fit_resizes_and_converts_as_preparing_the_data_does(tmp_path: Path, said: list[str]):
+def test_fit_resizes_and_converts_as_preparing_the_data_does(tmp_path: Path, lines: list[str]):
     from vaeline.data.sources.images import read_folder
 
     model = trained(tmp_path / "model", shape=(1, 8, 8))
     folder = write_images(tmp_path / "new", noise(3, 1, (3, 20, 30)))
-    run(model, folder, said, fit=True)
+    run(model, folder, lines, fit=True)
     prepared = read_folder(folder, 8, "L")[0].pixels
     found = [float(row["elbo"]) for row in rows(tmp_path / "scores.csv")]
     np.testing.assert_allclose(found, model.score(prepared, 0), rtol=1e-5)
 
 
-def test_an_image_of_another_mode_is_told_how_to_be_read(model: TrainedModel, tmp_path: Path, said: list[str]):
+def test_an_image_of_another_mode_is_reported_with_how_to_be_read(model: TrainedModel, tmp_path: Path, lines: list[str]):
     (tmp_path / "new").mkdir()
     Image.new("RGBA", (6, 8)).save(tmp_path / "new" / "a.png")
     with pytest.raises(UserError, match=r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"):
-        run(model, tmp_path / "new", said)
+        run(model, tmp_path / "new", lines)
 
 
-def test_fit_cannot_make_images_that_are_not_square(model: TrainedModel, tmp_path: Path, said: list[str]):
+def test_fit_cannot_make_images_that_are_not_square(model: TrainedModel, tmp_path: Path, lines: list[str]):
     with pytest.raises(UserError, match="--fit: makes square images; the model's: 6 x 8 pixels in L"):
-        run(model, write_images(tmp_path / "new", noise(2, 1)), said, fit=True)
+        run(model, write_images(tmp_path / "new", noise(2, 1)), lines, fit=True)
 
 
-def test_grey_images_are_none_of_a_model_of_black_and_white(tmp_path: Path, said: list[str]):
+def test_grey_images_are_refused_by_a_model_of_black_and_white(tmp_path: Path, lines: list[str]):
     model = trained(tmp_path / "model", "bernoulli")
     pixels = np.where(noise(3, 1) > 127, 255, 0).astype(np.uint8)
-    run(model, write_images(tmp_path / "fine", pixels), said)
+    run(model, write_images(tmp_path / "fine", pixels), lines)
     pixels[2, 0, 0, 0] = 7
-    with pytest.raises(UserError, match=r"image 002.png has grey pixels; the model knows black and white"):
-        run(model, write_images(tmp_path / "grey", pixels), said)
+    with pytest.raises(UserError, match=r"image 002.png has grey pixels; the model takes black and white"):
+        run(model, write_images(tmp_path / "grey", pixels), lines)
 
 
 def test_without_a_reference_the_scores_are_written_but_no_verdict_is_given(
-    model: TrainedModel, tmp_path: Path, said: list[str]
+    model: TrainedModel, tmp_path: Path, lines: list[str]
 ):
     folder = write_images(tmp_path / "new", noise(3, 1))
-    with pytest.raises(UserError, match="no ELBOs of test images travel with it, so there is no verdict"):
-        run(replace(model, reference=None), folder, said)
+    with pytest.raises(UserError, match="has no ELBOs of test images with it, so there is no verdict"):
+        run(replace(model, reference=None), folder, lines)
     assert [row["quantile"] for row in rows(tmp_path / "scores.csv")] == ["", "", ""]
-    assert said == []
+    assert lines == []
 
 
-def test_a_plain_autoencoder_has_no_elbo(tmp_path: Path, said: list[str]):
+def test_a_plain_autoencoder_has_no_elbo(tmp_path: Path, lines: list[str]):
     with pytest.raises(UserError, match="models:/m@champion: is a plain autoencoder"):
-        run(trained(tmp_path / "model", objective="autoencoder"), tmp_path, said)
+        run(trained(tmp_path / "model", objective="autoencoder"), tmp_path, lines)
 
 
-def test_what_is_not_there_or_cannot_be_written_is_told(model: TrainedModel, tmp_path: Path, said: list[str]):
-    with pytest.raises(UserError, match=r"nowhere: is not there; allowed: a folder of PNG or JPEG images, or an .npz"):
-        run(model, tmp_path / "nowhere", said)
+def test_what_is_not_there_or_cannot_be_written_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
+    with pytest.raises(UserError, match=r"nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an .npz"):
+        run(model, tmp_path / "nowhere", lines)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/scores.csv: cannot be written"):
-        run(model, write_images(tmp_path / "new", noise(3, 1)), said, out=tmp_path / "file" / "scores.csv")
+        run(model, write_images(tmp_path / "new", noise(3, 1)), lines, out=tmp_path / "file" / "scores.csv")

@@ -96,7 +96,7 @@ ATTACKS: list[tuple[Callable[[Registry], None], str]] = [
     (new_manifest, "the package or the tag was changed"),
     (no_tag, "has no tag vaeline.manifest"),
     (lambda registry: set_tag(registry, "0" * 64), "the package or the tag was changed"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: says"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: says"),
+    (lambda registry: set_tag(registry, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: is"),
+    (lambda registry: set_tag(registry, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: is"),
     (lambda registry: shutil.rmtree(registry.folder(2) / "artifacts"), "is missing"),
 ]

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from vaeline.serving.model_files import CONFIG, WEIGHTS, load_model
-from vaeline.serving.package import MANIFEST, MODEL, SIGNATURE
+from vaeline.serving.package import MANIFEST, MODEL, SIGNATURE, seal
 
 WEIGHTS_AT, CONFIG_AT = f"{MODEL}/{WEIGHTS}", f"{MODEL}/{CONFIG}"
 EXAMPLE = np.random.default_rng(0).integers(0, 256, (2, 1, 5, 4), dtype=np.uint8)
@@ -23,7 +23,9 @@ def make_package(folder: Path, model: Path, name: str = "shapes", serial: int = 
 
     from vaeline.serving.mlflow_package import write_package
 
-    return write_package(folder, model, load_model(model), EXAMPLE, Model(), name, serial)
+    loaded = load_model(model)
+    write_package(folder, model, loaded, EXAMPLE, Model())
+    return seal(folder, name, serial, loaded)
 
 
 def make_keys(folder: Path, name: str) -> tuple[Path, Path]:

@@ -139,9 +139,9 @@ def smoke_by_fork(stage: Any, sabotage: Sabotage) -> None:
 
     from vaeline.registry import smoke
 
-    real = stage.read_trial
+    real = stage.gate_evaluator
 
-    def forked(version: Any) -> str | None:
+    def forked(client: Any, version: Any) -> str | None:
         child = os.fork()
         if child:
             return "failed" if os.waitpid(child, 0)[1] else None
@@ -153,7 +153,7 @@ def smoke_by_fork(stage: Any, sabotage: Sabotage) -> None:
         finally:
             os._exit(code)
 
-    stage.read_trial = lambda *arguments: replace(real(*arguments), smoke_test=forked)
+    stage.gate_evaluator = lambda *arguments: replace(real(*arguments), smoke_test=forked)
 
 
 if __name__ == "__main__":

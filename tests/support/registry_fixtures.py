@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filled_registry import NAME, ROOT, START, Shelf, enter, smoke_here
+from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, smoke_in_process
 from packages import make_keys, make_package
 from vaeline import config
 from vaeline.io.digests import file_digest
@@ -54,12 +54,13 @@ def store(repository: Path, empty_store: Path) -> Path:
 
 
 @pytest.fixture
-def quick_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smoke test loads and predicts in this process: a fresh one costs ten seconds each time."""
+def smoke_test_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoke test loads and predicts in this process: a fresh one costs six seconds each time."""
     from pipeline.stages import register
 
-    read = register.read_trial
-    monkeypatch.setattr(register, "read_trial", lambda *given: replace(read(*given), smoke_test=smoke_here))
+    build = register.gate_evaluator
+    monkeypatch.setattr(register, "gate_evaluator", lambda *given: replace(build(*given), smoke_test=smoke_in_process))
+    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
 
 
 def manifest(test_sha256: str) -> dict[str, Any]:
@@ -130,21 +131,21 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, outputs: Callable[..., Path
 
 @pytest.fixture
 def package(sealed: Path, tmp_path: Path) -> Path:
-    """A copy of the signed package, to be spoilt."""
+    """A copy of the signed package, to be damaged."""
     return shutil.copytree(sealed / "package", tmp_path / "package")
 
 
 @pytest.fixture(scope="session")
-def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository whose registry holds versions 1 to 4, each better than the one before, none judged yet."""
+def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose registry holds versions 1 to 4, each better than the one before, none decided on yet."""
     from pipeline.stages import register as stage
     from vaeline.evaluation.metrics_file import read_metrics
-    from vaeline.registry.versions import Candidate, publish
+    from vaeline.registry.registration import NewModel, publish
     from vaeline.serving.model_files import load_model
     from vaeline.tracking.runs import open_model_run
     from vaeline.tracking.sync import upload_now
 
-    root = tmp_path_factory.mktemp("stocked")
+    root = tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         enter(patch, root)
@@ -159,18 +160,18 @@ def stocked(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: p
                 run_id = upload_now(tracker.outbox, client, current_workspace())
             example = np.zeros((2, 1, 5, 4), np.uint8)
             evidence = stage.gather_evidence(loaded, report)
-            publish(client, Candidate(NAME, root / "models", loaded, example, evidence, run_id))
+            publish(client, NewModel(NAME, root / "models", loaded, example, evidence, run_id))
     return root
 
 
 @pytest.fixture
-def shelf(stocked: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """The stocked registry in a repository of its own; the stored models are shared."""
-    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_here)
+def filled(published: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> FilledRegistry:
+    """The published versions in a repository of their own; the stored models are shared."""
+    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
     for part in ("data", "models", "reports", "params.yaml"):
-        whole = stocked / part
+        whole = published / part
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)
     (repository / ".vaeline").mkdir()
-    shutil.copy(stocked / ".vaeline" / "mlflow.db", repository / ".vaeline")
+    shutil.copy(published / ".vaeline" / "mlflow.db", repository / ".vaeline")
     (repository / "dvc.yaml").write_text("stages: {}")
-    return Shelf(connect(current_workspace()))
+    return FilledRegistry(connect(current_workspace()))

@@ -70,12 +70,12 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
     """
     with registry_lock(client, workspace):
         version = find_by_digest(client, model.name, model.evidence.digest) or publish(client, model)
+        for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
+            client.set_model_version_tag(model.name, version.version, key, value)
         champion = find_champion(client, model.name)
         if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", model.name, version.version)
             return _recorded(model, version)
-        for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
-            client.set_model_version_tag(model.name, version.version, key, value)
         decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
     result = "promoted" if decision.promote else "rejected"
     return Registration(model.evidence.digest, model.name, result, decision.reasons, decision.numbers)

@@ -1,4 +1,4 @@
-"""Models as files: saved as safetensors and JSON, loaded strictly. Nothing is unpickled."""
+"""Model files: safetensors and JSON, saved whole and loaded with strict checks. Nothing is unpickled."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Description(Section):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model read from a folder, ready for inference, with what it says of itself."""
+    """Model read from a folder, ready for inference, with its config.json."""
 
     vae: VAE
     config: Description
@@ -112,15 +112,12 @@ def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> di
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
     if tensors.keys() != expected.keys():
-        missing, extra = (
-            sorted(names) for names in (expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
-        )
+        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
     for name, tensor in tensors.items():
         wanted = expected[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            found, allowed = _kind(tensor), _kind(wanted)
-            raise UserError(f"{path}: tensor {name}: found {found}, {CONFIG} wants {allowed}")
+            raise UserError(f"{path}: tensor {name}: found {_kind(tensor)}, {CONFIG} wants {_kind(wanted)}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor {name}: holds values that are not finite")
     return tensors

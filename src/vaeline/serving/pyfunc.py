@@ -1,4 +1,4 @@
-"""The registered model's code: MLflow runs this file to load it (models from code; nothing is pickled).
+"""Code of a registered model: MLflow runs this file to load it (models from code; nothing is pickled).
 
     model = mlflow.pyfunc.load_model("models:/NAME@champion")
     model.predict(pixels, params={"method": "reconstruct"})
@@ -36,10 +36,7 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Do what `params["method"]` says.
-
-        An input that cannot be read is told as MlflowException, whose words alone a server passes on.
-        """
+        """Answer of the method `params["method"]`. Raises MlflowException, whose message alone a server passes on."""
         try:
             return self.answer(model_input, params or {})
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""`vaeline score`: images that fit a model, a table of their ELBOs, and a verdict in words."""
+"""`vaeline score`: ELBOs of images as a table, and a verdict whether they are like the test data."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.data.sources.folders import scan
-from vaeline.data.sources.images import read_image
+from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import Values, Verdict, compare, quantiles
@@ -40,54 +40,52 @@ def score_images(
     level: float,
     seed: int,
     fit: bool,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Verdict:
-    """Score images, write the table to `out`, say the verdict.
+    """Score images, write the table to `out`, print the verdict.
 
-    Raises UserError where the model has no ELBO or cannot read the images, and, once the table is written, where no
-    reference travels with it.
+    Raises UserError where the model has no ELBO or cannot read the images, and, once the table is written, where the
+    model has no reference.
     """
-    vae = model.loaded.vae
+    vae, reference = model.loaded.vae, model.reference
     if vae.deterministic:
         raise UserError(f"{uri}: is a plain autoencoder, which has no ELBO; allowed: a VAE")
     batch = read_batch(images, vae.shape, vae.likelihood.measure == "binary", fit)
     elbo = model.score(batch.pixels, seed).astype(np.float64)
-    _refuse_infinite(batch, elbo)
-    reference = model.reference
-    _write(out, table(batch, elbo, None if reference is None else quantiles(reference, elbo)))
+    for name, value in zip(batch.names, elbo.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise UserError(f"image {name}: its ELBO is {value}: it is too far from the model's data")
+    try:
+        write_file(out, table(batch, elbo, None if reference is None else quantiles(reference, elbo)))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     if reference is None:
         raise UserError(
-            f"{uri}: no ELBOs of test images travel with it, so there is no verdict (the scores are in {out}); "
+            f"{uri}: has no ELBOs of test images with it, so there is no verdict (the scores are in {out}); "
             "allowed: a model of the registry, registered by this version of vaeline"
         )
     verdict = compare(reference, elbo, level)
     for line in report(verdict, elbo, reference):
-        say(line)
+        print_line(line)
     return verdict
-
-
-def _write(out: Path, content: bytes) -> None:
-    try:
-        write_file(out, content)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def read_batch(path: Path, shape: Shape, binary: bool, fit: bool) -> Batch:
     """Read a folder of PNG or JPEG images, or the `images` of an .npz file, for a model of images of `shape`.
 
     `fit` resizes (stretches) and converts the files of a folder, as data.source.size and data.source.mode do before
-    training. Raises UserError, naming the first image that the model cannot read.
+    training. Raises UserError for images that the model cannot read.
     """
     if path.is_dir():
         batch = _read_folder(path, shape, fit)
     elif path.is_file():
         pixels = read_npz(path).pixels
-        if pixels.shape[1:] != shape:
-            raise UserError(f"{path}: its images are {_words(pixels.shape[1:])}; the model's: {_words(shape)}")
         batch = Batch([str(index) for index in range(len(pixels))], pixels)
     else:
-        raise UserError(f"{path}: is not there; allowed: a folder of PNG or JPEG images, or an .npz file")
+        raise UserError(f"{path}: does not exist; allowed: a folder of PNG or JPEG images, or an .npz file")
+    if batch.pixels.shape[1:] != shape:
+        way_out = " (--fit makes them so)" if path.is_dir() else ""
+        raise UserError(f"{path}: its images are {_words(batch.pixels.shape[1:])}; the model's: {_words(shape)}{way_out}")
     if binary:
         _refuse_grey(path, batch)
     return batch
@@ -98,35 +96,19 @@ def _read_folder(folder: Path, shape: Shape, fit: bool) -> Batch:
     if fit and height != width:
         raise UserError(f"--fit: makes square images; the model's: {_words(shape)}")
     size, mode = (height, _mode(channels)) if fit else (None, None)
-    files = [path for path, _ in scan(folder)[1]]
-    pixels = np.empty((len(files), *shape), np.uint8)
-    for index, path in enumerate(files):
-        image = _read_image(path, size, mode)
-        if image.shape != shape:
-            raise UserError(f"{path}: is {_words(image.shape)}; the model's: {_words(shape)} (--fit makes them so)")
-        pixels[index] = image
-    return Batch([path.relative_to(folder).as_posix() for path in files], pixels)
-
-
-def _read_image(path: Path, size: int | None, mode: str | None) -> NDArray[np.uint8]:
     try:
-        return read_image(path, size, mode)
+        pixels = read_folder(folder, size, mode)[0].pixels
     except UserError as error:
-        raise UserError(str(error).replace("data.source.mode to convert", "--fit to convert")) from None
+        text = str(error).replace("data.source.size and data.source.mode", "--fit")
+        raise UserError(text.replace("data.source.mode to convert", "--fit to convert")) from None
+    return Batch([path.relative_to(folder).as_posix() for path, _ in scan(folder)[1]], pixels)
 
 
 def _refuse_grey(path: Path, batch: Batch) -> None:
     grey = ((batch.pixels > 0) & (batch.pixels < 255)).any((1, 2, 3))
     if grey.any():
         name = batch.names[int(np.argmax(grey))]
-        raise UserError(f"{path}: image {name} has grey pixels; the model knows black and white: 0 and 255")
-
-
-def _refuse_infinite(batch: Batch, elbo: Values) -> None:
-    """Raise UserError for the first image whose ELBO is not a number."""
-    for name, value in zip(batch.names, elbo.tolist(), strict=True):
-        if not math.isfinite(value):
-            raise UserError(f"image {name}: its ELBO is {value}: it is too far from what the model knows")
+        raise UserError(f"{path}: image {name} has grey pixels; the model takes black and white: 0 and 255")
 
 
 def table(batch: Batch, elbo: Values, quantile: Values | None) -> bytes:
@@ -142,7 +124,7 @@ def table(batch: Batch, elbo: Values, quantile: Values | None) -> bytes:
 
 def report(verdict: Verdict, elbo: Values, reference: Values) -> Iterator[str]:
     """The verdict in a few lines, the conclusion last."""
-    yield f"images        {len(elbo)}, held against {len(reference)} test images of the model"
+    yield f"images        {len(elbo)}, compared with {len(reference)} test images of the model"
     yield f"median ELBO   {np.median(elbo):.2f} nats, {verdict.median_shift:+.2f} from theirs"
     outside, expected = f"{verdict.outside:.1%}", f"{verdict.outside_expected:.1%}"
     yield f"far off       {outside} are outside their central range, {expected} expected"

@@ -1,0 +1,305 @@
+"""The stage `register` as it is run, and its champion as consumers load it in a new process."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pipeline.stages import register as stage
+from registry_fixture import NAME
+from uploads import is_free, until
+from vaeline.config import read_params
+from vaeline.errors import UserError
+from vaeline.evaluation.metrics_file import read_metrics
+from vaeline.io.workspace import current_workspace
+from vaeline.registry import load
+from vaeline.registry.gate import Evidence
+from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags
+from vaeline.serving.model_files import load_model
+from vaeline.tracking.connection import connect
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import RunTracker, open_training_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
+]
+CONSUMER = """
+import json, sys
+import mlflow, numpy
+uri, name, folder = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+pixels = numpy.load(f"{folder}/pixels.npy")
+latents = model.predict(pixels, params={"method": "encode"})
+answers = {
+    "reconstruct": model.predict(pixels),
+    "encode": latents,
+    "decode": model.predict(latents, params={"method": "decode"}),
+    "score": model.predict(pixels, params={"method": "score", "seed": 3}),
+    "sample": model.predict(numpy.array([0]), params={"method": "sample", "n": 5, "seed": 3}),
+}
+numpy.savez(f"{folder}/answers.npz", **answers)
+from fastapi.testclient import TestClient
+from mlflow.pyfunc.scoring_server import init
+request = {"inputs": pixels.tolist(), "params": {"method": "score", "seed": 3}}
+answer = TestClient(init(model)).post("/invocations", json=request)
+import vaeline
+json.dump({"code": vaeline.__file__, "served": answer.json()}, open(f"{folder}/answers.json", "w"))
+"""
+
+
+def versions(client: "MlflowClient") -> list[Any]:
+    return sorted(client.search_model_versions(f"name = '{NAME}'"), key=lambda version: int(version.version))
+
+
+def aliases(client: "MlflowClient") -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
+
+
+def registration() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path("reports/registration.json").read_text())
+    return content
+
+
+def training_run() -> RunTracker:
+    """The run that a training would have opened."""
+    workspace = current_workspace()
+    return open_training_run(workspace, "key", run_start(workspace, read_params(workspace.params)))
+
+
+@pytest.fixture
+def trained(store: Path, outputs: Callable[..., Path], smoke_test_in_process: None) -> Path:
+    """A repository with a trained and evaluated model, and an empty store."""
+    return outputs(folder=store.parents[1])
+
+
+def test_the_first_model_becomes_champion_once_however_often_it_is_registered(trained: Path):
+    stage.main()
+    first = Path("reports/registration.json").read_bytes()
+    client = connect(current_workspace())
+    (version,) = versions(client)
+    stage.main()
+    assert Path("reports/registration.json").read_bytes() == first
+    assert versions(client) == [version]
+    assert aliases(client) == {"champion": str(version.version)}
+    digest = load_model(Path("models")).digest
+    assert registration() == {
+        "digest": digest,
+        "name": NAME,
+        "decision": "promoted",
+        "reasons": ["no champion before it"],
+        "gate": json.loads(version.tags["vaeline.gate"]),
+    }
+    assert registration()["gate"].keys() == {"active_units", "images", "elbo", "psnr"}
+    run = client.get_run(version.run_id)
+    assert run.data.tags["vaeline.model_digest"] == version.tags["vaeline.model_digest"] == digest
+    assert run.data.tags["vaeline.decision"] == version.tags["vaeline.decision"] == "promoted"
+    assert run.data.metrics["train/elbo"] == -4.0
+    assert run.data.metrics["test_elbo"] == -11.0
+
+
+def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(trained: Path):
+    stage.main()
+    (version,) = versions(connect(current_workspace()))
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".py", ".yaml", ".txt", ".typed", ""}
+    assert {path.name for path in folder.rglob("*") if path.suffix == ""} & {"MLmodel"}
+    (weights,) = folder.rglob("model.safetensors")
+    assert weights.read_bytes() == Path("models/model.safetensors").read_bytes()
+    pins = (folder / "requirements.txt").read_text().split()
+    names = {"mlflow", "torch", "numpy", "pydantic", "ruamel.yaml", "safetensors"}
+    assert {pin.partition("==")[0] for pin in pins} == names
+    assert all("==" in pin and "+" not in pin for pin in pins)
+    info = mlflow.models.get_model_info(f"models:/{NAME}@champion")
+    assert [param.name for param in info.signature.params] == ["method", "n", "seed"]
+    assert info.metadata["methods"]["reconstruct"]["input"] == {"dtype": "uint8", "shape": [-1, 1, 5, 4]}
+    example = json.loads((folder / "serving_input_example.json").read_text())
+    assert np.array(example["inputs"]).shape == (2, 1, 5, 4)
+    assert version.run_id == info.run_id
+
+
+def test_a_better_model_takes_the_alias_and_a_worse_one_does_not(trained: Path, outputs: Callable[..., Path]):
+    client = connect(current_workspace())
+    for seed, sigma in ((1, 0.6), (2, 1.0), (3, 0.3)):
+        outputs(seed, folder=trained, sigma=sigma)
+        stage.main()
+        if seed == 2:
+            assert registration()["decision"] == "rejected"
+            assert aliases(client) == {"champion": "1", "challenger": "2"}
+    assert registration()["decision"] == "promoted"
+    assert aliases(client) == {"champion": "3", "challenger": "2"}
+    tags = [version.tags for version in versions(client)]
+    assert [tag["vaeline.decision"] for tag in tags] == ["promoted", "rejected", "promoted"]
+    (reason,) = json.loads(tags[1]["vaeline.reasons"])
+    assert reason.startswith("gain -")
+    assert reason.endswith("not above register.margin 0.1")
+    outputs(1, folder=trained, sigma=0.6)
+    stage.main()
+    assert registration()["decision"] == "rejected"
+    assert len(versions(client)) == 3
+    assert aliases(client) == {"champion": "3", "challenger": "1"}
+
+
+def test_a_rejected_model_is_decided_on_again_when_the_threshold_is_lowered(trained: Path):
+    params = Path("params.yaml")
+    loose = params.read_text()
+    params.write_text(loose.replace("minimum_active_units: 2", "minimum_active_units: 4"))
+    stage.main()
+    assert registration()["reasons"] == ["3 active units, register.minimum_active_units is 4"]
+    params.write_text(loose)
+    stage.main()
+    client = connect(current_workspace())
+    assert registration()["decision"] == "promoted"
+    assert aliases(client)["champion"] == "1"
+    assert len(versions(client)) == 1
+
+
+@pytest.mark.parametrize("units", [4, 2])
+def test_a_model_that_was_evaluated_again_has_the_new_numbers_as_tags(trained: Path, units: int):
+    """Rejected (fewer active units than asked for) or champion."""
+    params, metrics = Path("params.yaml"), Path("reports/metrics.json")
+    params.write_text(params.read_text().replace("minimum_active_units: 2", f"minimum_active_units: {units}"))
+    stage.main()
+    metrics.write_text(metrics.read_text().replace("-11.0", "-11.5"))
+    stage.main()
+    (version,) = versions(connect(current_workspace()))
+    assert registration()["decision"] == ("promoted" if units == 2 else "rejected")
+    assert version.tags["vaeline.test_elbo"] == "-11.5"
+
+
+def test_a_package_that_does_not_load_back_leaves_no_version(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    client, digest = connect(current_workspace()), load_model(Path("models")).digest
+
+    def fail(*given: object) -> None:
+        (version,) = versions(client)
+        assert version.tags == {UNFINISHED_TAG: digest}, "it is not found by its digest yet"
+        raise UserError("broken")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="broken"):
+        patch.setattr("vaeline.registry.registration.verify_package", fail)
+        stage.main()
+    assert versions(client) == []
+    assert not Path("reports/registration.json").exists()
+    left = client.create_model_version(NAME, "file:///nowhere", tags={UNFINISHED_TAG: digest})  # by a killed process
+    stage.main()
+    (version,) = versions(client)
+    assert int(version.version) > int(left.version)
+    assert UNFINISHED_TAG not in version.tags
+    assert load.verify(f"models:/{NAME}/{version.version}")[0].endswith(f"version {version.version}")
+    assert aliases(client) == {"champion": str(version.version)}
+
+
+def test_a_champion_that_was_set_by_hand_stays_unchanged(trained: Path):
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("minimum_active_units: 2", "minimum_active_units: 4"))
+    stage.main()
+    connect(current_workspace()).set_registered_model_alias(NAME, "champion", "1")
+    stage.main()
+    assert registration()["decision"] == "unchanged"
+
+
+def test_the_version_belongs_to_the_run_of_the_training(trained: Path):
+    with training_run() as run:
+        run.metrics({"train/elbo": -3.0}, 7)
+        run.finish_training(load_model(Path("models")).digest)
+    stage.main()
+    client = connect(current_workspace())
+    (version,) = versions(client)
+    (point,) = client.get_metric_history(version.run_id, "train/elbo")
+    assert (point.step, point.value) == (7, -3.0)
+
+
+def test_an_uploader_that_still_follows_the_run_is_no_obstacle(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VAELINE_UPLOADER")
+    with training_run() as run:
+        run.finish_training(load_model(Path("models")).digest)
+        until(lambda: not is_free(run.outbox))
+        stage.main()
+        assert registration()["decision"] == "promoted"
+    until(lambda: is_free(run.outbox) and run.outbox.is_sent())
+
+
+def test_the_champion_loads_by_alias_in_a_new_process_with_its_own_code(trained: Path, tmp_path: Path):
+    stage.main()
+    elsewhere = tmp_path / "consumer"
+    elsewhere.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 1, 5, 4), dtype=np.uint8)
+    np.save(elsewhere / "pixels.npy", pixels)
+    uri = f"sqlite:///{trained}/.vaeline/mlflow.db"
+    for path in ("models", "reports", "data"):
+        shutil.move(trained / path, elsewhere / path)
+    command = [sys.executable, "-W", "ignore", "-c", CONSUMER, uri, NAME, str(elsewhere)]
+    subprocess.run(command, check=True, cwd=elsewhere)
+    from vaeline.serving.pyfunc import Served
+
+    own = Served(load_model(elsewhere / "models"))
+    answers = np.load(elsewhere / "answers.npz")
+    latents = own.answer(pixels, {"method": "encode"})
+    expected = {
+        "reconstruct": own.answer(pixels, {}),
+        "encode": latents,
+        "decode": own.answer(latents, {"method": "decode"}),
+        "score": own.answer(pixels, {"method": "score", "seed": 3}),
+        "sample": own.answer(None, {"method": "sample", "n": 5, "seed": 3}),
+    }
+    for method, answer in expected.items():
+        assert answers[method].dtype == np.float32
+        np.testing.assert_array_equal(answers[method], answer)
+    served = json.loads((elsewhere / "answers.json").read_text())
+    assert Path(served["code"]).is_relative_to(trained / ".vaeline" / "artifacts")
+    np.testing.assert_allclose(served["served"]["predictions"], expected["score"], rtol=1e-6)
+
+
+def test_with_the_store_away_it_ends_in_one_clear_line(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"tracking store http://127\.0\.0\.1:9 .*Connection refused") as raised:
+        stage.main()
+    assert len(str(raised.value).splitlines()) == 1
+    assert "s3cr3t" not in str(raised.value)
+    assert not Path("reports/registration.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "reports/metrics.json: cannot be read"),
+        ("{", "reports/metrics.json: is not JSON"),
+        ("[]", "reports/metrics.json: holds no metrics"),
+        ('{"test": {"active_units": 3}}', "validation.elbo: found None, allowed: a number"),
+        ('{"validation": {"elbo": "x"}, "test": {"active_units": 3}}', "validation.elbo: found 'x'"),
+        ('{"validation": {"elbo": -1.0}, "test": {"active_units": null}}', "test.active_units: found None"),
+    ],
+)
+def test_metrics_that_are_not_the_evaluations_are_reported_in_one_line(trained: Path, content: str | None, words: str):
+    path = Path("reports/metrics.json")
+    path.unlink() if content is None else path.write_text(content)
+    loaded = load_model(Path("models"))
+    with pytest.raises(UserError, match=words) as raised:
+        stage.gather_evidence(loaded, read_metrics(path))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_version_shows_what_was_measured():
+    evidence = Evidence("a", "b", "gaussian", "elbo", -0.1 + 1e-17, 4, {"test/elbo": -1.5, "test/mse": 1.0})
+    assert evidence_tags(evidence) == {
+        "vaeline.model_digest": "a",
+        "vaeline.data_digest": "b",
+        "vaeline.likelihood": "gaussian",
+        "vaeline.objective": "elbo",
+        "vaeline.validation_elbo": repr(-0.1 + 1e-17),
+        "vaeline.active_units": "4",
+        "vaeline.test_elbo": "-1.5",
+    }
