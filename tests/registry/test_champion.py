@@ -103,7 +103,9 @@ def test_an_alias_that_another_machine_moves_at_the_same_time_is_reported(
 ):
     filled.run_gate(1)
     # the last write, which confirms the entry
-    client = InterruptedClient(filled.client, 5, lambda: filled.client.set_registered_model_alias(NAME, "champion", "2"))
+    client = InterruptedClient(
+        filled.client, 5, lambda: filled.client.set_registered_model_alias(NAME, "champion", "2")
+    )
     with caplog.at_level(logging.WARNING):
         filled.run_gate(3, client)
     assert "version 3 became champion, but another machine set version 2 at the same time" in caplog.text

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from vaeline.registry.champion_history import CARRIED_OUT, PREFIX, Action, Entry, carried_out, champions, is_rolled_back, read
+from vaeline.registry.champion_history import (
+    CARRIED_OUT,
+    PREFIX,
+    Action,
+    Entry,
+    carried_out,
+    champions,
+    is_rolled_back,
+    read,
+)
 
 Step = tuple[Action, str, str | None]
 

@@ -16,9 +16,9 @@ import typer
 from PIL import Image
 
 import vaeline
-from registry_fixture import ROOT
 from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
+from registry_fixture import ROOT
 from vaeline.command import consume
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED

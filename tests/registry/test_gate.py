@@ -128,7 +128,9 @@ def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_named(changes
 
 def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_named():
     broken = Scores(np.full(400, math.nan), 20.0, 5)
-    assert_not_compared(decide(challenger(), Unreadable("it is torn"), THRESHOLDS), "the champion cannot be read: it is torn")
+    assert_not_compared(
+        decide(challenger(), Unreadable("it is torn"), THRESHOLDS), "the champion cannot be read: it is torn"
+    )
     assert_not_compared(
         decide(challenger(), replace(CHAMPION, scores=broken), THRESHOLDS), "the champion's scores on the test split"
     )

@@ -1,4 +1,4 @@
-"""`vaeline.load` and `vaeline verify` against a real registry, and what someone with access to it might try."""
+"""`vaeline.load` and `vaeline verify` against a real registry, and what an attacker with access to it might try."""
 
 import os
 import shutil
@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 
 import vaeline
 from attacks import ATTACKS, NAME, OTHER, TAG, Registry
-from registry_fixture import enter
 from packages import EXAMPLE
 from pipeline.stages import register as stage
+from registry_fixture import enter
 from uploads import answers, mlflow_server, until
 from vaeline.command.main import app
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
+from vaeline.registry.versions import find_versions
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 from vaeline.tracking.connection import connect
@@ -51,7 +52,9 @@ print(vaeline.__file__)
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Path, outputs: Callable[..., Path]):
+def signed_registry(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Path, outputs: Callable[..., Path]
+):
     """Registered once, with signatures: it takes seconds."""
     root = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -74,16 +77,16 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, sealed: Pa
 
 
 @pytest.fixture
-def registry(kept: Registry, tmp_path: Path) -> Iterator[Registry]:
-    """The registry; version 2, which the tests spoil, is put back as it was."""
-    tags = dict(kept.client.get_model_version(NAME, "2").tags)
-    saved = shutil.copytree(kept.folder(2), tmp_path / "saved")
-    yield kept
-    shutil.rmtree(kept.folder(2))
-    shutil.copytree(saved, kept.folder(2))
-    now = kept.client.get_model_version(NAME, "2").tags
+def registry(signed_registry: Registry, tmp_path: Path) -> Iterator[Registry]:
+    """The registry; version 2, which the tests damage, is restored."""
+    tags = dict(signed_registry.client.get_model_version(NAME, "2").tags)
+    saved = shutil.copytree(signed_registry.folder(2), tmp_path / "saved")
+    yield signed_registry
+    shutil.rmtree(signed_registry.folder(2))
+    shutil.copytree(saved, signed_registry.folder(2))
+    now = signed_registry.client.get_model_version(NAME, "2").tags
     for key in [key for key, value in tags.items() if now.get(key) != value]:
-        kept.client.set_model_version_tag(NAME, "2", key, tags[key])
+        signed_registry.client.set_model_version_tag(NAME, "2", key, tags[key])
 
 
 def digest(seed: int, outputs: Callable[..., Path]) -> str:
@@ -107,7 +110,7 @@ def test_every_address_of_a_model_loads_it(registry: Registry, outputs: Callable
     assert model.encode(EXAMPLE).shape == (2, 3)
 
 
-def test_verify_says_what_it_checked(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_verify_prints_what_it_checked(registry: Registry, monkeypatch: pytest.MonkeyPatch):
     done = CliRunner().invoke(app, ["verify", f"models:/{NAME}@champion"])
     assert done.exit_code == 0, done.exception
     first, files, model, _, signature, tags = done.output.splitlines()
@@ -133,12 +136,16 @@ def test_a_plain_folder_is_loaded_but_there_is_nothing_to_verify(registry: Regis
         load.verify(str(registry.root / "models"))
 
 
-@pytest.mark.parametrize("trusting", [True, False])
+@pytest.mark.parametrize("with_trusted_keys", [True, False])
 @pytest.mark.parametrize(("attack", "words"), ATTACKS)
 def test_what_was_not_registered_as_this_version_is_refused(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, attack: Callable[[Registry], None], words: str, trusting: bool
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    attack: Callable[[Registry], None],
+    words: str,
+    with_trusted_keys: bool,
 ):
-    if not trusting:
+    if not with_trusted_keys:
         monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
     attack(registry)
     for address in (f"models:/{NAME}@champion", f"models:/{NAME}/2"):
@@ -156,28 +163,26 @@ def test_an_old_package_registered_again_as_a_new_version_is_refused(registry: R
     registry.client.delete_model_version(NAME, new.version)
 
 
-def test_a_number_that_was_taken_meanwhile_is_corrected_in_the_signed_manifest(
-    registry: Registry, outputs: Callable[..., Path]
-):
+def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: Registry, outputs: Callable[..., Path]):
     """A deleted version keeps its number: the next one is not the highest and one."""
     outputs(4, -1.0, registry.root)
     passing = registry.client.create_model_version(NAME, registry.client.get_model_version(NAME, "1").source)
     registry.client.delete_model_version(NAME, passing.version)
     stage.main()
-    found = registry.client.search_model_versions(f"name = '{NAME}'")
-    number = max(int(version.version) for version in found)
-    assert number > int(passing.version)
-    assert load.verify(f"models:/{NAME}/{number}")[0].endswith(f"version {number}")
-    assert vaeline.load(f"models:/{NAME}/{number}").digest == digest(4, outputs)
-    registry.client.delete_model_version(NAME, str(number))
+    (newest, *_) = find_versions(registry.client, NAME)
+    assert int(newest.version) == int(passing.version) + 1
+    lines = load.verify(f"models:/{NAME}/{newest.version}")
+    assert lines[0].endswith(f"version {newest.version}")
+    assert vaeline.load(f"models:/{NAME}/{newest.version}").digest == digest(4, outputs)
+    registry.client.delete_model_version(NAME, newest.version)
 
 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        (f"models:/{NAME}/77", "version=77. not found"),
-        (f"models:/{NAME}@best", "alias best not found"),
-        ("models:/nobody@champion", "nobody"),
+        (f"models:/{NAME}/77", "has no version 77; it has: 1, 2"),
+        (f"models:/{NAME}@best", "has no alias 'best'; it has: champion"),
+        ("models:/nothing@champion", "no model is registered as 'nothing'"),
         ("models:/m-00000000000000000000000000000000", "not found"),
         ("runs:/00000000000000000000000000000000/model", "not found"),
         (f"models:/{NAME}", "allowed: models:/NAME@alias"),
@@ -192,7 +197,7 @@ def test_a_number_that_was_taken_meanwhile_is_corrected_in_the_signed_manifest(
         ("", "MANIFEST|found also"),
     ],
 )
-def test_addresses_of_nothing_are_told_in_one_line(registry: Registry, address: str, words: str):
+def test_addresses_of_nothing_are_reported_in_one_line(registry: Registry, address: str, words: str):
     with pytest.raises(UserError, match=words) as raised:
         vaeline.load(address)
     assert len(str(raised.value).splitlines()) == 1
@@ -205,7 +210,7 @@ def test_a_path_does_not_lead_out_of_a_run(registry: Registry):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta", "cpu:1"])
-def test_a_device_that_is_not_there_is_told_in_one_line(registry: Registry, device: str):
+def test_a_device_that_does_not_exist_is_reported_in_one_line(registry: Registry, device: str):
     with pytest.raises(UserError, match=r"^device: found .*, allowed"):
         vaeline.load(registry.folder(1), device)
 
@@ -217,7 +222,7 @@ def test_without_a_store_none_is_made(registry: Registry, tmp_path: Path, monkey
     assert not (tmp_path / "none.db").exists()
 
 
-def test_with_the_store_away_it_is_told_without_secrets(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_with_the_store_away_the_error_holds_no_secrets(registry: Registry, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="Connection refused") as raised:

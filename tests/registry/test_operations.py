@@ -93,15 +93,17 @@ def test_force_and_reason_go_together(arguments: tuple[str, ...]):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("models", "digits"), rf\"no model is registered as 'digits' in sqlite:.*; registered: {NAME}\"),
+        (("models", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
         (("history", "o'brien"), rf"no model is registered as \"o'brien\" in sqlite:.*; registered: {NAME}"),
-        (("rollback", "digits"), rf\"no model is registered as 'digits' in sqlite:.*; registered: {NAME}\"),
+        (("rollback", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
         (("promote", NAME, "9"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("promote", NAME, "9", "--force", "--reason", "x"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("rollback", NAME), f"{NAME}: no version is champion and no previous champion is left: nothing to go back to"),
     ],
 )
-def test_wrong_names_and_versions_are_told_with_those_there_are(filled: "FilledRegistry", arguments: tuple[str, ...], words: str):
+def test_wrong_names_and_versions_are_told_with_those_there_are(
+    filled: "FilledRegistry", arguments: tuple[str, ...], words: str
+):
     with pytest.raises(UserError, match=f"^{words}$"):
         vaeline(*arguments)
 

@@ -6,6 +6,10 @@ from registry_fixture import NAME, FilledRegistry
 from vaeline.errors import UserError
 from vaeline.registry.versions import find_by_digest, find_champion, find_models, find_version, find_version_at
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
+]
+
 
 def test_a_version_is_found_by_number_alias_address_and_digest(filled: FilledRegistry):
     client = filled.client

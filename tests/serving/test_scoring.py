@@ -137,7 +137,9 @@ def test_fit_resizes_and_converts_as_preparing_the_data_does(tmp_path: Path, lin
     np.testing.assert_allclose(found, model.score(prepared, 0), rtol=1e-5)
 
 
-def test_an_image_of_another_mode_is_reported_with_how_to_be_read(model: TrainedModel, tmp_path: Path, lines: list[str]):
+def test_an_image_of_another_mode_is_reported_with_how_to_be_read(
+    model: TrainedModel, tmp_path: Path, lines: list[str]
+):
     (tmp_path / "new").mkdir()
     Image.new("RGBA", (6, 8)).save(tmp_path / "new" / "a.png")
     with pytest.raises(UserError, match=r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"):
@@ -174,7 +176,9 @@ def test_a_plain_autoencoder_has_no_elbo(tmp_path: Path, lines: list[str]):
 
 
 def test_what_is_not_there_or_cannot_be_written_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
-    with pytest.raises(UserError, match=r"nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an .npz"):
+    with pytest.raises(
+        UserError, match=r"nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an .npz"
+    ):
         run(model, tmp_path / "nowhere", lines)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/scores.csv: cannot be written"):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, smoke_in_process
 from packages import make_keys, make_package
+from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, smoke_in_process
 from vaeline import config
 from vaeline.io.digests import file_digest
 from vaeline.io.workspace import current_workspace

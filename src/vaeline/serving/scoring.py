@@ -85,7 +85,9 @@ def read_batch(path: Path, shape: Shape, binary: bool, fit: bool) -> Batch:
         raise UserError(f"{path}: does not exist; allowed: a folder of PNG or JPEG images, or an .npz file")
     if batch.pixels.shape[1:] != shape:
         way_out = " (--fit makes them so)" if path.is_dir() else ""
-        raise UserError(f"{path}: its images are {_words(batch.pixels.shape[1:])}; the model's: {_words(shape)}{way_out}")
+        raise UserError(
+            f"{path}: its images are {_words(batch.pixels.shape[1:])}; the model's: {_words(shape)}{way_out}"
+        )
     if binary:
         _refuse_grey(path, batch)
     return batch
