@@ -41,7 +41,7 @@ def test_a_version_registered_by_hand_is_read_unless_a_key_must_have_signed_it(
     assert load_version(filled.client, by_hand).digest == load_version(filled.client, registered).digest
     monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
     for version in (by_hand, registered):
-        with pytest.raises(UserError, match="is signed by no key|is not signed by any key"):
+        with pytest.raises(UserError, match=r"is signed by no key|is not signed by any key"):
             load_version(filled.client, version)
         assert "VAELINE_TRUSTED_KEYS" in (smoke_test(filled.client, version) or "")
 
@@ -52,7 +52,7 @@ def test_the_model_files_are_those_that_were_registered(filled: FilledRegistry, 
     assert (download_model(version, tmp_path / "a") / weights.name).read_bytes() == whole
     try:
         weights.write_bytes(whole + b" ")
-        with pytest.raises(UserError, match="registered was .*: changed"):
+        with pytest.raises(UserError, match=r"registered was .*: changed"):
             download_model(version, tmp_path / "b")
         weights.unlink()
         with pytest.raises(UserError, match="not registered by vaeline"):
