@@ -80,7 +80,7 @@ def test_a_crash_between_any_two_steps_keeps_a_champion_and_a_repetition_finishe
 
 
 def test_a_champion_that_another_machine_changed_during_the_gate_ends_the_promotion(filled: FilledRegistry):
-    """No lock holds between machines: the gate's decision would be on a champion of the past."""
+    """Mistake 17: a decision on a champion of the past. No lock holds between machines."""
     filled.run_gate(1)
     score = filled.evaluator.score
 

@@ -16,7 +16,7 @@ import vaeline
 from attacks import ATTACKS, NAME, OTHER, TAG, Registry
 from packages import EXAMPLE
 from pipeline.stages import register as stage
-from registry_fixture import enter
+from registry_fixture import enter, patch_smoke_test
 from uploads import answers, mlflow_server, until
 from vaeline.command.main import app
 from vaeline.errors import UserError
@@ -60,6 +60,7 @@ def signed_registry(
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         enter(patch, root)
+        patch_smoke_test(patch)
         patch.chdir(root)
         patch.setenv("VAELINE_UPLOADER", "off")
         patch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
@@ -164,7 +165,7 @@ def test_an_old_package_registered_again_as_a_new_version_is_refused(registry: R
 
 
 def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: Registry, outputs: Callable[..., Path]):
-    """A deleted version keeps its number: the next one is not the highest and one."""
+    """Mistake 17: a guessed number. A deleted version keeps its number: the next is not the highest and one."""
     outputs(4, -1.0, registry.root)
     passing = registry.client.create_model_version(NAME, registry.client.get_model_version(NAME, "1").source)
     registry.client.delete_model_version(NAME, passing.version)

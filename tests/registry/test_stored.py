@@ -1,6 +1,5 @@
 """A version's stored model, read for scoring and tried in a fresh process."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ def test_a_store_that_is_away_is_not_taken_for_a_damaged_model(filled: FilledReg
 def test_a_version_registered_by_hand_is_read_unless_a_key_must_have_signed_it(
     filled: FilledRegistry, sealed: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Mistake 17: a check that a key's owner signed, which a version without a manifest goes around."""
     by_hand = filled.client.create_model_version(NAME, filled.client.get_model_version(NAME, "3").source)
     registered = filled.client.get_model_version(NAME, "3")
     assert load_version(filled.client, by_hand).digest == load_version(filled.client, registered).digest
@@ -61,15 +61,21 @@ def test_the_model_files_are_those_that_were_registered(filled: FilledRegistry, 
         weights.write_bytes(whole)
 
 
-def test_a_package_must_load_and_predict_in_a_fresh_process(filled: FilledRegistry, monkeypatch: pytest.MonkeyPatch):
-    """A model whose own code is broken passes every number, but nobody could use it. Damaged code is not run at all."""
+def test_a_package_must_load_and_predict_in_a_fresh_process(
+    filled: FilledRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Mistake 17: the caller's PYTHONPATH in that process, or damaged code run in it.
+
+    A model whose own code is broken passes every number, but nobody could use it.
+    """
     code = next(filled.weights(4).parents[2].rglob("code/vaeline/serving/model_files.py"))
     whole, evaluator = code.read_bytes(), replace(filled.evaluator, smoke_test=smoke_test)
     version = filled.client.get_model_version(NAME, "4")
-    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"])  # with vaeline: the process must not use it
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")  # run by a Python that has it in its path
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     try:
         code.write_bytes(b"raise RuntimeError('no such thing')\n")
-        assert "was changed" in (smoke_test(filled.client, version) or "")
+        assert "its manifest says" in (smoke_test(filled.client, version) or "")
         monkeypatch.setattr(stored, "load_version", lambda client, version: None)
         (reason,) = filled.run_gate(4, evaluator=evaluator).reasons
     finally:

@@ -117,6 +117,15 @@ def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, mo
     assert PIXELS_AT_ONCE == 1 << 20
 
 
+def test_the_noise_of_a_score_is_another_in_each_batch(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    """Mistake 17: the same noise in every batch. Nine copies of one image in batches of three."""
+    copies = np.repeat(PIXELS[:1], 9, axis=0)
+    whole = model.score(copies, seed=3)
+    assert len(np.unique(whole)) == 9
+    monkeypatch.setattr("vaeline.core.batches.PIXELS_AT_ONCE", 64 * 3)
+    np.testing.assert_allclose(model.score(copies, seed=3), whole, rtol=1e-5)
+
+
 def test_read_only_arrays_are_read(model: TrainedModel, tmp_path: Path):
     np.save(tmp_path / "pixels.npy", PIXELS)
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")

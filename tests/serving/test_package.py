@@ -105,7 +105,8 @@ def test_a_manifest_that_someone_else_signed_is_refused(
     assert vaeline.load(package)
 
 
-def test_an_unsigned_package_is_refused_by_those_who_trust_a_key(package: Path, trusting: None):
+def test_an_unsigned_package_is_refused_where_a_key_is_trusted(package: Path, trusting: None):
+    """Mistake 17: a package without a signature accepted."""
     reseal(package)
     assert "is not signed by any key of VAELINE_TRUSTED_KEYS" in refusal(package)
 

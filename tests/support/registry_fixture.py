@@ -37,6 +37,15 @@ def smoke_in_process(client: Any, version: Any) -> str | None:
     return None
 
 
+def patch_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the stage and the commands run the smoke test in this process."""
+    from pipeline.stages import register
+
+    build = register.gate_evaluator
+    monkeypatch.setattr(register, "gate_evaluator", lambda *given: replace(build(*given), smoke_test=smoke_in_process))
+    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
+
+
 class FilledRegistry:
     """A registry with published versions, and what tests do with it."""
 

@@ -3,7 +3,6 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from packages import make_keys, make_package
-from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, smoke_in_process
+from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, patch_smoke_test, smoke_in_process
 from vaeline import config
 from vaeline.io.digests import file_digest
 from vaeline.io.workspace import current_workspace
@@ -56,11 +55,7 @@ def store(repository: Path, empty_store: Path) -> Path:
 @pytest.fixture
 def smoke_test_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke test loads and predicts in this process: a fresh one costs six seconds each time."""
-    from pipeline.stages import register
-
-    build = register.gate_evaluator
-    monkeypatch.setattr(register, "gate_evaluator", lambda *given: replace(build(*given), smoke_test=smoke_in_process))
-    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
+    patch_smoke_test(monkeypatch)
 
 
 def manifest(test_sha256: str) -> dict[str, Any]:
@@ -114,6 +109,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def evaluated(store: Path, outputs: Callable[..., Path], smoke_test_in_process: None) -> Path:
+    """A repository with a trained and evaluated model, and an empty store."""
+    return outputs(folder=store.parents[1])
 
 
 @pytest.fixture(scope="session")
