@@ -8,8 +8,8 @@ import pytest
 from registry_fixture import NAME, FilledRegistry
 from vaeline.errors import UserError
 from vaeline.registry import stored
+from vaeline.registry.champion import run_gate
 from vaeline.registry.stored import download_model, load_version, smoke_test
-from vaeline.registry.versions import MANIFEST_TAG
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
@@ -71,18 +71,18 @@ def test_a_package_must_load_and_predict_in_a_fresh_process(
     code = next(filled.weights(4).parents[2].rglob("code/vaeline/serving/model_files.py"))
     whole, evaluator = code.read_bytes(), replace(filled.evaluator, smoke_test=smoke_test)
     version = filled.client.get_model_version(NAME, "4")
+    candidate = evaluator.candidate(load_version(filled.client, version))
     (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")  # run by a Python that has it in its path
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     try:
         code.write_bytes(b"raise RuntimeError('no such thing')\n")
         assert "its manifest says" in (smoke_test(filled.client, version) or "")
         monkeypatch.setattr(stored, "load_version", lambda client, version: None)
-        (reason,) = filled.run_gate(4, evaluator=evaluator).reasons
+        (reason,) = run_gate(filled.client, version, candidate, evaluator).reasons
     finally:
         code.write_bytes(whole)
     assert reason.startswith("does not load and predict in a fresh process: ")
     assert "no such thing" in reason
     assert filled.aliases() == {"challenger": "4"}
-    assert MANIFEST_TAG in version.tags
     assert smoke_test(filled.client, version, seconds=1) == "no answer within 1 s"
-    assert filled.run_gate(4, evaluator=evaluator).promote
+    assert run_gate(filled.client, version, candidate, evaluator).promote
