@@ -53,10 +53,10 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
 def ui() -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
     prepare_environment()
-    from pipeline.services.servers import serve
+    from pipeline.services.up import serve
 
     try:
-        serve(typer.echo)
+        serve(current_workspace(), typer.echo)
     except KeyboardInterrupt:
         typer.echo("stopped")
 

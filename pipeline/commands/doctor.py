@@ -73,7 +73,7 @@ def dvc(workspace: Workspace) -> Finding:
     from pipeline.services.dvc_command import empty_runs, stale_stages
 
     try:
-        stale, empty = sorted(stale_stages(patience=5)), empty_runs()
+        stale, empty = sorted(stale_stages(workspace, patience=5)), empty_runs(workspace)
     except UserError as error:
         fix = OWN if "Permission denied" in str(error) else "git checkout .dvc dvc.yaml dvc.lock"
         return Finding("fail", "dvc", str(error).replace("\n", "; "), fix)

@@ -7,17 +7,19 @@ from importlib import import_module
 
 from pipeline.report import registered, summary
 from pipeline.services import flow_run_processes
-from pipeline.services.servers import known_prefect, started, temporary_prefect_server, told, wait_until_ready
+from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
 from vaeline.command.program import run_and_leave
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace, current_workspace
 
 
 def main() -> None:
-    """Run the flow, then tell where to look.
+    """Run the flow, then print where to look.
 
-    Raises UserError with the words of the stage that failed, or where Prefect's server is away.
+    Raises UserError with the error lines of the stage that failed, or where Prefect's server is away.
     """
-    with prefect_api():
+    workspace = current_workspace()
+    with prefect_api(workspace):
         from httpx import HTTPError, HTTPStatusError
 
         from pipeline.flows.vaeline import vaeline_flow
@@ -28,11 +30,11 @@ def main() -> None:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            said = told(error)
+            said = first_line(error)
             if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
                 said, hint = "401 Unauthorized", "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
             raise UserError(f"Prefect: {said}; {hint}") from None
-        flow_run_processes.forget(str(state.state_details.flow_run_id))
+        flow_run_processes.remove(workspace, str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
     found = registered.registered()
@@ -40,17 +42,17 @@ def main() -> None:
 
 
 @contextmanager
-def prefect_api() -> Iterator[None]:
+def prefect_api(workspace: Workspace) -> Iterator[None]:
     """PREFECT_API_URL for the block: the user's, that of `vaeline up`, or a temporary server's.
 
     The last dies with this process, however that ends, which the one that Prefect itself would start does not.
     Call it before Prefect is imported; that is done while the server starts.
     """
-    if api := known_prefect():
+    if api := known_prefect(workspace):
         os.environ["PREFECT_API_URL"] = api
         yield
     else:
-        temporary = temporary_prefect_server()
+        temporary = temporary_prefect_server(workspace)
         os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
         with started(temporary) as process:
             flow = import_module("pipeline.flows.vaeline")

@@ -25,7 +25,7 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from pipeline.services.environment import enter_workspace, prepare_environment
-from pipeline.services.servers import told
+from pipeline.services.servers import first_line
 from pipeline.sweep.command import Asked, known_or_new, planned
 from pipeline.sweep.devices import one_slot
 from pipeline.sweep.progress import plain
@@ -186,7 +186,7 @@ def _submit(sweep: Sweep, trial: Trial, deployment: str) -> Remote:
         except (HTTPError, ObjectNotFound) as error:
             pause = next(pauses, None) if isinstance(error, HTTPError) else None
             if pause is None:
-                raise UserError(f"Prefect: {deployment} cannot be run: {told(error)}") from None
+                raise UserError(f"Prefect: {deployment} cannot be run: {first_line(error)}") from None
             time.sleep(pause)
         else:
             assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine

@@ -26,7 +26,6 @@ from pipeline.report import page, registered, summary
 from pipeline.services import flow_run_processes
 from pipeline.services.dvc_command import (
     Outcome,
-    Stage,
     StageError,
     always_stale,
     read_stages,
@@ -37,39 +36,41 @@ from pipeline.services.dvc_command import (
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
 from vaeline.config import read_params
 from vaeline.errors import UserError
-from vaeline.io.workspace import PARAMS
+from vaeline.io.workspace import PARAMS, Workspace, current_workspace
 
-AWAY = "Away"  # the name of a failed state that may mend itself
-
-
-def may_mend_itself(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether to try a failed task again."""
-    return state.name == AWAY
+TRANSIENT = "Away"  # the name of a failed state that may pass
 
 
-@task(cache_policy=NO_CACHE, task_run_name="{name}", retry_condition_fn=may_mend_itself)
+def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to retry a failed task."""
+    return state.name == TRANSIENT
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{name}", retry_condition_fn=is_transient)
 def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) -> State[Outcome]:
     """One stage: its task state is named after the outcome, Ran, Restored (from DVC's run cache) or Cached.
 
-    `stale` is False where DVC has already told that nothing changed: asking again would cost two seconds.
+    `stale` is False where DVC has already found that nothing changed: asking again would cost two seconds.
     """
     if not stale:
         return Completed(name="Cached", message=f"stage '{name}': cached", data="cached")
-    return _told(f"stage '{name}'", lambda: reproduce(name, get_run_logger().info, environment, force))
+    workspace, log = current_workspace(), get_run_logger().info
+    return _state(f"stage '{name}'", lambda: reproduce(workspace, name, log, environment, force))
 
 
-@task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=may_mend_itself)
-def try_out(overrides: list[str], environment: dict[str, str]) -> State[str]:
-    """A DVC experiment in a copy of the workspace; its name."""
-    return _told("experiment", lambda: run_experiment(overrides, get_run_logger().info, environment))
+@task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
+def run_overrides(overrides: list[str], environment: dict[str, str]) -> State[str]:
+    """The name of a DVC experiment, run in a copy of the workspace."""
+    workspace, log = current_workspace(), get_run_logger().info
+    return _state("experiment", lambda: run_experiment(workspace, overrides, log, environment))
 
 
-def _told(what: str, work: Callable[[], str]) -> State[Any]:
+def _state(what: str, work: Callable[[], str]) -> State[Any]:
     """The outcome of some work as a state."""
     try:
         outcome = work()
     except StageError as error:
-        return Failed(name=AWAY if error.transient else "Failed", message=str(error))
+        return Failed(name=TRANSIENT if error.transient else "Failed", message=str(error))
     return Completed(name=outcome.capitalize(), message=f"{what}: {outcome}", data=outcome)
 
 
@@ -81,11 +82,12 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
     Where another run is at work in this workspace it waits, or ends as Skipped.
     """
     log, flow_run = get_run_logger(), str(runtime.flow_run.id)
-    flow_run_processes.note(flow_run)
+    workspace = current_workspace()
+    flow_run_processes.record(workspace, flow_run)
     try:
-        with workspace_lock(log.warning, when_busy) as context:
+        with workspace_lock(workspace, log.warning, when_busy) as context:
             environment = context.environment(flow_run=flow_run)
-            return _experiment(overrides, environment) if overrides else _workspace(environment)
+            return _experiment(overrides, environment) if overrides else _workspace(workspace, environment)
     except BusyError as error:
         return Completed(name="Skipped", message=f"skipped: {error}")
     except UserError as error:
@@ -93,17 +95,19 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
 
 
 def _experiment(overrides: list[str], environment: dict[str, str]) -> State[Any]:
-    state: State[Any] = try_out(overrides, environment, return_state=True)
+    state: State[Any] = run_overrides(overrides, environment, return_state=True)
     if not state.is_completed():
         raise StageError(str(state.message))
     name = str(state.result())
     return Completed(message=f"experiment {name} ({' '.join(overrides)}); dvc exp apply {name} brings it here")
 
 
-def _workspace(environment: dict[str, str]) -> State[dict[str, Outcome]]:
-    stages, forced = read_stages(), always_stale()
-    stale = stale_stages() | forced
-    outcomes = _bring_up_to_date(stages, stale, forced, environment) if stale else _all_cached(stages)
+def _workspace(workspace: Workspace, environment: dict[str, str]) -> State[dict[str, Outcome]]:
+    stages, forced = read_stages(workspace), always_stale(workspace)
+    stale = stale_stages(workspace) | forced
+    outcomes: dict[str, Outcome] = dict.fromkeys(stages, "cached")
+    if stale:
+        outcomes = _bring_up_to_date(stages, stale, forced, environment)
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
     if page.is_stale():  # all was cached, and the page is not: it names runs, so DVC does not keep it
         page.publish(read_params(PARAMS))
@@ -123,35 +127,23 @@ def send_the_rest() -> None:
         worker.drain_all(timeout=10)
 
 
-def _all_cached(stages: list[Stage]) -> dict[str, Outcome]:
-    return {stage.name: "cached" for stage in stages}
-
-
 def _bring_up_to_date(
-    stages: list[Stage], stale: set[str], forced: set[str], environment: dict[str, str]
+    stages: Mapping[str, str], stale: set[str], forced: set[str], environment: dict[str, str]
 ) -> dict[str, Outcome]:
-    """What became of each stage. Raises UserError where DVC cannot be asked and StageError where a stage fails."""
-    states: dict[str, State[Any]] = {}
+    """The outcome of each stage; once one has run or was restored, DVC is asked about those after it.
+
+    Raises StageError where a stage fails; nothing is run after it.
+    """
     outcomes: dict[str, Outcome] = {}
-    for stage in stages:
-        state: State[Any] = run_stage.with_options(description=stage.description)(
-            stage.name,
-            stage.name in stale or _fed_anew(stage, outcomes),
-            stage.name in forced,
-            environment,
-            wait_for=[states[name] for name in stage.upstream],
-            return_state=True,
-        )
+    for name, description in stages.items():
+        asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
+        task = run_stage.with_options(description=description)
+        state: State[Any] = task(name, asked, name in forced, environment, return_state=True)
         if not state.is_completed():
-            waiting = ", ".join(s.name for s in stages[len(states) + 1 :])
+            waiting = ", ".join([*stages][len(outcomes) + 1 :])
             raise StageError(f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
-        states[stage.name], outcomes[stage.name] = state, state.result()
+        outcomes[name] = state.result()
     return outcomes
-
-
-def _fed_anew(stage: Stage, outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether something this stage reads was written in this run, so that DVC has to be asked again."""
-    return any(outcomes[name] != "cached" for name in stage.upstream)
 
 
 def _unchanged(outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:

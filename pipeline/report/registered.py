@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.report import summary
-from pipeline.services import daemons
-from pipeline.services.servers import MLFLOW
+from pipeline.services.servers import MLFLOW, running
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import current_workspace, state_folder
@@ -95,5 +94,5 @@ def _interface() -> str | None:
     uri = tracking_uri(current_workspace())
     if artifact_location(uri, current_workspace()) is None:
         return redact(uri).rstrip("/")
-    server = daemons.running(MLFLOW)
+    server = running(current_workspace(), MLFLOW)
     return server.address if server else None

@@ -1,65 +1,88 @@
-"""Child processes that do not outlive their parent: a killed parent leaves nothing running behind it.
+"""Child processes that end with their parent, and records by which a later command finds those that do not.
 
-Run as a program, `python -m pipeline.services.child_processes PARENT SIGNAL COMMAND...` becomes COMMAND, which gets
-the signal when its parent ends.
+As a program, `python -m pipeline.services.child_processes PARENT SIGNAL COMMAND...` becomes COMMAND, which gets the
+signal when its parent ends.
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import psutil
 
 Process = subprocess.Popen[str]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-DETOUR = (sys.executable, "-m", "pipeline.services.child_processes")
+DETOUR = (sys.executable, "-m", "pipeline.services.child_processes")  # then PARENT SIGNAL COMMAND...
 
 
 @dataclass(frozen=True)
-class Identity:
-    """One process for good: a number is used again, never together with the moment at which its process started."""
+class ProcessRecord:
+    """A process, kept in a JSON file. Its start tells it from a later process with the same number."""
 
     pid: int
     started: str
+    parent: int = 0  # process that it is not to outlive; 0: none
+    address: str = ""  # URL at which it answers, or of the server that it works for
 
     @classmethod
-    def of(cls, pid: int) -> "Identity | None":
-        """The process with this number now; None where there is none, or only a zombie."""
-        import psutil
+    def of(cls, pid: int, *, parent: int = 0, address: str = "") -> "ProcessRecord":
+        """The record of the process with this number now."""
+        return cls(pid, _started(pid), parent, address)
 
+    @classmethod
+    def read(cls, path: Path) -> "ProcessRecord | None":
+        """The record in a file; None where there is none, or a spoilt one."""
         try:
-            process = psutil.Process(pid)
-            return None if process.status() == psutil.STATUS_ZOMBIE else cls(pid, _start(process))
-        except psutil.NoSuchProcess:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             return None
 
+    def write(self, path: Path) -> None:
+        """Keep it in a file."""
+        from vaeline.io.atomic_write import write_file
+
+        write_file(path, json.dumps(asdict(self)).encode())
+
+    @property
     def lives(self) -> bool:
-        """Whether this very process still runs."""
-        return Identity.of(self.pid) == self
+        """Whether this very process still runs, a zombie not counted."""
+        return bool(self.started) and _started(self.pid) == self.started
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its parent has ended."""
+        with suppress(psutil.NoSuchProcess):
+            return bool(self.parent) and psutil.Process(self.pid).ppid() != self.parent
+        return True
 
 
-def _start(process: Any) -> str:
-    """When a process started. On Linux in ticks since a boot: a clock that is set does not change them."""
-    if sys.platform != "linux":
-        return f"{process.create_time():.2f}"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _started(pid: int) -> str:
+    """When a living process started; empty where there is none. On Linux in ticks since a boot, whatever the clock."""
     try:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        if sys.platform != "linux":
+            return f"{process.create_time():.2f}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return ""
-    return f"{boot}:{fields[19]}"
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask Linux to send this process a signal when its parent ends; end at once where that has happened already.
+    """Ask Linux to send this process a signal when its parent, of process id `parent`, ends.
 
-    `parent` is the parent's process id. Elsewhere than on Linux only the latter.
+    Exits where that has happened already; elsewhere than on Linux that is all.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
@@ -76,11 +99,12 @@ def spawn(
 ) -> Process:
     """Start a command as leader of its own session and process group, its whole output on one pipe or file.
 
-    `orphaned` is the signal it gets when its parent ends, None to outlive it. A detour through this module asks for
-    it: code between fork and exec would be unsafe in a process with threads.
+    `orphaned` is the signal it gets when its parent ends, None to outlive it. It is asked for by this module as a
+    program: code between fork and exec would be unsafe in a process with threads.
     """
+    detour = [] if orphaned is None else [*DETOUR, str(os.getpid()), str(int(orphaned))]
     return subprocess.Popen(
-        [*([] if orphaned is None else [*DETOUR, str(os.getpid()), str(int(orphaned))]), *command],
+        [*detour, *command],
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -102,7 +126,7 @@ def stop_group(group: int, patience: float = 10.0, reap: Callable[[], object] = 
     """SIGTERM to all members of a group, and after `patience` seconds SIGKILL; returns when none is left."""
     _signal_group(group, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while members(group):
+    while any(members(group)):
         reap()
         if time.monotonic() > deadline:
             _signal_group(group, signal.SIGKILL)
@@ -110,32 +134,23 @@ def stop_group(group: int, patience: float = 10.0, reap: Callable[[], object] = 
 
 
 def _signal_group(group: int, number: int) -> None:
-    """Signal a group, whose id stays taken as long as it has members."""
     with suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
-def members(group: int, mark: tuple[str, str] | None = None) -> list[int]:
-    """Who belongs to a group (and has this variable in its environment), zombies waiting for a reaper left out."""
-    import psutil
-
-    found = []
+def members(group: int) -> Iterator[psutil.Process]:
+    """The members of a process group, zombies left out."""
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.Error):
-            if os.getpgid(process.pid) != group or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if mark is None or process.environ().get(mark[0]) == mark[1]:
-                found.append(process.pid)
-    return found
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
 
 
 def listens(group: int, port: int) -> bool:
     """Whether a member of the group is who answers at this port."""
-    import psutil
-
-    for pid in members(group):
+    for process in members(group):
         with suppress(psutil.Error):
-            for connection in psutil.Process(pid).net_connections("tcp"):
+            for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
                     return True
     return False

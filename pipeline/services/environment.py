@@ -1,4 +1,4 @@
-"""Where things run, by environment variables; all of them defaults that the user's own environment overrides."""
+"""Environment variables that Prefect, MLflow and DVC read; the user's own settings win."""
 
 import getpass
 import os
@@ -7,21 +7,30 @@ from pathlib import Path
 
 from vaeline.errors import UserError
 from vaeline.io.git import HOOK_VARIABLES
-from vaeline.io.workspace import Workspace, current_workspace, make_state_folder, repository_root
+from vaeline.io.workspace import Workspace, current_workspace
 
 SETTINGS = ("PREFECT_", "MLFLOW_")
 SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
 
 
+def enter_workspace() -> Workspace:
+    """Go to the folder of dvc.yaml, here or above: for entry points. Raises UserError where there is none."""
+    root = current_workspace().repository
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
+    os.chdir(root)
+    return current_workspace()
+
+
 def prepare_environment() -> None:
-    """Set what Prefect, MLflow and DVC read when imported or started: call it before importing them.
+    """Set what Prefect, MLflow and DVC read when imported or started: for entry points, before they import them.
 
     No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
     in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
     Blank settings count as not set; a password for a server to be started here is its clients' too.
     Raises UserError where `.vaeline` can be no folder.
     """
-    state = make_state_folder()
+    state = current_workspace().make_state()
     line = "%(asctime)s | %(levelname)-7s | "
     defaults = {
         "DO_NOT_TRACK": "1",
@@ -39,9 +48,9 @@ def prepare_environment() -> None:
         del os.environ[name]  # left blank in an environment file, which to Prefect is a value
     for name in HOOK_VARIABLES:
         os.environ.pop(name, None)
-    for name, value in (defaults | _of_nobody(state)).items():
+    for name, value in (defaults | _unknown_user(state)).items():
         os.environ.setdefault(name, value)
-    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # a server started here asks its clients for it
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     here = str(Path(sys.executable).parent)
     others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
@@ -49,20 +58,11 @@ def prepare_environment() -> None:
     os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
 
 
-def _of_nobody(state: Path) -> dict[str, str]:
-    """A name and a home for a user whom the machine does not know, as in a container: DVC and Prefect ask for them."""
+def _unknown_user(state: Path) -> dict[str, str]:
+    """A name and a home for a user without an entry in passwd, as in a container: DVC and Prefect ask for them."""
     try:
         getpass.getuser()
         Path.home()
     except (OSError, KeyError, RuntimeError):
         return {"USER": f"uid{os.getuid()}", "HOME": str(state)}
     return {}
-
-
-def enter_workspace() -> Workspace:
-    """The workspace here or above, made the current folder. Raises UserError where there is no dvc.yaml."""
-    root = repository_root()
-    if not (root / "dvc.yaml").is_file():
-        raise UserError(f"no dvc.yaml in {root}: run vaeline in a clone of the repository")
-    os.chdir(root)
-    return current_workspace()

@@ -1,91 +1,65 @@
-"""Which process works on which flow run: `.vaeline/flow-runs/<id>.json`, so that a dead one is noticed.
+"""Flow-run process records: `.vaeline/flow-runs/<id>.json` says which process works on a flow run.
 
 Prefect leaves a flow run whose process and worker were killed "Running" for ever.
-`python -m pipeline.services.flow_run_processes` is what a worker starts for a flow run: it notes itself,
-binds its life to the worker's, and becomes Prefect's engine.
+`python -m pipeline.services.flow_run_processes` is what a worker starts for a flow run: it writes its record,
+ends with the worker, and becomes Prefect's engine.
 """
 
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.services.child_processes import Identity, die_with_parent
-from vaeline.io.atomic_write import write_file
+from pipeline.services.child_processes import ProcessRecord, die_with_parent
 from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import state_folder
+from vaeline.io.workspace import Workspace, current_workspace
 
 PATIENCE_S = 30.0  # for what a killed worker left to write its checkpoint
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A process at work on a flow run, and the worker that it is not to outlive, if a worker started it."""
-
-    process: Identity
-    worker: Identity | None = None
-
-
-def note(flow_run_id: str, worker: Identity | None = None) -> None:
-    """Say that this process works on a flow run, unless it has said so."""
-    process = Identity.of(os.getpid())
-    assert process is not None
-    known = _read(_path(flow_run_id))
-    if known is None or known.process != process:
-        write_file(_path(flow_run_id), json.dumps(asdict(Attempt(process, worker))).encode())
+def record(workspace: Workspace, flow_run_id: str, worker: int = 0) -> None:
+    """Record this process as the one that works on a flow run, unless it is already."""
+    process = ProcessRecord.of(os.getpid(), parent=worker)
+    known = ProcessRecord.read(_path(workspace, flow_run_id))
+    if known is None or (known.pid, known.started) != (process.pid, process.started):
+        process.write(_path(workspace, flow_run_id))
 
 
-def forget(flow_run_id: str) -> None:
-    """The flow run has come to its end, whichever."""
-    _path(flow_run_id).unlink(missing_ok=True)
+def remove(workspace: Workspace, flow_run_id: str) -> None:
+    """Remove the record of a flow run that has ended."""
+    _path(workspace, flow_run_id).unlink(missing_ok=True)
 
 
-def ended() -> Iterator[str]:
-    """The flow runs whose process has ended; one whose worker has is ending, and is waited for."""
-    for path in sorted(_folder().glob("*.json")):
-        attempt = _read(path)
-        if attempt is None:
+def ended(workspace: Workspace) -> Iterator[str]:
+    """The flow runs whose process has ended; one whose worker has ended is ending, and is waited for."""
+    for path in sorted((workspace.state / "flow-runs").glob("*.json")):
+        process = ProcessRecord.read(path)
+        if process is None:
             continue
-        if attempt.worker and not attempt.worker.lives():
-            _see_out(attempt.process)
-        if not attempt.process.lives():
+        if process.orphaned:
+            _wait_or_kill(process)
+        if not process.lives:
             yield path.stem
 
 
-def _see_out(process: Identity) -> None:
+def _wait_or_kill(process: ProcessRecord) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while process.lives() and time.monotonic() < deadline:
+    while process.lives:
+        if time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.1)
-    if process.lives():
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.1)
 
 
-def _folder() -> Path:
-    return state_folder() / "flow-runs"
-
-
-def _path(flow_run_id: str) -> Path:
-    return _folder() / f"{flow_run_id}.json"
-
-
-def _read(path: Path) -> Attempt | None:
-    try:
-        content = json.loads(path.read_text())
-        worker = content["worker"]
-        return Attempt(Identity(**content["process"]), Identity(**worker) if worker else None)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+def _path(workspace: Workspace, flow_run_id: str) -> Path:
+    return workspace.state / "flow-runs" / f"{flow_run_id}.json"
 
 
 if __name__ == "__main__":
     die_with_parent(os.getppid())
     os.chdir(RunContext.read().workspace or ".")  # a worker starts each flow run in a folder of its own
-    note(os.environ["PREFECT__FLOW_RUN_ID"], Identity.of(os.getppid()))
+    record(current_workspace(), os.environ["PREFECT__FLOW_RUN_ID"], os.getppid())
     os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])

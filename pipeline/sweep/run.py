@@ -16,6 +16,7 @@ from pipeline.sweep.trial import clear, start
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
 from vaeline.io.locks import acquire
+from vaeline.io.workspace import current_workspace
 
 POLL_S = 0.2
 
@@ -87,7 +88,7 @@ def start_here(
     sweep: Sweep, places: Sequence[Environment], targets: Sequence[str] = (), *, collect: bool = True
 ) -> Start:
     """How a trial starts on this machine, in the environment of its place; no targets: all stages."""
-    cache = cache_folder()
+    cache = cache_folder(current_workspace())
 
     def begin(trial: Trial, place: int) -> Job:
         return start(sweep, trial, cache, places[place], targets, collect=collect)

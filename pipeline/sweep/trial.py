@@ -15,7 +15,7 @@ from typing import IO
 
 from pipeline.services.child_processes import Process, spawn, stop
 from pipeline.services.clone import make_clone
-from pipeline.services.dvc_command import reason
+from pipeline.services.dvc_command import error_line
 from pipeline.sweep.experiments import differences
 from pipeline.sweep.state import Baseline, Sweep, Trial, folder
 from vaeline.errors import UserError
@@ -78,7 +78,7 @@ class Running:
 
     def _reason(self, code: int) -> str:
         """Why it failed, in one line."""
-        return reason(_tail(self.log, self.before, 40_000), code).replace("\n", "; ")
+        return error_line(_tail(self.log, self.before, 40_000), code).replace("\n", "; ")
 
     def stop(self) -> None:
         """End it, with everything it started; a training leaves its checkpoint."""

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from pipeline.report.summary import markdown
-from pipeline.services.child_processes import Identity
+from pipeline.services.child_processes import ProcessRecord
 from workspaces import execute, lines_with, vaeline
 
 PROBE = """
@@ -73,12 +73,12 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
         assert run.stderr is not None
         line = next(line for line in run.stderr if "| train | child " in line)
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
-        known = {Identity.of(process.pid): process.cmdline() for process in family}
+        known = {ProcessRecord.of(process.pid): process.cmdline() for process in family}
         assert any("uvicorn" in command for command in known.values())
         run.send_signal(number)
         assert run.wait(240) == code
     deadline = time.monotonic() + 120
-    while left := [command for process, command in known.items() if process and process.lives()]:
+    while left := [command for process, command in known.items() if process.lives]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 

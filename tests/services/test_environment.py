@@ -2,24 +2,21 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
 from pipeline.services.environment import prepare_environment
 from pipeline.services.servers import mlflow_server
-from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import OURS, set_environment
 from workspaces import ROOT, execute, vaeline
 
 
 @pytest.fixture(autouse=True)
-def restored(toy: Path) -> Iterator[None]:
+def restored(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
     """The environment of before comes back after each test."""
-    with patch.dict(os.environ):
-        yield
+    monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
 def test_what_an_environment_file_leaves_blank_counts_as_not_set(toy: Path):
@@ -68,8 +65,10 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_servers_of_this_machine_are_asked_past_a_proxy(name: str):
-    begin = "from vaeline.command.program import set_process_defaults; set_process_defaults()"
-    code = f"{begin}; from urllib.request import proxy_bypass as p; print([p('127.0.0.1'), p('a.b')])"
+    code = (
+        "from vaeline.command.program import *; set_process_defaults(); from urllib.request import proxy_bypass as p;"
+    )
+    code += "print([p('127.0.0.1'), p('a.b')])"
     proxied = {"http_proxy": "http://127.0.0.1:9", name: "a.b"}
     assert execute(sys.executable, "-c", code, cwd=Path.cwd(), env=proxied).stdout.split() == ["[True,", "True]"]
 
@@ -89,18 +88,6 @@ def test_a_folder_that_was_deleted_is_one_clear_line(toy: Path):
     assert done.stderr == "error: the current folder was deleted: cd to one that is there\n"
 
 
-def test_each_user_has_a_folder_for_the_workers_temporary_files(monkeypatch: pytest.MonkeyPatch, toy: Path):
-    from pipeline.services.worker import _own_folder
-
-    monkeypatch.setattr("tempfile.tempdir", str(toy))
-    assert _own_folder() == _own_folder() == toy / f"vaeline-{os.getuid()}"
-    assert _own_folder().stat().st_mode & 0o777 == 0o700
-    _own_folder().rename(toy / "other")
-    (toy / f"vaeline-{os.getuid()}").symlink_to(toy / "other")
-    with pytest.raises(UserError, match=f"vaeline-{os.getuid()}: must be a folder of this user's"):
-        _own_folder()
-
-
 def test_a_users_limits_for_mlflow_win_and_a_parents_do_not():
     for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", OURS):
         os.environ.pop(name, None)
@@ -112,9 +99,9 @@ def test_a_users_limits_for_mlflow_win_and_a_parents_do_not():
 
 
 def test_no_password_is_printed_or_in_a_command():
-    assert not [
-        word for word in mlflow_server("postgresql://me:secret@db/m", "/files", 5000).command if "secret" in word
-    ]
+    os.environ["MLFLOW_TRACKING_URI"] = "postgresql://me:secret@db/m"
+    assert not [word for word in mlflow_server(Workspace(), 5000).command if "secret" in word]
+    del os.environ["MLFLOW_TRACKING_URI"]
     for command in ("run", "deploy"):
         done = vaeline(command, cwd=Path.cwd(), check=False, PREFECT_API_URL="http://me:secret@127.0.0.1:9/api")
         assert done.returncode == 1

@@ -1,14 +1,86 @@
-"""Servers on this machine: ports, passwords, and which server it is that answers."""
+"""Servers: kept running and found again, and only they; ports, passwords, and who may use Prefect's."""
 
+import http.client
+import json
+import os
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.services.servers import Server, answers, free_port, mlflow_server, started, wait_until_ready
+from pipeline.services.child_processes import ProcessRecord
+from pipeline.services.prefect_app import is_own
+from pipeline.services.servers import (
+    Server,
+    answers,
+    free_port,
+    keep_running,
+    mlflow_server,
+    require_passwords,
+    running,
+    started,
+    stop_service,
+    wait_until_ready,
+)
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
+from workspaces import ask
+
+SLEEP = ["sh", "-c", "sleep 300 & echo $!; wait"]
+HERE = Workspace()
+
+
+def child_of(name: str) -> psutil.Process:
+    """The process that the service's shell started."""
+    log, deadline = Path(".vaeline", f"{name}.log"), time.monotonic() + 20
+    while not (text := log.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return psutil.Process(int(text))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: Path):
+    code = "from pipeline.services.servers import *; from vaeline.io.workspace import Workspace"
+    subprocess.run([sys.executable, "-c", f"{code}; keep_running(Workspace(), 'd', {SLEEP}, {{}}, 'a')"], check=True)
+    found = running(HERE, "d")
+    assert found is not None
+    assert found.address == "a"
+    assert os.getsid(found.pid) == found.pid, "a closed terminal does not reach it"
+    child = child_of("d")
+    assert stop_service(HERE, "d")
+    assert has_ended(child)
+    assert running(HERE, "d") is None
+    assert not stop_service(HERE, "d")
+
+
+def test_what_a_killed_service_left_is_found_and_ended(toy: Path):
+    process = keep_running(HERE, "d", SLEEP, {}, "")
+    child = child_of("d")
+    process.kill()
+    process.wait()
+    assert running(HERE, "d") is None
+    assert stop_service(HERE, "d")
+    assert has_ended(child)
+
+
+def test_a_process_of_others_under_the_recorded_number_is_not_stopped(toy: Path):
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
+        record = replace(ProcessRecord.of(other.pid), started="earlier")
+        (toy / ".vaeline").mkdir()
+        (toy / ".vaeline" / "d.json").write_text(json.dumps(asdict(record)))
+        assert running(HERE, "d") is None
+        assert not stop_service(HERE, "d")
+        assert other.poll() is None
+        other.kill()
 
 
 def test_a_taken_port_is_not_used():
@@ -23,19 +95,63 @@ def test_a_taken_port_is_not_used():
 def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: Path):
     """Two that start at once may have found the same port free."""
     port = free_port(0)
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    arguments = [str(port), "--bind", "127.0.0.1"]
+    command = [sys.executable, "-m", "http.server", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
         while not answers(port, "/"):
             assert other.poll() is None
-        late = Server("late", "late", "http.server", [str(port), "--bind", "127.0.0.1"], port, "/")
-        with (
-            started(late) as process,
-            pytest.raises(UserError, match=r"exit code 1: .*Address already in use"),
-        ):
+        late = Server("late", "late", "http.server", arguments, toy / "late.log", port, "/")
+        with started(late) as process, pytest.raises(UserError, match=r"exit code 1: .*Address already in use"):
             wait_until_ready(late, process)
         other.kill()
 
 
-def test_beyond_loopback_mlflow_asks_for_passwords():
-    assert "basic-auth" in mlflow_server("sqlite:///x.db", "artifacts", 5000, "0.0.0.0").arguments
-    assert "basic-auth" not in mlflow_server("sqlite:///x.db", "artifacts", 5000).arguments
+def test_servers_open_to_other_machines_need_passwords(monkeypatch: pytest.MonkeyPatch):
+    require_passwords("127.0.0.1")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "x")
+    text = "set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API_AUTH_STRING"
+    with pytest.raises(UserError, match=rf"^--host 0.0.0.0: other machines .* without a password; {text}$"):
+        require_passwords("0.0.0.0")
+
+
+def test_beyond_loopback_mlflow_asks_for_passwords(toy: Path):
+    assert "basic-auth" in mlflow_server(HERE, 5000, "0.0.0.0").arguments
+    assert "basic-auth" not in mlflow_server(HERE, 5000).arguments
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "own"),
+    [
+        ("127.0.0.1:4200", None, True),
+        ("127.0.0.1:4200", "http://localhost:4200", True),
+        ("[::1]:4200", "http://[::1]:4200", True),
+        ("127.0.0.1:4200", "http://127.0.0.1:8000", False),
+        ("127.0.0.1:4200", "https://example.org", False),
+        ("127.0.0.1:4200", "null", False),
+        ("127.0.0.1:4200", "http://127.0.0.1:port", False),
+        ("rebound.example.org:4200", None, False),
+        ("rebound.example.org:4200", "http://rebound.example.org:4200", False),
+        ("", None, False),
+    ],
+)
+def test_only_this_machines_names_and_the_servers_own_pages_are_let_in(host: str, origin: str | None, own: bool):
+    assert is_own(host, origin) == own
+
+
+def test_a_foreign_web_page_starts_nothing_at_prefects_server(prefect_api: str):
+    flow = ask(prefect_api, "/flows/", {"name": "a web page's"})["id"]
+    deployment = ask(prefect_api, "/deployments/", {"name": "target", "flow_id": flow})["id"]
+    port = int(prefect_api.split(":")[2].partition("/")[0])
+    for headers, status in (
+        ({"Host": f"127.0.0.1:{port}"}, 201),
+        ({"Origin": "https://example.org"}, 403),
+        ({"Host": f"example.org:{port}"}, 403),
+        ({"Origin": f"http://127.0.0.1:{port}"}, 201),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        path = f"/api/deployments/{deployment}/create_flow_run"
+        connection.request("POST", path, b"{}", {"Content-Type": "application/json", **headers})
+        assert connection.getresponse().status == status, headers
+        connection.close()
+    runs = ask(prefect_api, "/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})
+    assert len(runs) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
+from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, tiny_clone, vaeline
 
 OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
@@ -43,7 +44,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{folder}/prefect.db")
-        server = prefect_server(free_port(0))
+        server = prefect_server(Workspace(folder, folder), free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
             yield f"{server.address}/api"

@@ -17,6 +17,7 @@ import yaml
 
 from crash_workspaces import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
+from vaeline.io import workspace
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]
 KILLS = int(os.environ.get("TORTURE_KILLS", "50"))
@@ -114,7 +115,7 @@ def shooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
     zygote = Zygote()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{server_folder}/prefect.db")
-        server = prefect_server(free_port(0))
+        server = prefect_server(workspace.Workspace(server_folder, server_folder), free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
             yield first_run(Range(Workspace(folder, zygote), environment(folder, f"{server.address}/api")))

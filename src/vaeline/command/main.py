@@ -1,7 +1,5 @@
 """The entry point `vaeline`: in a workspace the whole command line with its code, elsewhere verify, score, export."""
 
-import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from vaeline.command.consume import command_line
-from vaeline.command.program import run_program
+from vaeline.command.program import run_program, use_code_of
 
 
 class LightGroup(TyperGroup):
@@ -51,17 +49,6 @@ def find_workspace() -> Path | None:
     return next(
         (f for f in (here, *here.parents) if (f / "dvc.yaml").is_file() and (f / "pipeline/cli.py").is_file()), None
     )
-
-
-def use_code_of(root: Path) -> None:
-    """Import `pipeline` and `vaeline` from this workspace from now on, here and in the processes started here."""
-    own = [str(root / "src"), str(root)]
-    sys.path[:] = [*own, *(path for path in sys.path if path not in own)]
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in own]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*own, *inherited])
-    if not Path(__file__).resolve().is_relative_to(root.resolve()):  # installed from elsewhere
-        for name in [name for name in sys.modules if name.partition(".")[0] == "vaeline"]:
-            del sys.modules[name]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -21,6 +22,17 @@ EXTRAS = {  # of pyproject.toml: the libraries that each brings
 }
 # numpy, safetensors and torch each have their own words for it, without an errno
 FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
+
+
+def use_code_of(root: Path) -> None:
+    """Import `pipeline` and `vaeline` from this workspace from now on, here and in the processes started here."""
+    own = [str(root / "src"), str(root)]
+    sys.path[:] = [*own, *(path for path in sys.path if path not in own)]
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in own]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*own, *inherited])
+    if not Path(__file__).resolve().is_relative_to(root.resolve()):  # installed from elsewhere
+        for name in [name for name in sys.modules if name.partition(".")[0] == "vaeline"]:
+            del sys.modules[name]
 
 
 def run_and_leave(main: Callable[[], None]) -> NoReturn:

@@ -55,6 +55,14 @@ class Workspace:
         """`.vaeline/`: tracking store, checkpoints, outbox. Never versioned."""
         return self.repository / ".vaeline"
 
+    def make_state(self) -> Path:
+        """`.vaeline/`, made where it is missing. Raises UserError where something else has its name."""
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{self.state}: must be a folder, found a file or a link to what is not there") from None
+        return self.state
+
 
 def current_workspace() -> Workspace:
     """The workspace that this process was started in; for entry points only, everything else is passed one."""
@@ -84,9 +92,4 @@ def state_folder() -> Path:
 
 def make_state_folder() -> Path:
     """`.vaeline/`, made where it is missing. Raises UserError where something else has its name."""
-    state = state_folder()
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f"{state}: must be a folder, found a file or a link to what is not there") from None
-    return state
+    return current_workspace().make_state()

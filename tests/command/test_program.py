@@ -1,4 +1,4 @@
-"""Exit codes and words of a stage, whatever ends it."""
+"""Exit codes and error lines of a program, whatever ends it."""
 
 import errno
 import os
@@ -16,13 +16,8 @@ import pytest
 from vaeline.command.program import explain
 from vaeline.errors import UserError
 
-START = """
-import os, sys
-parent = os.getppid()
-from pipeline.stages.runner import run_stage
-from vaeline.errors import UserError
-"""
-RUN = "sys.modules['pipeline.stages.fake'] = sys.modules['__main__']; run_stage('fake', parent)\n"
+START = "import sys\nfrom pipeline.stages import runner\nfrom vaeline.errors import UserError\n"
+RUN = "sys.modules['pipeline.stages.fake'] = sys.modules['__main__']; runner.main('fake')\n"
 
 
 def start(body: str, cwd: Path, *within: str) -> subprocess.Popen[str]:
@@ -44,7 +39,7 @@ def test_a_stage_that_ends_well_exits_with_zero_and_logs_plain_lines(tmp_path: P
     assert end(body, tmp_path) == (0, "fetched\n")
 
 
-def test_each_line_of_a_users_mistake_is_told_without_a_traceback(tmp_path: Path):
+def test_each_line_of_a_user_error_is_printed_without_a_traceback(tmp_path: Path):
     body = "raise UserError('a.png: 3 channels, allowed: 1\\nb.png: truncated')"
     assert end(body, tmp_path) == (1, "error: a.png: 3 channels, allowed: 1\nerror: b.png: truncated\n")
 
@@ -86,7 +81,7 @@ def write_bytes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_bytes, write_numpy, write_torch])
-def test_every_librarys_words_for_a_full_disk_are_understood(write, full: Path):
+def test_the_full_disk_errors_of_every_library_are_recognised(write, full: Path):
     with pytest.raises((OSError, RuntimeError)) as caught:
         write(full)
     lines = explain(caught.value)
@@ -101,30 +96,30 @@ def test_a_missing_file_is_not_taken_for_a_full_disk(tmp_path: Path):
     assert explain(caught.value) is None
 
 
-def test_a_file_that_is_not_the_users_is_named():
+def test_a_file_of_another_user_is_named():
     error = PermissionError(errno.EACCES, "Permission denied", "/srv/vaeline/.vaeline/run.lock")
     assert explain(error) == [
         f"/srv/vaeline/.vaeline/run.lock: Permission denied, for user {os.geteuid()}; work in a clone of your own"
     ]
 
 
-def test_a_child_that_fails_is_seen_where_a_supervisor_has_its_signal_ignored(tmp_path: Path):
+def test_a_failed_child_is_noticed_where_a_supervisor_ignores_sigchld(tmp_path: Path):
     body = "import subprocess, sys; sys.exit(subprocess.call(['false']))"
     assert end(body, tmp_path, "env", "--ignore-signal=CHLD") == (1, "")
 
 
-def test_a_terminal_that_cannot_show_a_letter_is_no_reason_to_end(tmp_path: Path):
+def test_a_letter_that_the_terminal_cannot_show_is_no_error(tmp_path: Path):
     assert end("print(chr(177))", tmp_path, "env", "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0") == (0, "")
 
 
-def test_nobody_need_listen(tmp_path: Path):
-    assert end("print('told'); raise KeyboardInterrupt", tmp_path, "sh", "-c", 'exec "$@" >&-', "sh") == (
+def test_a_closed_stdout_is_no_error(tmp_path: Path):
+    assert end("print('line'); raise KeyboardInterrupt", tmp_path, "sh", "-c", 'exec "$@" >&-', "sh") == (
         130,
         "interrupted\n",
     )
 
 
-def test_exhausted_memory_is_told():
+def test_exhausted_memory_is_one_line():
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 55)
     assert explain(caught.value) is not None
@@ -132,7 +127,7 @@ def test_exhausted_memory_is_told():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_closes_what_is_open_and_names_itself_in_the_exit_code(tmp_path: Path, number: int, code: int):
+def test_a_signal_closes_open_files_and_sets_the_exit_code(tmp_path: Path, number: int, code: int):
     body = """
         import time
         try:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import workspaces
-from workspaces import ROOT, execute, lines_with, read_lock, runs, tiny_clone, vaeline
+from workspaces import execute, lines_with, read_lock, runs, tiny_clone, vaeline
 
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -94,7 +94,7 @@ def training(clone: Path, flow_run: str) -> list[psutil.Process]:
         path = clone / ".vaeline" / "flow-runs" / f"{flow_run}.json"
         if not path.exists() or not list((clone / ".vaeline" / "checkpoints").glob("*/step-*")):
             return None
-        engine = psutil.Process(json.loads(path.read_text())["process"]["pid"])
+        engine = psutil.Process(json.loads(path.read_text())["pid"])
         found = [engine, *engine.children(recursive=True)]
         return found if any("runner.py train" in " ".join(command(p)) for p in found) else None
 
@@ -194,7 +194,7 @@ def test_other_params_run_as_an_experiment_that_leaves_the_workspace(clone: Path
 
 
 def test_the_schedule_fires_in_its_zone(clone: Path):
-    deployments = clone / "pipeline" / "prefect.yaml"
+    deployments = clone / "pipeline" / "flows" / "prefect.yaml"
     text = deployments.read_text()
     deployments.write_text(text.replace("0 3 * * *", '"* * * * *"'))
     environment = {"PREFECT_API_URL": f"{note(clone, 'prefect-server')['address']}/api"}
@@ -221,7 +221,7 @@ def test_down_leaves_nothing_and_never_stops_a_stranger(clone: Path):
         assert "stopped: worker, prefect-server, mlflow-server" in vaeline("down", cwd=clone).stdout
         until(lambda: not alive(everything), 20)
         path = clone / ".vaeline" / "worker.json"
-        path.write_text(json.dumps({"name": "worker", "pid": stranger.pid, "started": "long ago", "address": ""}))
+        path.write_text(json.dumps({"pid": stranger.pid, "started": "long ago"}))
         assert vaeline("down", cwd=clone).stdout == "nothing was running\n"
         assert stranger.poll() is None
     finally:
@@ -236,8 +236,3 @@ def seed(clone: Path, number: int, epochs: int = 300) -> None:
     tail = re.sub(r"  epochs: \d+", f"  epochs: {epochs}", tail, count=1)
     (clone / "params.yaml").write_text(head + train + re.sub(r"seed: \d+", f"seed: {number}", tail, count=1))
     shutil.rmtree(clone / ".vaeline" / "checkpoints", ignore_errors=True)
-
-
-def test_this_repositorys_deployments_name_their_pool_and_flow():
-    text = (ROOT / "pipeline" / "prefect.yaml").read_text()
-    assert text.count("entrypoint: pipeline.flows.vaeline.vaeline_flow") == 2
