@@ -49,7 +49,7 @@ def test_each_failure_is_one_line_with_a_fix_and_the_exit_code_is_one(here: Work
 
 def test_a_cache_that_dvc_cannot_name_is_found(here: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Mistake 21: the exit code of `dvc cache dir` is looked at."""
-    monkeypatch.setattr("pipeline.services.dvc_command.stale_stages", lambda **_: set())
+    monkeypatch.setattr("pipeline.services.dvc_command.stale_stages", lambda *_, **__: set())
     (here.repository / ".dvc" / "config").write_text("[cach")
     finding = doctor.dvc(here)
     assert finding.level == "fail"
