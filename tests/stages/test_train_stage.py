@@ -96,7 +96,7 @@ def test_a_signal_in_the_last_moments_of_training_is_not_lost(workspace: Path):
     code = "from pipeline.stages import runner\nfrom vaeline.training import trainer\nimport os, signal\n\
 end = trainer._Training.finish_epoch\n\
 def finish(self, *more):\n    end(self, *more)\n    len(self.rows) == 3 and os.kill(os.getpid(), signal.SIGTERM)\n\
-trainer._Training.finish_epoch = finish\nrunner.run_stage('train', os.getppid())"
+trainer._Training.finish_epoch = finish\nrunner.main('train')"
     stopped = subprocess.run(
         [sys.executable, "-c", code], cwd=workspace, env=environment(), capture_output=True, text=True, check=False
     )
