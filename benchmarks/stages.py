@@ -20,7 +20,7 @@ from benchmarks.row import Row
 ROOT = Path(__file__).parents[1]
 REPEATS = 3
 WHOLE = ("fetch", "prepare", "train")  # whose work on digits takes no time
-START = ("evaluate", "sample", "theory", "register")  # whose work does: measured with an empty `main`
+START = ("evaluate", "sample", "theory", "register", "report")  # whose work does: measured with an empty `main`
 TINY = {
     r"kind: fashion-mnist": "kind: digits",
     r"validation: 10000": "validation: 200",

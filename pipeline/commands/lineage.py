@@ -26,7 +26,7 @@ def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For ma
 
         typer.echo(json.dumps(lineage.content(), indent=2, ensure_ascii=False))
         return
-    from pipeline.report import lineage_rows
+    from pipeline.commands import lineage_rows
 
     _print("", lineage_rows.rows(lineage))
     _print("metrics", list(lineage_rows.metrics(lineage).items()))
@@ -75,19 +75,19 @@ def reproduce(
 
 @app.command()
 def report() -> None:
-    """Write reports/index.html: numbers, curves, pictures, the gate's decision and the lineage on one page."""
+    """Write reports/index.html : the run on one page, also attached to its MLflow run."""
     import os
 
-    from vaeline.config import read_params
-    from vaeline.io.workspace import PARAMS, repository_root
+    from vaeline.io.workspace import repository_root
 
     os.chdir(repository_root())
     from pipeline.services.environment import prepare_environment
 
     prepare_environment()
-    from pipeline.report.page import publish
+    from pipeline.stages import report as stage
 
-    typer.echo(str(publish(read_params(PARAMS))))
+    stage.main()
+    typer.echo("reports/index.html")
 
 
 def _traced(uri: str) -> "Lineage":

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from pipeline.report import registered, summary
+from pipeline.flows import registered
+from pipeline.report import summary
 from pipeline.services import flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
 from vaeline.command.program import run_and_leave
@@ -37,8 +38,8 @@ def main() -> None:
         flow_run_processes.remove(workspace, str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
-    found = registered.registered()
-    print("\n" + summary.summary(found.version if found else None), end="")  # noqa: T201
+    found = registered.registered(workspace)
+    print("\n" + summary.summary(workspace, found.version if found else None), end="")  # noqa: T201
 
 
 @contextmanager

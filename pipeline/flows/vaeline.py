@@ -22,7 +22,8 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed, Failed
 
-from pipeline.report import page, registered, summary
+from pipeline.flows import registered
+from pipeline.report import outputs, summary
 from pipeline.services import flow_run_processes
 from pipeline.services.dvc_command import (
     Outcome,
@@ -34,9 +35,8 @@ from pipeline.services.dvc_command import (
     stale_stages,
 )
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
-from vaeline.config import read_params
 from vaeline.errors import UserError
-from vaeline.io.workspace import PARAMS, Workspace, current_workspace
+from vaeline.io.workspace import Workspace, current_workspace
 
 TRANSIENT = "Away"  # the name of a failed state that may pass
 
@@ -109,15 +109,12 @@ def _workspace(workspace: Workspace, environment: dict[str, str]) -> State[dict[
     if stale:
         outcomes = _bring_up_to_date(stages, stale, forced, environment)
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
-    if page.is_stale():  # all was cached, and the page is not: it names runs, so DVC does not keep it
-        page.publish(read_params(PARAMS))
     if all(outcome == "cached" or name in forced for name, outcome in outcomes.items()):
-        return _unchanged(outcomes)
+        return _unchanged(workspace, outcomes)
     if outcomes.get("register", "cached") != "cached":
-        registered.registered(anew=True)  # asked and remembered now, not by a run that has nothing to do
-    create_markdown_artifact(
-        summary.markdown(outcomes, page.where()), key="vaeline-report", description="Metrics and pictures"
-    )
+        registered.registered(workspace, again=True)  # now, not in a run with nothing to do
+    text = summary.markdown(workspace, outcomes)
+    create_markdown_artifact(text, key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
 
 
@@ -146,15 +143,16 @@ def _bring_up_to_date(
     return outcomes
 
 
-def _unchanged(outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
+def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
     """Say, and link, what holds."""
-    found = registered.registered()
+    found = registered.registered(workspace)
     if found is None:
         return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
-    decision = summary.registration()["decision"]
+    decision = outputs.registration(workspace)["decision"]
     holds = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
-    links = [f"- [{what}]({address})" for what, address in found.links().items()]
-    text = "\n".join(["## Unchanged: nothing to compute", holds, *links])
+    links = registered.links(workspace, found)
+    lines = [f"- [{what}]({address})" for what, address in links.items()]
+    text = "\n".join(["## Unchanged: nothing to compute", holds, *lines])
     create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
-    where = "".join(f" {address}" for address in found.links().values())
+    where = "".join(f" {address}" for address in links.values())
     return Completed(name="Unchanged", message=f"unchanged: {holds}{where}", data=outcomes)

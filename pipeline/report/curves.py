@@ -1,91 +1,68 @@
-"""What `reports/history.csv` and `reports/kl_per_dimension.csv` look like, as charts."""
+"""Charts of a run: the training's curves and the KL of each latent dimension."""
 
 import csv
-import io
-from dataclasses import fields
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.report import charts
-from vaeline.config import Params
-from vaeline.io.workspace import REPORTS
-from vaeline.training import history
+from vaeline.config import Train
+from vaeline.plotting.charts import MOST_BARS, Picture, bars, chart, known, lines
+from vaeline.training.history import Epoch, best
 
-HISTORY, KL = REPORTS / "history.csv", REPORTS / "kl_per_dimension.csv"
+SIZE = (3.6, 2.4)  # inches
+COLUMNS = (("sigma", "σ of the likelihood", "pixels on [0, 1]"), ("beta", "β, the KL's weight", ""))
 
 
-def training_curves(params: Params) -> list[charts.Chart]:
-    """Bound, its terms, and what else changed; what never does is told by `constants`."""
-    rows = _rows()
-    if not rows:
-        return []
-    kept = kept_epoch(params)
-
-    def of(column: str) -> charts.Points:
-        return [(row.epoch, getattr(row, column)) for row in rows]
-
-    def both(name: str) -> dict[str, charts.Points]:
-        return {split: of(f"{split}_{name}") for split in ("train", "validation")}
-
-    nats, bound = "nats per image", "IWAE bound" if params.train.objective == "iwae" else "ELBO"
-    drawn = [
-        charts.curves(bound, nats, both("elbo"), kept),
-        charts.curves("Reconstruction term", nats, both("reconstruction"), kept),
-        charts.curves("KL", nats, both("kl"), kept),
-    ]
-    for column, title, unit in (
-        ("sigma", "σ of the likelihood", "pixels on [0, 1]"),
-        ("beta", "β, the KL's weight", ""),
-    ):
+def training_curves(rows: Sequence[Epoch], options: Train) -> list[Picture]:
+    """The bound, its terms, and σ and β where they changed, by epoch; the kept epoch is marked."""
+    kept = best(rows, options.beta).epoch
+    bound = "IWAE bound" if options.objective == "iwae" else "ELBO"
+    found = []
+    for key, title in (("elbo", bound), ("reconstruction", "Reconstruction term"), ("kl", "KL")):
+        series = {
+            split: [(row.epoch, getattr(row, f"{split}_{key}")) for row in rows] for split in ("train", "validation")
+        }
+        found.append((title, "nats per image", series))
+    for column, title, unit in COLUMNS:
         if len({getattr(row, column) for row in rows}) > 1:
-            drawn.append(charts.curves(title, unit, {column: of(column)}, kept))
-    return [chart for chart in drawn if chart is not None]
+            found.append((title, unit, {column: [(row.epoch, getattr(row, column)) for row in rows]}))
+    return [_curve(title, unit, series, kept) for title, unit, series in found if known(series)]
 
 
-def kept_epoch(params: Params) -> int | None:
-    """The epoch whose weights are the model's."""
-    rows = _rows()
-    return history.best(rows, params.train.beta).epoch if rows else None
+def _curve(title: str, unit: str, series: dict[str, list[tuple[int, float | None]]], kept: int) -> Picture:
+    ends = [f"{name} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in known(series).items()]
+    caption = f"{title}{f', {unit}' if unit else ''}, by epoch: {'; '.join(ends)}"
+
+    def panel(axes: object) -> None:
+        lines(axes, series, kept)
+        axes.set(title=title, xlabel="epoch", ylabel=unit)  # type: ignore[attr-defined]
+
+    return chart(title, caption, panel, size=SIZE)
 
 
-def constants() -> list[str]:
-    """What is the same in every epoch, in words."""
-    rows, told = _rows(), []
-    for column, words in (("beta", "β = {:g}"), ("sigma", "σ = {:.4g} pixels on [0, 1]")):
+def constants(rows: Sequence[Epoch]) -> list[str]:
+    """σ and β in words where they are the same in every epoch."""
+    found = []
+    for column, name, unit in (("beta", "β", ""), ("sigma", "σ", " pixels on [0, 1]")):
         values = {getattr(row, column) for row in rows}
         if len(values) == 1 and (value := values.pop()) is not None:
-            told.append(f"{words.format(value)} throughout")
-    return told
+            found.append(f"{name} = {value:.4g}{unit} throughout")
+    return found
 
 
-def kl_bars() -> charts.Bars | None:
-    """The KL of each latent dimension; None under a prior where it has no parts."""
-    return charts.bars([(f"z{row['dimension']}", float(row["kl"])) for row in _table(KL)], "nats")
+def kl_bars(path: Path) -> Picture | None:
+    """The KL of each latent dimension, from reports/kl_per_dimension.csv; None where it has no such parts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        values = {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(file)}
+    values = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not values:
+        return None
+    shown = f"the largest {MOST_BARS} of {len(values)}" if len(values) > MOST_BARS else f"all {len(values)}"
+    most = f"the largest {max(values.values()):.4g} nats"
+    caption = f"KL of each latent dimension on the test split by falling size, {shown}; {most}"
 
+    def panel(axes: object) -> None:
+        bars(axes, values)
+        axes.set(title="KL of each latent dimension", ylabel="nats")  # type: ignore[attr-defined]
 
-def _rows() -> list[history.Epoch]:
-    """None where the file has other columns: that of other code."""
-    names = {field.name for field in fields(history.Epoch)}
-    return [_epoch(row) for row in _table(HISTORY) if row.keys() == names]
-
-
-def _epoch(row: dict[str, str]) -> history.Epoch:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row[name] else None
-
-    return history.Epoch(
-        epoch=int(row["epoch"]),
-        step=int(row["step"]),
-        train_elbo=number("train_elbo"),
-        train_reconstruction=float(row["train_reconstruction"]),
-        train_kl=number("train_kl"),
-        validation_elbo=number("validation_elbo"),
-        validation_reconstruction=float(row["validation_reconstruction"]),
-        validation_kl=number("validation_kl"),
-        sigma=number("sigma"),
-        beta=float(row["beta"]),
-        learning_rate=float(row["learning_rate"]),
-    )
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    return chart("kl", caption, panel, size=(5.0, 2.4))

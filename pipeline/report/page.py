@@ -1,117 +1,99 @@
-"""`reports/index.html`: one self-contained page a run, made from the stages' outputs and the model's lineage.
+"""`reports/index.html`: one self-contained page of a run, from the stages' outputs alone.
 
-It names runs, hosts' versions and times, so it is no output of a DVC stage: the stage register writes it at its end,
-`vaeline report` and the flow write it where it is missing or older than what it shows.
+It is content: no run id, version, time, host or path; `vaeline trace` reports those of a registered model.
 """
 
-import html
+import base64
+import io
 import json
-import logging
-import re
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from pipeline.report import curves, summary
-from pipeline.report.claims import PAGE as CLAIMS
-from pipeline.report.rendering import headline, render
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.report import curves
+from pipeline.report.outputs import HEADLINE, measured, registration, sheets, with_errors
 from vaeline.config import Params
-from vaeline.errors import UserError
-from vaeline.io.atomic_write import write_file
-from vaeline.io.digests import file_digest, model_digest, value_digest
-from vaeline.io.workspace import MODEL, current_workspace
-from vaeline.registry.lineage import Lineage
-from vaeline.tracking.connection import redact, tracking_uri
-from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.evaluation.metrics_file import read_metrics
+from vaeline.io.digests import model_digest
+from vaeline.io.workspace import Workspace
+from vaeline.theory.claim import read_claims
+from vaeline.tracking.provenance import flatten_metrics, flatten_params
+from vaeline.training.history import best, read_history
 
-log = logging.getLogger(__name__)
-
-PAGE = summary.PAGE
-FACTS = re.compile(r'<meta name="vaeline-facts" content="([^"]*)">')
-
-
-def write(params: Params, lineage: Lineage | None) -> Path:
-    """Write the page for what lies in models/ and reports/; without a lineage it says so."""
-    write_file(PAGE, render(params, lineage, json.dumps(_facts(params, lineage))).encode())
-    return PAGE
+MOST_BYTES = 200_000  # of a PNG file on the page; a larger one becomes a smaller WebP
+LONGEST, QUALITY = 1400, 80  # pixels, WebP's
+CAPTIONS = {
+    "prior_samples": "Samples drawn from the prior",
+    "reconstructions": "Test images and their reconstructions",
+    "interpolation": "Interpolations between test images",
+    "mixtures": "Mixtures of three test images",
+    "traversals": "Traversals of latent dimensions",
+}
 
 
-def publish(params: Params) -> Path:
-    """Write the page with the lineage of the registered model, and keep a copy in the model's run.
-
-    Raises UserError where there is no model.
-    """
-    from vaeline.registry.lineage import trace_digest
-    from vaeline.tracking.connection import connect, one_line_errors
-
-    if not (MODEL / "config.json").is_file():
-        raise UserError(f"{MODEL}: there is no model yet; run the stage train")
-    digest, lineage = model_digest(MODEL), None
-    try:
-        client = connect(current_workspace(), timeout_s=5, retries=0)
-        with one_line_errors():
-            lineage = trace_digest(client, params.register_.name, digest)
-    except UserError as error:
-        log.warning("the page shows no lineage: %s", error)
-    path = write(params, lineage)
-    with open_model_run(current_workspace(), digest, run_start(current_workspace(), params)) as run:
-        run.artifact(path, "reports")
-    return path
-
-
-def note() -> str:
-    """The headlines as Markdown: the description of the run and of the version in MLflow."""
-    test = summary.read(summary.METRICS).get("test", {})
-    rows = [f"| {n.label} | {n.value}{f' ± {n.error}' if n.error else ''} | {n.unit} |" for n in headline(test)]
-    table = ["| test split | | |", "| --- | --- | --- |", *rows] if rows else []
-    what = "Curves, pictures, the gate's reasons and where it comes from: artifact `reports/index.html` of the run."
-    return "\n".join([*table, "", f"Pixels: {summary.protocol()}. {what}"]).strip()
-
-
-def where() -> str:
-    """Where the page is, as Markdown; a link where MLflow is a server."""
-    found = facts()
-    if not found:
-        return ""
-    text = f"`{PAGE}`"
-    if run := found.get("run_id"):
-        text += f"; in MLflow: run `{run}`, artifact `{PAGE}`"
-        if (uri := redact(tracking_uri(current_workspace()))).startswith(("http://", "https://")):
-            place = f"experiments/{found['experiment_id']}/runs/{run}/artifacts/{PAGE}"
-            text += f" ([open]({uri.rstrip('/')}/#/{place}))"
-    return text
-
-
-def facts(path: Path = PAGE) -> dict[str, str]:
-    """What the page was made from: inputs (a digest), digest, name, version, run_id, experiment_id; else empty."""
-    try:
-        head = path.read_text(encoding="utf-8")[:20_000]
-    except OSError:
-        return {}
-    match = FACTS.search(head)
-    found = json.loads(html.unescape(match[1])) if match else {}
-    return {str(key): str(value) for key, value in found.items()}
+def render(workspace: Workspace, params: Params) -> str:
+    """The page as HTML; the template escapes every text. Raises UserError where an output is missing or damaged."""
+    reports = workspace.reports
+    report, rows, decision = (
+        read_metrics(reports / "metrics.json"),
+        read_history(reports / "history.csv"),
+        registration(workspace),
+    )
+    model = json.loads((workspace.model / "config.json").read_text(encoding="utf-8"))
+    order = list(CAPTIONS)
+    named = sorted(
+        sheets(workspace), key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem)
+    )
+    environment = Environment(
+        loader=PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"source": data_uri, "minus": lambda text: text.replace("-", "−")}
+    return environment.get_template("run.html").render(
+        title=f"{params.register_.name}: {decision.get('decision', 'not registered')}",
+        registration=decision,
+        gate=_pairs(decision.get("gate", {})),
+        report=report,
+        numbers=[
+            (label, measured(report["test"][key], report["test"].get(f"{key}_se")), unit)
+            for key, (label, unit) in HEADLINE.items()
+            if key in report["test"]
+        ],
+        curves=curves.training_curves(rows, params.train),
+        constants=curves.constants(rows),
+        kept=best(rows, params.train.beta).epoch,
+        kl=curves.kl_bars(reports / "kl_per_dimension.csv"),
+        latent=_pairs(report.get("latent", {})),
+        sheets=[(CAPTIONS.get(path.stem, path.stem), path.read_bytes()) for path in named],
+        claims=read_claims(reports / "theory"),
+        origin={
+            "model digest": model_digest(workspace.model),
+            "data digest": model["data"]["digest"],
+            "data": model["data"]["source"],
+        },
+        params=sorted(flatten_params(params).items()),
+    )
 
 
-def is_stale() -> bool:
-    """Whether there is something to show that the page, if any, does not."""
-    return bool(summary.registration()) and facts().get("inputs") != _inputs()
+def data_uri(png: bytes) -> str:
+    """A picture as the page holds it."""
+    if len(png) <= MOST_BYTES:
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.thumbnail((LONGEST, LONGEST))
+        picture.save(buffer, format="WEBP", quality=QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _inputs() -> str:
-    """A digest of all that the page shows but the lineage."""
-    files = [
-        summary.METRICS,
-        summary.REGISTRATION,
-        curves.HISTORY,
-        curves.KL,
-        CLAIMS,
-        MODEL / "config.json",
-        *summary.pictures(),
-    ]
-    return value_digest({str(path): file_digest(path) for path in files if path.is_file()})
-
-
-def _facts(params: Params, lineage: Lineage | None) -> dict[str, str]:
-    where = {"name": params.register_.name, "digest": model_digest(MODEL), "inputs": _inputs()}
-    if lineage is None:
-        return where
-    return where | {"version": lineage.version, "run_id": lineage.run_id, "experiment_id": lineage.experiment_id}
+def _pairs(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Names and values of nested numbers, each with its standard error."""
+    return {
+        name.replace("/", " ").replace("_", " "): text for name, text in with_errors(flatten_metrics(numbers)).items()
+    }

@@ -1,60 +1,31 @@
-"""What a run leaves to look at, read from its outputs: for the end of `vaeline run` and for Prefect's artifact."""
+"""Summary of a run, read from its outputs: for the end of `vaeline run`, Prefect's artifact, MLflow's description."""
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaeline.errors import UserError
-from vaeline.io.workspace import REPORTS
+from pipeline.report.outputs import HEADLINE, measured, registration, sheets, with_errors
+from vaeline.evaluation.metrics_file import read_metrics
+from vaeline.io.workspace import Workspace
 
-METRICS = REPORTS / "metrics.json"
-REGISTRATION = REPORTS / "registration.json"
-SAMPLES = REPORTS / "samples"
-THEORY = REPORTS / "theory" / "theory.md"
-PAGE = REPORTS / "index.html"  # pipeline/report/page.py writes it
 THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
 
 
-def metrics(path: Path = METRICS) -> dict[str, str]:
-    """The test split's metrics, each with its standard error where it has one; empty where there are none."""
-    return with_errors(read(path).get("test", {}))
-
-
-def with_errors(test: Mapping[str, Any]) -> dict[str, str]:
-    """Numbers as text, each with the standard error that stands beside it as `*_se`."""
-    errors = {n.removesuffix("_se"): f" ± {value:.2g}" for n, value in test.items() if n.endswith("_se") and value}
-    return {name: _number(test[name]) + errors.get(name, "") for name in test if not name.endswith("_se")}
-
-
-def protocol(path: Path = METRICS) -> str:
-    """How pixels were scored, which belongs beside every likelihood."""
-    return str(read(path).get("protocol", "pixels as prepared"))
-
-
-def registration(path: Path = REGISTRATION) -> dict[str, Any]:
-    """What the stage register decided; empty where it has not run."""
-    return read(path)
-
-
-def summary(version: str | None = None) -> str:
+def summary(workspace: Workspace, version: str | None = None) -> str:
     """Where to look after a run, as lines of text."""
-    lines = []
-    if values := metrics():
+    lines, reports = [], workspace.reports
+    if report := _report(workspace):
+        values = with_errors(report["test"])
         width = max(map(len, values))
-        lines += [
-            f"test split, {protocol()} ({METRICS}):",
-            *(f"  {name:<{width}}  {value}" for name, value in values.items()),
-        ]
-    if sheets := pictures():
-        lines.append(f"samples:  {SAMPLES}/ ({', '.join(path.stem for path in sheets)})")
-    if THEORY.exists():
-        lines.append(f"theory:   {THEORY} (and {THEORY.with_suffix('.html').name})")
-    if PAGE.exists():
-        lines.append(f"report:   {PAGE} (all of it on one page)")
-    if decision := registration():
+        lines += [f"test split, {report.get('protocol')} ({reports / 'metrics.json'}):"]
+        lines += [f"  {name:<{width}}  {value}" for name, value in values.items()]
+    if found := sheets(workspace):
+        lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in found)})")
+    if (reports / "index.html").exists():
+        lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
+    if decision := registration(workspace):
         lines.append(f"model:    {verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")
     return "\n".join(lines) + "\n"
@@ -67,42 +38,34 @@ def verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
     return f'{text}, mlflow.pyfunc.load_model("models:/{name}@champion")' if word == "promoted" else text
 
 
-def pictures(folder: Path = SAMPLES) -> list[Path]:
-    """The sample sheets."""
-    return sorted(folder.glob("*.png"))
-
-
-def markdown(outcomes: Mapping[str, str], page: str = "") -> str:
-    """The report as Markdown, pictures inline as thumbnails: it can be read without this machine's files.
-
-    `page` says where the whole report is.
-    """
+def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
+    """The summary as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
     parts = ["## Stages", _table("stage", "outcome", outcomes)]
-    if page:
-        parts += ["## Run report", page]
-    if values := metrics():
-        parts += ["## Test split", protocol(), _table("metric", "value", values)]
-    if decision := registration():
+    if report := _report(workspace):
+        parts += ["## Test split", str(report.get("protocol")), _table("metric", "value", with_errors(report["test"]))]
+    if decision := registration(workspace):
         parts += ["## Registration", verdict(decision), f"model digest `{decision['digest']}`"]
-    parts += [f"## {path.stem.replace('_', ' ').capitalize()}\n\n{_inline(path)}" for path in pictures()]
+    if (page := workspace.reports / "index.html").exists():
+        parts += ["## Report", f"`{page}`, also an artifact of the model's MLflow run"]
+    parts += [f"## {path.stem.replace('_', ' ').capitalize()}\n\n{_inline(path)}" for path in sheets(workspace)]
     return "\n\n".join(parts)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is none. Raises UserError where it is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not what its stage writes; run that again (dvc repro --force)")
-    return content
+def note(report: Mapping[str, Any]) -> str:
+    """The headline numbers as Markdown: the description of the run and of the version in MLflow."""
+    test = report["test"]
+    rows = [
+        f"| {label} | {measured(test[key], test.get(f'{key}_se'))} | {unit} |"
+        for key, (label, unit) in HEADLINE.items()
+        if key in test
+    ]
+    where = "Curves, pictures and the theory: artifact `reports/index.html` of the run."
+    return "\n".join(["| test split | | |", "| --- | --- | --- |", *rows, "", f"Pixels: {report['protocol']}. {where}"])
 
 
-def _number(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _report(workspace: Workspace) -> dict[str, Any]:
+    path = workspace.reports / "metrics.json"
+    return read_metrics(path) if path.exists() else {}
 
 
 def _table(first: str, second: str, rows: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.report import page
+from pipeline.report import summary
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
@@ -57,10 +57,9 @@ def main() -> None:
         content = json.dumps(asdict(registration), indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
         lineage = trace_digest(client, registration.name, registration.digest)
-        tracker.artifact(page.write(params, lineage), "reports")
         upload_now(tracker.outbox, client, workspace)
         if lineage is not None:
-            annotate(client, lineage, page.note())
+            annotate(client, lineage, summary.note(report))
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.report.summary import markdown
 from pipeline.services.child_processes import ProcessRecord
+from vaeline.io.workspace import Workspace
 from workspaces import execute, lines_with, vaeline
 
 PROBE = """
@@ -101,11 +102,11 @@ def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
     (toy / "reports" / "samples").mkdir(parents=True)
     Image.new("L", (2000, 1000), 128).save(toy / "reports" / "samples" / "prior_samples.png")
     (toy / "reports" / "metrics.json").write_text(
-        '{"test": {"elbo": -12.3456789, "elbo_se": 0.123, "active_units": 7}}'
+        '{"protocol": "p", "test": {"elbo": -12.3456789, "elbo_se": 0.123, "active_units": 7}}'
     )
-    text = markdown({"train": "ran"})
+    text = markdown(Workspace(), {"train": "ran"})
     assert "| train | ran |" in text
-    assert "| elbo | -12.346 ± 0.12 |" in text
+    assert "| elbo | -12.35 ± 0.12 |" in text
     assert "| active_units | 7 |" in text
     assert "## Prior samples" in text
     assert "](data:image/png;base64,iVBORw0KGgo" in text

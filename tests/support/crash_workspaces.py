@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register")
+STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register", "report")
 OUTPUTS = {  # of each stage, as DVC removes them before it runs it
     "fetch": ("data/raw",),
     "prepare": ("data/prepared",),
@@ -23,6 +23,7 @@ OUTPUTS = {  # of each stage, as DVC removes them before it runs it
     "sample": ("reports/samples",),
     "theory": ("reports/theory", "reports/theory.json"),
     "register": ("reports/registration.json",),
+    "report": ("reports/index.html",),
 }
 TRACKED = STAGES[2:]
 

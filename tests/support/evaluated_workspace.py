@@ -45,6 +45,11 @@ PARAMS: dict[str, Any] = {
 }
 
 
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    """PARAMS with changes, by section."""
+    return {name: section | sections.get(name, {}) for name, section in PARAMS.items()}
+
+
 def set_up(content: dict[str, Any]) -> None:
     """Params, prepared data and a model with random weights, in the current folder."""
     Path("params.yaml").write_text(yaml.safe_dump(content))

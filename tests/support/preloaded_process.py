@@ -111,7 +111,7 @@ def act(what: str, sabotage: Sabotage) -> None:
     from pipeline.stages import runner
 
     stage = importlib.import_module(f"pipeline.stages.{what}")
-    for name in {"theory": ["show"], "evaluate": ["latent_report"]}.get(what, []):
+    for name in {"theory": ["all_sections"], "evaluate": ["latent_report"]}.get(what, []):
         remember(stage, name)
     if what == "register":
         smoke_by_fork(stage, sabotage)

@@ -1,5 +1,6 @@
-"""A subject small enough for a test: an untrained model on soft bumps."""
+"""A context small enough for a test: an untrained model on soft bumps."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,20 +8,15 @@ import pytest
 import torch
 
 from vaeline import config
+from vaeline.data.prepared import Split
 from vaeline.evaluation import probes
 from vaeline.theory import bounds, gradients, scales
-from vaeline.theory.context import Images, Subject
+from vaeline.theory.context import Context
 from vaeline.training.build import build_model
+from vaeline.training.history import Epoch
 
 TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
-EPOCH = {
-    "epoch": 1.0,
-    "train_elbo": -3.0,
-    "train_reconstruction": -2.0,
-    "validation_elbo": -3.5,
-    "validation_reconstruction": -2.5,
-    "validation_kl": 1.0,
-}
+EPOCH = Epoch(1, 10, -3.0, -2.0, 1.0, -3.5, -2.5, 1.0, None, 1.0, 1e-3)
 
 
 def bumps(count: int, seed: int, size: int = 8) -> np.ndarray:
@@ -44,14 +40,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def subject(
+def small_context(
     likelihood: dict[str, Any] | None = None,
     objective: str = "elbo",
     *,
     labelled: bool = True,
     options: config.Theory = TINY,
     **model: Any,
-) -> Subject:
+) -> Context:
     section = {"latent_dim": 3, "network": {"kind": "mlp", "hidden": [16]}, "likelihood": {"kind": "gaussian"}}
     section |= {"likelihood": likelihood} if likelihood else {}
     checked = config.Model.model_validate(section | model)
@@ -60,9 +56,9 @@ def subject(
     for seed, count in enumerate((150, 40, 60)):
         pixels = bumps(count, seed)
         pixels = np.where(pixels > 99, 255, 0).astype(np.uint8) if binary else pixels
-        splits.append(Images(pixels, np.arange(count) % 3 if labelled else None))
+        splits.append(Split(pixels, np.arange(count) % 3 if labelled else None))
     vae = build_model(checked, (1, 8, 8), objective, seed=3).eval().requires_grad_(False)
-    return Subject(
+    return Context(
         model=vae,
         section=checked,
         objective=objective,
@@ -70,7 +66,7 @@ def subject(
         train=splits[0],
         validation=splits[1],
         test=splits[2],
-        history=[EPOCH, EPOCH | {"epoch": 2.0}],
+        history=[EPOCH, replace(EPOCH, epoch=2)],
         options=options,
         device=torch.device("cpu"),
     )

@@ -9,7 +9,6 @@ from vaeline.io.workspace import current_workspace
 
 PASSING = re.compile(r"system/|.*images_per_second")
 IMAGE = re.compile(r"images/(.+\+step\+\d+)\+timestamp\+\d+\+[0-9a-f-]+(.*)")
-PAGE = "reports/index.html"  # it names runs, flow runs and times
 TAGS = ("vaeline.model_digest", "vaeline.data_digest", "vaeline.decision", "mlflow.loggedImages")
 
 
@@ -59,6 +58,6 @@ def _files(client: Any, run_id: str, uri: str, folder: str = "") -> list[list[st
             continue
         local = Path(uri.removeprefix("file://")) / entry.path
         name = IMAGE.sub(r"images/\1\2", entry.path)
-        same = local.exists() and entry.path != PAGE
+        same = local.exists()
         found.append([name, hashlib.sha256(local.read_bytes()).hexdigest()[:12] if same else ""])
     return found

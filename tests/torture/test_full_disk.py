@@ -104,7 +104,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("stage", STAGES[:-1])
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "register"])
 def test_on_a_file_system_that_is_full_too(whole: Farm, stage: str, small_disk: Path):
     trial = whole.trial(stage).copy(small_disk / "work")
     put_old_outputs(whole, trial, stage)

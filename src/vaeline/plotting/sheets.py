@@ -1,15 +1,12 @@
 """Labelled sheets of images: pixels exactly repeated, on white, the same bytes every time.
 
-A layout (`grid`, `triangle`) says where every image and every word goes, as a `Sheet`; `render` draws it; `png`
-encodes it. Sizes are in pixels of the sheet. Images are uint8 [N, C, H, W] and enlarged by one whole factor, so that a
-pixel of the model is a sharp square. Words are set in the font that Pillow brings along.
+Images are uint8 [N, C, H, W]; all are enlarged by one whole factor, so that a pixel of the model is a sharp square.
 """
 
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,51 +17,29 @@ from vaeline.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
-SIDE = 56  # an image is about this large
-MARGIN = 14
-GAP = 4  # between images
-GROUP_GAP = 14  # between groups of images, and between words and images
-TITLE, LABEL = 16, 13  # sizes of type
-INK, PALE = 32, 208  # words; the thin line around an image
+SIDE = 56  # pixels of the sheet; an enlarged image is about this large
+MARGIN, GAP = 14, 4  # around the sheet; between images
+TYPE = 14  # pixels, the size of type
+INK, PALE = 32, 208  # grey levels of words and of the thin line around an image
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One enlarged image, its top left pixel at (left, top)."""
+    """One image and its place; rows and columns count in images, and may be fractions."""
 
-    left: int
-    top: int
-    pixels: Pixels  # [h, w] or [h, w, 3]
-
-
-@dataclass(frozen=True)
-class Text:
-    """One line of words; `anchor` is Pillow's: which point of the line stands at (x, y)."""
-
-    x: int
-    y: int
-    words: str
-    anchor: str
-    size: int = LABEL
+    row: float
+    column: float
+    image: Pixels  # [C, H, W]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where everything goes on a sheet of `width` x `height` pixels."""
+    """What a sheet shows: a title of some lines, images, words to the left of rows and above columns."""
 
-    width: int
-    height: int
+    title: str
     tiles: tuple[Tile, ...]
-    texts: tuple[Text, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a grid; `new_group` sets it apart from the row above."""
-
-    images: Pixels  # [N, C, H, W]
-    label: str = ""
-    new_group: bool = False
+    labels: dict[float, str]  # by row
+    headers: tuple[str, ...] = ()
 
 
 def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
@@ -75,100 +50,66 @@ def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
     return levels
 
 
-def scale_for(height: int, width: int) -> int:
-    """The whole factor that brings an image's longer side nearest to `SIDE` pixels, at least 1."""
-    return max(1, round(SIDE / max(height, width)))
+def enlarge(image: Pixels) -> Pixels:
+    """[C, H, W] to [h, w] (grey) or [h, w, 3], every pixel repeated both ways until the longer side is near SIDE."""
+    scale = max(1, round(SIDE / max(image.shape[1:])))
+    large = image.repeat(scale, axis=1).repeat(scale, axis=2)
+    return large[0] if len(image) < 3 else np.ascontiguousarray(large[:3].transpose(1, 2, 0))
 
 
-def channel_note(channels: int) -> str:
-    """What a sheet must say about channels that it cannot show; empty for grey and RGB."""
-    if channels in (1, 3):
-        return ""
-    return f"first channel of {channels}" if channels == 2 else f"first 3 channels of {channels}, as RGB"
+def grid(title: str, rows: Sequence[tuple[str, Pixels]], headers: Sequence[str] = (), group: int = 1) -> Sheet:
+    """Labelled rows of images below a title; more space after every `group` of them where that is more than one."""
+    places = [i + (i // group * 0.2 if group > 1 else 0) for i in range(len(rows))]
+    tiles = [
+        Tile(row, column, image)
+        for row, (_, images) in zip(places, rows, strict=True)
+        for column, image in enumerate(images)
+    ]
+    labels = {row: label for row, (label, _) in zip(places, rows, strict=True) if label}
+    return Sheet(title, tuple(tiles), labels, tuple(headers))
 
 
-def enlarge(images: Pixels) -> Pixels:
-    """[N, C, H, W] to [N, h, w] (grey) or [N, h, w, 3], every pixel repeated `scale_for` times both ways."""
-    channels, height, width = images.shape[1:]
-    scale = scale_for(height, width)
-    large = images.repeat(scale, axis=2).repeat(scale, axis=3)
-    return large[:, 0] if channels < 3 else large[:, :3].transpose(0, 2, 3, 1)
-
-
-def grid(title: str, rows: Sequence[Row], headers: Sequence[str] = ()) -> Sheet:
-    """Rows of images below a title, labels to their left, one header above each column."""
-    large = [enlarge(row.images) for row in rows]
-    height, width = large[0].shape[1:3]
-    label_width = max(_length(row.label) for row in rows)
-    left = MARGIN + label_width + (GROUP_GAP if label_width else 0)
-    column = max(width, *(_length(header) for header in headers), 0)
-    line = max(height, LABEL if label_width else 0)
-    texts, top = _title(title, rows[0].images.shape[1])
-    middles = [left + i * (column + GAP) + column // 2 for i in range(max(len(images) for images in large))]
-    if headers:
-        texts += [Text(x, top, header, "ma") for x, header in zip(middles, headers, strict=False)]
-        top += LABEL + GAP + 2
-    tiles: list[Tile] = []
-    for row, images in zip(rows, large, strict=True):
-        top += GROUP_GAP - GAP if row.new_group else 0
-        tiles += [
-            Tile(x - width // 2, top + (line - height) // 2, image) for x, image in zip(middles, images, strict=False)
-        ]
-        if row.label:
-            texts.append(Text(left - GROUP_GAP, top + line // 2, row.label, "rm"))
-        top += line + GAP
-    return _sheet(tiles, texts)
-
-
-def triangle_rows(side: int) -> list[tuple[int, int]]:
-    """(row, place in the row) of each of the side (side + 1) / 2 images of a triangle, from the top corner down."""
-    return [(row, place) for row in range(side) for place in range(row + 1)]
-
-
-def triangle(title: str, images: Pixels, corners: Pixels, corner_label: str = "original") -> Sheet:
-    """Images in a triangle, in the order of `triangle_rows`; `corners` [3, C, H, W] stand outside it.
-
-    The corners belong to the top, bottom left and bottom right of the triangle.
-    """
+def triangle(title: str, images: Pixels, corners: Pixels) -> Sheet:
+    """Images in a triangle, row by row from the top; `corners` [3, C, H, W] stand outside its top, left and right."""
     side = (math.isqrt(8 * len(images) + 1) - 1) // 2
     if side * (side + 1) // 2 != len(images) or len(corners) != 3:
         raise ValueError(f"{len(images)} images make no triangle, or {len(corners)} corners are not three")
-    large, originals = enlarge(images), enlarge(corners)
-    height, width = large.shape[1:3]
-    across, down = width + GAP, height + GAP
-    texts, top = _title(title, images.shape[1])
-    beside = max(width, _length(corner_label)) + GROUP_GAP  # an original and the space to the triangle
-    left = MARGIN + beside
-    apex = left + (side - 1) * across // 2
-    first = top + height + GROUP_GAP  # the triangle's first row
-    last = first + (side - 1) * down
-    tiles = [
-        Tile(apex + (2 * place - row) * across // 2, first + row * down, image)
-        for (row, place), image in zip(triangle_rows(side), large, strict=True)
-    ]
-    right = left + side * across - GAP + GROUP_GAP
-    for x, y, image in zip((apex, left - GROUP_GAP - width, right), (top, last, last), originals, strict=True):
-        tiles.append(Tile(x, y, image))
-    texts += [
-        Text(apex + width + GROUP_GAP, top + height // 2, corner_label, "lm"),
-        Text(left - GROUP_GAP, last - GAP - 2, corner_label, "rs"),
-        Text(right, last - GAP - 2, corner_label, "ls"),
-    ]
-    return _sheet(tiles, texts)
+    places = [(row + 1.2, 1.2 + (side - 1 - row) / 2 + place) for row in range(side) for place in range(row + 1)]
+    places += [(0, 1.2 + (side - 1) / 2), (side + 0.2, 0), (side + 0.2, side + 1.4)]
+    tiles = [Tile(*place, image) for place, image in zip(places, [*images, *corners], strict=True)]
+    return Sheet(title, tuple(tiles), {})
 
 
 def render(sheet: Sheet) -> Pixels:
-    """Draw a sheet: [height, width] where all its images are grey, else [height, width, 3]."""
-    colour = any(tile.pixels.ndim == 3 for tile in sheet.tiles)
-    image = Image.new("RGB" if colour else "L", (sheet.width, sheet.height), "white")
-    draw = ImageDraw.Draw(image)
-    for tile in sheet.tiles:
-        height, width = tile.pixels.shape[:2]
-        draw.rectangle((tile.left - 1, tile.top - 1, tile.left + width, tile.top + height), outline=_grey(PALE, colour))
-        image.paste(Image.fromarray(np.ascontiguousarray(tile.pixels)), (tile.left, tile.top))
-    for text in sheet.texts:
-        draw.text((text.x, text.y), text.words, fill=_grey(INK, colour), font=_font(text.size), anchor=text.anchor)
-    return np.array(image)
+    """The drawn sheet: [height, width] where its images are grey, else [height, width, 3]."""
+    font = ImageFont.load_default(TYPE)
+    large = [enlarge(tile.image) for tile in sheet.tiles]
+    height, width = large[0].shape[:2]
+    lines, channels = sheet.title.splitlines(), len(sheet.tiles[0].image)
+    if channels not in (1, 3):
+        lines.append(f"first channel of {channels}" if channels == 2 else f"first 3 channels of {channels}, as RGB")
+    left = MARGIN + max((math.ceil(font.getlength(f"{label}  ")) for label in sheet.labels.values()), default=0)
+    across = max([width, *(math.ceil(font.getlength(header)) for header in sheet.headers)]) + GAP
+    down = max(height, TYPE if sheet.labels else 0) + GAP
+    top = MARGIN + (len(lines) + bool(sheet.headers)) * (TYPE + 6) + GAP
+    corners = [
+        (left + round(t.column * across) + (across - GAP - width) // 2, top + round(t.row * down)) for t in sheet.tiles
+    ]
+    right = max([x + width for x, _ in corners] + [MARGIN + math.ceil(font.getlength(line)) for line in lines])
+    size = (max(right, left + len(sheet.headers) * across) + MARGIN, max(y for _, y in corners) + height + MARGIN)
+    mode, ink, pale = ("RGB", (INK,) * 3, (PALE,) * 3) if large[0].ndim == 3 else ("L", INK, PALE)
+    drawn = Image.new(mode, size, "white")
+    draw = ImageDraw.Draw(drawn)
+    for i, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + i * (TYPE + 6)), line, fill=ink, font=font)
+    for i, header in enumerate(sheet.headers):
+        draw.text((left + i * across + (across - GAP) // 2, top - GAP), header, fill=ink, font=font, anchor="md")
+    for row, label in sheet.labels.items():
+        draw.text((MARGIN, top + round(row * down) + height // 2), label, fill=ink, font=font, anchor="lm")
+    for (x, y), image in zip(corners, large, strict=True):
+        draw.rectangle((x - 1, y - 1, x + width, y + height), outline=pale)
+        drawn.paste(Image.fromarray(image), (x, y))
+    return np.array(drawn)
 
 
 def png(pixels: Pixels) -> bytes:
@@ -176,49 +117,3 @@ def png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _title(title: str, channels: int) -> tuple[list[Text], int]:
-    """The title's lines and the height at which images may begin."""
-    note = channel_note(channels)
-    lines = [*title.splitlines(), *([note] if note else [])]
-    texts, top = [], MARGIN
-    for i, words in enumerate(lines):
-        size = LABEL if i else TITLE
-        texts.append(Text(MARGIN, top, words, "la", size))
-        top += size + 6
-    return texts, top + GAP
-
-
-def _sheet(tiles: Sequence[Tile], texts: Sequence[Text]) -> Sheet:
-    """The smallest sheet with everything on it, and a margin."""
-    boxes = [_box(text) for text in texts]
-    boxes += [(t.left, t.top, t.left + t.pixels.shape[1], t.top + t.pixels.shape[0]) for t in tiles]
-    return Sheet(
-        width=max(box[2] for box in boxes) + MARGIN,
-        height=max(box[3] for box in boxes) + MARGIN,
-        tiles=tuple(tiles),
-        texts=tuple(texts),
-    )
-
-
-def _box(text: Text) -> tuple[int, int, int, int]:
-    """The rectangle that a line of words covers: left, top, right, bottom."""
-    box = _font(text.size).getbbox(text.words, anchor=text.anchor)
-    left, top, right, bottom = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
-    return text.x + left, text.y + top, text.x + right, text.y + bottom
-
-
-def _length(words: str) -> int:
-    return math.ceil(_font(LABEL).getlength(words)) if words else 0
-
-
-def _grey(level: int, colour: bool) -> int | tuple[int, int, int]:
-    return (level, level, level) if colour else level
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font

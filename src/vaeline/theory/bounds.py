@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vaeline.core.annealing import annealed_log_likelihood, linear_temperatures
 from vaeline.core.estimators import importance_log_likelihood, log_weights
+from vaeline.core.metrics import Measured
 from vaeline.core.objectives import elbo_terms, importance_weighted_bound
-from vaeline.plotting.charts import chart
-from vaeline.theory.context import Measured, Subject
-from vaeline.theory.page import Claim
+from vaeline.plotting.charts import INK, chart
+from vaeline.theory.claim import Claim
+from vaeline.theory.context import Context
 
 DECODED = 500  # images decoded at once
 BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples
@@ -32,31 +33,31 @@ TERMS = Claim(
 )
 
 
-def gap(subject: Subject) -> Claim:
+def gap(context: Context) -> Claim:
     """The climb of IWAE-k from the ELBO to log p(x), the gap of each image, and annealing's second opinion."""
-    return _shown(GAP, _gap, subject)
+    return _shown(GAP, _gap, context)
 
 
-def terms(subject: Subject) -> Claim:
+def terms(context: Context) -> Claim:
     """The two terms on test images, along the training, and the KL of every latent dimension."""
-    return _shown(TERMS, _terms, subject)
+    return _shown(TERMS, _terms, context)
 
 
-def _shown(claim: Claim, show: Callable[[Subject], Claim], subject: Subject) -> Claim:
+def _shown(claim: Claim, show: Callable[[Context], Claim], context: Context) -> Claim:
     """A claim on the bound with what `show` finds; of an autoencoder, which has none, with these words."""
-    return replace(claim, words=(NO_BOUND,)) if subject.model.deterministic else show(subject)
+    return replace(claim, words=(NO_BOUND,)) if context.model.deterministic else show(context)
 
 
-def _gap(subject: Subject) -> Claim:
-    images, x = subject.tested(subject.options.images)
-    samples = subject.options.importance_samples
-    weights = _weights(subject, x, samples, "importance")
+def _gap(context: Context) -> Claim:
+    images, x = context.tested(context.options.images)
+    samples = context.options.importance_samples
+    weights = _weights(context, x, samples, "importance")
     log_p, log_p_se = importance_log_likelihood(weights)
-    draws = _weights(subject, x, BOUND_DRAWS, "bound")  # apart, so that no gap is positive by construction
+    draws = _weights(context, x, BOUND_DRAWS, "bound")  # apart, so that no gap is positive by construction
     elbo = draws.mean(0)
     gaps, errors = log_p - elbo, (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
     climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in rungs(samples)}
-    annealed = _annealed(subject, x)
+    annealed = _annealed(context, x)
     difference = annealed[0] - log_p[: len(annealed[0])]
     difference_se = (annealed[1].square() + log_p_se[: len(difference)].square()).sqrt()
     mean, below = Measured.of(gaps), int((gaps < -2 * errors).sum())
@@ -123,22 +124,22 @@ def bound_at(weights: Tensor, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def _weights(subject: Subject, x: Tensor, samples: int, stream: str) -> Tensor:
+def _weights(context: Context, x: Tensor, samples: int, stream: str) -> Tensor:
     """log w, [K, B], float64, on the CPU."""
-    generator, model = subject.generator(stream), subject.model
+    generator, model = context.generator(stream), context.model
     chunk, parts = max(1, DECODED // len(x)), []
     for start in range(0, samples, chunk):
         shape = (min(chunk, samples - start), len(x), model.latent_dim)
-        noise = torch.randn(shape, generator=generator).to(subject.device)
+        noise = torch.randn(shape, generator=generator).to(context.device)
         parts.append(log_weights(model, x, noise).double().cpu())
     return torch.cat(parts)
 
 
-def _annealed(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
+def _annealed(context: Context, x: Tensor) -> tuple[Tensor, Tensor]:
     """log p(x) and its standard error of the first images, from q(z|x) on: [A], [A]."""
-    generator = torch.Generator(subject.device).manual_seed(subject.generator("annealed").initial_seed())
+    generator = torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed())
     found = annealed_log_likelihood(
-        subject.model,
+        context.model,
         x[:ANNEALED_IMAGES],
         linear_temperatures(TEMPERATURES),
         generator,
@@ -152,29 +153,29 @@ def _annealed(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
 def _climb(axes: Any, climb: dict[int, Measured]) -> None:
     values, errors = [m.value for m in climb.values()], [m.se for m in climb.values()]
     axes.errorbar(list(climb), values, errors, marker="o", markersize=3, capsize=2)
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.annotate("ELBO", (1, 0), (0, -10), textcoords="offset points")
     axes.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
     axes.margins(y=0.12)
 
 
 def _histogram(axes: Any, gaps: Tensor) -> None:
-    axes.hist(gaps.numpy(), bins=30, color="tab:green")
-    axes.axvline(0, color="black", linewidth=1.2)
+    axes.hist(gaps.numpy(), bins=30, color="C2")
+    axes.axvline(0, color=INK, linewidth=1.2)
     axes.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
 
 
 def _opinions(axes: Any, difference: Tensor, errors: Tensor) -> None:
     axes.errorbar(range(len(difference)), difference.numpy(), 2 * errors.numpy(), fmt="o", markersize=3, capsize=2)
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(xlabel="image", ylabel="nats", title="AIS - IS, ± 2 standard errors")
 
 
-def _terms(subject: Subject) -> Claim:
-    images, x = subject.tested(subject.options.images)
+def _terms(context: Context) -> Claim:
+    images, x = context.tested(context.options.images)
     with torch.no_grad():
-        found = elbo_terms(subject.model, x, subject.normal("terms", len(x), subject.model.latent_dim))
-    by_terms, by_densities = found.elbo.double().cpu(), _weights(subject, x, BOUND_DRAWS, "densities").mean(0)
+        found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
+    by_terms, by_densities = found.elbo.double().cpu(), _weights(context, x, BOUND_DRAWS, "densities").mean(0)
     difference = Measured.of(by_terms - by_densities)
     elbo, rate = Measured.of(by_terms), Measured.of(found.kl)
     reconstruction = Measured.of(found.reconstruction)
@@ -196,36 +197,36 @@ def _terms(subject: Subject) -> Claim:
     picture = chart(
         "terms",
         "Left: the bound and its reconstruction term by epoch. Middle: rate and distortion. Right: KL by dimension.",
-        lambda axes: _curves(axes, subject),
-        lambda axes: _rate_distortion(axes, subject, rate.value, -reconstruction.value),
+        lambda axes: _curves(axes, context),
+        lambda axes: _rate_distortion(axes, context, rate.value, -reconstruction.value),
         lambda axes: _bars(axes, per_dimension),
     )
     return replace(TERMS, words=words, numbers=numbers, pictures=(picture,))
 
 
-def _curves(axes: Any, subject: Subject) -> None:
-    epochs = [row["epoch"] for row in subject.history]
-    bound = "ELBO" if subject.objective == "elbo" else subject.objective.upper()
+def _curves(axes: Any, context: Context) -> None:
+    epochs = [row.epoch for row in context.history]
+    bound = "ELBO" if context.objective == "elbo" else context.objective.upper()
     styles = {"train": "--", "validation": "-"}
     for split, style in styles.items():
-        for key, name, colour in (("elbo", bound, "tab:blue"), ("reconstruction", "reconstruction", "tab:orange")):
-            values = [row[f"{split}_{key}"] for row in subject.history]
+        for key, name, colour in (("elbo", bound, "C0"), ("reconstruction", "reconstruction", "C1")):
+            values = [getattr(row, f"{split}_{key}") for row in context.history]
             axes.plot(epochs, values, style, marker=".", color=colour, label=f"{name}, {split}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel="nats per image", title="Training")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
-def _rate_distortion(axes: Any, subject: Subject, rate: float, distortion: float) -> None:
-    pairs = [(row["validation_kl"], row["validation_reconstruction"]) for row in subject.history]
+def _rate_distortion(axes: Any, context: Context, rate: float, distortion: float) -> None:
+    pairs = [(row.validation_kl, row.validation_reconstruction) for row in context.history]
     known = [(r, -d) for r, d in pairs if r is not None and d is not None]
     axes.plot(*zip(*known, strict=True), marker=".", label="validation, by epoch") if known else None
-    axes.plot([rate], [distortion], "k*", markersize=9, label="test")
+    axes.plot([rate], [distortion], "*", color=INK, markersize=9, label="test")
     axes.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
 def _bars(axes: Any, per_dimension: list[float]) -> None:
-    axes.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="tab:green")
+    axes.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="C2")
     name = "latent dimension, by KL" if len(per_dimension) > 1 else "this prior does not factorise: one KL"
     axes.set(xlabel=name, ylabel="mean KL, nats", title="Where the rate goes")

@@ -13,10 +13,11 @@ from torch import Tensor
 from vaeline import config
 from vaeline.core import sampling
 from vaeline.core.model import VAE
+from vaeline.data.prepared import Split
 from vaeline.evaluation import probes
-from vaeline.plotting.charts import Picture, chart, sheet
-from vaeline.theory.context import Images, Subject
-from vaeline.theory.page import Claim, Table
+from vaeline.plotting.charts import INK, Picture, chart, image_rows
+from vaeline.theory.claim import Claim, Table
+from vaeline.theory.context import Context
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
@@ -50,31 +51,31 @@ class Samples:
     reach: float  # median distance of held-out codes to the nearest draw, over that to the nearest code
 
 
-def sampling_claim(subject: Subject) -> Claim:
+def latent_space(context: Context) -> Claim:
     """A plain autoencoder and a VAE of the trained model's shape, trained briefly alike, sampled alike."""
-    data = subject.train.take(subject.options.training_images, subject.options.seed)
-    models = {name: _trained(subject, data, kind) for name, kind in (("VAE", "elbo"), ("AE", "autoencoder"))}
-    test = subject.test.take(COMPARED, subject.options.seed)
-    coded = {name: _coded(subject, model, data, test, name) for name, model in models.items()}
-    features, kind = _features(subject, data)
-    real = features(_expected(subject, test.pixels))
+    data = context.taken(context.train, context.options.training_images)
+    models = {name: _trained(context, data, kind) for name, kind in (("VAE", "elbo"), ("AE", "autoencoder"))}
+    test = context.taken(context.test, COMPARED)
+    coded = {name: _coded(context, model, data, test, name) for name, model in models.items()}
+    features, kind = _features(context, data)
+    real = features(_expected(context, test.pixels))
     found = [
-        _sampled(coded[name], f"{name}, {how}", draw, features, real) for name, how, draw in _draws(coded, subject)
+        _sampled(coded[name], f"{name}, {how}", draw, features, real) for name, how, draw in _draws(coded, context)
     ]
-    floor = features(_expected(subject, subject.validation.take(len(test), subject.options.seed).pixels))
+    floor = features(_expected(context, context.taken(context.validation, len(test)).pixels))
     distances = {
         "held-out images": probes.frechet_distance(floor, real),
         **{f"{name}, reconstructions": _reconstructed(c, features, real) for name, c in coded.items()},
         **{f"{name}, midpoints": _midpoints(c, features, real) for name, c in coded.items()},
     }
-    if not subject.model.deterministic:
-        z = subject.model.prior.sample(subject.normal("trained prior", len(test), subject.model.latent_dim))
-        distances["trained model, its prior"] = probes.frechet_distance(features(_decoded(subject.model, z)), real)
+    if not context.model.deterministic:
+        z = context.model.prior.sample(context.normal("trained prior", len(test), context.model.latent_dim))
+        distances["trained model, its prior"] = probes.frechet_distance(features(_decoded(context.model, z)), real)
     accuracy = {name: _neighbours(c, data, test) for name, c in coded.items()}
-    words = _words(subject, data, found=found, distances=distances, accuracy=accuracy, kind=kind)
+    words = _words(context, data, found=found, distances=distances, accuracy=accuracy, kind=kind)
     numbers = {
         "training_images": len(data),
-        "epochs": subject.options.epochs,
+        "epochs": context.options.epochs,
         "compared": len(test),
         "frechet_features": kind,
         "samples": {s.name: {"frechet": s.frechet, "hole": s.hole, "reach": s.reach} for s in found},
@@ -89,13 +90,13 @@ def sampling_claim(subject: Subject) -> Claim:
         "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         the codes, all together, fill N(0, I)"
     )
     title = "An autoencoder's code has no meaning by itself; a VAE's latent space is a distribution"
-    shown = (_sample_sheet(subject, found, test), _path_sheet(subject, coded, test), _scatter(coded))
+    shown = (_sample_sheet(context, found, test), _path_sheet(context, coded, test), _scatter(coded))
     return Claim("sampling", title, equation, words, numbers, table, shown)
 
 
 def _words(
-    subject: Subject,
-    data: Images,
+    context: Context,
+    data: Split,
     *,
     found: list[Samples],
     distances: dict[str, float],
@@ -106,7 +107,7 @@ def _words(
     nearer, other = ("VAE", "autoencoder") if vae_fitted.frechet < fitted.frechet else ("autoencoder", "VAE")
     midway = {name: distances[f"{name}, midpoints"] / distances[f"{name}, reconstructions"] for name in ("VAE", "AE")}
     words = [
-        f"Both have the trained model's shape and were trained alike: {len(data):,} images, {subject.options.epochs} "
+        f"Both have the trained model's shape and were trained alike: {len(data):,} images, {context.options.epochs} "
         "epochs, the same batches. The VAE of this section is not the trained model: it is as briefly trained as the "
         "autoencoder.",
         f"Decoded N(0, I): Frechet distance {vae.frechet:.2f} for the VAE, {plain.frechet:.2f} for the autoencoder, "
@@ -130,7 +131,7 @@ def _words(
     return tuple(words)
 
 
-def _trained(subject: Subject, data: Images, objective: str) -> VAE:
+def _trained(context: Context, data: Split, objective: str) -> VAE:
     """By the training library, on the same images in the same order."""
     normal = config.StandardNormal(kind="standard-normal")
     options = config.Train.model_validate(
@@ -139,39 +140,39 @@ def _trained(subject: Subject, data: Images, objective: str) -> VAE:
             "beta": 1.0,
             "warmup_epochs": 0,
             "free_bits": 0.0,
-            "epochs": subject.options.epochs,
+            "epochs": context.options.epochs,
             "batch_size": BATCH,
             "learning_rate": RATE,
             "gradient_clip": 100.0,
-            "patience": subject.options.epochs,
-            "seed": subject.options.seed,
+            "patience": context.options.epochs,
+            "seed": context.options.seed,
         }
     )
-    splits = Splits(data.pixels, subject.validation.take(VALIDATION, subject.options.seed).pixels, subject.binarise)
-    section = subject.section.model_copy(update={"prior": normal})
+    splits = Splits(data.pixels, context.taken(context.validation, VALIDATION).pixels, context.binarise)
+    section = context.section.model_copy(update={"prior": normal})
     settings = Settings(checkpoint_seconds=1e9, log_every=2**31)
     with tempfile.TemporaryDirectory(prefix="vaeline-theory-") as folder, checkpoint.owned(Path(folder) / "run"):
         place = Path(folder) / "run"
-        result = train(section, options, splits, device=subject.device, checkpoints=place, settings=settings)
-    return result.model.requires_grad_(False).eval().to(subject.device)
+        result = train(section, options, splits, device=context.device, checkpoints=place, settings=settings)
+    return result.model.requires_grad_(False).eval().to(context.device)
 
 
 @torch.no_grad()
-def _coded(subject: Subject, model: VAE, data: Images, test: Images, name: str) -> Coded:
+def _coded(context: Context, model: VAE, data: Split, test: Split, name: str) -> Coded:
     codes, means = [], []
     for split, images, training in (("train", data, True), ("test", test, False)):
-        parts = [model.encode(x) for x in _batches(subject, images.pixels, f"codes {split}", training=training)]
+        parts = [model.encode(x) for x in _batches(context, images.pixels, f"codes {split}", training=training)]
         mean = torch.cat([part.mean for part in parts])
         spread = torch.exp(0.5 * torch.cat([part.log_variance for part in parts]))
-        noise = subject.normal(f"codes {name} {split}", *mean.shape)
+        noise = context.normal(f"codes {name} {split}", *mean.shape)
         means.append(mean.cpu())
         codes.append((mean if model.deterministic else mean + spread * noise).cpu())
     return Coded(model, codes[0], codes[1], means[0], means[1])
 
 
-def _draws(coded: dict[str, Coded], subject: Subject) -> list[tuple[str, str, Tensor]]:
+def _draws(coded: dict[str, Coded], context: Context) -> list[tuple[str, str, Tensor]]:
     """N(0, I) for both, and for both the Gaussian with their codes' mean and covariance."""
-    noise = subject.normal("draws", *coded["AE"].held_out.shape).cpu()
+    noise = context.normal("draws", *coded["AE"].held_out.shape).cpu()
     plain = [(name, "N(0, I)", noise) for name in coded]
     return plain + [(name, "N(m, S) of its codes", fitted(c.train_codes, noise)) for name, c in coded.items()]
 
@@ -207,29 +208,29 @@ def _decoded(model: VAE, z: Tensor) -> Tensor:
     return torch.cat([sampling.decoded(model, part.to(device)).cpu() for part in torch.split(z, 500)])
 
 
-def _batches(subject: Subject, pixels: np.ndarray[Any, Any], stream: str, *, training: bool = False) -> list[Tensor]:
+def _batches(context: Context, pixels: np.ndarray[Any, Any], stream: str, *, training: bool = False) -> list[Tensor]:
     starts = range(0, len(pixels), 500)
-    return [subject.observed(pixels[s : s + 500], f"{stream} {s}", training=training) for s in starts]
+    return [context.observed(pixels[s : s + 500], f"{stream} {s}", training=training) for s in starts]
 
 
-def _expected(subject: Subject, pixels: np.ndarray[Any, Any]) -> Tensor:
-    """Images as a model is to draw them, pixels on [0, 1]: grey values at the middle of their bins."""
-    return torch.cat([subject.model.likelihood.observe(torch.from_numpy(part), None) for part in _cut(pixels)])
+def _expected(context: Context, pixels: np.ndarray[Any, Any]) -> Tensor:
+    """Split as a model is to draw them, pixels on [0, 1]: grey values at the middle of their bins."""
+    return torch.cat([context.model.likelihood.observe(torch.from_numpy(part), None) for part in _cut(pixels)])
 
 
 def _cut(pixels: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return [pixels[start : start + 500] for start in range(0, len(pixels), 500)]
 
 
-def _features(subject: Subject, data: Images) -> tuple[Callable[[Tensor], Tensor], str]:
+def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor], str]:
     """What a Frechet distance is taken of: a classifier's features, or principal components without labels."""
-    seed = subject.options.seed
-    images = torch.cat([probes.shrink(x.cpu()) for x in _batches(subject, data.pixels, "features", training=True)])
+    seed = context.options.seed
+    images = torch.cat([probes.shrink(x.cpu()) for x in _batches(context, data.pixels, "features", training=True)])
 
     def small(x: Tensor) -> Tensor:
         """Binary where the images are: an expected image is then drawn from."""
-        if subject.model.likelihood.measure == "binary":
-            x = (torch.rand(x.shape, generator=subject.generator("binary")) < x).float()
+        if context.model.likelihood.measure == "binary":
+            x = (torch.rand(x.shape, generator=context.generator("binary")) < x).float()
         return probes.shrink(x)
 
     if data.labels is not None:
@@ -249,27 +250,27 @@ def _midpoints(coded: Coded, features: Callable[[Tensor], Tensor], real: Tensor)
     return probes.frechet_distance(features(_decoded(coded.model, halfway)), real)
 
 
-def _neighbours(coded: Coded, data: Images, test: Images) -> float | None:
+def _neighbours(coded: Coded, data: Split, test: Split) -> float | None:
     if data.labels is None or test.labels is None:
         return None
     predicted = probes.knn_predict(coded.train_means, torch.from_numpy(data.labels), coded.held_out_means)
     return float((predicted == torch.from_numpy(test.labels)).double().mean())
 
 
-def _sample_sheet(subject: Subject, found: list[Samples], test: Images) -> Picture:
-    rows = [("test images", _expected(subject, test.pixels[:COLUMNS]))]
+def _sample_sheet(context: Context, found: list[Samples], test: Split) -> Picture:
+    rows = [("test images", _expected(context, test.pixels[:COLUMNS]))]
     rows += [(s.name, part) for s in found for part in torch.split(s.images[:COLUMNS], COLUMNS)]
     caption = "The same noise, decoded. The VAE was trained so that N(0, I) is where its codes are."
-    return sheet("samples", caption, "Decoded draws", rows)
+    return image_rows("samples", caption, "Decoded draws", rows)
 
 
-def _path_sheet(subject: Subject, coded: dict[str, Coded], test: Images) -> Picture:
+def _path_sheet(context: Context, coded: dict[str, Coded], test: Split) -> Picture:
     rows = []
     for pair in range(SHOWN_PAIRS):
-        x = subject.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
+        x = context.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
         rows += [(name, sampling.interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
     caption = "Two pairs of test images: the straight line between their codes, decoded."
-    return sheet("interpolations", caption, "Interpolations", rows)
+    return image_rows("interpolations", caption, "Interpolations", rows)
 
 
 def _scatter(coded: dict[str, Coded]) -> Picture:
@@ -283,7 +284,7 @@ def _scatter(coded: dict[str, Coded]) -> Picture:
             axes.plot(flat[:, 0], flat[:, -1], ".", markersize=2, alpha=0.5)
             angle = np.linspace(0, 2 * np.pi, 200)
             for radius in (1, 2, 3):
-                axes.plot(radius * np.cos(angle), radius * np.sin(angle), color="black", linewidth=0.9)
+                axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=INK, linewidth=0.9)
             axes.set_aspect("equal", adjustable="datalim")
             axes.set(title=f"{name}: codes", xlabel="first principal direction", ylabel="second")
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vaeline.plotting.charts import chart
-from vaeline.theory.page import Claim, Table
+from vaeline.plotting.charts import INK, chart
+from vaeline.theory.claim import Claim, Table
+from vaeline.theory.context import Context
 
 Values = npt.NDArray[np.float64]
 
@@ -16,7 +17,7 @@ PARTS = ((0.6, -2.0, 0.6), (0.4, 2.0, 0.8))  # weight, mean, standard deviation
 PAIRS = 100_000
 
 
-def asymmetry() -> Claim:
+def asymmetry(_: Context | None = None) -> Claim:
     """Two Gaussians both ways, and a mixture fitted by one Gaussian both ways."""
     p = mixture()
     outer, inner = mean_seeking(), mode_seeking()
@@ -107,14 +108,14 @@ def _both_ways(axes: Any) -> None:
     sds = np.exp(np.linspace(math.log(0.3), math.log(3), 200))
     axes.plot(sds, [kl_of_gaussians(0, s, 0, 1) for s in sds], label="KL(q ‖ p)")
     axes.plot(sds, [kl_of_gaussians(0, 1, 0, s) for s in sds], label="KL(p ‖ q)")
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(xlabel="s", ylabel="nats", title="q = N(0, s²), p = N(0, 1)", ylim=(-0.2, 4))
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
 def _fits(axes: Any, p: Values, fits: dict[str, tuple[float, float]]) -> None:
-    axes.fill_between(GRID, np.exp(p), color="#d8d8d8", label="p")
+    axes.fill_between(GRID, np.exp(p), color="#7d7d7d55", label="p")
     for name, fit in fits.items():
         axes.plot(GRID, np.exp(gaussian(*fit)), label=f"q of least {name}")
     axes.set(xlim=(-7, 7), xlabel="z", ylabel="density", title="One mixture, fitted both ways", ylim=(0, 0.85))
-    axes.legend(fontsize=8)
+    axes.legend()

@@ -10,9 +10,9 @@ from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.core.networks import Shape
 from vaeline.core.residual import factor, latent_shape
-from vaeline.plotting.charts import Picture, sheet
-from vaeline.theory.context import Subject
-from vaeline.theory.page import Claim, Table
+from vaeline.plotting.charts import Picture, image_rows
+from vaeline.theory.claim import Claim, Table
+from vaeline.theory.context import Context
 from vaeline.training.build import build_model
 from vaeline.training.scale import scale_factor
 from vaeline.training.splits import Splits
@@ -40,17 +40,17 @@ class Built:
         return math.prod(self.shape) / math.prod(self.latents)
 
 
-def latent_diffusion(subject: Subject) -> Claim:
+def latent_diffusion(context: Context) -> Claim:
     """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
-    network = subject.section.network
+    network = context.section.network
     if isinstance(network, config.Residual):
-        which, model = "the trained model", copy.deepcopy(subject.model)
+        which, model = "the trained model", copy.deepcopy(context.model)
     else:
-        which, network = "untrained here: only its shapes matter", small(subject.model.shape)
-        model = _model(network, subject.model.shape)
+        which, network = "untrained here: only its shapes matter", small(context.model.shape)
+        model = _model(network, context.model.shape)
     with torch.device("meta"):  # sizes, no numbers
         large = _built(LARGE, _model(LARGE, LARGE_SHAPE))
-    built, (scale, spread) = _built(network, model), _scale(subject, model)
+    built, (scale, spread) = _built(network, model), _scale(context, model)
     words = (
         f"The encoder, the Gaussian posterior, the reparameterised sample and the KL (with a small weight there) are "
         f"those of every other section; only the network is convolutional and the latents keep their places. First "
@@ -69,7 +69,7 @@ def latent_diffusion(subject: Subject) -> Claim:
     equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
     title = "The same bricks carry Stable Diffusion's autoencoder"
     return Claim(
-        "latent_diffusion", title, equation, words, numbers, Table(header, rows), (_maps(subject, model, built),)
+        "latent_diffusion", title, equation, words, numbers, Table(header, rows), (_maps(context, model, built),)
     )
 
 
@@ -93,18 +93,18 @@ def _built(network: config.Residual, model: VAE) -> Built:
     return Built(model.shape, latents, factor(network.channels), *sizes)
 
 
-def _scale(subject: Subject, model: VAE) -> tuple[float, float]:
+def _scale(context: Context, model: VAE) -> tuple[float, float]:
     """The scale factor over some training images, and the variance of other images' latents times it."""
-    seed, device = subject.options.seed, subject.device
-    images = [subject.train.take(IMAGES, seed + n).pixels for n in (0, 1)]
-    first, second = (scale_factor(model, Splits(part, part, subject.binarise), seed, device) for part in images)
+    seed, device = context.options.seed, context.device
+    images = [context.train.take(IMAGES, seed + n, in_order=True).pixels for n in (0, 1)]
+    first, second = (scale_factor(model, Splits(part, part, context.binarise), seed, device) for part in images)
     return first, (first / second) ** 2
 
 
 @torch.no_grad()
-def _maps(subject: Subject, model: VAE, built: Built) -> Picture:
+def _maps(context: Context, model: VAE, built: Built) -> Picture:
     """Test images above the channels of their latents, each latent as large as the pixels it stands for."""
-    x = subject.tested(COLUMNS)[1].cpu()
+    x = context.tested(COLUMNS)[1].cpu()
     means = model.encode(x).mean.view(-1, *built.latents)  # [N, c, H / f, W / f]
     low, high = means.amin((0, 2, 3), keepdim=True), means.amax((0, 2, 3), keepdim=True)
     grey = ((means - low) / (high - low)).nan_to_num(0.5)
@@ -113,7 +113,7 @@ def _maps(subject: Subject, model: VAE, built: Built) -> Picture:
     caption = (
         "Latents keep their places: the posterior's mean, each channel from its least (black) to its greatest value."
     )
-    return sheet("latents", caption, "Images and their latents", [("test images", x), *rows])
+    return image_rows("latents", caption, "Images and their latents", [("test images", x), *rows])
 
 
 def _row(built: Built, scale: str) -> tuple[str, ...]:

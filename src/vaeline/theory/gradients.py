@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from vaeline.core.estimators import log_weights
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.likelihoods import Gaussian
+from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import StandardNormal
-from vaeline.plotting.charts import chart
-from vaeline.theory.context import Measured, Subject
-from vaeline.theory.page import Claim, Table
+from vaeline.plotting.charts import INK, chart
+from vaeline.theory.claim import Claim, Table
+from vaeline.theory.context import Context
 
 WAYS: tuple[tuple[Bound, Estimator], ...] = (
     ("elbo", "pathwise"),
@@ -48,13 +49,13 @@ class Way:
     trained: Measured | None  # the same of the trained model, a batch
 
 
-def estimators(subject: Subject) -> Claim:
+def estimators(context: Context) -> Claim:
     """Every estimator against the exact gradient of a small model, and its variance there and on the trained model."""
     small, x = linear_gaussian()
     exact = {bound: exact_gradient(small, x, bound) for bound in ("elbo", "iwae")}
     ways = {way: _small(small, x, exact[way[0]], *way) for way in WAYS}
-    if not subject.model.deterministic:
-        ways = {way: Way(found.z, found.variance, _on_trained(subject, *way)) for way, found in ways.items()}
+    if not context.model.deterministic:
+        ways = {way: Way(found.z, found.variance, _on_trained(context, *way)) for way, found in ways.items()}
     largest = max(float(way.z.abs().max()) for way in ways.values())
     ratio = {way: _ratios(ways, way) for way in WAYS}
     count = sum(len(way.z) for way in ways.values())
@@ -146,14 +147,14 @@ def _small(model: VAE, x: Tensor, exact: Gradient, bound: Bound, name: Estimator
     return Way(z, float(found[:, :encoder].var(0).sum()) * len(repeated), None)
 
 
-def _on_trained(subject: Subject, bound: Bound, name: Estimator) -> Measured:
-    model = copy.deepcopy(subject.model).requires_grad_()
-    images, generator = subject.train.take(BATCH, subject.options.seed), subject.generator("estimators")
-    x = subject.observed(images.pixels, "estimators", training=True)
+def _on_trained(context: Context, bound: Bound, name: Estimator) -> Measured:
+    model = copy.deepcopy(context.model).requires_grad_()
+    images, generator = context.taken(context.train, BATCH), context.generator("estimators")
+    x = context.observed(images.pixels, "estimators", training=True)
     encoder = list(model.encoder.parameters())
 
     def draw() -> Gradient:
-        noise = torch.randn(SAMPLES, len(x), model.latent_dim, generator=generator).to(subject.device)
+        noise = torch.randn(SAMPLES, len(x), model.latent_dim, generator=generator).to(context.device)
         return list(torch.autograd.grad(estimate(model, x, noise, name, bound=bound).surrogate.mean(), encoder))
 
     return variance(draw, PAIRS)
@@ -168,17 +169,17 @@ def variance(draw: Callable[[], Gradient], pairs: int) -> Measured:
     return Measured.of(torch.stack([torch.as_tensor(value) for value in values]))
 
 
-def batch_size(subject: Subject) -> Claim:
+def batch_size(context: Context) -> Claim:
     """The variance of the minibatch gradient of the trained model at growing batches: slope -1 on two logarithms."""
-    model = copy.deepcopy(subject.model).requires_grad_()
+    model = copy.deepcopy(context.model).requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    generator = subject.generator("batches")
+    generator = context.generator("batches")
 
     def gradient(size: int) -> Gradient:
-        chosen = torch.randint(len(subject.train), (size,), generator=generator).numpy()
+        chosen = torch.randint(len(context.train), (size,), generator=generator).numpy()
         noise_seed = int(torch.randint(2**31, (), generator=generator))
-        x = subject.observed(np.array(subject.train.pixels[chosen]), f"batch {noise_seed}", training=True)
-        noise = None if model.deterministic else subject.normal(f"batch {noise_seed}", size, model.latent_dim)
+        x = context.observed(np.array(context.train.pixels[chosen]), f"batch {noise_seed}", training=True)
+        noise = None if model.deterministic else context.normal(f"batch {noise_seed}", size, model.latent_dim)
         found = torch.autograd.grad(elbo_terms(model, x, noise).elbo.mean(), parameters, allow_unused=True)
         return [g for g in found if g is not None]
 
@@ -249,7 +250,7 @@ def _agreement(axes: Any, ways: dict[tuple[Bound, Estimator], Way]) -> None:
     for place, found in enumerate(ways.values()):
         axes.plot(found.z.numpy(), [place] * len(found.z), "|", markersize=9)
     for edge in (-4, 4):
-        axes.axvline(edge, color="black", linestyle="--", linewidth=0.8)
+        axes.axvline(edge, color=INK, linestyle="--", linewidth=0.8)
     axes.set_yticks(range(len(ways)), [_name(way) for way in ways])
     axes.invert_yaxis()
     axes.set(xlim=(-5, 5), xlabel="(mean - exact) / standard error", title="Unbiased: small model")
@@ -263,14 +264,14 @@ def _variances(axes: Any, ratio: dict[tuple[Bound, Estimator], tuple[float, floa
     axes.set_yticks(places, [_name(way) for way in ratio])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="variance / that of pathwise", title="Not equally noisy")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.legend(fontsize=8)
+    axes.axvline(1, color=INK, linewidth=0.8)
+    axes.legend()
 
 
 def _slope(axes: Any, found: dict[int, Measured], slope: Measured) -> None:
     sizes, values = np.array(list(found)), np.array([m.value for m in found.values()])
     axes.errorbar(sizes, values, [2 * m.se for m in found.values()], fmt="o", markersize=4, capsize=2)
-    axes.plot(sizes, values[-1] * sizes[-1] / sizes, "--", color="black", linewidth=0.8, label="slope -1")
+    axes.plot(sizes, values[-1] * sizes[-1] / sizes, "--", color=INK, linewidth=0.8, label="slope -1")
     axes.set(xscale="log", yscale="log", xlabel="B, images", ylabel="variance of the gradient")
     axes.set_title(f"slope {slope.text(3)}")
-    axes.legend(fontsize=8)
+    axes.legend()

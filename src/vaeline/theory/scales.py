@@ -12,10 +12,11 @@ from torch import Tensor
 from vaeline import config
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
+from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
-from vaeline.plotting.charts import chart
-from vaeline.theory.context import Measured, Subject
-from vaeline.theory.page import Claim, Table
+from vaeline.plotting.charts import INK, chart
+from vaeline.theory.claim import Claim, Table
+from vaeline.theory.context import Context
 from vaeline.training.build import build_model
 
 Head = Literal["log σ²", "σ", "softplus"]
@@ -40,9 +41,9 @@ class Course:
         return int((self.invalid > 0).sum())
 
 
-def log_variance(subject: Subject) -> Claim:
+def log_variance(context: Context) -> Claim:
     """The same small model under the same steps, its encoder's numbers read in three ways."""
-    courses = {head: train_head(subject, head) for head in HEADS}
+    courses = {head: train_head(context, head) for head in HEADS}
     naive = courses["σ"]
     first = int((naive.invalid > 0).int().argmax()) + 1 if naive.steps else None
     words = (
@@ -86,18 +87,18 @@ def read_head(raw: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     return 2 * torch.log(sigma.clamp(min=LEAST_SIGMA)), sigma <= 0
 
 
-def train_head(subject: Subject, head: Head) -> Course:
+def train_head(context: Context, head: Head) -> Course:
     """Adam on the ELBO of a small VAE whose encoder's second half is read as `head`."""
     normal = config.StandardNormal(kind="standard-normal")
-    section = subject.section.model_copy(update={"network": SMALL, "latent_dim": SMALL_LATENTS, "prior": normal})
-    model = build_model(section, subject.model.shape, "elbo", subject.options.seed).to(subject.device)
+    section = context.section.model_copy(update={"network": SMALL, "latent_dim": SMALL_LATENTS, "prior": normal})
+    model = build_model(section, context.model.shape, "elbo", context.options.seed).to(context.device)
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
-    images = subject.train.take(STEPS * BATCH, subject.options.seed).pixels
-    order = torch.randint(len(images), (STEPS, BATCH), generator=subject.generator("heads"))
-    noise = subject.normal("heads noise", STEPS, BATCH, SMALL_LATENTS)
+    images = context.taken(context.train, STEPS * BATCH).pixels
+    order = torch.randint(len(images), (STEPS, BATCH), generator=context.generator("heads"))
+    noise = context.normal("heads noise", STEPS, BATCH, SMALL_LATENTS)
     invalid, bounds = [], []
     for step in range(STEPS):
-        x = subject.observed(images[order[step].numpy()], f"heads {step}", training=True)
+        x = context.observed(images[order[step].numpy()], f"heads {step}", training=True)
         bound, wrong = _bound(model, x, noise[step], head)
         optimiser.zero_grad()
         (-bound.mean()).backward()  # type: ignore[no-untyped-call]
@@ -135,7 +136,7 @@ def _shares(axes: Any, courses: dict[Head, Course]) -> None:
         style = "--" if head == "softplus" else "-"
         axes.plot(range(1, STEPS + 1), 100 * course.invalid.numpy(), style, label=head)
     axes.set(xlabel="step", ylabel="% of σ not positive", title="The same steps, three readings")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
 def _kl_by_raw(axes: Any) -> None:
@@ -148,22 +149,22 @@ def _kl_by_raw(axes: Any) -> None:
         axes.plot(raw.numpy(), values.numpy(), styles.get(head, "-"), label=names.get(head, head), linewidth=1.4)
     axes.set(yscale="log", ylim=(1e-2, 1e18), xlabel="the number that the network emits", ylabel="KL, nats")
     axes.set_title("KL of one dimension, μ = 0, float32")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
-def squared_error(subject: Subject) -> Claim:
+def squared_error(context: Context) -> Claim:
     """The Gaussian's log-density from the MSE alone, and its best σ beside the one that was learned."""
     title = "The mean squared error is a Gaussian likelihood, and the best σ² is the MSE"
     equation = (
         "-log N(x; μ, σ²I) = D · MSE / (2σ²) + D log σ + (D/2) log 2π\n"
         "d/dσ = 0   ⇔   σ² = MSE,   with MSE = E_q |x - μ(z)|² / D"
     )
-    likelihood = subject.model.likelihood
+    likelihood = context.model.likelihood
     if not isinstance(likelihood, Gaussian):
-        kind = subject.section.likelihood.kind
+        kind = context.section.likelihood.kind
         return Claim("squared_error", title, equation, (f"Does not apply: the likelihood is {kind}.",))
-    on_train, exact = _errors(subject, subject.train.take(subject.options.images * 10, subject.options.seed), "train")
-    on_test, _ = _errors(subject, subject.tested(subject.options.images)[0], "test")
+    on_train, exact = _errors(context, context.taken(context.train, context.options.images * 10), "train")
+    on_test, _ = _errors(context, context.tested(context.options.images)[0], "test")
     sigma = float(likelihood.sigma)
     best, best_test = root(Measured.of(on_train)), root(Measured.of(on_test))
     how = "learned" if likelihood.learned else "fixed in the params, not learned"
@@ -188,15 +189,15 @@ def squared_error(subject: Subject) -> Claim:
 
 
 @torch.no_grad()
-def _errors(subject: Subject, images: Any, stream: str) -> tuple[Tensor, float]:
+def _errors(context: Context, images: Any, stream: str) -> tuple[Tensor, float]:
     """Each image's squared error per pixel at one z ~ q(z|x), [N], and how far the density is from that of the MSE."""
-    model, errors, largest = subject.model, [], 0.0
+    model, errors, largest = context.model, [], 0.0
     sigma, dimensions = model.likelihood.sigma, math.prod(model.shape)
     assert sigma is not None
     for start in range(0, len(images), 500):
-        x = subject.observed(images.pixels[start : start + 500], f"{stream} {start}", training=stream == "train")
+        x = context.observed(images.pixels[start : start + 500], f"{stream} {start}", training=stream == "train")
         posterior = model.encode(x)
-        noise = subject.normal(f"{stream} {start}", *posterior.mean.shape)
+        noise = context.normal(f"{stream} {start}", *posterior.mean.shape)
         output = model.decode(posterior.mean if model.deterministic else posterior.rsample(noise))
         mse = (output - x).double().square().flatten(1).mean(1)  # [B]
         log_sigma = sigma.double().log()
@@ -216,13 +217,13 @@ def root(measured: Measured) -> Measured:
 def _cost(axes: Any, best: float, sigma: float, how: str) -> None:
     sigmas = np.exp(np.linspace(math.log(min(best, sigma) / 3), math.log(max(best, sigma) * 3), 300))
     axes.plot(sigmas, best**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
-    axes.axvline(best, color="tab:green", linewidth=3, alpha=0.5, label=f"√MSE = {best:.4f}")
+    axes.axvline(best, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best:.4f}")
     axes.axvline(
         sigma,
-        color="black",
+        color=INK,
         linestyle="--",
         linewidth=1,
         label=f"σ = {sigma:.4f}, {how.partition(',')[0].split(' ', 1)[0]}",
     )
     axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats", title="Cost of a pixel")
-    axes.legend(fontsize=8)
+    axes.legend()

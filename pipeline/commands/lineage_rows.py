@@ -1,13 +1,12 @@
-"""A lineage in words: rows of a label and a text, for `vaeline trace` and for the run report."""
+"""Rows of a label and a text that show a lineage: for `vaeline trace`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
-from pipeline.report.summary import with_errors
+from pipeline.report.outputs import measured, with_errors
 from vaeline.registry.lineage import Changes, Lineage
 
-FILES_TOLD = 20  # changed or untracked ones
+MOST_FILES = 20  # changed or untracked ones
 
 
 def rows(lineage: Lineage) -> list[tuple[str, str]]:
@@ -21,11 +20,11 @@ def _rows(lineage: Lineage) -> Iterator[tuple[str, str]]:
     yield "digest", tag("model_digest")
     yield "kind", ", ".join(filter(None, (tag("likelihood"), tag("objective"))))
     yield "decision", "\n".join(filter(None, (tag("decision"), *lineage.reasons)))
-    yield "gate", ", ".join(f"{name} {_number(value)}" for name, value in lineage.gate.items())
+    yield "gate", ", ".join(f"{name} {measured(value)}" for name, value in lineage.gate.items())
     yield "run", _run(lineage)
     yield "commit", _commit(lineage)
     yield "changes", _changes(lineage.changes)
-    yield "untracked", "\n".join([*lineage.untracked[:FILES_TOLD], *_more(lineage.untracked)])
+    yield "untracked", "\n".join([*lineage.untracked[:MOST_FILES], *_more(lineage.untracked)])
     yield "data", _data(lineage)
     yield "data digest", tag("data_digest")
     yield "experiment", tag("dvc_experiment") and f"{tag('dvc_experiment')} (DVC)"
@@ -39,7 +38,7 @@ def metrics(lineage: Lineage) -> dict[str, str]:
     test = lineage.evaluation.get("test")
     if isinstance(test, dict):
         return {f"test_{name}": value for name, value in with_errors(test).items()}
-    return {name: _number(value) for name, value in sorted(lineage.metrics.items())}
+    return {name: measured(value) for name, value in sorted(lineage.metrics.items())}
 
 
 def _run(lineage: Lineage) -> str:
@@ -67,11 +66,11 @@ def _changes(changes: Changes | None) -> str:
         return ""
     files = [f"{name} +{added} -{removed}" for name, (added, removed) in changes.files().items()]
     size = f"{len(changes.content):,} bytes in the run's git/uncommitted.diff{', cut' if changes.cut else ''}"
-    return "\n".join([size, *files[:FILES_TOLD], *_more(files)])
+    return "\n".join([size, *files[:MOST_FILES], *_more(files)])
 
 
 def _more(names: list[str]) -> list[str]:
-    return [f"... and {len(names) - FILES_TOLD} more"] if len(names) > FILES_TOLD else []
+    return [f"... and {len(names) - MOST_FILES} more"] if len(names) > MOST_FILES else []
 
 
 def _data(lineage: Lineage) -> str:
@@ -81,7 +80,3 @@ def _data(lineage: Lineage) -> str:
     counts = data["images"]
     images = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "validation", "test") if split in counts)
     return f"{data['name']}: images of {' x '.join(map(str, data['shape']))}; {images}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

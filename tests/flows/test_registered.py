@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.registered import Registered, registered, remembered
+from pipeline.flows.registered import Registered, links, registered
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import tracking_uri
 
 KNOWN = (
-    "import sys; from pipeline.report.registered import registered; "
-    "print(registered().version, 'mlflow' in sys.modules)"
+    "import sys; from pipeline.flows.registered import registered; "
+    "from vaeline.io.workspace import current_workspace; "
+    "print(registered(current_workspace()).version, 'mlflow' in sys.modules)"
 )
 
 
@@ -30,19 +31,19 @@ def known(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
     return found
 
 
-def test_where_nothing_was_registered_nothing_holds(toy: Path):
-    assert registered() is None
+def test_where_nothing_was_registered_there_is_no_entry(toy: Path):
+    assert registered(current_workspace()) is None
 
 
-def test_a_version_once_asked_for_is_told_without_mlflow(known: Registered):
-    assert registered() == known
+def test_a_version_once_asked_for_is_found_without_mlflow(known: Registered):
+    assert registered(current_workspace()) == known
     assert (
         subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=True).stdout == "7 False\n"
     )
 
 
-@pytest.mark.parametrize("gone", ["store", "model", "note"])
-def test_another_model_store_or_a_spoilt_note_is_asked_for_anew(
+@pytest.mark.parametrize("gone", ["store", "model", "entry"])
+def test_another_model_store_or_a_damaged_entry_is_asked_for_again(
     known: Registered, toy: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ):
     match gone:
@@ -50,28 +51,28 @@ def test_another_model_store_or_a_spoilt_note_is_asked_for_anew(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
         case "model":
             (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "def"}))
-        case "note":
+        case "entry":
             (toy / ".vaeline" / "registered.json").write_text("{")
-    found = registered()
+    found = registered(current_workspace())
     assert found is not None
     assert found.version is None, "the store is away"
 
 
 def test_a_database_that_is_gone_has_no_version(known: Registered, toy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert known.links() == {}, "no server shows a database file"
-    (toy / ".vaeline" / "registered.json").write_text(
-        json.dumps(asdict(replace(known, uri=tracking_uri(current_workspace()))))
-    )
-    (toy / ".vaeline" / "mlflow.db").touch()
-    assert remembered() is not None
-    (toy / ".vaeline" / "mlflow.db").unlink()
-    assert remembered() is None
+    here = current_workspace()
+    assert links(here, known) == {}, "no server shows a database file"
+    entry, database = toy / ".vaeline" / "registered.json", toy / ".vaeline" / "mlflow.db"
+    entry.write_text(json.dumps(asdict(replace(known, uri=tracking_uri(here)))))
+    database.touch()
+    assert registered(here).version == "7"
+    database.unlink()
+    assert registered(here).version is None
 
 
 def test_links_lead_to_a_server_that_is_known(known: Registered, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example/")
-    assert known.links() == {
+    assert links(current_workspace(), known) == {
         "digits version 7": "https://mlflow.example/#/models/digits/versions/7",
         "MLflow run run": "https://mlflow.example/#/runs/run",
     }

@@ -1,0 +1,77 @@
+"""The registered version and the MLflow run of the model at hand, kept in a file: asking MLflow takes seconds."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pipeline.report.outputs import registration
+from pipeline.services.servers import MLFLOW, running
+from vaeline.errors import UserError
+from vaeline.io.atomic_write import write_file
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.connection import SQLITE, artifact_location, redact, tracking_uri
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where a model is: a version's number and run never change; both None where the registry has none."""
+
+    uri: str
+    name: str
+    digest: str
+    version: str | None = None
+    run_id: str | None = None
+
+
+def registered(workspace: Workspace, again: bool = False) -> Registered | None:
+    """The entry for reports/registration.json: from the file, else (or with `again`) from MLflow.
+
+    None where nothing was registered here.
+    """
+    decision = registration(workspace)
+    if not decision:
+        return None
+    uri = tracking_uri(workspace)
+    wanted = Registered(redact(uri), decision["name"], decision["digest"])
+    path = workspace.state / "registered.json"
+    if not again and not (uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()):
+        try:
+            kept = Registered(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            kept = None
+        if kept and replace(kept, version=None, run_id=None) == wanted:
+            return kept
+    found = _ask(workspace, wanted)
+    if found.version is not None:
+        write_file(path, json.dumps(asdict(found)).encode())
+    return found
+
+
+def _ask(workspace: Workspace, wanted: Registered) -> Registered:
+    from vaeline.registry.versions import find_by_digest
+    from vaeline.tracking.connection import connect, one_line_errors
+
+    try:
+        client = connect(workspace, timeout_s=5, retries=0)
+        with one_line_errors():
+            version = find_by_digest(client, wanted.name, wanted.digest)
+    except UserError:
+        return wanted
+    return replace(wanted, version=str(version.version), run_id=version.run_id) if version else wanted
+
+
+def links(workspace: Workspace, found: Registered) -> dict[str, str]:
+    """Pages of MLflow's web interface by what they show; none where no server is known."""
+    uri = tracking_uri(workspace)
+    if artifact_location(uri, workspace) is None:
+        base = redact(uri).rstrip("/")
+    elif server := running(workspace, MLFLOW):
+        base = server.address
+    else:
+        return {}
+    if found.version is None:
+        return {}
+    return {
+        f"{found.name} version {found.version}": f"{base}/#/models/{found.name}/versions/{found.version}",
+        f"MLflow run {found.run_id}": f"{base}/#/runs/{found.run_id}",
+    }

@@ -1,0 +1,30 @@
+"""Stage theory on a small real data set: what it writes and what goes to the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluated_workspace import PARAMS, events, set_up
+from pipeline.stages import theory
+from small_theory_context import EPOCH, hurry
+from vaeline.training.history import to_csv
+
+
+def test_claims_pictures_and_numbers_are_written_and_logged_and_old_pictures_go(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    section = {"images": 5, "importance_samples": 10, "training_images": 50, "epochs": 1, "seed": 1}
+    set_up(PARAMS | {"theory": section})
+    hurry(monkeypatch)
+    old = Path("reports/theory/old.png")
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    Path("reports/history.csv").write_text(to_csv([EPOCH]))
+    theory.main()
+    names = {path.name for path in Path("reports/theory").iterdir()}
+    assert {"claims.json", "samples.png", "gap.png"} <= names
+    assert "old.png" not in names
+    assert json.loads(Path("reports/theory.json").read_text())["gap"]["applies"]
+    logged = {(event["folder"], Path(event["file"]).name) for event in events(workspace, "artifact")}
+    assert {("reports/theory", name) for name in names} | {("reports", "theory.json")} <= logged

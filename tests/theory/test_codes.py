@@ -1,0 +1,36 @@
+"""An autoencoder and a VAE side by side."""
+
+import pytest
+import torch
+
+from small_theory_context import TINY, hurry, small_context
+from vaeline.theory import codes
+
+
+def test_draws_have_the_codes_mean_and_covariance():
+    generator = torch.Generator().manual_seed(0)
+    codes_of = torch.randn(500, 3, generator=generator) @ torch.tensor([[3.0, 0, 0], [1, 0.5, 0], [0, 0, 2]]) + 5
+    noise = torch.randn(200_000, 3, generator=generator)
+    drawn = codes.fitted(codes_of, noise)
+    assert torch.allclose(drawn.mean(0), codes_of.mean(0), atol=0.05)
+    assert torch.allclose(torch.cov(drawn.T), torch.cov(codes_of.T), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_autoencoder_and_a_vae_stand_side_by_side(labelled: bool, monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch)
+    numbers = codes.latent_space(small_context(labelled=labelled)).numbers
+    assert set(numbers["samples"]) == {
+        f"{name}, {draws}" for name in ("VAE", "AE") for draws in ("N(0, I)", "N(m, S) of its codes")
+    }
+    assert ("knn_accuracy_vae" in numbers) == labelled
+    assert numbers["training_images"] == TINY.training_images
+    assert "trained model, its prior" in numbers["frechet"]
+
+
+def test_binary_images_are_compared_with_binary_ones():
+    here = small_context({"kind": "bernoulli"})
+    features, _ = codes._features(here, here.train)
+    expected = torch.full((300, 1, 8, 8), 0.5)
+    drawn = (torch.rand(expected.shape, generator=here.generator("binary")) < expected).float()
+    assert torch.equal(features(expected), features(drawn))
