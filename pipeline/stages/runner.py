@@ -28,10 +28,12 @@ def main(name: str) -> NoReturn:
     folder = str(Path(__file__).resolve().parent)  # where Python looks first when it runs this file
     sys.path[:] = [str(ROOT / "src"), str(ROOT), *(path for path in sys.path if path != folder)]
     from pipeline.services.child_processes import die_with_parent
-    from vaeline.command.program import run_and_leave, set_process_defaults, use_code_of
+    from vaeline.command.program import use_code_of
 
     die_with_parent(parent)
     use_code_of(ROOT)
+    from vaeline.command.program import run_and_leave, set_process_defaults
+
     set_process_defaults()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("vaeline", "pipeline"):

@@ -116,7 +116,7 @@ def act(what: str, sabotage: Sabotage) -> None:
     if what == "register":
         smoke_by_fork(stage, sabotage)
     sabotage.install()
-    runner.run_stage(what, os.getppid())
+    runner.main(what)
 
 
 def remember(stage: Any, name: str) -> None:
