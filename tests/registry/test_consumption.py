@@ -94,7 +94,7 @@ def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypa
         ({"level": 1.0}, r"--level: found 1.0, allowed: above 0 and below 1"),
         ({"seed": -1}, r"--seed: found -1, allowed: 0"),
         ({"model": "models"}, r"models: has no ELBOs of test images with it"),
-        ({"model": f"models:/{NAME}@nobody"}, r"nobody"),
+        ({"model": f"models:/{NAME}@missing"}, r"missing"),
     ):
         with pytest.raises(UserError, match=words) as raised:
             score(images, tmp_path / "scores.csv", **changes)
@@ -163,8 +163,8 @@ def test_mlflow_models_serve_answers_every_method_to_curl(registered: Path, tmp_
         "sample": own.sample(2, seed=1),
     }
     for method, answer in expected.items():
-        told = json.loads((tmp_path / "answers" / method).read_text())["predictions"]
-        np.testing.assert_allclose(told, answer, rtol=1e-5, atol=1e-6)
+        answered = json.loads((tmp_path / "answers" / method).read_text())["predictions"]
+        np.testing.assert_allclose(answered, answer, rtol=1e-5, atol=1e-6)
         assert f"\n{method} " in f"\n{done.stdout}"
     assert free_port(port) == port, "nothing listens there any more"
     assert [entry.name for entry in tmp_path.iterdir()] == ["answers"]

@@ -1,4 +1,4 @@
-"""`vaeline models`, `history`, `promote`, `rollback` on a real registry: what they say, and to whose mistakes."""
+"""`vaeline models`, `history`, `promote`, `rollback` on a real registry: their output and their errors."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def decided(filled: "FilledRegistry", monkeypatch: pytest.MonkeyPatch) -> "Fille
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_models_shows_who_is_champion_and_what_each_measures(decided: "FilledRegistry", width: int):
+def test_models_shows_the_champion_and_what_each_measures(decided: "FilledRegistry", width: int):
     text = vaeline("models", width=width)
     assert text.splitlines()[0].strip() == NAME
     assert max(map(len, text.splitlines())) <= 80
@@ -68,8 +68,8 @@ def test_promote_asks_the_gate_and_force_overrules_it_for_a_reason(decided: "Fil
     assert decided.aliases()["champion"] == "2"
     assert f"{NAME} version 3 is champion: gain +" in vaeline("promote", NAME, "3")
     assert f"{NAME} version 3 is the champion already" in vaeline("promote", NAME, "3")
-    said = vaeline("promote", NAME, "1", "--force", "--reason", "a demo for old times")
-    assert said == f"{NAME} version 1 is champion: forced: a demo for old times\n"
+    output = vaeline("promote", NAME, "1", "--force", "--reason", "a demo for old times")
+    assert output == f"{NAME} version 1 is champion: forced: a demo for old times\n"
     assert decided.aliases()["champion"] == "1"
     assert decided.tags(1)["vaeline.decision"] == "promoted"
     assert "promoted 1 after 3, forced" in re.sub(r"\s+", " ", vaeline("history", NAME, width=200))
@@ -113,5 +113,5 @@ def test_an_empty_registry_says_how_to_fill_it(store: Any, repository: Any):
     assert vaeline("models") == "no model is registered yet; `vaeline run` registers the first\n"
 
 
-def test_nothing_decided_yet_is_said(filled: "FilledRegistry"):
+def test_a_model_without_decisions_is_reported(filled: "FilledRegistry"):
     assert vaeline("history", NAME) == f"{NAME}: nothing has been decided yet\n"

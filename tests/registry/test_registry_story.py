@@ -105,7 +105,7 @@ def test_the_better_one_is_promoted_and_each_other_rejected_with_its_reason(digi
     aliases = connect(current_workspace()).get_registered_model("digits").aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 2, "challenger": 6}
     assert vaeline("rollback", "digits") == "digits version 1 is champion again, version 2 is not any more\n"
-    told = re.sub(r"\s+", " ", vaeline("history", "digits", width=200))
+    text = re.sub(r"\s+", " ", vaeline("history", "digits", width=200))
     words = ["promoted 1", "promoted 2 after 1", *(f"rejected {n}" for n in range(3, 7)), "back to 1 after 2"]
-    places = [told.index(word) for word in words]
+    places = [text.index(word) for word in words]
     assert places == sorted(places)

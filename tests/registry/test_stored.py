@@ -66,7 +66,7 @@ def test_a_package_must_load_and_predict_in_a_fresh_process(
 ):
     """Mistake 17: the caller's PYTHONPATH in that process, or damaged code run in it.
 
-    A model whose own code is broken passes every number, but nobody could use it.
+    A model whose own code is broken passes every number, but cannot be used.
     """
     code = next(filled.weights(4).parents[2].rglob("code/vaeline/serving/model_files.py"))
     whole, evaluator = code.read_bytes(), replace(filled.evaluator, smoke_test=smoke_test)

@@ -141,10 +141,15 @@ def test_no_rows_give_no_rows(model: TrainedModel, method: str):
     ("call", "words"),
     [
         (lambda m: m.encode(PIXELS[:, :, 1:]), r"pixels: found shape \[7, 1, 7, 8\], allowed: \[N, 1, 8, 8\]"),
+        (lambda m: m.encode(PIXELS[0]), "pixels: found shape"),
         (lambda m: m.encode(torch.from_numpy(PIXELS) + 0.5), "pixels: found other values than whole numbers"),
+        (lambda m: m.encode(PIXELS.astype(int) + 256), "pixels: found other values"),
+        (lambda m: m.encode(PIXELS.astype(int) - 256), "pixels: found other values"),
+        (lambda m: m.encode(np.full(PIXELS.shape, np.nan)), "pixels: found other values"),
         (lambda m: m.encode(torch.from_numpy(PIXELS).to(torch.complex64)), "allowed: real numbers"),
         (lambda m: m.encode(PIXELS.astype(complex)), "something else than an array of numbers"),
         (lambda m: m.encode(np.array("a")), "something else than an array of numbers"),
+        (lambda m: m.decode(np.zeros((2, 3))), r"latents: found shape \[2, 3\], allowed: \[N, 4\]"),
         (lambda m: m.decode(torch.full((2, 4), torch.nan)), "latents: found values that are not finite"),
         (lambda m: m.decode(np.full((2, 4), 1e300)), "latents: found values that are not finite"),
         (lambda m: m.score(PIXELS, seed=-1), "seed: found -1"),
@@ -154,10 +159,19 @@ def test_no_rows_give_no_rows(model: TrainedModel, method: str):
         (lambda m: m.interpolate(PIXELS[:2], 1), "interpolate: found 2 images and 1 steps"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(model: TrainedModel, call: Callable[[TrainedModel], Any], words: str):
+def test_what_cannot_be_read_is_reported_in_one_line(
+    model: TrainedModel, call: Callable[[TrainedModel], Any], words: str
+):
     with pytest.raises(ValueError, match=words) as raised:
         call(model)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_model_of_binary_images_refuses_grey_ones(tmp_path: Path):
+    model = trained(tmp_path, likelihood={"kind": "bernoulli"})
+    assert np.isfinite(model.score(np.where(PIXELS > 127, 255, 0))).all()
+    with pytest.raises(ValueError, match="takes binary images"):
+        model.reconstruct(PIXELS)
 
 
 def test_an_autoencoder_has_all_but_the_score(tmp_path: Path):
@@ -172,7 +186,7 @@ def test_an_autoencoder_has_all_but_the_score(tmp_path: Path):
 def test_on_a_gpu_it_computes_there_and_answers_where_the_input_is(
     model: TrainedModel, monkeypatch: pytest.MonkeyPatch, method: str, home: str
 ):
-    """Fake tensors know their device, and refuse to be mixed, without one. They have no values to be checked."""
+    """Fake tensors have a device, and refuse to be mixed, without one. They have no values to be checked."""
     for check in ("_pixels", "_latents"):
         monkeypatch.setattr(TrainedModel, check, lambda self, given: given.to(self.device))
     with FakeTensorMode(allow_non_fake_inputs=True):

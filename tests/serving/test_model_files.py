@@ -141,13 +141,13 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("case", BROKEN, ids=str)
 def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, case: str) -> None:
-    file, says, spoil = BROKEN[case]
-    spoil(folder)
+    file, words, damage = BROKEN[case]
+    damage(folder)
     with pytest.raises(UserError) as refusal:
         load_model(folder)
     message = str(refusal.value)
     assert message.startswith(str(folder / file))
-    assert says in message
+    assert words in message
     assert "\n" not in message
 
 

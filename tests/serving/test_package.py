@@ -15,7 +15,7 @@ from package_damage import (
     MANIFESTS,
     NESTED,
     RESEALED,
-    Spoil,
+    Damage,
     canary,
     code,
     edit,
@@ -32,8 +32,8 @@ from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 
 
 @pytest.fixture
-def trusting(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone who trusts the signer's key alone."""
+def trusted_key(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust in the signer's key alone."""
     monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
 
 
@@ -53,7 +53,7 @@ def refusal(folder: Path) -> str:
     return message
 
 
-def test_the_package_as_it_was_made_is_loaded(package: Path, trusting: None):
+def test_the_package_as_it_was_made_is_loaded(package: Path, trusted_key: None):
     assert vaeline.load(package).sample(2).shape == (2, 1, 5, 4)
 
 
@@ -64,13 +64,13 @@ def test_the_payloads_would_run_if_anything_unpickled_or_imported_them(package: 
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_package_is_refused(package: Path, trusting: None, case: str):
+def test_a_damaged_package_is_refused(package: Path, trusted_key: None, case: str):
     DAMAGED[case](package)
     assert str(package) in refusal(package)
 
 
 @pytest.mark.parametrize("case", [case for case in DAMAGED if case != "manifest made anew"])
-def test_a_damaged_package_is_refused_by_those_who_trust_no_key(package: Path, case: str):
+def test_a_damaged_package_is_refused_where_no_key_is_trusted(package: Path, case: str):
     DAMAGED[case](package)
     assert str(package) in refusal(package)
 
@@ -91,7 +91,7 @@ def test_hostile_manifests_are_refused(package: Path, case: str):
 
 
 def test_a_manifest_that_someone_else_signed_is_refused(
-    package: Path, sealed: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+    package: Path, sealed: Path, trusted_key: None, monkeypatch: pytest.MonkeyPatch
 ):
     from vaeline.serving.model_files import load_model
     from vaeline.serving.package import seal
@@ -105,13 +105,13 @@ def test_a_manifest_that_someone_else_signed_is_refused(
     assert vaeline.load(package)
 
 
-def test_an_unsigned_package_is_refused_where_a_key_is_trusted(package: Path, trusting: None):
+def test_an_unsigned_package_is_refused_where_a_key_is_trusted(package: Path, trusted_key: None):
     """Mistake 17: a package without a signature accepted."""
     reseal(package)
     assert "is not signed by any key of VAELINE_TRUSTED_KEYS" in refusal(package)
 
 
-def test_any_flipped_bit_in_any_file_is_refused(package: Path, trusting: None):
+def test_any_flipped_bit_in_any_file_is_refused(package: Path, trusted_key: None):
     """One bit of every file, and several of those that are parsed."""
     chance = random.Random(1)
     files = [path for path in sorted(package.rglob("*")) if path.is_file() and path.stat().st_size]
@@ -127,12 +127,12 @@ def test_any_flipped_bit_in_any_file_is_refused(package: Path, trusting: None):
     assert vaeline.load(package)
 
 
-def test_what_mlflow_leaves_in_a_folder_that_it_hands_out_is_let_be(package: Path, trusting: None):
+def test_what_mlflow_leaves_in_a_folder_that_it_hands_out_is_ignored(package: Path, trusted_key: None):
     (package / LEFT_BY_MLFLOW).write_text("model_name: shapes\nmodel_version: 3\n")
     assert vaeline.load(package)
 
 
-PLAIN: dict[str, Spoil] = {
+PLAIN: dict[str, Damage] = {
     "another file": put("more.txt", b""),
     "pickle": put("model.pkl", pickled),
     "pickle in place of the weights": put("model.safetensors", pickled),
@@ -154,7 +154,7 @@ def test_hostile_plain_folders_are_refused(package: Path, tmp_path: Path, case: 
     assert str(plain) in refusal(plain)
 
 
-def test_a_plain_folder_is_refused_by_those_who_trust_a_key(package: Path, trusting: None):
+def test_a_plain_folder_is_refused_where_a_key_is_trusted(package: Path, trusted_key: None):
     assert "has no MANIFEST.json" in refusal(package / "artifacts/model")
 
 

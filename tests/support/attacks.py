@@ -29,7 +29,7 @@ class Registry:
         return Path(address.removeprefix("file://"))
 
     def tag(self, version: int, name: str = NAME) -> str:
-        """The digest of its manifest, as the registry knows it."""
+        """The digest of its manifest, as the registry has it."""
         return str(self.client.get_model_version(name, str(version)).tags[TAG])
 
 

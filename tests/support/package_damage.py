@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from packages import CONFIG_AT, WEIGHTS_AT, reseal
 from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 
-Spoil = Callable[[Path], Any]
+Damage = Callable[[Path], Any]
 NAME = "decoder.0.bias"
 
 
@@ -38,7 +38,7 @@ def code(folder: Path) -> bytes:
     return f"import os\nos.mkdir({str(canary(folder))!r})\n".encode()
 
 
-def put(name: str, content: bytes | Callable[[Path], bytes]) -> Spoil:
+def put(name: str, content: bytes | Callable[[Path], bytes]) -> Damage:
     def apply(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content(folder))
@@ -50,15 +50,15 @@ def pickled(folder: Path) -> bytes:
     return pickle.dumps(Payload(canary(folder)))
 
 
-def put_torch(name: str) -> Spoil:
+def put_torch(name: str) -> Damage:
     return lambda folder: torch.save({"weights": Payload(canary(folder))}, folder / name)
 
 
-def edit(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+def edit(name: str, change: Callable[[bytes], bytes]) -> Damage:
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Spoil:
+def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Damage:
     def apply(content: bytes) -> bytes:
         value = json.loads(content)
         change(value)
@@ -67,7 +67,7 @@ def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Spoil:
     return edit(name, apply)
 
 
-def replace(name: str, by: Callable[[Path, Path], Any]) -> Spoil:
+def replace(name: str, by: Callable[[Path, Path], Any]) -> Damage:
     """Move a file or folder out of the package, and put something else in its place."""
 
     def apply(folder: Path) -> None:
@@ -86,15 +86,15 @@ def fifo(path: Path, _: Path) -> None:
     os.mkfifo(path)
 
 
-def remove(name: str) -> Spoil:
+def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def make_large(name: str, size: int) -> Spoil:
+def make_large(name: str, size: int) -> Damage:
     return lambda folder: os.truncate(folder / name, size)
 
 
-def swap(one: str, other: str) -> Spoil:
+def swap(one: str, other: str) -> Damage:
     def apply(folder: Path) -> None:
         first, second = (folder / one).read_bytes(), (folder / other).read_bytes()
         (folder / one).write_bytes(second)
@@ -103,7 +103,7 @@ def swap(one: str, other: str) -> Spoil:
     return apply
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
     def apply(folder: Path) -> None:
         content = load_file(folder / WEIGHTS_AT)
         change(content)
@@ -112,7 +112,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
     return apply
 
 
-def header(change: Callable[[dict[str, Any]], Any] | Callable[[bytes], bytes], raw: bool = False) -> Spoil:
+def header(change: Callable[[dict[str, Any]], Any] | Callable[[bytes], bytes], raw: bool = False) -> Damage:
     """Change the header of model.safetensors, as JSON or as bytes, and leave the data."""
 
     def apply(content: bytes) -> bytes:
@@ -137,7 +137,7 @@ def other_config(content: dict[str, Any]) -> None:
 
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
-DAMAGED: dict[str, Spoil] = {  # done to a package whose manifest and signature stay as they were
+DAMAGED: dict[str, Damage] = {  # done to a package whose manifest and signature stay as they were
     "pickle in place of the weights": put(WEIGHTS_AT, pickled),
     "torch archive in place of the weights": put_torch(WEIGHTS_AT),
     "pickle added": put("artifacts/model/model.pkl", pickled),
@@ -197,7 +197,7 @@ DAMAGED: dict[str, Spoil] = {  # done to a package whose manifest and signature 
     "space added to the manifest": edit(MANIFEST, lambda old: old + b" "),
     "manifest made anew": reseal,
 }
-RESEALED: dict[str, Spoil] = {  # the attacker made the manifest fit, and nobody asks for a signature
+RESEALED: dict[str, Damage] = {  # the attacker made the manifest fit, and no signature is asked for
     "pickle in place of the weights": put(WEIGHTS_AT, pickled),
     "torch archive in place of the weights": put_torch(WEIGHTS_AT),
     "pickle added": put("artifacts/model/model.pkl", pickled),
@@ -216,7 +216,7 @@ RESEALED: dict[str, Spoil] = {  # the attacker made the manifest fit, and nobody
     "tensor of negative size": header(lambda h: h[NAME].update(data_offsets=[32, 0])),
     "shape that overflows": header(lambda h: h[NAME].update(shape=[1 << 62, 1 << 62])),
     "dtype that torch lacks": header(lambda h: h[NAME].update(dtype="F4")),
-    "dtype that nobody knows": header(lambda h: h[NAME].update(dtype="pickle")),
+    "unknown dtype": header(lambda h: h[NAME].update(dtype="pickle")),
     "tensor with an odd name": tensors(lambda t: t.update({"a\nb\x1b[2J" * 99: torch.ones(1)})),
     "odd name of a wrong tensor": header(lambda h: h.update({"a\nb": {**h[NAME], "data_offsets": [1, 2]}})),
     "header is a list": put(WEIGHTS_AT, struct.pack("<Q", 2) + b"[]"),
@@ -246,7 +246,7 @@ RESEALED: dict[str, Spoil] = {  # the attacker made the manifest fit, and nobody
     ),
     "config of another objective": edit_json(CONFIG_AT, lambda c: c.update(objective="autoencoder")),
 }
-MANIFESTS: dict[str, Spoil] = {  # the files are as they were, the manifest is not
+MANIFESTS: dict[str, Damage] = {  # the files are as they were, the manifest is not
     "path upwards": lambda folder: reseal(folder, lambda m: m["files"].update({"../moved.txt": ENTRY})),
     "absolute path": lambda folder: reseal(folder, lambda m: m["files"].update({"/etc/hostname": ENTRY})),
     "path upwards inside": lambda folder: reseal(folder, lambda m: m["files"].update({"code/../MLmodel": ENTRY})),

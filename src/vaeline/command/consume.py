@@ -56,10 +56,9 @@ def export(
     import vaeline
     from vaeline.serving.onnx_export import TOLERANCE, export_onnx
 
-    agreement = export_onnx(vaeline.load(model).loaded, folder)
+    encoder, decoder = export_onnx(vaeline.load(model).loaded, folder)
     typer.echo(
-        f"{folder}: encoder within {agreement.encoder:.1e}, decoder within {agreement.decoder:.1e} of torch "
-        f"(allowed: {TOLERANCE:.0e})"
+        f"{folder}: encoder within {encoder:.1e}, decoder within {decoder:.1e} of torch (allowed: {TOLERANCE:.0e})"
     )
 
 

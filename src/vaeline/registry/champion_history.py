@@ -31,7 +31,7 @@ class Entry:
     """One decision. Entries are equal that differ only in when and by whom they were written."""
 
     action: Action
-    version: str  # that was judged, or is champion from here on
+    version: str  # that was rejected, or is champion from here on
     before: str | None  # champion until then; "from" in JSON
     digest: str  # of the model
     reasons: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
 
 
 def confirm(client: "MlflowClient", name: str, key: str) -> None:
-    """Mark that the alias moved as the entry says."""
+    """Mark that the alias moved."""
     client.set_registered_model_tag(name, key.replace(PREFIX, CARRIED_OUT, 1), "true")
 
 

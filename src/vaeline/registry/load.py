@@ -40,9 +40,9 @@ RUN = re.compile(r"runs:/([0-9a-f]+)/(.+)")
 
 @dataclass(frozen=True)
 class Location:
-    """Location of a package, and the version that the registry says it is."""
+    """Location of a package, and its version in the registry."""
 
-    address: str  # as MLflow knows it, or a folder
+    address: str  # MLflow's, or a folder
     registered: RegisteredAs | None = None
 
 
@@ -56,7 +56,7 @@ def load(uri: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tra
 
 
 def verify(uri: str) -> list[str]:
-    """Check all of a stored model; returns lines that say what was checked. Raises UserError for the first error."""
+    """Check all of a stored model; returns what was checked, line by line. Raises UserError for the first error."""
     location = locate(uri)
     package = _checked(location, torch.device("cpu"))
     manifest, model = package.manifest, package.loaded.config.model

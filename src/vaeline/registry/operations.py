@@ -43,7 +43,7 @@ def promote_by_gate(
         if (digest := loaded.config.data.digest) != evaluator.data_digest:
             raise UserError(
                 f"{name} version {number}: its data is {digest[:12]}, data/prepared is {evaluator.data_digest[:12]}: "
-                f"the gate cannot judge it; `dvc checkout` its data, or {FORCE}"
+                f"the gate cannot compare it; `dvc checkout` its data, or {FORCE}"
             )
         decision = evaluator.decide(client, version, evaluator.candidate(loaded), state.champion)
         if not decision.promote:

@@ -27,7 +27,7 @@ def load_version(client: "MlflowClient", version: "ModelVersion") -> LoadedModel
     """Model of a version, on the CPU; one registered by hand, without a manifest, only where no key must sign it.
 
     Raises UserError where it is damaged, gone or not the registered one, and MLflow's own errors where the store is
-    away, which says nothing about the model.
+    away.
     """
     from mlflow.exceptions import MlflowException
 

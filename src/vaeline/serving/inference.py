@@ -1,4 +1,4 @@
-"""A trained model as its users see it: six methods on numpy arrays or torch tensors, few images in memory at once.
+"""Trained model for use: six methods on numpy arrays or torch tensors, few images in memory at once.
 
 | method      | input                                    | output, float32                                        |
 |-------------|------------------------------------------|--------------------------------------------------------|
@@ -34,7 +34,7 @@ Values = TypeVar("Values", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A VAE ready for use. Raises ValueError, in one line, for an input that it cannot read."""
+    """VAE ready for use. Raises ValueError, in one line, for an input that it cannot read."""
 
     loaded: LoadedModel
     reference: npt.NDArray[np.float64] | None = None  # [N], ELBOs of test images, nats: see vaeline.evaluation.drift
@@ -46,12 +46,12 @@ class TrainedModel:
 
     @property
     def config(self) -> Description:
-        """What the model says of itself: shape, networks, likelihood, data."""
+        """Content of config.json: shape, networks, likelihood, data."""
         return self.loaded.config
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the computation."""
         return self.loaded.vae.device
 
     def encode(self, pixels: Values) -> Values:
@@ -135,7 +135,7 @@ class TrainedModel:
         if not ((values >= 0) & (values <= 255) & (values == values.floor())).all():  # NaN is none of these
             raise ValueError("pixels: found other values than whole numbers from 0 to 255")
         if self.loaded.vae.likelihood.measure == "binary" and not ((values == 0) | (values == 255)).all():
-            raise ValueError("pixels: this model knows binary images: found other values than 0 and 255")
+            raise ValueError("pixels: this model takes binary images: found other values than 0 and 255")
         return values.to(torch.uint8)
 
     def _latents(self, given: np.ndarray | Tensor) -> Tensor:

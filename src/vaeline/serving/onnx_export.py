@@ -1,4 +1,4 @@
-"""A model for consumers without torch: encoder and decoder as ONNX graphs, and a JSON file that tells how to use them.
+"""ONNX export, for consumers without torch: encoder and decoder as graphs, and a JSON file that describes their use.
 
     encoder.onnx   pixels uint8 [N, C, H, W]   -> mean, log_variance of q(z|x), float32 [N, Z]
     decoder.onnx   z float32 [N, Z]            -> pixels float32 [N, C, H, W], expected, on [0, 1]
@@ -8,18 +8,17 @@ N is free. What a uint8 pixel becomes before the network sees it is part of the 
 can get it wrong. The same model and the same torch give the same bytes.
 """
 
-import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +29,6 @@ from vaeline.core.sampling import decoded
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_folder
 from vaeline.serving.model_files import LoadedModel
-
-if TYPE_CHECKING:
-    import onnx
 
 ENCODER, DECODER, ABOUT = "encoder.onnx", "decoder.onnx", "model.json"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -46,14 +42,6 @@ OBSERVED = {  # likelihood -> what its `observe` makes of a pixel without noise
     "continuous-bernoulli": "x = (pixels + 1/2) / 256",
     "discretised-logistic": "x = pixels / 255",
 }
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The largest difference between ONNX Runtime and torch, in parts of max(1, |value|)."""
-
-    encoder: float
-    decoder: float
 
 
 class Encoder(nn.Module):
@@ -81,8 +69,10 @@ class Decoder(nn.Module):
         return (decoded(self.vae, z),)
 
 
-def export_onnx(loaded: LoadedModel, folder: Path) -> Agreement:
+def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     """Write the three files, once both graphs agree with torch; an earlier export in `folder` is replaced as a whole.
+
+    Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
 
     `loaded` is on the CPU. Raises UserError where the packages of the extra `onnx` are missing, `folder` holds
     something else, the model is too large for one ONNX file, or a graph differs from torch by more than TOLERANCE.
@@ -95,16 +85,19 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> Agreement:
         raise UserError(f"the model's weights are {size} bytes; allowed: {LARGEST}, for ONNX keeps them in one message")
     pixels, latents = ([make(vae, count) for count in BATCHES] for make in (_example_pixels, _example_latents))
     encoder = _onnx_bytes(Encoder(vae), pixels[-1], "pixels", ("mean", "log_variance"), loaded)
-    encoder_error = _disagreement(encoder, Encoder(vae), pixels, ENCODER)
+    encoder_error = _difference(encoder, Encoder(vae), pixels, ENCODER)
     decoder = _onnx_bytes(Decoder(vae), latents[-1], "z", ("pixels",), loaded)
-    agreement = Agreement(encoder_error, _disagreement(decoder, Decoder(vae), latents, DECODER))
+    decoder_error = _difference(decoder, Decoder(vae), latents, DECODER)
     about = json.dumps(describe(loaded, encoder, decoder), indent=2) + "\n"
-    _write(folder, {ENCODER: encoder, DECODER: decoder, ABOUT: about.encode()})
-    return agreement
+    try:
+        write_folder(folder, {ENCODER: encoder, DECODER: decoder, ABOUT: about.encode()})
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
+    return encoder_error, decoder_error
 
 
 def describe(loaded: LoadedModel, encoder: bytes, decoder: bytes) -> dict[str, Any]:
-    """The content of model.json."""
+    """Content of model.json."""
     likelihood, sigma = loaded.config.model.likelihood.kind, loaded.vae.likelihood.sigma
     images, latents = ["N", *loaded.vae.shape], ["N", loaded.vae.latent_dim]
     return {
@@ -141,7 +134,7 @@ def _require_packages() -> None:
 def _refuse_foreign(folder: Path) -> None:
     """An export replaces an export, or what is not there yet, and nothing else."""
     allowed = "allowed: a new or empty folder, or an earlier export"
-    if folder == Path.cwd() or folder.is_mount():
+    if (folder.exists() and folder.samefile(".")) or folder.is_mount():
         raise UserError(f"{folder}: cannot be replaced as a whole; allowed: a folder within it")
     if not (folder.exists() or folder.is_symlink()):
         return
@@ -151,15 +144,10 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(f"{folder}: holds {foreign[0]}; {allowed}")
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    try:
-        write_folder(folder, files)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
-
-
 def _onnx_bytes(graph: nn.Module, example: Tensor, given: str, results: Sequence[str], loaded: LoadedModel) -> bytes:
-    with _quiet():
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of its own code
         program = torch.onnx.export(
             graph.eval(),
             (example,),
@@ -172,23 +160,16 @@ def _onnx_bytes(graph: nn.Module, example: Tensor, given: str, results: Sequence
         )
     assert program is not None  # it is, with dynamo and without a file's name
     model = program.model_proto
-    _strip(model)
+    parts = (model.graph.node, model.graph.initializer, model.graph.value_info, model.graph.input, model.graph.output)
+    for part in (model, model.graph, *itertools.chain(*parts)):
+        del part.metadata_props[:]  # stack traces with this machine's paths
     for key, value in {"model_digest": loaded.digest, "data_digest": loaded.config.data.digest}.items():
         model.metadata_props.add(key=f"vaeline.{key}", value=value)
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _strip(model: "onnx.ModelProto") -> None:
-    """Take out what the exporter notes of itself: stack traces with this machine's paths."""
-    del model.metadata_props[:]
-    graph = model.graph
-    del graph.metadata_props[:]
-    for part in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
-        del part.metadata_props[:]
-
-
 def _example_pixels(vae: VAE, count: int) -> Tensor:
-    """Seeded noise, black and white where the model knows nothing else; the first image is black, the second white."""
+    """Seeded noise, black and white where the model takes nothing else; the first image is black, the second white."""
     generator = torch.Generator().manual_seed(count)
     pixels = torch.randint(0, 256, (count, *vae.shape), generator=generator, dtype=torch.uint8)
     if vae.likelihood.measure == "binary":
@@ -205,8 +186,8 @@ def _example_latents(vae: VAE, count: int) -> Tensor:
     return torch.cat([z, 2 * z]) if count > 1 else z
 
 
-def _disagreement(content: bytes, graph: nn.Module, inputs: Sequence[Tensor], name: str) -> float:
-    """The largest difference over all inputs and outputs. Raises UserError where it is above TOLERANCE."""
+def _difference(content: bytes, graph: nn.Module, inputs: Sequence[Tensor], name: str) -> float:
+    """Largest difference over all inputs and outputs. Raises UserError where it is above TOLERANCE."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
@@ -223,12 +204,3 @@ def _disagreement(content: bytes, graph: nn.Module, inputs: Sequence[Tensor], na
     if worst > TOLERANCE:
         raise UserError(f"{name}: differs from torch by {worst:.1e}; allowed: {TOLERANCE:.0e}; nothing was written")
     return worst
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns and logs of its own insides."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -144,7 +144,7 @@ def _refuse_tag(tags: Mapping[str, str], tag: str, digest: str) -> None:
 
 
 def _refuse_kind(folder: Path, path: str) -> None:
-    """Refuse names that lead elsewhere, and files that have no place in a package (what could be a pickle, say)."""
+    """Refuse names that lead elsewhere, and files that have no place in a package (which could be a pickle)."""
     *parents, name = path.split("/")
     if not all(NAME.fullmatch(part) for part in (*parents, name)) or not KINDS.fullmatch(name):
         raise UserError(f"{folder}: {shown(path)!r}: is no file that a package may have")
@@ -194,7 +194,7 @@ def _load(folder: Path, manifest: PackageManifest, device: str | torch.device) -
 
 def _refuse_change(path: Path, digest: str, entry: PackageFile) -> None:
     if digest != entry.sha256:
-        raise UserError(f"{path}: was changed: has SHA-256 {digest[:12]}, {MANIFEST} says {entry.sha256[:12]}")
+        raise UserError(f"{path}: was changed: has SHA-256 {digest[:12]}, {MANIFEST} lists {entry.sha256[:12]}")
 
 
 def _walk(folder: Path) -> set[str]:
