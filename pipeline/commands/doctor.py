@@ -109,8 +109,8 @@ def _public(kind: str, workspace: Workspace) -> Finding:
     """A public data set: in data/raw, in a folder of this machine, as a Debian package, or at a mirror."""
     from vaeline.data.sources.catalogue import PUBLIC_SETS
     from vaeline.data.sources.debian import PACKAGE, installed_folder
-    from vaeline.data.sources.download import UnavailableError
-    from vaeline.data.sources.public import FOLDER_VARIABLE
+    from vaeline.data.sources.pinned import UnavailableError
+    from vaeline.data.sources.public import FOLDER_VARIABLE, open_mirror
 
     if all((workspace.raw / item.name).is_file() for item in PUBLIC_SETS[kind].items):
         return Finding("ok", "data", f"{kind}: already in {workspace.raw}")
@@ -124,26 +124,12 @@ def _public(kind: str, workspace: Workspace) -> Finding:
             return Finding("ok", "data", f"{kind}: {installed_folder()} (Debian package {PACKAGE})")
     except UnavailableError:
         pass
-    if mirror := _open_mirror(kind):
+    if mirror := open_mirror(kind):
         return Finding("ok", "data", f"{kind}: {mirror} answers")
     if debian and shutil.which("apt-get"):
         return Finding("warn", "data", f"{kind}: no mirror answers; apt-get is used, for {PACKAGE}")
     fix = f"connect to the network, or set {FOLDER_VARIABLE} to a folder with the files"
     return Finding("fail", "data", f"{kind}: no mirror answers", fix)
-
-
-def _open_mirror(kind: str) -> str | None:
-    from vaeline.data.sources.download import UnavailableError, open_url
-    from vaeline.data.sources.public import torchvision_mirrors
-
-    for mirror in torchvision_mirrors(kind):
-        address = next(iter(mirror.values()))
-        try:
-            open_url(address).close()
-        except UnavailableError:
-            continue
-        return address.rpartition("/")[0]
-    return None
 
 
 def tracking(workspace: Workspace) -> Finding:

@@ -2,9 +2,10 @@
 
 from vaeline.config import read_params
 from vaeline.data.fetch import fetch
-from vaeline.io.workspace import PARAMS, RAW
+from vaeline.io.workspace import current_workspace
 
 
 def main() -> None:
     """Fill `data/raw` with the original bytes of the source that params.yaml names."""
-    fetch(read_params(PARAMS).data.source, RAW)
+    workspace = current_workspace()
+    fetch(read_params(workspace.params).data.source, workspace)

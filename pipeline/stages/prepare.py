@@ -2,9 +2,10 @@
 
 from vaeline.config import read_params
 from vaeline.data.prepare import prepare
-from vaeline.io.workspace import PARAMS, PREPARED, RAW
+from vaeline.io.workspace import current_workspace
 
 
 def main() -> None:
-    """Write the validated splits and their manifest, as section `data` of params.yaml says."""
-    prepare(read_params(PARAMS).data, RAW, PREPARED)
+    """Write the validated splits and their manifest, by section `data` of params.yaml."""
+    workspace = current_workspace()
+    prepare(read_params(workspace.params).data, workspace.raw, workspace.prepared)

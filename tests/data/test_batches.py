@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from vaeline.data import batches
-from vaeline.data.batches import Images, Resident, Streamed, open_images
+from vaeline.data.batches import ImageSource, Resident, Streamed, open_images
 from vaeline.training.randomness import permutation
 
 CPU = torch.device("cpu")
 HOLDERS = [Resident, Streamed]
+Holder = Callable[..., ImageSource]
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def mapped(tmp_path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_batches_follow_the_order_and_the_last_holds_what_is_left(mapped: np.ndarray, holder: Callable[..., Images]):
+def test_batches_follow_the_order_and_the_last_holds_what_is_left(mapped: np.ndarray, holder: Holder):
     order = permutation(1, 0, 25)
     found = list(holder(mapped, CPU).batches(order.split(8)))
     assert [len(batch) for batch in found] == [8, 8, 8, 1]
@@ -33,9 +34,7 @@ def test_batches_follow_the_order_and_the_last_holds_what_is_left(mapped: np.nda
 
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("skip", [1, 3, 4])
-def test_skipped_batches_are_left_out_and_the_others_as_they_were(
-    mapped: np.ndarray, holder: Callable[..., Images], skip: int
-):
+def test_skipped_batches_are_left_out_and_the_others_as_they_were(mapped: np.ndarray, holder: Holder, skip: int):
     images, order = holder(mapped, CPU), permutation(1, 0, 25)
     whole, rest = list(images.batches(order.split(8))), list(images.batches(order.split(8)[skip:]))
     assert len(rest) == 4 - skip

@@ -12,14 +12,15 @@ from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, load_factors, load_labels, load_split, manifest_digest
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
 
 Section = Callable[..., Data]
 
 
 def npz_section(section: Section, folder: Path, images: np.ndarray, **changes: object) -> Data:
     """Section `data` of an .npz source whose file already lies in folder/raw."""
-    (folder / "raw").mkdir(exist_ok=True)
-    np.savez(folder / "raw" / "data.npz", images=images, labels=np.arange(len(images)))
+    (folder / "data/raw").mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "data/raw" / "data.npz", images=images, labels=np.arange(len(images)))
     return section(Npz(kind="npz", path="data.npz"), **changes)
 
 
@@ -29,7 +30,7 @@ def distinct_images(count: int, seed: int = 0) -> np.ndarray:
 
 def test_the_splits_hold_every_image_once_with_its_label(tmp_path: Path, section: Section) -> None:
     images = distinct_images(20)
-    manifest = prepare(npz_section(section, tmp_path, images, test=0.2), tmp_path / "raw", tmp_path / "out")
+    manifest = prepare(npz_section(section, tmp_path, images, test=0.2), tmp_path / "data/raw", tmp_path / "out")
     assert {name: split.count for name, split in manifest.splits.items()} == {"train": 13, "validation": 3, "test": 4}
     assert (manifest.shape, manifest.source, manifest.classes) == ((1, 5, 4), "npz", None)
     seen = []
@@ -44,7 +45,7 @@ def test_the_splits_hold_every_image_once_with_its_label(tmp_path: Path, section
 
 def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(tmp_path: Path, section: Section) -> None:
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        prepare(npz_section(section, tmp_path, distinct_images(20), seed=seed), tmp_path / "raw", tmp_path / name)
+        prepare(npz_section(section, tmp_path, distinct_images(20), seed=seed), tmp_path / "data/raw", tmp_path / name)
     first, second, third = (
         {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
         for name in ("one", "two", "three")
@@ -57,7 +58,7 @@ def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(tmp_path: P
 def test_duplicates_across_splits_are_dropped_and_counted_and_test_wins(tmp_path: Path, section: Section) -> None:
     images = distinct_images(30)
     images[15:] = images[:15]  # every image twice
-    manifest = prepare(npz_section(section, tmp_path, images, validation=8), tmp_path / "raw", tmp_path / "out")
+    manifest = prepare(npz_section(section, tmp_path, images, validation=8), tmp_path / "data/raw", tmp_path / "out")
     parts = {name: load_split(tmp_path / "out", name) for name in SPLITS}
     groups = {name: {image.tobytes() for image in pixels} for name, pixels in parts.items()}
     assert not (groups["test"] & groups["validation"] or groups["train"] & (groups["test"] | groups["validation"]))
@@ -83,37 +84,59 @@ def test_training_images_in_the_official_test_split_are_dropped(tmp_path: Path, 
     files = {name: idx_bytes(array) for name, array in arrays.items()}
     items = tuple(item_of(name, content) for name, content in files.items())
     monkeypatch.setitem(public.PUBLIC_SETS, "mnist", PublicSet(items, tuple("0123456789")))
-    (tmp_path / "raw").mkdir()
+    (tmp_path / "data/raw").mkdir(parents=True)
     for name, content in files.items():
-        (tmp_path / "raw" / name).write_bytes(content)
-    manifest = prepare(section(Download(kind="mnist")), tmp_path / "raw", tmp_path / "out")
+        (tmp_path / "data/raw" / name).write_bytes(content)
+    manifest = prepare(section(Download(kind="mnist")), tmp_path / "data/raw", tmp_path / "out")
     np.testing.assert_array_equal(load_split(tmp_path / "out", "test")[:, 0], images[30:])
     assert manifest.duplicates_dropped == 1
     assert sum(split.count for split in manifest.splits.values()) == 39
     with pytest.raises(
         UserError, match=r"data\.test: found 4, but the source has a test split of its own; allowed: auto"
     ):
-        prepare(section(Download(kind="mnist"), test=4), tmp_path / "raw", tmp_path / "out")
+        prepare(section(Download(kind="mnist"), test=4), tmp_path / "data/raw", tmp_path / "out")
 
 
 def test_a_split_that_duplicates_empty_is_refused(tmp_path: Path, section: Section) -> None:
     data = npz_section(section, tmp_path, np.zeros((20, 5, 4), np.uint8))
     with pytest.raises(UserError, match="validation: empty once duplicates are dropped; allowed: distinct images"):
-        prepare(data, tmp_path / "raw", tmp_path / "out")
+        prepare(data, tmp_path / "data/raw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("mode", "grey"), [("none", set(SPLITS)), ("static", set()), ("dynamic", {"train"})])
 def test_binarisation_leaves_grey_only_what_it_should(tmp_path: Path, section: Section, mode: str, grey: set) -> None:
-    fetch(Digits(kind="digits"), tmp_path / "raw")
+    fetch(Digits(kind="digits"), Workspace(tmp_path))
     manifest = prepare(
-        section(Digits(kind="digits"), binarise=mode, validation=300), tmp_path / "raw", tmp_path / "out"
+        section(Digits(kind="digits"), binarise=mode, validation=300), tmp_path / "data/raw", tmp_path / "out"
     )
     assert manifest.binarise == mode
     for name in SPLITS:
         values = set(np.unique(load_split(tmp_path / "out", name)).tolist())
         assert (values == {0, 255}) == (name not in grey), name
         assert manifest.splits[name].mean == pytest.approx(0.305, abs=0.02)
+
+
+def test_mistake_15_each_split_draws_its_own_noise(tmp_path: Path, section: Section) -> None:
+    """Images alike in all splits are binarised differently in each, and in each block of one."""
+    images = np.full((60, 5, 4), 128, np.uint8)
+    images[:, 0, :3] = distinct_images(60)[:, 0, :3]
+    data = npz_section(section, tmp_path, images, binarise="static", validation=20)
+    prepare(data, tmp_path / "data/raw", tmp_path / "out")
+    drawn = [load_split(tmp_path / "out", name)[:, 0, 1:] for name in SPLITS]
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert (drawn[first] == drawn[second]).mean() == pytest.approx(0.5, abs=0.1)
+    assert (drawn[0][0] != drawn[0][1]).any()
+
+
+def test_mistake_15_each_block_of_a_split_draws_its_own_noise(tmp_path: Path, section: Section, monkeypatch) -> None:
+    monkeypatch.setattr("vaeline.data.prepare.BLOCK", 10 * 20)
+    data = npz_section(section, tmp_path, np.maximum(distinct_images(60), 1) // 2 + 64, binarise="static")
+    prepare(data, tmp_path / "data/raw", tmp_path / "out")
+    blocks = load_split(tmp_path / "out", "train")[:50].reshape(5, 200)
+    assert len(np.unique(blocks, axis=0)) == 5
+    agreement = (blocks[:-1] == blocks[1:]).mean()
+    assert agreement == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_pixel_is_white_with_the_probability_of_its_grey() -> None:
@@ -127,7 +150,7 @@ def test_a_pixel_is_white_with_the_probability_of_its_grey() -> None:
 
 
 def test_statistics_are_those_of_the_pixels_on_the_unit_interval(tmp_path: Path, section: Section) -> None:
-    manifest = prepare(npz_section(section, tmp_path, distinct_images(50)), tmp_path / "raw", tmp_path / "out")
+    manifest = prepare(npz_section(section, tmp_path, distinct_images(50)), tmp_path / "data/raw", tmp_path / "out")
     for name in SPLITS:
         pixels = load_split(tmp_path / "out", name).astype(np.float64) / 255
         assert manifest.splits[name].mean == pytest.approx(pixels.mean(), rel=1e-12)
@@ -137,8 +160,8 @@ def test_statistics_are_those_of_the_pixels_on_the_unit_interval(tmp_path: Path,
 
 def test_the_manifest_says_what_lies_beside_it(tmp_path: Path, section: Section) -> None:
     source = Shapes(kind="shapes", count=40, size=16)
-    fetch(source, tmp_path / "raw")
-    prepare(section(source), tmp_path / "raw", tmp_path / "out")
+    fetch(source, Workspace(tmp_path))
+    prepare(section(source), tmp_path / "data/raw", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert list(content) == sorted(content)
     assert set(content) == {"format", "source", "shape", "binarise", "splits", "duplicates_dropped", "classes"}
@@ -159,9 +182,9 @@ def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Sect
     (tmp_path / "out" / "stale.npy").write_bytes(b"old")
     (tmp_path / ".out.new").mkdir()  # what a killed process left
     (tmp_path / ".out.new" / "half.npy").write_bytes(b"half")
-    prepare(data, tmp_path / "raw", tmp_path / "out")
+    prepare(data, tmp_path / "data/raw", tmp_path / "out")
     assert not (tmp_path / "out" / "stale.npy").exists() and not (tmp_path / "out" / "half.npy").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
 def test_neither_stage_imports_torch() -> None:

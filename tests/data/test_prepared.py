@@ -11,13 +11,14 @@ from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_factors, load_labels, load_split, manifest_digest, read_manifest
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
 
 
 @pytest.fixture
 def folder(tmp_path: Path, section) -> Path:
     source = Shapes(kind="shapes", count=30, size=8)
-    fetch(source, tmp_path / "raw")
-    prepare(section(source), tmp_path / "raw", tmp_path / "out")
+    fetch(source, Workspace(tmp_path))
+    prepare(section(source), tmp_path / "data/raw", tmp_path / "out")
     return tmp_path / "out"
 
 

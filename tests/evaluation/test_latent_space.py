@@ -12,7 +12,7 @@ from oracles import ProbabilisticPCA
 from vaeline import config
 from vaeline.core import batches
 from vaeline.core.model import VAE
-from vaeline.data.prepared import Split
+from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import latent_space
 from vaeline.evaluation.disentanglement import BINS
 from vaeline.evaluation.latent_space import encode, latent_report

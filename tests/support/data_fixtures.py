@@ -10,7 +10,7 @@ from vaeline.config import Data, Source
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import PublicSet
 from vaeline.data.sources.debian import unpack_package
-from vaeline.data.sources.download import UnavailableError
+from vaeline.data.sources.pinned import UnavailableError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from vaeline.config import parse_params
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_split, manifest_digest
-from vaeline.io.workspace import MODEL, PREPARED, RAW
+from vaeline.io.workspace import MODEL, PREPARED, RAW, Workspace
 from vaeline.serving.model_files import save_model
 from vaeline.training.build import build_model
 
@@ -55,7 +55,7 @@ def set_up(content: dict[str, Any]) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(content))
     params = parse_params(content)
     if not PREPARED.exists():
-        fetch(params.data.source, RAW)
+        fetch(params.data.source, Workspace())
         prepare(params.data, RAW, PREPARED)
     shape = load_split(PREPARED, "test").shape[1:]
     data = {"digest": manifest_digest(PREPARED), "source": params.data.source.kind, "binarise": params.data.binarise}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vaeline import config
-from vaeline.data.prepared import Split
+from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.theory import bounds, gradients, scales
 from vaeline.theory.context import Context

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from small_training import bumps
-from vaeline.data.prepared import Manifest, SplitSummary
+from vaeline.data.prepared import DataManifest, SplitSummary
 from vaeline.io.digests import file_digest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def workspace(tmp_path: Path) -> Path:
         digest = file_digest(prepared / f"{name}.npy")
         summaries[name] = SplitSummary(count=count, sha256=digest, mean=0.2, std=0.3, labels=False, factors=False)
     (prepared / "test.npy").unlink()
-    manifest = Manifest(
+    manifest = DataManifest(
         source="bumps", shape=(1, 8, 8), binarise="none", splits=summaries, duplicates_dropped=0, classes=None
     )
     (prepared / "manifest.json").write_text(manifest.model_dump_json())

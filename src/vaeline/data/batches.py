@@ -15,7 +15,7 @@ Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
 CHUNK = 16 << 20  # bytes copied at once
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """A split, ready to be cut into batches."""
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class Images(Protocol):
         """
 
 
-def open_images(pixels: Pixels, device: torch.device) -> Images:
+def open_images(pixels: Pixels, device: torch.device) -> ImageSource:
     """Bring a split to the device if it fits into half of what is free there, else leave it in its file."""
     if pixels.nbytes <= _free_bytes(device) // 2:
         return Resident(pixels, device)
@@ -48,7 +48,7 @@ class Resident:
         return len(self.pixels)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See `Images`."""
+        """See `ImageSource`."""
         if not indices:
             return
         everything = torch.cat(list(indices)).to(self.pixels.device)  # one copy to the device, not one a batch
@@ -66,7 +66,7 @@ class Streamed:
         return len(self.pixels)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See `Images`."""
+        """See `ImageSource`."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[Tensor] | None = None
             for batch in indices:

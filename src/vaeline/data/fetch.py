@@ -7,58 +7,59 @@ from pathlib import Path
 
 from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import DIGITS
-from vaeline.data.sources.download import UnavailableError, store
-from vaeline.data.sources.folders import scan
+from vaeline.data.sources.images import scan
+from vaeline.data.sources.pinned import UnavailableError, store
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_folder
-from vaeline.io.workspace import repository_root
+from vaeline.io.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 
-def fetch(source: Source, raw: Path) -> None:
-    """Fill the folder `raw`; it appears whole or, on any error, not at all.
+def fetch(source: Source, workspace: Workspace) -> None:
+    """Fill `data/raw` of the workspace, all of it or, on any error, none.
 
     Raises UserError where the source cannot be reached or is not what it should be.
     """
-    with new_folder(raw) as folder:
+    with new_folder(workspace.raw) as folder:
         match source:
             case Download():
                 fetch_public(source.kind, folder)
             case Digits():
                 _fetch_digits(folder)
             case Folder():
-                _copy_folder(_local(source.path, raw), folder)
+                _copy_folder(_local(source.path, workspace), folder)
             case Npz():
-                _copy_npz(_local(source.path, raw), folder)
+                _copy_npz(_local(source.path, workspace), folder)
             case Shapes():
                 write_shapes(folder, source.count, source.size, source.seed)
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
 
 
 def _fetch_digits(folder: Path) -> None:
-    """Take scikit-learn's file without importing scikit-learn, which takes seconds."""
+    """Copy scikit-learn's file without importing scikit-learn, which takes seconds."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         with path.open("rb") as file:
-            store(file, DIGITS, folder, packed=True)
+            store(file, DIGITS, folder)
     except (FileNotFoundError, UnavailableError) as error:
         raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
     log.info("digits: taken from %s", path)
 
 
-def _local(path: str, raw: Path) -> Path:
-    """A path in params: relative to the working folder or, in DVC's copies of the repository, to the original."""
-    given = Path(path).expanduser()
-    here = given if given.exists() else repository_root() / given
-    if raw.absolute() in (here.absolute(), *here.absolute().parents):
-        raise UserError(f"data.source.path: {path} lies in {raw}, which fetch writes; allowed: any other place")
-    return here
+def _local(path: str, workspace: Workspace) -> Path:
+    """A path in params: relative to the workspace or, in DVC's copies of the repository, to the original."""
+    given = workspace.root / Path(path).expanduser()
+    found = given if given.exists() else workspace.repository / Path(path).expanduser()
+    raw = workspace.raw.absolute()
+    if raw in (found.absolute(), *found.absolute().parents):
+        raise UserError(f"data.source.path: {path} lies in {workspace.raw}, which fetch writes; allowed: elsewhere")
+    return found
 
 
 def _copy_folder(origin: Path, folder: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Data
-from vaeline.data.prepared import MANIFEST, SPLITS, Manifest, SplitSummary, read_manifest
-from vaeline.data.sources.dataset import Dataset, Images
+from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, SplitSummary, read_manifest
+from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.errors import UserError
@@ -21,11 +21,11 @@ from vaeline.io.npy import npy_file
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes of pixels handled at once
-Part = tuple[Images, Indices]
+Part = tuple[Split, Indices]
 
 
-def prepare(data: Data, raw: Path, prepared: Path) -> Manifest:
-    """Write the splits and the manifest of `data` into the folder `prepared`, which appears whole or not at all.
+def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
+    """Write the splits and the manifest of `data` into the folder `prepared`, all of it or none.
 
     An image that lies in several splits stays only in the first of test, validation, train. Duplicates are found
     before binarisation; those within one split are counted in the log and stay.
@@ -82,7 +82,7 @@ def _parts(dataset: Dataset, data: Data) -> tuple[dict[str, Part], int]:
 
 
 def _write_split(
-    folder: Path, name: str, images: Images, indices: Indices, rng: np.random.Generator | None
+    folder: Path, name: str, images: Split, indices: Indices, rng: np.random.Generator | None
 ) -> SplitSummary:
     path, count = folder / f"{name}.npy", len(indices)
     shape = images.pixels.shape[1:]

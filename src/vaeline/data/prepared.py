@@ -1,7 +1,6 @@
-"""What the stages after `prepare` read: the manifest and the splits, held against each other."""
+"""The prepared data: its manifest, and the splits checked against it."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.yaml_config import Section, validate
@@ -30,8 +30,8 @@ class SplitSummary(Section):
     factors_sha256: str | None = None
 
 
-class Manifest(Section):
-    """`manifest.json`: what lies beside it; its own SHA-256 is the data's identity."""
+class DataManifest(Section):
+    """`manifest.json`; its own SHA-256 is the data's identity."""
 
     format: Literal[1] = 1
     source: str
@@ -42,29 +42,7 @@ class Manifest(Section):
     classes: list[str] | None
 
 
-@dataclass(frozen=True)
-class Split:
-    """The images of a split, and what is known of them."""
-
-    pixels: NDArray[np.uint8]  # [N, C, H, W], most often a memory map
-    labels: NDArray[np.int64] | None = None  # [N]
-    factors: NDArray[np.float64] | None = None  # [N, F]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Split":
-        """Some of the images, with their labels and factors."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Split(self.pixels[rows], labels, None if self.factors is None else self.factors[rows])
-
-    def take(self, count: int, seed: int, *, in_order: bool = False) -> "Split":
-        """At most `count` images at random, read into memory: in random order, or in that of the split."""
-        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
-        return self[np.sort(chosen) if in_order else chosen]
-
-
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> DataManifest:
     """Read `manifest.json`; raises UserError where it is missing, damaged or incomplete."""
     path = folder / MANIFEST
     try:
@@ -73,7 +51,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; run the stage prepare") from None
     except ValueError as error:
         raise UserError(f"{path}: is not JSON: {error}; run the stage prepare again") from None
-    manifest = validate(Manifest, content, str(path))
+    manifest = validate(DataManifest, content, str(path))
     if set(manifest.splits) != set(SPLITS):
         raise UserError(f"{path}: has the splits {', '.join(manifest.splits)}; allowed: {', '.join(SPLITS)}")
     return manifest
@@ -97,17 +75,15 @@ def load_split(folder: Path, split: str) -> NDArray[np.uint8]:
 def load_labels(folder: Path, split: str) -> NDArray[np.int64] | None:
     """The labels of a split, int64 N, or None where the source has none. Raises UserError as `load_split` does."""
     summary = _summary(read_manifest(folder), split)
-    if not summary.labels:
-        return None
-    return _load(folder / f"{split}_labels.npy", summary.labels_sha256, (summary.count,), np.dtype(np.int64))
+    path = folder / f"{split}_labels.npy"
+    return _load(path, summary.labels_sha256, (summary.count,), np.dtype(np.int64)) if summary.labels else None
 
 
 def load_factors(folder: Path, split: str) -> NDArray[np.float64] | None:
     """The factors of a split, float64 N x F, or None where unknown. Raises UserError as `load_split` does."""
     summary = _summary(read_manifest(folder), split)
-    if not summary.factors:
-        return None
-    return _load(folder / f"{split}_factors.npy", summary.factors_sha256, (summary.count, None), np.dtype(np.float64))
+    path = folder / f"{split}_factors.npy"
+    return _load(path, summary.factors_sha256, (summary.count, None), np.dtype(np.float64)) if summary.factors else None
 
 
 def open_split(folder: Path, split: str) -> Split:
@@ -115,7 +91,7 @@ def open_split(folder: Path, split: str) -> Split:
     return Split(load_split(folder, split), load_labels(folder, split), load_factors(folder, split))
 
 
-def _summary(manifest: Manifest, split: str) -> SplitSummary:
+def _summary(manifest: DataManifest, split: str) -> SplitSummary:
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; allowed: {', '.join(SPLITS)}")
     return manifest.splits[split]

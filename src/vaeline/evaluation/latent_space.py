@@ -20,7 +20,7 @@ from vaeline.core.estimators import per_image_noise, per_image_uniform
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
-from vaeline.data.prepared import Split
+from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import disentanglement, probes
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.data.sources.folders import scan
-from vaeline.data.sources.images import read_folder
+from vaeline.data.sources.images import read_folder, scan
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import Values, Verdict, compare, quantiles

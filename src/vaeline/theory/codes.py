@@ -13,7 +13,7 @@ from torch import Tensor
 from vaeline import config
 from vaeline.core import sampling
 from vaeline.core.model import VAE
-from vaeline.data.prepared import Split
+from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
 from vaeline.theory.claim import Claim, Table

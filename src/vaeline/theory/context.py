@@ -11,7 +11,7 @@ from torch import Tensor
 from vaeline import config
 from vaeline.config import Binarise
 from vaeline.core.model import VAE
-from vaeline.data.prepared import Split
+from vaeline.data.sources.dataset import Split
 from vaeline.training.history import Epoch
 from vaeline.training.randomness import mix
 

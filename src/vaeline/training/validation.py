@@ -6,7 +6,7 @@ from torch import Tensor
 from vaeline.core.gradients import Bound, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
-from vaeline.data.batches import Images
+from vaeline.data.batches import ImageSource
 from vaeline.training.meter import Averages
 from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
 from vaeline.training.randomness import Noise
@@ -18,7 +18,7 @@ BATCH = 500  # latents decoded at once: it, the samples and the seed fix the noi
 @torch.no_grad()
 def validate(
     model: VAE,
-    images: Images,
+    images: ImageSource,
     noise: Noise,
     bound: Bound = "elbo",
     samples: int = 1,

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline.data.sources.folders import scan
-from vaeline.data.sources.images import read_folder, read_image
+from vaeline.data.sources.images import read_folder, read_image, scan
 from vaeline.errors import UserError
 
 

@@ -11,6 +11,7 @@ from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import PublicSet
 from vaeline.data.sources.readers import read_cifar10, read_labelled_idx, read_source, read_svhn
 from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
 
 RNG = np.random.default_rng(0)
 BATCHES = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)]
@@ -123,24 +124,24 @@ def test_digits_are_scikit_learn_s(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     source = Digits(kind="digits")
-    fetch(source, tmp_path / "raw")
-    dataset, known = read_source(source, tmp_path / "raw"), load_digits()
+    fetch(source, Workspace(tmp_path))
+    dataset, known = read_source(source, tmp_path / "data/raw"), load_digits()
     np.testing.assert_array_equal(dataset.pool.pixels[:, 0], np.floor(known.images * 255 / 16 + 0.5))
     np.testing.assert_array_equal(dataset.pool.labels, known.target)
 
 
 def test_shapes_carry_their_factors(tmp_path: Path) -> None:
     source = Shapes(kind="shapes", count=12, size=16, seed=3)
-    fetch(source, tmp_path / "raw")
-    dataset = read_source(source, tmp_path / "raw")
+    fetch(source, Workspace(tmp_path))
+    dataset = read_source(source, tmp_path / "data/raw")
     assert dataset.pool.pixels.shape == (12, 3, 16, 16)
     assert dataset.pool.factors is not None and dataset.pool.factors.shape == (12, 6)
     assert dataset.classes == ("square", "ellipse", "triangle")
     with pytest.raises(UserError, match=r"images\.npy: is not what data\.source asks for; run the stage fetch again"):
-        read_source(Shapes(kind="shapes", count=13, size=16, seed=3), tmp_path / "raw")
-    (tmp_path / "raw" / "factors.npy").write_bytes(b"?")
+        read_source(Shapes(kind="shapes", count=13, size=16, seed=3), tmp_path / "data/raw")
+    (tmp_path / "data/raw" / "factors.npy").write_bytes(b"?")
     with pytest.raises(UserError, match=r"factors\.npy: is damaged"):
-        read_source(source, tmp_path / "raw")
+        read_source(source, tmp_path / "data/raw")
 
 
 def test_a_user_s_folder_and_npz_are_copied_then_read(tmp_path: Path) -> None:
@@ -148,37 +149,32 @@ def test_a_user_s_folder_and_npz_are_copied_then_read(tmp_path: Path) -> None:
     (tmp_path / "mine" / "cats").mkdir(parents=True)
     Image.fromarray(image).save(tmp_path / "mine" / "cats" / "a.png")
     folder = Folder(kind="folder", path=str(tmp_path / "mine"))
-    fetch(folder, tmp_path / "raw")
-    dataset = read_source(folder, tmp_path / "raw")
+    fetch(folder, Workspace(tmp_path))
+    dataset = read_source(folder, tmp_path / "data/raw")
     assert dataset.classes == ("cats",) and dataset.pool.pixels[0, 0].tolist() == image.tolist()
     np.savez(tmp_path / "mine.npz", images=image[None])
     npz = Npz(kind="npz", path=str(tmp_path / "mine.npz"))
-    fetch(npz, tmp_path / "raw")
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["data.npz"]
-    assert read_source(npz, tmp_path / "raw").pool.pixels.tolist() == image[None, None].tolist()
+    fetch(npz, Workspace(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "data/raw").iterdir()) == ["data.npz"]
+    assert read_source(npz, tmp_path / "data/raw").pool.pixels.tolist() == image[None, None].tolist()
 
 
 def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_what_was_there(tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    (raw / "kept").write_text("before")
+    workspace = Workspace(tmp_path, tmp_path)
+    workspace.raw.mkdir(parents=True)
+    (workspace.raw / "kept").write_text("before")
     for source, says in (
-        (Npz(kind="npz", path=str(tmp_path / "no.npz")), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
-        (Folder(kind="folder", path=str(tmp_path / "no")), r"data\.source\.path: .*no: is not a folder; allowed:"),
-        (
-            Folder(kind="folder", path=str(raw)),
-            r"data\.source\.path: .*raw lies in .*raw, which fetch writes; allowed:",
-        ),
+        (Npz(kind="npz", path="no.npz"), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
+        (Folder(kind="folder", path="no"), r"data\.source\.path: .*no: is not a folder; allowed:"),
+        (Folder(kind="folder", path="data/raw"), r"data\.source\.path: data/raw lies in .*, which fetch writes; "),
     ):
         with pytest.raises(UserError, match=says):
-            fetch(source, raw)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"] and (raw / "kept").read_text() == "before"
+            fetch(source, workspace)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["raw"]
+    assert (workspace.raw / "kept").read_text() == "before"
 
 
-def test_a_relative_path_is_found_from_dvc_s_copies_of_the_repository(tmp_path: Path, monkeypatch) -> None:
+def test_a_relative_path_is_found_from_dvc_s_copies_of_the_repository(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", images=np.zeros((3, 4, 4), np.uint8))
-    (tmp_path / "copy").mkdir()
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    fetch(Npz(kind="npz", path="mine.npz"), Path("data/raw"))
+    fetch(Npz(kind="npz", path="mine.npz"), Workspace(tmp_path / "copy", tmp_path))
     assert (tmp_path / "copy/data/raw/data.npz").read_bytes() == (tmp_path / "mine.npz").read_bytes()

@@ -1,4 +1,4 @@
-"""The public data sets: every file with its pinned size and SHA-256, and the names of the classes.
+"""Public data sets: every file with its pinned size and SHA-256, and the names of the classes.
 
 A file is pinned as it lies in `data/raw`. Fashion-MNIST and MNIST are distributed in several compressions of the same
 content (torchvision's and Debian's differ in the gzip header), so they are unpacked on arrival and pinned by content:
@@ -8,12 +8,13 @@ Sources of the digests: tensorflow-datasets' `url_checksums`; Fashion-MNIST's co
 and the published `.gz` digests follow from it; MNIST's content as published in several repositories.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file of a public data set: its name under `data/raw`, its size in bytes, its SHA-256."""
+    """A file: its name under `data/raw`, its size in bytes, its SHA-256."""
 
     name: str
     size: int
@@ -21,7 +22,7 @@ class Item:
 
     @property
     def unpacked(self) -> bool:
-        """Whether a gzip around it is taken off on arrival."""
+        """Whether a gzip around it is removed on arrival."""
         return not self.name.endswith((".gz", ".mat"))
 
 
@@ -33,91 +34,54 @@ class PublicSet:
     classes: tuple[str, ...]
 
 
+def _public_set(table: str, classes: Iterable[str]) -> PublicSet:
+    """Data set of a table with a file a line: name, size, SHA-256."""
+    rows = (line.split() for line in table.strip().splitlines())
+    return PublicSet(tuple(Item(name, int(size), sha256) for name, size, sha256 in rows), tuple(classes))
+
+
 DIGIT_NAMES = tuple("0123456789")
-
-FASHION_MNIST = PublicSet(
-    (
-        Item(
-            "train-images-idx3-ubyte",
-            47_040_016,
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        Item("train-labels-idx1-ubyte", 60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-        Item("t10k-images-idx3-ubyte", 7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-        Item("t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
-    ),
-    (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-)
-
-MNIST = PublicSet(
-    (
-        Item(
-            "train-images-idx3-ubyte",
-            47_040_016,
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        Item("train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-        Item("t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-        Item("t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
-    ),
-    DIGIT_NAMES,
-)
-
-KMNIST = PublicSet(
-    (
-        Item(
-            "train-images-idx3-ubyte.gz",
-            18_165_135,
-            "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
-        ),
-        Item("train-labels-idx1-ubyte.gz", 29_497, "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17"),
-        Item(
-            "t10k-images-idx3-ubyte.gz",
-            3_041_136,
-            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-        ),
-        Item("t10k-labels-idx1-ubyte.gz", 5_120, "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"),
-    ),
-    ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-)
-
-CIFAR10 = PublicSet(
-    # the binary version: the Python version is a pickle
-    (
-        Item(
-            "cifar-10-binary.tar.gz",
-            170_052_171,
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        ),
-    ),
-    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-)
-
-SVHN = PublicSet(
-    (
-        Item("train_32x32.mat", 182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
-        Item("test_32x32.mat", 64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
-    ),
-    DIGIT_NAMES,
-)
-
 PUBLIC_SETS = {
-    "fashion-mnist": FASHION_MNIST,
-    "mnist": MNIST,
-    "kmnist": KMNIST,
-    "cifar10": CIFAR10,
-    "svhn": SVHN,
+    "fashion-mnist": _public_set(
+        """
+        train-images-idx3-ubyte 47040016 c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
+        train-labels-idx1-ubyte 60008 bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
+        t10k-images-idx3-ubyte 7840016 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b
+        t10k-labels-idx1-ubyte 10008 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34
+        """,
+        ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    ),
+    "mnist": _public_set(
+        """
+        train-images-idx3-ubyte 47040016 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
+        train-labels-idx1-ubyte 60008 65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+        t10k-images-idx3-ubyte 7840016 0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+        t10k-labels-idx1-ubyte 10008 ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
+        """,
+        DIGIT_NAMES,
+    ),
+    "kmnist": _public_set(
+        """
+        train-images-idx3-ubyte.gz 18165135 51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4
+        train-labels-idx1-ubyte.gz 29497 e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17
+        t10k-images-idx3-ubyte.gz 3041136 edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5
+        t10k-labels-idx1-ubyte.gz 5120 20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c
+        """,
+        ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
+    ),
+    "cifar10": _public_set(  # the binary version: the Python version is a pickle
+        """
+        cifar-10-binary.tar.gz 170052171 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd
+        """,
+        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    ),
+    "svhn": _public_set(
+        """
+        train_32x32.mat 182040794 435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8
+        test_32x32.mat 64275384 cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b
+        """,
+        DIGIT_NAMES,
+    ),
 }
 
 SHAPE_NAMES = ("square", "ellipse", "triangle")

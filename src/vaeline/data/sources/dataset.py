@@ -1,4 +1,4 @@
-"""A data set in memory, as the readers give it."""
+"""Images and what is known of them, as the readers return them and the stages use them."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,31 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images and what is known about each."""
+class Split:
+    """The images of a split, and what is known of them."""
 
-    pixels: NDArray[np.uint8]  # N x C x H x W
-    labels: NDArray[np.int64] | None = None  # N
-    factors: NDArray[np.float64] | None = None  # N x F
+    pixels: NDArray[np.uint8]  # [N, C, H, W], most often a memory map
+    labels: NDArray[np.int64] | None = None  # [N]
+    factors: NDArray[np.float64] | None = None  # [N, F]
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Split":
+        """Some of the images, with their labels and factors."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Split(self.pixels[rows], labels, None if self.factors is None else self.factors[rows])
+
+    def take(self, count: int, seed: int, *, in_order: bool = False) -> "Split":
+        """At most `count` images at random, read into memory: in random order, or in that of the split."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        return self[np.sort(chosen) if in_order else chosen]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """All images of a source; `test` is the source's own test split, where it has one."""
 
-    pool: Images
-    test: Images | None = None
+    pool: Split
+    test: Split | None = None
     classes: tuple[str, ...] | None = None

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
-from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, Item
-from vaeline.data.sources.dataset import Dataset, Images
+from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES
+from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.idx import read_idx
 from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
+from vaeline.data.sources.pinned import check_digest
 from vaeline.errors import UserError
-from vaeline.io.digests import file_digest
 
 CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
 CIFAR_RECORDS = 10_000  # a file
@@ -42,41 +42,27 @@ def _read_public(kind: str, raw: Path) -> Dataset:
     public = PUBLIC_SETS[kind]
     for item in public.items:
         check_digest(raw, item)
-    read = {"cifar10": _read_cifar10, "svhn": _read_svhn}.get(kind, _read_idx_pair)
-    (pool, test), classes = read(raw, public.items), public.classes
-    return Dataset(pool, test, classes)
+    paths = [raw / item.name for item in public.items]
+    if kind == "cifar10":
+        pool, test = read_cifar10(paths[0], CIFAR_RECORDS)
+    elif kind == "svhn":
+        pool, test = (read_svhn(path) for path in paths)
+    else:
+        pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
+    return Dataset(pool, test, public.classes)
 
 
-def check_digest(raw: Path, item: Item) -> None:
-    """Raise UserError unless the file is there with its pinned SHA-256."""
-    path = raw / item.name
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; run the stage fetch again")
-    found = file_digest(path)
-    if found != item.sha256:
-        raise UserError(f"{path}: SHA-256 is {found}; allowed: {item.sha256}; run the stage fetch again")
-
-
-def _read_idx_pair(raw: Path, items: tuple[Item, ...]) -> tuple[Images, Images]:
-    train_images, train_labels, test_images, test_labels = (raw / item.name for item in items)
-    return read_labelled_idx(train_images, train_labels), read_labelled_idx(test_images, test_labels)
-
-
-def read_labelled_idx(images: Path, labels: Path) -> Images:
+def read_labelled_idx(images: Path, labels: Path) -> Split:
     """Images N x H x W and labels N from two IDX files; raises UserError where their counts differ."""
     pixels, numbers = read_idx(images, 3), read_idx(labels, 1)
     if len(pixels) != len(numbers):
         raise UserError(
             f"{labels}: holds {len(numbers)} labels; allowed: {len(pixels)}, one for each image of {images}"
         )
-    return Images(pixels[:, None], numbers.astype(np.int64))
+    return Split(pixels[:, None], numbers.astype(np.int64))
 
 
-def _read_cifar10(raw: Path, items: tuple[Item, ...]) -> tuple[Images, Images]:
-    return read_cifar10(raw / items[0].name, CIFAR_RECORDS)
-
-
-def read_cifar10(path: Path, records: int) -> tuple[Images, Images]:
+def read_cifar10(path: Path, records: int) -> tuple[Split, Split]:
     """The binary version's archive: data_batch_1..5.bin and test_batch.bin of `records` records each."""
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
     blocks = {}
@@ -93,15 +79,11 @@ def read_cifar10(path: Path, records: int) -> tuple[Images, Images]:
     return _cifar_images(np.concatenate([blocks[name] for name in names[:-1]])), _cifar_images(blocks[names[-1]])
 
 
-def _cifar_images(records: NDArray[np.uint8]) -> Images:
-    return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
+def _cifar_images(records: NDArray[np.uint8]) -> Split:
+    return Split(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
 
 
-def _read_svhn(raw: Path, items: tuple[Item, ...]) -> tuple[Images, Images]:
-    return read_svhn(raw / items[0].name), read_svhn(raw / items[1].name)
-
-
-def read_svhn(path: Path) -> Images:
+def read_svhn(path: Path) -> Split:
     """A MATLAB file with X (H x W x C x N) and y (N x 1), where 10 is the digit 0."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
@@ -112,7 +94,7 @@ def read_svhn(path: Path) -> Images:
         raise UserError(f"{path}: is not a whole MATLAB file with X and y: {error}") from None
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)):
         raise UserError(f"{path}: X is {pixels.dtype} {pixels.shape}; allowed: uint8 (32, 32, 3, {len(labels)})")
-    return Images(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10)
+    return Split(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10)
 
 
 def _read_digits(raw: Path) -> Dataset:
@@ -120,7 +102,7 @@ def _read_digits(raw: Path) -> Dataset:
     check_digest(raw, DIGITS)
     table = np.loadtxt(raw / DIGITS.name, delimiter=",", dtype=np.int64)  # N x 65
     pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return Dataset(Images(pixels, table[:, 64]), classes=DIGIT_NAMES)
+    return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
 
 
 def _read_shapes(source: Shapes, raw: Path) -> Dataset:
@@ -133,4 +115,4 @@ def _read_shapes(source: Shapes, raw: Path) -> Dataset:
     pixels, labels, factors = array("images.npy"), array("labels.npy"), array("factors.npy")
     if pixels.shape != (source.count, 3, source.size, source.size):
         raise UserError(f"{raw / 'images.npy'}: is not what data.source asks for; run the stage fetch again")
-    return Dataset(Images(pixels, labels, factors), classes=SHAPE_NAMES)  # type: ignore[arg-type]
+    return Dataset(Split(pixels, labels, factors), classes=SHAPE_NAMES)  # type: ignore[arg-type]
