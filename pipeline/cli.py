@@ -36,15 +36,15 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
     """Run a named experiment by `dvc exp run`, which gets further options (--temp, -S ...); no name: list them."""
     workspace = enter_workspace()
     from pipeline.services.dvc_command import run_attached
-    from pipeline.sweep.experiments import overrides, read_experiments
+    from pipeline.sweep.experiments import EXPERIMENTS, experiment_overrides, read_experiments
     from vaeline.io.yaml_config import read_yaml
 
-    experiments = read_experiments()
+    experiments = read_experiments(workspace.root / EXPERIMENTS)
     if not name:
         for entry, content in experiments.items():
             typer.echo(f"{entry}\n    {content.about}")
         return
-    changes = [item for change in overrides(name, read_yaml(workspace.params), experiments) for item in ("-S", change)]
+    changes = experiment_overrides(name, read_yaml(workspace.params), experiments)
     prepare_environment()
     raise typer.Exit(run_attached(["dvc", "exp", "run", *changes, *context.args]))
 

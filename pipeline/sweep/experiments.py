@@ -9,7 +9,7 @@ from vaeline.config import parse_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import Section, read_yaml, validate
 
-EXPERIMENTS = Path("experiments.yaml")
+EXPERIMENTS = "experiments.yaml"
 
 
 class Experiment(Section):
@@ -20,16 +20,16 @@ class Experiment(Section):
     params: dict[str, Any]
 
 
-def read_experiments(path: Path = EXPERIMENTS) -> dict[str, Experiment]:
-    """By name; raises UserError where the file or an entry is wrong."""
+def read_experiments(path: Path) -> dict[str, Experiment]:
+    """Experiments by name; raises UserError where the file or an entry is wrong."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold experiments by name, found {content!r}")
     return {name: validate(Experiment, entry, f"{path}: {name}") for name, entry in content.items()}
 
 
-def overrides(name: str, params: Any, experiments: Mapping[str, Experiment]) -> list[str]:
-    """What turns `params`, the content of params.yaml, into the experiment's: arguments of `dvc exp run -S`.
+def experiment_overrides(name: str, params: Any, experiments: Mapping[str, Experiment]) -> list[str]:
+    """Arguments of `dvc exp run` that turn `params`, the content of params.yaml, into the experiment's.
 
     Raises UserError for an unknown name, and where params.yaml or the result is not valid.
     """
@@ -38,9 +38,9 @@ def overrides(name: str, params: Any, experiments: Mapping[str, Experiment]) -> 
     parse_params(params)
     wanted = params
     for changes in _lineage(name, experiments):
-        wanted = laid_over(wanted, changes)
+        wanted = overlay(wanted, changes)
     parse_params(wanted, f"{EXPERIMENTS}: {name}")
-    return list(differences(params, wanted))
+    return override_arguments(params, wanted)
 
 
 def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
@@ -55,20 +55,24 @@ def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str,
     return list(reversed(line.values()))
 
 
-def laid_over(below: Any, above: Any) -> Any:
+def overlay(below: Any, above: Any) -> Any:
     """Mappings are merged key by key, unless the upper one gives a kind; anything else replaces what it covers."""
     if not isinstance(below, dict) or not isinstance(above, dict) or "kind" in above:
         return above
-    return below | {key: laid_over(below.get(key), value) for key, value in above.items()}
+    return below | {key: overlay(below.get(key), value) for key, value in above.items()}
 
 
-def differences(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
-    """What turns one mapping into the other: arguments of `dvc exp run -S`."""
+def override_arguments(now: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Arguments of `dvc exp run` that turn one content of params.yaml into the other."""
+    return [argument for change in _changes(now, wanted) for argument in ("-S", change)]
+
+
+def _changes(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
     for key in sorted(now.keys() - wanted.keys()):
         yield f"~{path}{key}"
     for key, value in wanted.items():
         if isinstance(value, dict) and isinstance(now.get(key), dict):
-            yield from differences(now[key], value, f"{path}{key}.")
+            yield from _changes(now[key], value, f"{path}{key}.")
         elif key not in now or now[key] != value:
             yield f"++{path}{key}={_literal(value)}"
 

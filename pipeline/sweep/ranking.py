@@ -1,12 +1,15 @@
-"""Which trial is best: the metric's direction, the order, and the table as CSV and Markdown."""
+"""Order of a sweep's trials by the metric, and the table as CSV and Markdown."""
 
 import csv
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from pipeline.sweep.space import varied
-from pipeline.sweep.state import Sweep, Trial, label, show
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.sweep.space import label, show, varied
+from pipeline.sweep.study import Result, Sweep
 from vaeline.errors import UserError
 
 UPWARDS = re.compile(
@@ -14,83 +17,72 @@ UPWARDS = re.compile(
 )
 DOWNWARDS = re.compile(r"nll|kl|mse|gap|bits_per_dimension.*|mmd|squared|total_correlation|frechet.*|prior_samples")
 SHOWN = ("test.elbo", "test.reconstruction", "test.kl", "test.nll", "test.active_units")
+STATES = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed"}  # others: waiting
 
 
-def is_maximised(metric: str) -> bool:
-    """Whether more is better, by the metric's name. Raises UserError where the name does not tell."""
-    words = metric.split(".")
-    if any(UPWARDS.fullmatch(word) for word in words):
-        return True
-    if any(DOWNWARDS.fullmatch(word) for word in words):
-        return False
-    raise UserError(f"--metric: is more of {metric!r} better or worse? Say --maximise or --minimise")
+def parse_metric(text: str) -> tuple[str, bool]:
+    """The metric of `[max:|min:]METRIC`, and whether more is better. Raises UserError where the name does not tell."""
+    prefix, colon, metric = text.rpartition(":")
+    if colon and prefix in ("max", "min"):
+        return metric, prefix == "max"
+    for pattern, more_is_better in ((UPWARDS, True), (DOWNWARDS, False)):
+        if not colon and any(pattern.fullmatch(word) for word in text.split(".")):
+            return text, more_is_better
+    raise UserError(f"--metric: found {text!r}, whose direction is not known; allowed: max:METRIC or min:METRIC")
 
 
-def ranked(sweep: Sweep) -> list[Trial]:
-    """The best first; then those without the metric, failed or not there yet, by number."""
+def ranked(sweep: Sweep) -> list[FrozenTrial]:
+    """The best first; then those without a score, failed or not there yet, as they were drawn."""
     sign = -1.0 if sweep.request.maximise else 1.0
-    scores = {trial.number: sweep.score(trial) for trial in sweep.trials}
-
-    def order(trial: Trial) -> tuple[bool, float, int]:
-        score = scores[trial.number]
-        return score is None, sign * score if score is not None else 0.0, trial.number
-
-    return sorted(sweep.trials, key=order)
+    return sorted(sweep.trials(), key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
 
 
-def best(sweep: Sweep) -> Trial | None:
-    """The trial that ranks first, if any has the metric."""
-    first = next(iter(ranked(sweep)), None)
-    return first if first is not None and sweep.score(first) is not None else None
+def best(sweep: Sweep) -> FrozenTrial | None:
+    """The trial that ranks first, if any has a score."""
+    return next((trial for trial in ranked(sweep) if trial.value is not None), None)
 
 
-def columns(sweep: Sweep) -> tuple[list[str], list[str]]:
-    """The keys and the metrics of the table: the ranking one first, then what is well known and there."""
-    present = {name for trial in sweep.trials for name in trial.metrics}
-    metric = sweep.request.metric
-    return varied(sweep.axes), [metric, *(name for name in SHOWN if name in present and name != metric)]
+def result(trial: FrozenTrial) -> Result:
+    """What became of a trial; empty while it has not ended."""
+    return trial.user_attrs.get("result", Result())  # type: ignore[no-any-return]
 
 
-def described(sweep: Sweep, trial: Trial) -> str:
-    """`beta 0.5, latent_dim 8`: a trial by what is varied."""
-    keys = varied(sweep.axes)
-    return ", ".join(f"{label(key, keys)} {show(trial.values[key])}" for key in keys) or trial.name
+def status(trial: FrozenTrial) -> str:
+    """A word, or the reason of a failure."""
+    if trial.state == TrialState.FAIL:
+        return f"failed: {result(trial).get('reason', 'cut off')}"
+    return STATES.get(trial.state, "waiting")
 
 
 def rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table, as text."""
-    keys, metrics = columns(sweep)
+    """Header and rows of the table, as text: the metric that ranks first, then what is well known and there."""
+    trials, keys, metric = ranked(sweep), varied(sweep.space), sweep.request.metric
+    present = {name for trial in trials for name in result(trial).get("metrics", {})}
+    metrics = [metric, *(name for name in SHOWN if name in present and name != metric)]
     header = ["rank", "trial", *(label(key, keys) for key in keys), *metrics, "s", "outcome"]
     body = []
-    for rank, trial in enumerate(ranked(sweep), 1):
-        values = [show(trial.values[key]) for key in keys]
-        numbers = [_number(trial.metrics.get(name)) for name in metrics]
-        place = str(rank) if sweep.score(trial) is not None else ""
-        body.append([place, trial.name, *values, *numbers, f"{trial.seconds:.0f}", outcome(sweep, trial)])
+    for rank, trial in enumerate(trials, 1):
+        numbers = [result(trial).get("metrics", {}).get(name) for name in metrics]
+        cells = [str(rank) if trial.value is not None else "", trial.user_attrs["name"]]
+        cells += [show(trial.user_attrs["values"][key]) for key in keys]
+        cells += ["" if number is None else f"{number:.5g}" for number in numbers]
+        body.append([*cells, f"{result(trial).get('seconds', 0):.0f}", status(trial)])
     return header, body
-
-
-def outcome(sweep: Sweep, trial: Trial) -> str:
-    """A word, or the reason of a failure."""
-    if trial.status == "failed":
-        return f"failed: {trial.reason}"
-    if trial.status == "done" and sweep.score(trial) is None:
-        return f"no {sweep.request.metric} in its metrics"
-    return trial.status
 
 
 def to_csv(sweep: Sweep) -> str:
     """Every trial with all its metrics at full precision, the best first."""
-    keys, _ = columns(sweep)
-    metrics = list(dict.fromkeys(name for trial in ranked(sweep) for name in trial.metrics))
+    trials, keys = ranked(sweep), varied(sweep.space)
+    metrics = list(dict.fromkeys(name for trial in trials for name in result(trial).get("metrics", {})))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["rank", "trial", *keys, "status", "reason", "model_digest", *metrics])
-    for rank, trial in enumerate(ranked(sweep), 1):
-        values = [show(value) if isinstance(value := trial.values[key], dict | list) else value for key in keys]
-        place = rank if sweep.score(trial) is not None else ""
-        numbers = [repr(trial.metrics[name]) if name in trial.metrics else "" for name in metrics]
-        writer.writerow([place, trial.name, *values, trial.status, trial.reason, trial.digest, *numbers])
+    for rank, trial in enumerate(trials, 1):
+        values, ended = trial.user_attrs["values"], result(trial)
+        cells: list[Any] = [rank if trial.value is not None else "", trial.user_attrs["name"]]
+        cells += [show(values[key]) if isinstance(values[key], dict | list) else values[key] for key in keys]
+        cells += [status(trial).partition(":")[0], ended.get("reason", ""), ended.get("digest", "")]
+        writer.writerow([*cells, *(ended.get("metrics", {}).get(name, "") for name in metrics)])
     return text.getvalue()
 
 
@@ -98,7 +90,3 @@ def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """The table for MLflow and Prefect."""
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.5g}"

@@ -1,81 +1,89 @@
-"""Runs the trials of a sweep, several at once, whatever becomes of each; a signal stops all and loses nothing."""
+"""The loop over a sweep's trials, several at once; a signal stops all and loses nothing."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
-from pipeline.services.dvc_command import cache_folder
-from pipeline.sweep.devices import Environment
-from pipeline.sweep.ranking import best
-from pipeline.sweep.state import Sweep, Trial, folder
-from pipeline.sweep.trial import clear, start
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.sweep.devices import slots
+from pipeline.sweep.ranking import best, status
+from pipeline.sweep.ranking import result as stored
+from pipeline.sweep.space import Values, check, corners, with_values
+from pipeline.sweep.study import Result, Sweep
+from pipeline.sweep.trial import POLL_S, TrialProcess
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
-from vaeline.io.locks import acquire
-from vaeline.io.workspace import current_workspace
-
-POLL_S = 0.2
+from vaeline.io.progress import progress
 
 
 class Job(Protocol):
     """A trial at work, here or elsewhere."""
 
-    trial: Trial
+    name: str
 
-    def poll(self) -> Trial | None:
-        """None while it runs; then what became of it."""
+    def poll(self) -> Result | None:
+        """None while it runs; then its result."""
 
     def stop(self) -> None:
         """End it."""
 
     def last_line(self) -> str:
-        """What it said last."""
+        """What it printed last."""
 
 
-Start = Callable[[Trial, int], Job]  # trial, place from 0 to jobs - 1
-Watch = Callable[[Iterable[Job], Trial | None], None]  # the running ones, and one that has just ended
+Start = Callable[[FrozenTrial, int], Job]  # trial, place from 0 to jobs - 1
+Log = Callable[[str], None]
 
 
-def run_trials(sweep: Sweep, begin: Start, jobs: int, watch: Watch) -> None:
-    """Run what is missing, `jobs` at once; every outcome is saved as it comes.
+def run_trials(sweep: Sweep, start: Start, jobs: int, log: Log) -> None:
+    """Run what is missing, `jobs` at once; every result is stored as it comes.
 
     Whatever ends this early (Ctrl-C, SIGTERM, an error) stops the running trials first; they stay to be done.
     """
-    running: dict[int, Job] = {}
-    try:
-        while True:
-            while len(running) < jobs and (trial := sweep.next_trial(job.trial.number for job in running.values())):
-                place = next(place for place in range(jobs) if place not in running)
-                if trial.status == "failed":  # drawn with values that contradict each other
-                    watch(running.values(), trial)
-                elif isinstance(job := _begun(begin, trial, place), Trial):
-                    sweep.settle(job)
-                    watch(running.values(), job)
-                else:
-                    running[place] = job
-            if not running:
-                return
-            watch(running.values(), None)
-            time.sleep(POLL_S)
-            for place, job in list(running.items()):
-                if (ended := job.poll()) is not None:
-                    del running[place]
-                    sweep.settle(ended)
-                    watch(running.values(), ended)
-    finally:
-        _stop(running.values())
+    running: dict[int, tuple[FrozenTrial, Job]] = {}  # by place
+    with progress(f"sweep {sweep.name}", sweep.total, "trials", done=count(sweep, TrialState.COMPLETE)) as bar:
+        try:
+            while True:
+                while len(running) < jobs and (trial := sweep.next_trial()):
+                    place = min(set(range(jobs)) - running.keys())
+                    try:
+                        check(sweep.baseline.params, [trial.user_attrs["values"]])  # drawn ones may contradict
+                        running[place] = trial, start(trial, place)
+                    except (UserError, OSError) as error:  # a full disk, a damaged repository
+                        _finish(sweep, trial, {"reason": "; ".join(str(error).splitlines())}, log)
+                    else:
+                        log(f"{_position(sweep, trial)}: running")
+                if not running:
+                    return
+                time.sleep(POLL_S)
+                for place, (trial, job) in list(running.items()):
+                    if (result := job.poll()) is not None:
+                        del running[place]
+                        _finish(sweep, trial, result, log)
+                lines = [f"{job.name}: {job.last_line()}" for _, job in running.values()]
+                bar.update(count(sweep, TrialState.COMPLETE), "; ".join(lines)[:100])
+        finally:
+            _stop(job for _, job in running.values())
 
 
-def _begun(begin: Start, trial: Trial, place: int) -> Job | Trial:
-    """The job, or the failed trial where it cannot even start: a full disk, a torn repository."""
-    try:
-        return begin(trial, place)
-    except (UserError, OSError) as error:
-        return replace(trial, status="failed", reason=str(error))
+def _finish(sweep: Sweep, trial: FrozenTrial, result: Result, log: Log) -> None:
+    ended = sweep.finish(trial.number, result)
+    outcome = status(ended) if ended.value is None else f"done, {sweep.request.metric} {ended.value:.5g}"
+    log(f"{_position(sweep, ended)}: {outcome} ({stored(ended).get('seconds', 0):.0f} s)")
+
+
+def _position(sweep: Sweep, trial: FrozenTrial) -> str:
+    names = [other.user_attrs["name"] for other in sweep.trials()]
+    name = trial.user_attrs["name"]
+    return f"[{names.index(name) + 1:>{len(str(sweep.total))}}/{sweep.total}] {name}"
+
+
+def count(sweep: Sweep, state: TrialState) -> int:
+    """How many trials are in a state."""
+    return sum(trial.state == state for trial in sweep.trials())
 
 
 def _stop(jobs: Iterable[Job]) -> None:
@@ -84,66 +92,44 @@ def _stop(jobs: Iterable[Job]) -> None:
         list(pool.map(lambda job: job.stop(), jobs))
 
 
-def start_here(
-    sweep: Sweep, places: Sequence[Environment], targets: Sequence[str] = (), *, collect: bool = True
-) -> Start:
-    """How a trial starts on this machine, in the environment of its place; no targets: all stages."""
-    cache = cache_folder(current_workspace())
+def run_trials_here(sweep: Sweep, jobs: int, log: Log) -> None:
+    """Run what is missing on this machine, each trial on a device or a share of the cores."""
+    places = slots(jobs)
+    _prepare_data(sweep)
 
-    def begin(trial: Trial, place: int) -> Job:
-        return start(sweep, trial, cache, places[place], targets, collect=collect)
+    def start(trial: FrozenTrial, place: int) -> Job:
+        attributes = trial.user_attrs
+        return TrialProcess(sweep, attributes["name"], attributes["values"], places[place], ("evaluate",))
 
-    return begin
+    run_trials(sweep, start, jobs, log)
 
 
-def prepare_data(sweep: Sweep, begin: Start) -> None:
+def _prepare_data(sweep: Sweep) -> None:
     """Fetch and prepare once for each different section `data`, so that the trials find both in DVC's cache.
 
-    A failure is left to the trials, which meet it again and tell.
+    A failure is left to the trials, which meet it again and report it.
     """
-    sweep.next_trial(())  # a search draws its first
-    waiting = [trial for trial in sweep.trials if trial.status == "waiting"]
-    different = {value_digest(sweep.params(trial)["data"]): trial for trial in waiting}
-    for trial in different.values():
-        finish(begin(trial, 0))
+    trials = sweep.trials()
+    waiting: list[Values] = [t.user_attrs["values"] for t in trials if t.state == TrialState.WAITING]
+    if len(trials) < sweep.total:  # a search has yet to draw
+        waiting += islice(corners(sweep.space), 1)
+    different = {value_digest(with_values(sweep.baseline.params, values)["data"]): values for values in waiting}
+    for digest, values in different.items():
+        TrialProcess(sweep, f"{sweep.name}-data-{digest[:6]}", values, slots(1)[0], ("prepare",), collect=False).wait()
 
 
-def complete_best(sweep: Sweep, begin: Start) -> str:
-    """Run the best trial's remaining stages: samples, theory, and the registry's gate; returns why not, or nothing.
+def complete_best(sweep: Sweep, log: Log) -> None:
+    """Run the best trial's remaining stages: samples, theory, and the registry's gate.
 
     Its trained model and scores come out of DVC's cache. The other trials register nothing.
     """
     chosen = best(sweep)
-    if chosen is None or sweep.completed == chosen.name:
-        return ""
-    ended = finish(begin(chosen, 0))
-    if ended.status == "failed":
-        return ended.reason
-    sweep.completed = chosen.name
-    sweep.save()
-    return ""
-
-
-def finish(job: Job) -> Trial:
-    """Wait for a job's end; stop it where the waiting is cut off."""
-    try:
-        while (ended := job.poll()) is None:
-            time.sleep(POLL_S)
-        return ended
-    finally:
-        job.stop()
-
-
-@contextmanager
-def only_one(name: str) -> Iterator[None]:
-    """One process a sweep. Raises UserError where another is at it; clears what a killed one left."""
-    home = folder(name)
-    home.mkdir(parents=True, exist_ok=True)
-    descriptor = acquire(home / "lock", wait=False)
-    if descriptor is None:
-        raise UserError(f"sweep {name}: another process is running it")
-    try:
-        clear(name)
-        yield
-    finally:
-        os.close(descriptor)
+    name = chosen.user_attrs["name"] if chosen else ""
+    if chosen is None or sweep.study.user_attrs.get("completed") == name:
+        return
+    log(f"the best, {name}: its remaining stages, and the registry's gate")
+    result = TrialProcess(sweep, name, chosen.user_attrs["values"], slots(1)[0]).wait()
+    if why := result.get("reason"):
+        log(f"not registered: {why}; try again with: vaeline sweep --name {sweep.name}")
+    else:
+        sweep.study.set_user_attr("completed", name)

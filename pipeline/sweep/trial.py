@@ -9,181 +9,155 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
-from pipeline.services.child_processes import Process, spawn, stop
+from pipeline.services.child_processes import spawn, stop
 from pipeline.services.clone import make_clone
-from pipeline.services.dvc_command import error_line
-from pipeline.sweep.experiments import differences
-from pipeline.sweep.state import Baseline, Sweep, Trial, folder
+from pipeline.services.dvc_command import cache_folder, error_line
+from pipeline.sweep.experiments import override_arguments
+from pipeline.sweep.space import Values, with_values
+from pipeline.sweep.study import Result, Sweep
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
-from vaeline.io.digests import model_digest, value_digest
-from vaeline.io.git import git, try_git
-from vaeline.io.locks import acquire, locked
+from vaeline.io.digests import model_digest
+from vaeline.io.git import git
+from vaeline.io.locks import acquire
 from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import MODEL, PARAMS, REPORTS, make_state_folder, repository_root
-from vaeline.io.yaml_config import read_yaml
+from vaeline.io.workspace import Workspace
 from vaeline.tracking.provenance import flatten_metrics
 
+POLL_S = 0.2
 
-@dataclass
-class Running:
-    """A trial at work."""
 
-    trial: Trial
-    baseline: Baseline
-    clone: Path
-    log: Path
-    before: int  # bytes that earlier tries left in the log
-    process: Process
-    output: IO[str]
-    started: float
-    collect: bool  # whether its experiment is wanted
-    lock: int  # of the clone, held while this is at work in it
+class TrialProcess:
+    """A trial that runs on this machine."""
 
-    def last_line(self) -> str:
-        """What the trial said last."""
-        lines = _tail(self.log, self.before, 2000)
-        return lines[-1] if lines else ""
+    def __init__(
+        self,
+        sweep: Sweep,
+        name: str,
+        values: Values,
+        environment: Mapping[str, str],
+        targets: Sequence[str] = (),
+        *,
+        collect: bool = True,
+    ) -> None:
+        """Start `dvc exp run TARGETS` (none: all stages) in a fresh clone. Raises UserError where Git fails.
 
-    def poll(self) -> Trial | None:
-        """None while it runs; then what became of it, its experiment brought back and its clone removed."""
-        code = self.process.poll()
+        `collect`: whether its experiment and metrics are wanted. Another process that runs the same trial here (a flow
+        run that goes on with it) is waited for.
+        """
+        self.name, self._sweep, self._collect = name, sweep, collect
+        self._clone, self._log = sweep.folder / "work" / name, sweep.folder / f"{name}.log"
+        self._lock = _lock_clone(self._clone)
+        try:
+            root, baseline = sweep.workspace.root, sweep.baseline
+            self._project = make_clone(
+                root, self._clone, baseline.commit, stash=baseline.stash, cache=cache_folder(sweep.workspace)
+            ).absolute()
+            changes = override_arguments(baseline.params, with_values(baseline.params, values))
+            command = ["dvc", "--cd", str(self._project), "exp", "run", "--name", name, *changes, *targets]
+            self._started = time.monotonic()
+            with self._log.open("a", encoding="utf-8") as output:
+                self._log_start = output.tell()  # bytes that earlier runs left
+                self._process = spawn(command, self._environment() | dict(environment), output)
+        except BaseException:
+            self._remove_clone()
+            raise
+
+    def poll(self) -> Result | None:
+        """None while it runs; then its result, the experiment brought back and the clone removed."""
+        code = self._process.poll()
         if code is None:
             return None
-        self.output.close()
-        seconds = round(time.monotonic() - self.started, 1)
+        result = Result(seconds=round(time.monotonic() - self._started, 1))
         try:
             if code:
-                return replace(self.trial, status="failed", reason=self._reason(code), seconds=seconds)
-            if not self.collect:
-                return self.trial
-            metrics, digest = _metrics(self.clone), _digest(self.clone)
-            _bring_back(self.clone, self.baseline, self.trial.name)
-            return replace(self.trial, status="done", reason="", metrics=metrics, digest=digest, seconds=seconds)
+                result["reason"] = "; ".join(error_line(self._tail(40_000), code).splitlines())
+            elif self._collect:
+                result |= _read_outputs(Workspace(self._project))
+                self._bring_back()
         except UserError as error:
-            return replace(self.trial, status="failed", reason=str(error), seconds=seconds)
+            result["reason"] = str(error)
         finally:
-            self._leave()
+            self._remove_clone()
+        return result
 
-    def _leave(self) -> None:
-        """Remove the clone, once: afterwards another may be at work in its place."""
-        if self.lock >= 0:
-            shutil.rmtree(self.clone, ignore_errors=True)
-            os.close(self.lock)
-            self.lock = -1
-
-    def _reason(self, code: int) -> str:
-        """Why it failed, in one line."""
-        return error_line(_tail(self.log, self.before, 40_000), code).replace("\n", "; ")
+    def wait(self) -> Result:
+        """The result; the process is stopped where the waiting is cut off."""
+        try:
+            while (result := self.poll()) is None:
+                time.sleep(POLL_S)
+            return result
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """End it, with everything it started; a training leaves its checkpoint."""
-        stop(self.process)
-        self.output.close()
-        self._leave()
+        stop(self._process)
+        self._remove_clone()
 
+    def last_line(self) -> str:
+        """Last line of its log."""
+        return next(reversed(self._tail(2000)), "")
 
-def read_baseline() -> Baseline:
-    """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
-    git(Path(), "rev-parse", "--git-dir")  # its own words where it sees no repository here, or does not trust its owner
-    commit = try_git(Path(), "rev-parse", "--verify", "-q", "HEAD")
-    if not commit:
-        raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
-    with locked(make_state_folder() / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
-        diff = git(
-            Path(), "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ":/", ":(top,exclude)dvc.lock"
+    def _environment(self) -> dict[str, str]:
+        """The clone's own code, whatever is edited meanwhile; the repository's state."""
+        project, here = self._project, os.environ.get("PYTHONPATH", "")
+        context = RunContext.read().environment(
+            root=str(self._sweep.workspace.repository.absolute()),
+            sweep=self._sweep.name,
+            parent_run=self._sweep.study.user_attrs.get("parent_run"),
+            uploader_path=here,
         )
-        stash = git(Path(), "stash", "create", "vaeline sweep")
-    return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(PARAMS))
+        return (os.environ | context) | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(project / "src"), str(project), here])),
+            "PYTHONUNBUFFERED": "1",
+            "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site"),  # goes with the clone
+        }
+
+    def _bring_back(self) -> None:
+        """Fetch the experiment's commit, under the reference by which DVC knows it."""
+        commit = self._sweep.baseline.commit
+        ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{self.name}"
+        git(self._sweep.workspace.root, "fetch", "-q", "--no-write-fetch-head", str(self._project), f"+{ref}:{ref}")
+
+    def _tail(self, size: int) -> list[str]:
+        """The lines of this run that are not empty, of the log's last `size` bytes; carriage returns end lines too."""
+        with self._log.open("rb") as file:
+            file.seek(max(self._log_start, self._log.stat().st_size - size))
+            text = file.read().decode("utf-8", "replace")
+        return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+
+    def _remove_clone(self) -> None:
+        """Remove the clone, once: afterwards another may be at work in its place."""
+        if self._lock is not None:
+            shutil.rmtree(self._clone, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
 
 
-def start(
-    sweep: Sweep,
-    trial: Trial,
-    cache: Path,
-    environment: Mapping[str, str],
-    targets: Sequence[str] = (),
-    *,
-    collect: bool = True,
-) -> Running:
-    """Start `dvc exp run TARGETS` (none: all stages) of a trial in a fresh clone. Raises UserError where Git cannot.
-
-    Another process that runs the same trial here (a flow run that goes on with it) is waited for.
-    """
-    home = folder(sweep.name)
-    clone, log = home / "work" / trial.name, home / f"{trial.name}.log"
-    lock = _lock(clone)
-    assert lock is not None
-    try:
-        make_clone(Path(), clone, sweep.baseline.commit, stash=sweep.baseline.stash, cache=cache)
-        wanted = differences(sweep.baseline.params, sweep.params(trial))
-        changes = [item for change in wanted for item in ("-S", change)]
-        command = ["dvc", "--cd", str(clone), "exp", "run", "--name", trial.name, *changes, *targets]
-        output = log.open("a", encoding="utf-8")
-        before, process = output.tell(), spawn(command, _environment(sweep, clone) | dict(environment), output)
-    except BaseException:
-        os.close(lock)
-        raise
-    return Running(trial, sweep.baseline, clone, log, before, process, output, time.monotonic(), collect, lock)
-
-
-def _environment(sweep: Sweep, clone: Path) -> dict[str, str]:
-    paths = [str(clone / "src"), str(clone), os.environ.get("PYTHONPATH", "")]
-    context = RunContext.read().environment(
-        root=str(repository_root().absolute()),
-        sweep=sweep.name,
-        parent_run=sweep.parent_run_id or None,
-        uploader_path=os.environ.get("PYTHONPATH", ""),
-    )
-    return (os.environ | context) | {
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),  # the clone's code, whatever is edited meanwhile
-        "PYTHONUNBUFFERED": "1",
-        "DVC_SITE_CACHE_DIR": str(clone / ".dvc" / "tmp" / "site"),  # goes with the clone
-    }
-
-
-def clear(name: str) -> None:
+def remove_clones(sweep: Sweep) -> None:
     """Remove the clones that killed processes left of a sweep; not those at work."""
-    for clone in (folder(name) / "work").glob("*/"):
-        lock = _lock(clone, wait=False)
+    for clone in (sweep.folder / "work").glob("*/"):
+        lock = _lock_clone(clone, wait=False)
         if lock is not None:
             shutil.rmtree(clone, ignore_errors=True)
             os.close(lock)
 
 
-def _lock(clone: Path, wait: bool = True) -> int | None:
+def _lock_clone(clone: Path, wait: bool = True) -> int | None:
     """The lock on a clone, kept beside the folder of clones; None where another has it and is not waited for."""
     locks = clone.parents[1] / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return acquire(locks / clone.name, wait=wait)
 
 
-def _bring_back(clone: Path, baseline: Baseline, name: str) -> None:
-    """Fetch the experiment's commit, under the reference by which DVC knows it."""
-    ref = f"refs/exps/{baseline.commit[:2]}/{baseline.commit[2:]}/{name}"
-    git(Path(), "fetch", "-q", "--no-write-fetch-head", str(clone), f"+{ref}:{ref}")
-
-
-def _metrics(clone: Path) -> dict[str, float]:
-    """The numbers of the trial's reports/metrics.json by their dotted paths. Raises UserError where it is missing."""
-    report = read_metrics(clone / REPORTS / "metrics.json")
-    return {name.replace("/", "."): value for name, value in flatten_metrics(report).items()}
-
-
-def _digest(clone: Path) -> str:
+def _read_outputs(project: Workspace) -> Result:
+    """The numbers of reports/metrics.json by their dotted paths, and the model's digest. Raises UserError."""
+    metrics = flatten_metrics(read_metrics(project.reports / "metrics.json"))
     try:
-        return model_digest(clone / MODEL)
+        digest = model_digest(project.model)
     except OSError:
-        return ""
-
-
-def _tail(log: Path, start: int, size: int) -> list[str]:
-    """The lines from byte `start` on that are not empty, of the last `size` bytes; carriage returns end lines too."""
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - size))
-        text = file.read().decode("utf-8", "replace")
-    return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+        digest = ""
+    return Result(metrics={name.replace("/", "."): value for name, value in metrics.items()}, digest=digest)

@@ -10,30 +10,26 @@ import pytest
 
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 from vaeline.io.workspace import Workspace
-from workspaces import ROOT, execute, tiny_clone, vaeline
+from workspaces import make_toy, tiny_clone, vaeline
 
 OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
-TOY = """
-stages:
-  fetch: {desc: first, cmd: 'cp seed.txt raw.txt', deps: [seed.txt], outs: [raw.txt]}
-  train: {cmd: 'exec sh train.sh', deps: [raw.txt, train.sh], outs: [model.txt]}
-  sample: {cmd: 'cp model.txt sample.txt', deps: [model.txt], params: [sample], outs: [{sample.txt: {cache: true}}]}
-"""
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny repository, as working folder."""
-    execute("git", "init", "-q", cwd=tmp_path)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text((ROOT / ".dvc" / "config").read_text())
-    (tmp_path / ".dvc" / ".gitignore").write_text((ROOT / ".dvc" / ".gitignore").read_text())
-    (tmp_path / "dvc.yaml").write_text(TOY)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("fashion-mnist  ", "digits  "))
-    (tmp_path / "seed.txt").write_text("seed")
-    (tmp_path / "train.sh").write_text("echo training; cp raw.txt model.txt\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(make_toy(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository for sweeps, as working folder."""
+    from sweep_repository import make_sweep_repository
+
+    monkeypatch.setenv("REPOSITORY", str(tmp_path))
+    monkeypatch.chdir(make_sweep_repository(tmp_path))
     return tmp_path
 
 

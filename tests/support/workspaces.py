@@ -29,6 +29,13 @@ TINY = {
     r"minimum_active_units: \d+": "minimum_active_units: 0",
 }
 
+TOY = """
+stages:
+  fetch: {desc: first, cmd: 'cp seed.txt raw.txt', deps: [seed.txt], outs: [raw.txt]}
+  train: {cmd: 'exec sh train.sh', deps: [raw.txt, train.sh], outs: [model.txt]}
+  sample: {cmd: 'cp model.txt sample.txt', deps: [model.txt], params: [sample], outs: [{sample.txt: {cache: true}}]}
+"""
+
 
 def execute(
     *command: str, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True
@@ -77,6 +84,19 @@ def tiny_clone(folder: Path) -> Path:
     execute("git", "init", "-q", "-b", "main", cwd=folder)
     execute("git", "add", "-A", cwd=folder)
     execute("git", "commit", "-q", "-m", "Start", cwd=folder)
+    return folder
+
+
+def make_toy(folder: Path) -> Path:
+    """The tiny repository, its files not yet committed."""
+    execute("git", "init", "-q", cwd=folder)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text((ROOT / ".dvc" / "config").read_text())
+    (folder / ".dvc" / ".gitignore").write_text((ROOT / ".dvc" / ".gitignore").read_text())
+    (folder / "dvc.yaml").write_text(TOY)
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("fashion-mnist  ", "digits  "))
+    (folder / "seed.txt").write_text("seed")
+    (folder / "train.sh").write_text("echo training; cp raw.txt model.txt\n")
     return folder
 
 

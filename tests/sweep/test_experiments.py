@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.sweep.experiments import overrides, read_experiments
+from pipeline.sweep.experiments import experiment_overrides, read_experiments
 from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import read_yaml
@@ -19,12 +19,12 @@ def small(tmp_path: Path, text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_the_repository_is_valid_and_changes_something(name: str) -> None:
-    assert overrides(name, read_yaml(ROOT / "params.yaml"), EXPERIMENTS)
+    assert experiment_overrides(name, read_yaml(ROOT / "params.yaml"), EXPERIMENTS)
     assert EXPERIMENTS[name].about
 
 
 def test_a_section_with_a_kind_is_replaced_whole_and_others_are_merged() -> None:
-    changes = overrides("fashion-exemplar", read_yaml(ROOT / "params.yaml"), EXPERIMENTS)
+    changes = experiment_overrides("fashion-exemplar", read_yaml(ROOT / "params.yaml"), EXPERIMENTS)
     assert "~model.network.activation" in changes
     assert '++model.network.kind="gated"' in changes
     assert not any("train.seed" in change for change in changes)
@@ -32,7 +32,7 @@ def test_a_section_with_a_kind_is_replaced_whole_and_others_are_merged() -> None
 
 def test_an_experiment_says_only_how_it_differs_from_its_base() -> None:
     params = read_yaml(ROOT / "params.yaml")
-    plain, vamp = (set(overrides(f"fashion-exemplar{end}", params, EXPERIMENTS)) for end in ("", "-vamp"))
+    plain, vamp = (set(experiment_overrides(f"fashion-exemplar{end}", params, EXPERIMENTS)) for end in ("", "-vamp"))
     assert vamp - plain == {'++model.prior.kind="vamp"', "++model.prior.components=500"}
     assert not plain - vamp
 
@@ -51,7 +51,7 @@ def test_an_experiment_says_only_how_it_differs_from_its_base() -> None:
 )
 def test_a_mistake_is_told_before_anything_runs(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        overrides("b", read_yaml(ROOT / "params.yaml"), small(tmp_path, text))
+        experiment_overrides("b", read_yaml(ROOT / "params.yaml"), small(tmp_path, text))
     assert line in str(caught.value)
 
 

@@ -1,0 +1,174 @@
+"""Whole sweeps on a repository whose stages are lines of shell: real Git, DVC and MLflow's sqlite store."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.sweep.study import load_sweep
+from sweep_repository import make_sweep_repository
+from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
+from workspaces import execute, lines_with, runs, tiny_clone, vaeline
+
+STATUS = ("git", "status", "--porcelain")
+
+
+def trained(repository: Path) -> list[str]:
+    """The betas that were trained."""
+    return sorted(line.split()[0] for line in (repository / "trained").read_text().splitlines())
+
+
+def sweep_state(repository: Path, *parts: str) -> Path:
+    return repository.joinpath(".vaeline", "sweeps", "s", *parts)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """A repository after a sweep of three trials, two at once, of which one fails; and what the sweep printed."""
+    repository = make_sweep_repository(tmp_path_factory.mktemp("swept"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPOSITORY", str(repository))
+        before = execute(*STATUS, cwd=repository).stdout
+        asked = ("train.beta=4,3,2", "train.epochs=1", "--jobs", "2", "--name", "s")
+        done = vaeline("sweep", *asked, cwd=repository, check=False)
+        assert execute(*STATUS, cwd=repository).stdout == before, "the workspace is left alone"
+        yield repository, done
+
+
+def test_all_trials_run_once_on_data_prepared_once_each_with_its_share_of_the_cores(
+    swept: tuple[Path, subprocess.CompletedProcess[str]],
+):
+    repository, done = swept
+    assert done.returncode == 1, "one failed"
+    assert (repository / "prepared").read_text() == "once\n"
+    assert trained(repository) == ["2", "3", "4"]
+    cores = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert {tuple(line.split()[1:]) for line in (repository / "trained").read_text().splitlines()} == {
+        ("s", cores, f"s-0{number}-beta{beta}") for number, beta in enumerate((4, 3, 2), 1)
+    }
+    assert "Running stage 'train'" in sweep_state(repository, "s-01-beta4.log").read_text()
+    assert not list(sweep_state(repository, "work").glob("*"))
+
+
+def test_the_trials_are_reported_ranked_and_drawn(swept: tuple[Path, subprocess.CompletedProcess[str]]):
+    repository, done = swept
+    assert lines_with(done.stdout, "[2/3] s-02-beta3: failed: training diverged at step 2 (")
+    assert lines_with(done.stdout, "[1/3] s-01-beta4: done, test.elbo -4 (")
+    table = [line.split() for line in done.stdout.splitlines() if line.lstrip().startswith(("1 ", "2 ", "s-02"))]
+    assert [row[:4] for row in table] == [
+        ["1", "s-03-beta2", "2", "-2"],
+        ["2", "s-01-beta4", "4", "-4"],
+        ["s-02-beta3", "3", *table[2][2:4]],
+    ]
+    pictures = {"parallel_coordinates.png", "slice.png", "importances.png", "rate_distortion.png"}
+    found = {path.name for path in (repository / "reports" / "sweeps" / "s").iterdir()}
+    assert found == {"ranking.csv", "ranking.md", *pictures}
+
+
+def test_each_is_an_experiment_and_only_the_best_is_completed(swept: tuple[Path, subprocess.CompletedProcess[str]]):
+    repository, done = swept
+    listed = execute("dvc", "exp", "list", "--name-only", cwd=repository).stdout.split()
+    assert sorted(listed) == ["s-01-beta4", "s-03-beta2"]
+    assert lines_with(done.stdout, "dvc exp apply s-03-beta2")
+    execute("dvc", "exp", "apply", "s-03-beta2", cwd=repository)
+    assert (repository / "registered.txt").read_text() == "2\n"
+    assert (repository / "seed.txt").read_text() == "another seed, uncommitted"
+
+
+def test_a_mistake_is_reported_before_anything_runs(repository: Path):
+    for arguments, lines in {
+        ("train.bata=1,2", "train.epochs=0"): ["sweep: train.epochs: must be", "sweep: train.bata: unknown key"],
+        (): ["nothing to vary: vaeline sweep KEY=VALUE"],
+        ("--name", "none"): ["--name: there is no sweep 'none'"],
+        ("--name", "none", "--seed", "2"): ["--name: goes on with the sweep as it was asked"],
+        ("train.beta=1,2", "--trials", "3"): ["--trials: how many a search draws"],
+        ("train.beta=1,2", "--metric", "test.wonder"): ["--metric: found 'test.wonder', whose direction is not known"],
+    }.items():
+        error = CliRunner().invoke(app, ["sweep", *arguments]).exception
+        assert isinstance(error, UserError)
+        assert all(found.startswith(line) for found, line in zip(str(error).splitlines(), lines, strict=True))
+    assert not (repository / ".vaeline" / "sweeps").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing(repository: Path):
+    (repository / "hang").touch()
+    command = [sys.executable, "-m", "pipeline.cli", "sweep", "train.beta=2,4", "--jobs", "2", "--name", "s"]
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    logs = [sweep_state(repository, "s-01-beta2.log"), sweep_state(repository, "s-02-beta4.log")]
+    with (
+        subprocess.Popen(
+            command, cwd=repository, env={**os.environ, **away}, stdout=subprocess.PIPE, text=True
+        ) as sweep,
+        ExitStack() as stack,
+    ):
+        stack.callback(sweep.kill)
+        deadline = time.monotonic() + 300
+        while not all(log.exists() and "waiting" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family = psutil.Process(sweep.pid).children(recursive=True)
+        family += [psutil.Process(int(lines_with(log.read_text(), "waiting ")[0].split()[1])) for log in logs]
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.stdout is not None
+        printed = sweep.stdout.read()
+        assert sweep.wait(60) == 143
+    assert lines_with(printed, "the sweep goes on without MLflow: ", "127.0.0.1:9")
+    assert lines_with(printed, "stopped: 0 of 2 trials done; go on with: vaeline sweep --name s")
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert not list(sweep_state(repository, "work").glob("*"))
+
+    (repository / "hang").unlink()
+    (repository / "trained").unlink()
+    resumed = vaeline("sweep", "--name", "s", "--no-register", cwd=repository)
+    assert trained(repository) == ["2", "4"]
+    assert not lines_with(resumed.stdout, "MLflow")
+    assert load_sweep(Workspace(Path(), repository), "s").study.user_attrs["parent_run"], "what MLflow missed arrived"
+    again = vaeline("sweep", "train.beta=2,4", "--name", "s", "--no-register", cwd=repository, **away)
+    assert lines_with(again.stdout, "sweep s: 2 of 2 trials done")
+    assert lines_with(again.stdout, "not in MLflow: ", "try again with: vaeline sweep --name s")
+    assert trained(repository) == ["2", "4"], "nothing was missing"
+
+
+@pytest.mark.slow
+def test_a_search_draws_its_trials_and_the_best_is_among_them(repository: Path):
+    arguments = ("train.beta=log:0.1..2", "--search", "bayesian", "--trials", "4", "--jobs", "2", "--name", "s")
+    vaeline("sweep", *arguments, cwd=repository)
+    betas = [float(beta) for beta in trained(repository)]
+    assert len(set(betas)) == 4
+    ranking = (repository / "reports/sweeps/s/ranking.csv").read_text().splitlines()
+    assert float(ranking[1].split(",")[2]) == min(betas)
+
+
+@pytest.mark.slow
+def test_on_digits_trials_are_children_in_mlflow_and_only_the_best_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONPATH", "src")
+    monkeypatch.setenv("VAELINE_DEVICE", "cpu")
+    clone = tiny_clone(tmp_path)
+    asked = ("train.learning_rate=0.01,1e6", "train.beta=1,4", "--jobs", "2", "--name", "s")
+    assert vaeline("sweep", *asked, cwd=clone, check=False).returncode == 1
+    vaeline("sync", cwd=clone)
+    found = [run["tags"] for run in runs(clone)]
+    (parent,) = [tags for tags in found if isinstance(tags, dict) and "vaeline.sweep_role" in tags]
+    children = [tags for tags in found if isinstance(tags, dict) and "mlflow.parentRunId" in tags]
+    assert {tags["vaeline.dvc_experiment"] for tags in children} == {
+        f"s-0{number}-learning_rate{rate}-beta{beta}"
+        for number, (rate, beta) in enumerate([("0.01", 1), ("0.01", 4), ("1e+06", 1), ("1e+06", 4)], 1)
+    }
+    decided = [tags["vaeline.dvc_experiment"] for tags in children if "vaeline.decision" in tags]
+    assert decided == [parent["vaeline.sweep_best"]]
+    execute("dvc", "exp", "apply", decided[0], cwd=clone)
+    assert execute("dvc", "status", cwd=clone).stdout.strip() == "Data and pipelines are up to date."
