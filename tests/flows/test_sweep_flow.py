@@ -1,4 +1,4 @@
-"""A sweep through real Prefect workers, each serving a clone of its own, as on two machines."""
+"""A sweep by several workers; the slow test has real ones, each serving a clone of its own, as on two machines."""
 
 import os
 import subprocess
@@ -8,11 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import ParameterTypeError
 
+from pipeline.flows import sweep as flows
 from pipeline.services.child_processes import spawn, stop
+from pipeline.sweep.study import Request, Result, load_sweep, plan_sweep
+from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, lines_with
 
-pytestmark = pytest.mark.slow
 DEPLOYMENT = """
 deployments:
 - name: trial
@@ -61,6 +64,46 @@ def betas(folder: Path) -> set[str]:
     return {line.split()[0] for line in (folder / "trained").read_text().splitlines()}
 
 
+def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    here = Workspace(Path(), repository)
+    begun = plan_sweep(here, Request(["train.beta=2,3"]), "far")
+    begun.begin()
+    done, failed = begun.next_trial(), begun.next_trial()
+    assert done and failed
+    results: dict[str, Result] = {
+        "far-01-beta2": {"metrics": {"test.elbo": -2.0}},
+        "far-02-beta3": {"reason": "diverged"},
+    }
+
+    class Process:
+        def __init__(self, sweep: object, name: str, *_: object) -> None:
+            self.wait = lambda: results[name]
+
+    worker = repository.parent / f"{repository.name}-worker"  # another clone, which is at the baseline
+    execute("git", "clone", "-q", str(repository), str(worker), cwd=repository)
+    (worker / "seed.txt").write_text((repository / "seed.txt").read_text())
+    monkeypatch.chdir(worker)
+    monkeypatch.setattr(flows, "TrialProcess", Process)
+    states = [flows.trial_flow.fn("far", begun.storage, trial.number) for trial in (done, failed)]
+    assert [(state.type.value, state.message) for state in states] == [
+        ("COMPLETED", "test.elbo -2.0"),
+        ("FAILED", "diverged"),
+    ]
+    assert [trial.value for trial in load_sweep(here, "far").trials()] == [-2.0, None]
+
+    lost = flows.trial_flow.fn("far", "/no/journal.log", 0)
+    assert str(lost.message).startswith("sweep far: no /no/journal.log here; for workers on several machines set VAEL")
+    (worker / "seed.txt").write_text("moved")
+    assert "began on commit" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
+
+
+def test_what_the_sweep_deployment_cannot_do_is_refused():
+    for wrong in ({"jobs": 0}, {"trials": -1}, {"seed": -1}):
+        with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
+            flows.sweep_flow.validate_parameters({"assignments": ["train.beta=1"]} | wrong)
+
+
+@pytest.mark.slow
 def test_workers_share_the_trials_and_the_results_are_ranked_where_the_sweep_began(
     repository: Path, clones: list[Path]
 ):
@@ -81,7 +124,6 @@ def test_workers_share_the_trials_and_the_results_are_ranked_where_the_sweep_beg
     assert {*listed[0], *listed[1]} == {"far-01-beta2", "far-03-beta4", "far-04-beta5"}
 
     (repository / "params.yaml").write_text((repository / "params.yaml").read_text().replace("rows: 6", "rows: 7"))
-    (repository / ".vaeline" / "sweeps" / "far" / "state.json").unlink()
+    (repository / ".vaeline" / "sweeps" / "far" / "journal.log").unlink()
     moved = sweep(repository)
-    told = lines_with(moved.stderr, "failed: this worker's clone, at ", "has another commit, params or changes")
-    assert len(told) == 4
+    assert len(lines_with(moved.stderr, "failed: sweep far: began on commit ", "with other params or uncommitted")) == 4
