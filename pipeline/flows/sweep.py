@@ -34,7 +34,6 @@ from pipeline.sweep.run import run_trials
 from pipeline.sweep.study import Result, Sweep, exclusive, load_sweep
 from pipeline.sweep.trial import TrialProcess
 from vaeline.errors import UserError
-from vaeline.io.workspace import current_workspace
 
 DEPLOYMENT = "trial/trial"
 ASK_S = 2.0  # between two questions to the server about one trial
@@ -45,10 +44,10 @@ PAUSES_S = (2.0, 10.0, 30.0, 60.0)  # before asking a server that is away to tak
 @flow(name="trial")
 def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     """One trial of a sweep in this worker's clone; Failed where it fails, or where the clone is not at the baseline."""
-    enter_workspace()
+    workspace = enter_workspace()
     prepare_environment()
     try:
-        here = load_sweep(current_workspace(), sweep, storage)
+        here = load_sweep(workspace, sweep, storage)
         attributes = here.study.trials[number].user_attrs
         with one_slot() as environment:
             result = TrialProcess(here, attributes["name"], attributes["values"], environment, ("evaluate",)).wait()
@@ -86,10 +85,10 @@ def sweep_flow(
     Nothing is registered: no machine has all the models. Run again, it does only what is missing.
     """
     log = get_run_logger()
-    enter_workspace()
+    workspace = enter_workspace()
     prepare_environment()
     try:
-        sweep = requested_sweep(current_workspace(), assignments, search, trials, seed, metric, name)
+        sweep = requested_sweep(workspace, assignments, search, trials, seed, metric, name)
         with exclusive(sweep):
             sweep.begin()
             _warn(begin_in_mlflow(sweep))
