@@ -1,4 +1,4 @@
-"""Starting the shipper, a process of its own, beside a stage. Nothing here imports mlflow."""
+"""Start of the uploader, a process of its own, beside a stage. Nothing here imports mlflow."""
 
 import logging
 import os
@@ -6,42 +6,39 @@ import sys
 import time
 
 from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import repository_root
+from vaeline.io.workspace import Workspace
 from vaeline.tracking.outbox import RunOutbox
 
 log = logging.getLogger(__name__)
 
 
-def start_shipper(spool: RunOutbox, *, system_metrics: bool) -> int | None:
+def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool) -> int | None:
     """Start `python -m vaeline.tracking.uploader` in its own session, so that it outlives a killed stage; its pid.
 
-    It ends by itself soon after the last writer of the spool has. `VAELINE_UPLOADER=off` starts none.
+    It ends by itself soon after the last writer of the run has. `VAELINE_UPLOADER=off` starts none.
     """
     if os.environ.get("VAELINE_UPLOADER") == "off":
         return None
-    folder = spool.folder.absolute()
-    arguments = [sys.executable, "-m", "vaeline.tracking.uploader", str(folder)]
-    arguments += ["--system-metrics"] if system_metrics else []
-    environment = {**os.environ, "DVC_ROOT": str(repository_root().absolute())}
+    command = [sys.executable, "-m", "vaeline.tracking.uploader", str(workspace.repository.absolute()), run.name]
+    command += ["--system-metrics"] if system_metrics else []
+    environment = dict(os.environ)
     if (path := RunContext.read().uploader_path) is not None:
         environment["PYTHONPATH"] = path
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    files += [(os.POSIX_SPAWN_OPEN, fd, str(folder / "ship.log"), create, 0o644) for fd in (1, 2)]
+    files += [(os.POSIX_SPAWN_OPEN, fd, str(run.log), create, 0o644) for fd in (1, 2)]
     try:
-        return os.posix_spawn(sys.executable, arguments, environment, file_actions=files, setsid=True)
+        return os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
     except (OSError, NotImplementedError) as error:
-        log.warning("tracking stays in %s until `vaeline sync`: %s", folder, error)
+        log.warning("%s stays in %s until `vaeline sync`: %s", run.name, run.outbox.path, error)
         return None
 
 
 def wait_for(pid: int | None, seconds: float) -> None:
-    """Wait a bounded time for the shipper."""
-    if pid is None:
-        return
+    """Wait a bounded time for the uploader."""
     deadline = time.monotonic() + seconds
     try:
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        while pid is not None and os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
     except ChildProcessError:
         return

@@ -1,231 +1,243 @@
-"""The spool: an append-only log on the local disk of everything that a run reports.
+"""Outbox: a sqlite database on the local disk of everything that runs report, until the uploader has sent it.
 
-A folder `.vaeline/spool/<name>/` holds `events.jsonl` (one JSON object a line, appended under a kernel lock, so that
-several processes may write), `files/` (pictures and artifacts, named by their content) and `shipped-*.json` (how
-many bytes of the log a tracking store already has, written atomically). A torn last line, left by a process that
-died while writing, is ignored by readers and cut off by the next writer. Nothing here imports mlflow.
+`.vaeline/outbox/outbox.db`, in WAL mode, holds runs, their events, their files (pictures, artifacts) and how far each
+tracking store has them. A commit outlives the process that made it; `flush` makes it outlive a power failure. Beside
+the database lie each run's kernel locks and the log of its uploader. Nothing here imports mlflow.
 """
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
-import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaeline.io.atomic_write import write_all, write_file
+from vaeline.errors import UserError
+from vaeline.io.atomic_write import sync_folder
 from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import Workspace
 
 Event = dict[str, Any]  # kind: start|metrics|image|artifact|tags|resume|end; time: ms since the epoch; ...
+WAIT_S = 30.0  # for another process's commit
+SCHEMA = """
+BEGIN;
+CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, number INTEGER, model TEXT);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+    kind TEXT NOT NULL, time INTEGER NOT NULL, fields TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_of_run ON events (run, id);
+CREATE TABLE IF NOT EXISTS files (
+    run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, digest TEXT, content BLOB, PRIMARY KEY (run, digest));
+CREATE TABLE IF NOT EXISTS uploads (
+    run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, store TEXT, event INTEGER, mlflow_run TEXT,
+    created INTEGER, PRIMARY KEY (run, store));
+COMMIT;
+"""
 
 
-def outbox_root(workspace: Workspace) -> Path:
-    """`.vaeline/spool/`: one folder a run."""
-    return workspace.state / "spool"
+class Outbox:
+    """The database of a repository, opened at its first use.
+
+    Everything here raises OSError where the disk is full, UserError where the database cannot be used.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.folder = workspace.state.absolute() / "outbox"
+        self.path = self.folder / "outbox.db"
+        self._connection: sqlite3.Connection | None = None
+
+    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows of one statement, which outside of a transaction is one of its own."""
+        with self._clear_errors():
+            self._connection = self._connection or self._open()
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements of the block or none, while no other process writes; blocks may be nested."""
+        if self._connection is not None and self._connection.in_transaction:
+            yield
+            return
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        if self._connection is not None:
+            with self._clear_errors():
+                self._connection.close()
+        self._connection = None
+
+    def flush(self) -> None:
+        """Have every commit survive a power failure."""
+        log = self.folder / "outbox.db-wal"
+        if log.exists():
+            descriptor = os.open(log, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_folder(self.folder)
+
+    def runs(self, where: str = "true", *values: object) -> list["RunOutbox"]:
+        """Runs that a condition selects, oldest first."""
+        if not self.path.exists():
+            return []
+        rows = self.execute(f"SELECT id, key, number FROM runs WHERE {where} ORDER BY id", *values)
+        return [RunOutbox(self, run, f"{key}-{number}") for run, key, number in rows]
+
+    def latest(self, key: str) -> "RunOutbox | None":
+        """The newest run of a key."""
+        return next(reversed(self.runs("key = ?", key)), None)
+
+    def of_model(self, digest: str) -> "RunOutbox | None":
+        """The newest run that trained this model."""
+        return next(reversed(self.runs("model = ?", digest)), None)
+
+    def create(self, key: str) -> "RunOutbox":
+        """A new run of a key, for a transaction that adds its start too."""
+        ((number,),) = self.execute("SELECT coalesce(max(number), 0) + 1 FROM runs WHERE key = ?", key)
+        ((run,),) = self.execute("INSERT INTO runs (key, number) VALUES (?, ?) RETURNING id", key, number)
+        return RunOutbox(self, run, f"{key}-{number}")
+
+    def _open(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock"):  # a change to WAL mode does not wait for another process's
+            connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            for setting in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                connection.execute(f"PRAGMA {setting}")
+            connection.executescript(SCHEMA)
+        return connection
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_FULL or not shutil.disk_usage(self.folder).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
+            raise UserError(f"{self.path}: {error}; where that stays, move it away: a new one is made") from None
 
 
 @dataclass(frozen=True)
 class RunOutbox:
-    """One run's log."""
+    """One run's part of the outbox."""
 
-    folder: Path
-
-    @property
-    def events(self) -> Path:
-        """The log itself."""
-        return self.folder / "events.jsonl"
+    outbox: Outbox = field(compare=False, repr=False)
+    id: int
+    name: str
 
     @property
-    def model_digest(self) -> str | None:
-        """The digest of the model that this run trained, once it has."""
-        try:
-            return (self.folder / "model").read_text().strip() or None
-        except OSError:
-            return None
+    def log(self) -> Path:
+        """Log of its uploader."""
+        return self.outbox.folder / f"{self.name}.log"
 
-    def remember_model(self, digest: str) -> None:
-        """Join this run to the model that it trained."""
-        write_file(self.folder / "model", digest.encode())
+    @property
+    def model(self) -> str | None:
+        """Digest of the model that it trained, once it has."""
+        return next((digest for (digest,) in self._select("model FROM runs WHERE id = ?")), None)
 
-    def append(self, kind: str, **fields: Any) -> None:
-        """Add one event, stamped with the time. Raises OSError (a full disk)."""
-        event: Event = {"kind": kind, "time": int(time.time() * 1000), **fields}
-        line = (json.dumps(event, separators=(",", ":")) + "\n").encode()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _cut_torn_tail(descriptor)
-            write_all(descriptor, line)
-        finally:
-            os.close(descriptor)
+    def set_model(self, digest: str) -> None:
+        """Join the run to the model that it trained."""
+        self.outbox.execute("UPDATE runs SET model = ? WHERE id = ?", digest, self.id)
 
-    def size(self) -> int:
-        """Bytes of the log."""
-        try:
-            return self.events.stat().st_size
-        except FileNotFoundError:
-            return 0
+    def append(self, kind: str, content: bytes | None = None, **fields: Any) -> None:
+        """Add one event, stamped with the time, together with its file if it has one (field `digest`)."""
+        with self.outbox.transaction():
+            if content is not None:
+                fields["digest"] = digest_of(content)
+                self.outbox.execute("INSERT OR IGNORE INTO files VALUES (?, ?, ?)", self.id, fields["digest"], content)
+            text = json.dumps(fields, separators=(",", ":"))
+            values = (self.id, kind, int(time.time() * 1000), text)
+            self.outbox.execute("INSERT INTO events (run, kind, time, fields) VALUES (?, ?, ?, ?)", *values)
 
-    def flush(self) -> None:
-        """Have the log survive a power failure. Raises OSError."""
-        with suppress(FileNotFoundError), self.events.open("rb") as file:
-            os.fsync(file.fileno())
+    def read(self, after: int = 0, limit: int = -1) -> list[tuple[int, Event]]:
+        """Events after a number, with their own numbers; at most `limit` of them."""
+        rows = self._select("id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?", after, limit)
+        return [(number, {"kind": kind, "time": at, **json.loads(fields)}) for number, kind, at, fields in rows]
 
-    def read(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
-        """Yield every complete event from byte `offset` on, with the offset that follows it."""
-        try:
-            with self.events.open("rb") as file:
-                offset = min(offset, os.fstat(file.fileno()).st_size)
-                file.seek(offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        return
-                    offset += len(line)
-                    if (event := _parse(line)) is not None:
-                        yield event, offset
-        except FileNotFoundError:
-            return
-
-    def store_file(self, content: bytes, name: str) -> str:
-        """Keep a copy of some bytes; returns its path relative to the spool, a folder named by content."""
-        path = self.folder / "files" / hashlib.sha256(content).hexdigest()[:32] / name
-        if not path.exists():
-            write_file(path, content)
-        return path.relative_to(self.folder).as_posix()
-
-    def hold_as_writer(self) -> int | None:
-        """Say that a process is writing, until the returned descriptor is closed or the process dies."""
-        return acquire(self.folder / "writers.lock", shared=True)
-
-    def has_writer(self) -> bool:
-        """Whether some living process has the spool open for writing.
-
-        Where none has and a training never said how it ended, it was killed, and the log is told so.
-        """
-        descriptor = acquire(self.folder / "writers.lock", wait=False)
-        if descriptor is None:
-            return True
-        try:
-            if self.status() == "RUNNING":
-                self.append("end", status="KILLED")
-        finally:
-            os.close(descriptor)
-        return False
-
-    def is_begun(self) -> bool:
-        """Whether its start is told; else its first writer was killed before, and the next tells it."""
-        return any(event["kind"] == "start" for event, _ in self.read())
+    def file(self, digest: str) -> bytes:
+        """Content of a file. Raises ValueError where there is none."""
+        for (content,) in self._select("content FROM files WHERE run = ? AND digest = ?", digest):
+            return bytes(content)
+        raise ValueError(f"{self.name}: no file {digest}")
 
     def status(self) -> str:
         """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED if it was never here."""
-        status = "FINISHED"
-        for event, _ in self.read():
-            match event["kind"]:
-                case "start":
-                    status = "RUNNING" if event["training"] else "FINISHED"
-                case "resume":
-                    status = "RUNNING"
-                case "end":
-                    status = event["status"]
-        return status
+        wanted = "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end') ORDER BY id DESC LIMIT 1"
+        for kind, fields in self._select(wanted):
+            event = json.loads(fields)
+            return str(event["status"]) if kind == "end" else "RUNNING" if event.get("training", True) else "FINISHED"
+        return "FINISHED"
+
+    def hold(self, role: str, *, shared: bool = False, wait: bool = False) -> int | None:
+        """Lock that says that a `writer` or an `uploader` is at work, held until the descriptor is closed."""
+        return acquire(self.outbox.folder / f"{self.name}.{role}.lock", shared=shared, wait=wait)
+
+    def has_writer(self) -> bool:
+        """Whether a living process has the run open for writing.
+
+        Where none has and the training never reported its end, it was killed, and that is added.
+        """
+        if (probe := self.hold("writer")) is None:
+            return True
+        os.close(probe)
+        with self.outbox.transaction():  # in which no writer opens the run
+            if (lock := self.hold("writer")) is None:
+                return True
+            os.close(lock)
+            if self.status() == "RUNNING":
+                self.append("end", status="KILLED")
+        return False
+
+    def progress(self, store: str) -> tuple[int, str | None, bool]:
+        """Of a tracking store: number of the last event it has, its run's id, whether that was created for this run."""
+        rows = self._select("event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?", digest_of(store.encode()))
+        return next(((event, run_id, bool(created)) for event, run_id, created in rows), (0, None, False))
+
+    def set_progress(self, store: str, event: int, mlflow_run: str | None, created: bool) -> None:
+        """Record how far a tracking store has the run: after it was sent, never before."""
+        values = (self.id, digest_of(store.encode()), event, mlflow_run, created)  # an address may hold a password
+        self.outbox.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?, ?)", *values)
 
     def is_sent(self) -> bool:
         """Whether some tracking store has all of it."""
-        end = max((offset for _, offset in self.read()), default=0)
-        return any(Progress.load(path).offset >= end for path in self.folder.glob("shipped-*.json")) or not end
+        ((last,),) = self._select("coalesce(max(id), 0) FROM events WHERE run = ?")
+        ((sent,),) = self._select("coalesce(max(event), 0) FROM uploads WHERE run = ?")
+        return bool(sent >= last)
+
+    def prune(self, before: float) -> bool:
+        """Delete a run that was sent and not changed since a time, unless a writer or an uploader has it."""
+        with self.outbox.transaction():  # in which no writer opens the run
+            ((changed,),) = self._select("coalesce(max(time), 0) FROM events WHERE run = ?")
+            locks = [self.hold(role) for role in ("writer", "uploader")]
+            prunable = None not in locks and changed < 1000 * before and self.is_sent()
+            if prunable:
+                self.outbox.execute("DELETE FROM runs WHERE id = ?", self.id)
+                for path in self.outbox.folder.glob(f"{self.name}.*"):
+                    path.unlink(missing_ok=True)
+            for lock in filter(None, locks):
+                os.close(lock)
+        return prunable
+
+    def _select(self, rest: str, *values: object) -> list[tuple[Any, ...]]:
+        return self.outbox.execute(f"SELECT {rest}", self.id, *values)
 
 
-@dataclass
-class Progress:
-    """How far a spool has come in one tracking store."""
+def digest_of(content: bytes) -> str:
+    """Name of some bytes in the outbox."""
+    return hashlib.sha256(content).hexdigest()[:32]
 
-    path: Path
-    offset: int = 0  # bytes of events.jsonl that the store has
-    run_id: str | None = None
-    made: bool = False  # by this spool; else an existing run was found
-
-    @classmethod
-    def of(cls, spool: RunOutbox, uri: str) -> "Progress":
-        """A spool's progress in the store at `uri`."""
-        return cls.load(spool.folder / f"shipped-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json")
-
-    @classmethod
-    def load(cls, path: Path) -> "Progress":
-        """Read it; a missing or broken file means that nothing was sent, and sending again does no harm."""
-        try:
-            return cls(path, **json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return cls(path)
-
-    def write(self) -> None:
-        """Write it atomically."""
-        content = {"offset": self.offset, "run_id": self.run_id, "made": self.made}
-        write_file(self.path, json.dumps(content).encode())
-
-
-def _parse(line: bytes) -> Event | None:
-    """One event; None for a line that a broken disk or an editor spoilt."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "kind" in event and "time" in event else None
-
-
-def _cut_torn_tail(descriptor: int) -> None:
-    """Cut the log back to its last complete line."""
-    size = end = os.fstat(descriptor).st_size
-    while end and os.pread(descriptor, 1, end - 1) != b"\n":
-        chunk = os.pread(descriptor, min(end, 65536), max(0, end - 65536))
-        newline = chunk.rfind(b"\n")
-        end = end - len(chunk) + newline + 1
-    if end < size:
-        os.ftruncate(descriptor, end)
-
-
-def all_outboxes(workspace: Workspace) -> list[RunOutbox]:
-    """Every spool of this repository, oldest first."""
-    folders = [path.parent for path in outbox_root(workspace).glob("*/events.jsonl")]
-    return [RunOutbox(folder) for folder in sorted(folders, key=lambda f: ((f / "events.jsonl").stat().st_mtime, f))]
-
-
-def find_outbox(workspace: Workspace, model_digest: str) -> RunOutbox | None:
-    """The latest run that trained this model, if its spool is still here."""
-    found = [spool for spool in all_outboxes(workspace) if spool.model_digest == model_digest]
-    return max(found, key=lambda spool: (spool.folder / "model").stat().st_mtime, default=None)
-
-
-def latest_generation(workspace: Workspace, key: str) -> RunOutbox | None:
-    """The newest spool of a training key."""
-    pattern = re.compile(rf"{re.escape(key)}-(\d+)")
-    found = [(int(m[1]), p) for p in outbox_root(workspace).glob(f"{key}-*") if (m := pattern.fullmatch(p.name))]
-    return RunOutbox(max(found)[1]) if found else None
-
-
-def next_generation(workspace: Workspace, key: str) -> RunOutbox:
-    """A spool not yet made, after the newest of a training key."""
-    latest = latest_generation(workspace, key)
-    number = int(latest.folder.name.rpartition("-")[2]) + 1 if latest else 1
-    return RunOutbox(outbox_root(workspace) / f"{key}-{number}")
-
-
-@contextmanager
-def opening(workspace: Workspace) -> Iterator[None]:
-    """Hold a lock while looking for a spool and making one where there is none."""
-    outbox_root(workspace).mkdir(parents=True, exist_ok=True)
-    with locked(outbox_root(workspace) / ".lock"):
-        yield
-
-
-def discard(spool: RunOutbox) -> None:
-    """Delete a spool, its log first, so that nothing half-deleted is ever read."""
-    spool.events.unlink(missing_ok=True)
-    shutil.rmtree(spool.folder, ignore_errors=True)

@@ -1,27 +1,26 @@
-"""Carries one spool to MLflow, each event once. Imported where MLflow is needed anyway: shipper, sync, register."""
+"""Upload of one run's outbox to MLflow, each event once. Imported where MLflow is needed anyway."""
 
 import json
 import logging
 import re
 import tempfile
 import uuid
-from dataclasses import dataclass, field
-from itertools import islice
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.tracking.multimedia import compress_image_size
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from PIL import Image
 
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import experiment_id, redact
-from vaeline.tracking.outbox import Event, Progress, RunOutbox
+from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
+from vaeline.tracking.outbox import Event, RunOutbox
 from vaeline.tracking.provenance import user
 
+EVENTS_A_BATCH = 200
 METRICS_A_BATCH, TAGS_A_BATCH, DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
 PICTURE_KEY = re.compile(r"[a-zA-Z0-9_\-./ ]+")
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # would be refused again
@@ -29,54 +28,47 @@ REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # would be refused again
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Courier:
-    """Sends what a store does not have of a spool. The caller holds the spool's shipping lock.
+class Upload:
+    """Sends what a tracking store does not have of a run. The caller holds the run's uploader lock.
 
     Everything keeps its original time, so that sending twice (after a crash, a lost answer) changes nothing: MLflow
     knows metrics by (key, time, step, value), the run is found again by a tag, and files keep their names.
     """
 
-    spool: RunOutbox
-    client: MlflowClient
-    workspace: Workspace
-    progress: Progress = field(init=False)
-    _checked: bool = False
+    def __init__(self, run: RunOutbox, client: MlflowClient, workspace: Workspace) -> None:
+        self._outbox, self._client, self._workspace = run, client, workspace
+        self._store = client.tracking_uri
+        self._last, self._run_id, self._created = run.progress(self._store)
+        self._checked = False
 
-    def __post_init__(self) -> None:
-        self.progress = Progress.of(self.spool, self.client.tracking_uri)
-        if self.spool.size() < self.progress.offset:  # a power failure cut the log: what is sent again changes nothing
-            self.progress.offset = 0
-
-    def ship(self) -> int:
+    def send(self) -> int:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
         if not self._checked:
             self._forget_deleted_run()
         count = 0
-        events = self.spool.read(self.progress.offset)
-        while batch := list(islice(events, 200)):
-            self.spool.flush()  # a store is never to know more than the log
-            self._send(batch)
+        while batch := self._outbox.read(self._last, EVENTS_A_BATCH):
+            self._outbox.outbox.flush()  # after a power failure a store is not to have more than the outbox
+            self._send_batch(batch)
             count += len(batch)
         return count
 
     def _forget_deleted_run(self) -> None:
-        """Start over where the run has been deleted from the store, or the store anew."""
-        if self.progress.run_id is not None:
+        """Start over where the run has been deleted from the store, or the store is a new one."""
+        if self._run_id is not None:
             try:
-                gone = self.client.get_run(self.progress.run_id).info.lifecycle_stage == "deleted"
+                gone = self._client.get_run(self._run_id).info.lifecycle_stage == "deleted"
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 gone = True
             if gone:
-                self.progress = Progress(self.progress.path)
+                self._last, self._run_id, self._created = 0, None, False
         self._checked = True
 
-    def _send(self, batch: list[tuple[Event, int]]) -> None:
+    def _send_batch(self, batch: list[tuple[int, Event]]) -> None:
         metrics: list[Metric] = []
-        for event, offset in batch:
-            if event["kind"] != "start" and event.get("fallback") and not self.progress.made:
+        for number, event in batch:
+            if event["kind"] != "start" and event.get("fallback") and not self._created:
                 continue
             if event["kind"] == "metrics":
                 metrics += [Metric(k, v, event["time"], event["step"]) for k, v in event["values"].items()]
@@ -84,30 +76,29 @@ class Courier:
             self._send_metrics(metrics)
             metrics = []
             try:
-                getattr(self, f"_send_{event['kind']}", self._ignore)(event)
+                getattr(self, f"_send_{event['kind']}")(event)
             except MlflowException as error:
                 self._accept_refusal(error)
-            except (ValueError, FileNotFoundError) as error:  # a picture's name or file is at fault
+            except ValueError as error:  # a picture's name or content is at fault
                 log.warning("dropped a %s: %s", event["kind"], error)
-            self._reached(offset)
+            self._set_progress(number)
         self._send_metrics(metrics)
-        self._reached(batch[-1][1])
+        self._set_progress(batch[-1][0])
 
-    def _reached(self, offset: int) -> None:
-        self.progress.offset = offset
-        self.progress.write()
+    def _set_progress(self, number: int) -> None:
+        self._last = number
+        self._outbox.set_progress(self._store, number, self._run_id, self._created)
 
     @property
     def _run(self) -> str:
-        if self.progress.run_id is None:
-            raise MlflowException.invalid_parameter_value(f"{self.spool.events}: its first line is gone")
-        return self.progress.run_id
+        if self._run_id is None:
+            raise MlflowException.invalid_parameter_value(f"{self._outbox.name}: its start was refused")
+        return self._run_id
 
     def _send_metrics(self, metrics: list[Metric]) -> None:
-        for first in range(0, len(metrics), METRICS_A_BATCH):
-            part = metrics[first : first + METRICS_A_BATCH]
+        for part in _parts(metrics, METRICS_A_BATCH):
             try:
-                self.client.log_batch(self._run, metrics=part)
+                self._client.log_batch(self._run, metrics=part)
             except MlflowException as error:
                 self._accept_refusal(error)
                 if len(part) > 1:  # one by one, so that a bad name costs only itself
@@ -120,72 +111,72 @@ class Courier:
             raise error
         log.warning("refused: %s", redact(str(error)).splitlines()[0])
 
-    def _ignore(self, event: Event) -> None:
-        log.warning("unknown event %s", event["kind"])
-
     def _send_start(self, event: Event) -> None:
-        experiment = experiment_id(self.client, event["experiment"], self.workspace)
-        run_id = self._find({"vaeline.spool": event["nonce"]}, [experiment])
-        self.progress.made = True
-        if run_id is None and event["find"]:
-            everywhere = [e.experiment_id for e in self.client.search_experiments()]
-            run_id = self._find({"vaeline.model_digest": event["find"]}, everywhere)
-            self.progress.made = run_id is None
+        experiment = experiment_id(self._client, event["experiment"], self._workspace)
+        run_id = self._find("vaeline.outbox", event["token"], [experiment])
+        self._created = True
+        if run_id is None and event["model"]:
+            everywhere = [e.experiment_id for e in self._client.search_experiments()]
+            run_id = self._find("vaeline.model_digest", event["model"], everywhere)
+            self._created = run_id is None
         if run_id is None:
-            tags = {"mlflow.user": user(), "vaeline.spool": event["nonce"]}
-            run = self.client.create_run(experiment, event["time"], tags, event["name"])
-            run_id = str(run.info.run_id)
-        self.progress.run_id = run_id
-        if self.progress.made:
+            tags = {"mlflow.user": user(), "vaeline.outbox": event["token"]}
+            run_id = str(self._client.create_run(experiment, event["time"], tags, event["name"]).info.run_id)
+        self._run_id = run_id
+        if self._created:
             self._describe(event)
 
     def _describe(self, event: Event) -> None:
         """Fill a new run with what is known at its start."""
-        for part in _parts(event["params"]):
-            self.client.log_batch(self._run, params=[Param(k, v) for k, v in part])
+        for part in _parts(event["params"].items(), TAGS_A_BATCH):
+            self._client.log_batch(self._run, params=[Param(k, v) for k, v in part])
         self._send_tags({"values": event["tags"]})
         if event["dataset"]:
-            self.client.log_inputs(self._run, datasets=[_dataset(event["dataset"])])
+            self._client.log_inputs(self._run, datasets=[_dataset(event["dataset"])])
         if not event["training"]:
-            self.client.set_terminated(self._run, "FINISHED", event["time"])
-        if event.get("diff"):
-            self._send_artifact({"file": event["diff"], "folder": "git"})
+            self._client.set_terminated(self._run, "FINISHED", event["time"])
+        if "digest" in event:
+            self._send_artifact({"name": "uncommitted.diff", "digest": event["digest"], "folder": "git"})
 
-    def _find(self, tags: dict[str, str], experiments: list[str]) -> str | None:
-        """The latest run with these tags."""
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        runs = self.client.search_runs(experiments, wanted, max_results=1, order_by=["start_time DESC"])
+    def _find(self, tag: str, value: str, experiments: list[str]) -> str | None:
+        """The latest run with this tag."""
+        wanted = f"tags.`{tag}` = '{value}'"
+        runs = self._client.search_runs(experiments, wanted, max_results=1, order_by=["start_time DESC"])
         return str(runs[0].info.run_id) if runs else None
 
     def _send_tags(self, event: Event) -> None:
-        for part in _parts(event["values"]):
-            self.client.log_batch(self._run, tags=[RunTag(k, v) for k, v in part])
+        for part in _parts(event["values"].items(), TAGS_A_BATCH):
+            self._client.log_batch(self._run, tags=[RunTag(k, v) for k, v in part])
 
     def _send_resume(self, event: Event) -> None:
-        self.client.update_run(self._run, status="RUNNING")
+        self._client.update_run(self._run, status="RUNNING")
 
     def _send_end(self, event: Event) -> None:
-        self.client.set_terminated(self._run, event["status"], event["time"])
+        self._client.set_terminated(self._run, event["status"], event["time"])
 
     def _send_artifact(self, event: Event) -> None:
-        self.client.log_artifact(self._run, str(self.spool.folder / event["file"]), event["folder"] or None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / event["name"]
+            path.write_bytes(self._outbox.file(event["digest"]))
+            self._client.log_artifact(self._run, str(path), event["folder"] or None)
 
     def _send_image(self, event: Event) -> None:
         """As `log_image` stores it, but under names that stay the same: sent again, a picture takes its own place."""
         if not PICTURE_KEY.fullmatch(event["key"]):
             raise ValueError(f"MLflow allows no picture to be called {event['key']!r}")
-        unique = uuid.uuid5(uuid.NAMESPACE_OID, event["file"])
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, event["digest"])
         name = f"{event['key'].replace('/', '~')}+step+{event['step']}+timestamp+{event['time']}+{unique}"
-        with Image.open(self.spool.folder / event["file"]) as image, tempfile.TemporaryDirectory() as folder:
+        png = BytesIO(self._outbox.file(event["digest"]))
+        with Image.open(png) as image, tempfile.TemporaryDirectory() as folder:
             image.save(Path(folder) / f"{name}.png")
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
-            self.client.log_artifacts(self._run, folder, "images")
-        self.client.set_tag(self._run, MLFLOW_LOGGED_IMAGES, "True")
+            self._client.log_artifacts(self._run, folder, "images")
+        self._client.set_tag(self._run, MLFLOW_LOGGED_IMAGES, "True")
 
 
-def _parts(values: dict[str, str]) -> list[list[tuple[str, str]]]:
-    items = list(values.items())
-    return [items[first : first + TAGS_A_BATCH] for first in range(0, len(items), TAGS_A_BATCH)]
+def _parts(values: Any, size: int) -> list[list[Any]]:
+    items = list(values)
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _dataset(described: dict[str, Any]) -> DatasetInput:
