@@ -14,10 +14,10 @@ import torch
 from benchmarks.row import Row
 from benchmarks.training import one_thread
 from vaeline.config import Params, read_params
-from vaeline.io.locks import locked
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.outbox import RunOutbox
-from vaeline.tracking.runs import open_training_run, run_start
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import open_training_run
 from vaeline.training.splits import Splits
 from vaeline.training.tracker import NullTracker, Tracker
 from vaeline.training.trainer import train
@@ -43,7 +43,7 @@ def rows() -> list[Row]:
             begin = time.perf_counter()
             run.close()
             openings.append(opened + time.perf_counter() - begin)
-            _wait_for_shipper(run.outbox)
+            _wait_for_uploader(run.outbox)
             ratios.append(tracked / _seconds(params, splits, NullTracker()))
     ratio, opening = statistics.median(ratios), statistics.median(openings)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
@@ -68,13 +68,14 @@ def _seconds(params: Params, splits: Splits, tracker: Tracker) -> float:
         return time.perf_counter() - begin
 
 
-def _wait_for_shipper(spool: RunOutbox) -> None:
-    """The untracked training must not run beside the tracked one's shipper."""
+def _wait_for_uploader(run: RunOutbox) -> None:
+    """The untracked training must not run beside the tracked one's uploader."""
     deadline = time.monotonic() + 120
-    while not spool.is_sent() and time.monotonic() < deadline:
+    while not run.is_sent() and time.monotonic() < deadline:
         time.sleep(0.2)
-    with locked(spool.folder / "ship.lock"):
-        time.sleep(0.5)
+    if (lock := run.hold("uploader", wait=True)) is not None:
+        os.close(lock)
+    time.sleep(0.5)
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def _public(kind: str, workspace: Workspace) -> Finding:
 def tracking(workspace: Workspace) -> Finding:
     """The MLflow store: a sqlite file that is whole and can be written, or a server that answers."""
     from vaeline.tracking.connection import SQLITE, connect, redact, tracking_uri
-    from vaeline.tracking.outbox import all_outboxes
+    from vaeline.tracking.outbox import Outbox
 
     uri = tracking_uri(workspace)
     if not uri.startswith(SQLITE):
@@ -152,7 +152,7 @@ def tracking(workspace: Workspace) -> Finding:
     if (verdict := _check_database(path)) != "ok":
         fix = f"move {path} away: a new one is made, `vaeline sync` fills it again"
         return Finding("fail", "tracking", f"{path}: {verdict}", fix)
-    if unsent := sum(1 for outbox in all_outboxes(workspace) if not outbox.is_sent()):
+    if unsent := sum(not run.is_sent() for run in Outbox(workspace).runs()):
         return Finding("warn", "tracking", f"{path}, {unsent} runs not wholly sent", "vaeline sync")
     return Finding("ok", "tracking", str(path))
 

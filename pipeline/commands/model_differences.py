@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.io.digests import file_digest, model_digest
-from vaeline.io.workspace import MODEL, PREPARED, REPORTS
+from vaeline.io.workspace import MODEL, PREPARED, REPORTS, Workspace
 from vaeline.registry.lineage import Lineage
-from vaeline.tracking.outbox import RunOutbox
+from vaeline.tracking.outbox import Outbox
 
 
 def differences(lineage: Lineage, stored: Path, history: bytes | None, project: Path) -> list[str]:
@@ -92,11 +92,11 @@ def _machine(then: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
 
 
 def machine_of(project: Path) -> dict[str, str]:
-    """The identity that the stage train told in `project`."""
+    """The identity that the stage train reported in `project`."""
     prefix = "vaeline.machine."
     found: dict[str, str] = {}
-    for log in (project / ".vaeline" / "spool").glob("*/events.jsonl"):
-        for event, _ in RunOutbox(log.parent).read():
+    for run in Outbox(Workspace(project, project)).runs():
+        for _, event in run.read():
             if event["kind"] == "tags":
                 tags = event["values"].items()
                 found |= {key.removeprefix(prefix): value for key, value in tags if key.startswith(prefix)}

@@ -11,7 +11,8 @@ from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import Evaluation, evaluate
 from vaeline.io.atomic_write import write_files
 from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
-from vaeline.tracking.runs import headline_metrics, open_model_run, run_start
+from vaeline.tracking.provenance import headline_metrics, run_start
+from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from vaeline.registry.registration import NewModel, register
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import LoadedModel
 from vaeline.tracking.connection import connect, one_line_errors
-from vaeline.tracking.runs import flatten_metrics, open_model_run, run_start
+from vaeline.tracking.provenance import flatten_metrics, run_start
+from vaeline.tracking.runs import open_model_run
 from vaeline.tracking.sync import upload_now
 from vaeline.training.device import pick_device, reproducible
 

@@ -15,7 +15,8 @@ from vaeline.io.digests import model_digest
 from vaeline.io.workspace import REPORTS, Workspace, current_workspace
 from vaeline.io.yaml_config import read_yaml
 from vaeline.serving.model_files import save_model
-from vaeline.tracking.runs import latest_artifact, open_training_run, run_start
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import latest_artifact, open_training_run
 from vaeline.training import checkpoint
 from vaeline.training.device import identity, pick_device
 from vaeline.training.history import to_csv

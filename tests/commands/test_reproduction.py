@@ -13,7 +13,9 @@ from pipeline.commands import reproduction
 from pipeline.commands.model_differences import differences
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
+from vaeline.io.workspace import Workspace
 from vaeline.registry.lineage import Changes, Lineage
+from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import CUT
 from workspaces import ROOT, execute
 
@@ -112,7 +114,7 @@ def made(
     folder: Path, weights: dict[str, float], config: dict[str, object], history: str = "epoch,elbo\n1,-2\n"
 ) -> Path:
     """What a making leaves, as far as it is compared."""
-    for name in ("data/prepared", "models", "reports", ".vaeline/spool/k-1"):
+    for name in ("data/prepared", "models", "reports"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     splits = {"train": {"count": 3}}
     (folder / "data" / "prepared" / "manifest.json").write_text(json.dumps({"splits": splits}))
@@ -120,8 +122,8 @@ def made(
     save_file(tensors, folder / "models" / "model.safetensors")
     (folder / "models" / "config.json").write_text(json.dumps(config))
     (folder / "reports" / "history.csv").write_text(history)
-    event = {"kind": "tags", "time": 1, "values": {"vaeline.machine.torch": "2", "vaeline.machine.threads": "1"}}
-    (folder / ".vaeline" / "spool" / "k-1" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    run = Outbox(Workspace(folder, folder)).create("k")
+    run.append("tags", values={"vaeline.machine.torch": "2", "vaeline.machine.threads": "1"})
     return folder
 
 

@@ -275,7 +275,7 @@ def test_mlflows_own_loader_leaves_the_package_as_it_was(registry: Registry):
 def test_from_a_server_that_keeps_the_artifacts_a_model_is_downloaded_and_checked(
     tmp_path: Path, sealed: Path, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    with mlflow_server(tmp_path) as address:
+    with mlflow_server(tmp_path) as (address, _):
         root = outputs(1)
         monkeypatch.chdir(root)
         enter(monkeypatch, root)

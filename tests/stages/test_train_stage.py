@@ -1,7 +1,6 @@
 """The stage as DVC runs it: a process of its own in a folder of its own."""
 
 import hashlib
-import json
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, steps, workspace  # noqa: F401
+from uploads import outbox_events, outbox_runs
 from vaeline.io.digests import file_digest
 from vaeline.serving.model_files import load_model
 
@@ -27,12 +27,11 @@ def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace:
     assert (loaded.config.data.source, loaded.config.data.digest) == ("bumps", file_digest(manifest))
     assert len((workspace / "reports" / "history.csv").read_text().splitlines()) == 4
     assert not list((workspace / ".vaeline" / "checkpoints").iterdir())
-    assert_the_tracker_was_told(workspace)
+    assert_the_run_is_reported(workspace)
 
 
-def assert_the_tracker_was_told(workspace: Path) -> None:
-    (log,) = (workspace / ".vaeline" / "spool").glob("*/events.jsonl")
-    events = [json.loads(line) for line in log.read_text().splitlines()]
+def assert_the_run_is_reported(workspace: Path) -> None:
+    events = outbox_events(workspace)
     kinds = [event["kind"] for event in events]
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
@@ -84,12 +83,11 @@ def test_a_training_that_dvc_never_took_over_is_the_same_run_again_and_one_that_
     shutil.rmtree(workspace / "models")  # DVC was killed before it wrote its lock, and removes the outputs
     history = (workspace / "reports" / "history.csv").read_bytes()
     assert run(workspace).returncode == 0
-    spools = workspace / ".vaeline" / "spool"
-    assert len(list(spools.glob("*/events.jsonl"))) == 1
+    assert len(outbox_runs(workspace)) == 1
     out = {"path": "reports/history.csv", "md5": hashlib.md5(history).hexdigest()}
     (workspace / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"outs": [out]}}}))
     assert run(workspace).returncode == 0
-    assert len(list(spools.glob("*/events.jsonl"))) == 2
+    assert len(outbox_runs(workspace)) == 2
 
 
 def test_a_signal_in_the_last_moments_of_training_is_not_lost(workspace: Path):

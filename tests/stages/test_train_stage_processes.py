@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.stages.training_processes import launch
 from train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
+from uploads import outbox_runs
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 
@@ -46,7 +47,7 @@ def test_two_processes_train_what_one_trains(workspace: Path):
     assert (two.returncode, two.stderr.count("epoch 3/3: ELBO")) == (0, 1)
     for single, several in zip(one, history(workspace), strict=True):
         assert several == pytest.approx(single, rel=1e-4)
-    assert len(list((workspace / ".vaeline" / "spool").glob("*/events.jsonl"))) == 2  # a run each
+    assert len(outbox_runs(workspace)) == 2  # a run each
     assert not list((workspace / ".vaeline" / "checkpoints").iterdir())
 
 

@@ -1,6 +1,5 @@
 """A workspace up to a model with random weights on small shapes, and what its stages reported."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,3 @@ def set_up(content: dict[str, Any]) -> None:
     description = {"model": params.model.model_dump(), "objective": params.train.objective, "data": data}
     vae = build_model(params.model, (shape[0], shape[1], shape[2]), params.train.objective, seed=3)
     save_model(MODEL, vae, description)
-
-
-def events(workspace: Path, kind: str) -> list[dict[str, Any]]:
-    (log,) = (workspace / ".vaeline" / "spool").glob("*/events.jsonl")
-    return [event for line in log.read_text().splitlines() if (event := json.loads(line))["kind"] == kind]

@@ -47,7 +47,7 @@ def wait(child: int, after: float | None) -> int:
 
 
 def preload() -> None:
-    """What stages, shippers and the command line import."""
+    """What stages, uploaders and the command line import."""
     from vaeline.tracking.connection import set_environment
 
     set_environment(10, 0)

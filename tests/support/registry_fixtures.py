@@ -26,7 +26,7 @@ def start() -> RunStart:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository as the working directory; no shipper is started in it."""
+    """An empty repository as the working directory; no uploader is started in it."""
     monkeypatch.chdir(tmp_path)
     enter(monkeypatch, tmp_path)
     monkeypatch.setenv("VAELINE_UPLOADER", "off")
@@ -79,6 +79,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     ) -> Path:
         from vaeline.serving.model_files import save_model
         from vaeline.training.build import build_model
+        from vaeline.training.history import Epoch, to_csv
 
         root = folder or tmp_path_factory.mktemp("outputs")
         section = config.Model(
@@ -101,9 +102,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         save_model(root / "models", vae, described)
         metrics = {"validation": {"elbo": validation_elbo}, "test": {"elbo": -11.0, "active_units": 3}}
         (reports / "metrics.json").write_text(json.dumps(metrics))
-        (reports / "history.csv").write_text(
-            "epoch,step,train_elbo,validation_elbo,sigma\n1,10,-5,-6,0.3\n2,20,-4,-5,0.2\n"
-        )
+        rows = ((1, 10, -5.0, -6.0, 0.3), (2, 20, -4.0, -5.0, 0.2))
+        history = [Epoch(n, step, elbo, elbo - 1, 1.0, v, v - 1, 1.0, s, 1.0, 0.001) for n, step, elbo, v, s in rows]
+        (reports / "history.csv").write_text(to_csv(history))
         (reports / "samples").mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(reports / "samples" / "prior_samples.png")
         return root

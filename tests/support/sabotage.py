@@ -1,8 +1,9 @@
 """Death, a full disk or a signal at the k-th write of a process: put under Python's own calls, from outside.
 
 Every way in which Python code changes files below a folder counts: opening for writing, writing (half of the bytes),
-syncing, renaming, truncating, making folders, unlinking, and the commits of SQLAlchemy. Threads and C libraries
-that write by themselves are not seen: for those there are the random kills.
+syncing, renaming, truncating, making folders, unlinking; of sqlite, which writes in C, the statements and commits of
+the outbox and the commits of SQLAlchemy. What a kill within such a write leaves is tested in test_outbox.py, by a log
+that is cut anywhere. Threads and other C libraries are not seen: for those there are the random kills.
 """
 
 import builtins
@@ -46,7 +47,9 @@ class Sabotage:
             self.full = self.action == "full"
         if self.full and room:
             if what == "commit":
-                raise sqlite3.OperationalError("database or disk is full")
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def install(self) -> None:
@@ -55,6 +58,7 @@ class Sabotage:
         self._descriptors()
         self._opening()
         self._commits()
+        self._outbox()
 
     def _paths(self) -> None:
         def wrap(name: str, *, after: bool, room: bool) -> None:
@@ -145,6 +149,39 @@ class Sabotage:
             self.reach("after commit", f"{self.root}/database", room=False)
 
         DefaultDialect.do_commit = do_commit  # type: ignore[method-assign]
+
+    def _outbox(self) -> None:
+        real, reach = sqlite3.connect, self.reach
+
+        class Connection(sqlite3.Connection):
+            def __init__(self, path: Any, *more: Any, **named: Any) -> None:
+                self.path, new = str(path), not os.path.exists(path)
+                super().__init__(path, *more, **named)
+                if new:
+                    reach("create", self.path)
+
+            def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+                if statement.startswith(("SELECT", "BEGIN", "ROLLBACK")):
+                    return super().execute(statement, *values)
+                if self.in_transaction and statement != "COMMIT":
+                    reach("half write", self.path, room=False)
+                    return super().execute(statement, *values)
+                reach("commit", self.path)
+                cursor = super().execute(statement, *values)
+                reach("after commit", self.path, room=False)
+                return cursor
+
+            def executescript(self, script: str) -> sqlite3.Cursor:
+                reach("commit", self.path)
+                cursor = super().executescript(script)
+                reach("after commit", self.path, room=False)
+                return cursor
+
+        def connect(path: Any, *more: Any, **named: Any) -> sqlite3.Connection:
+            ours = {"factory": Connection} if str(path).endswith("outbox.db") else {}
+            return real(path, *more, **named, **ours)
+
+        sqlite3.connect = connect  # type: ignore[assignment]
 
 
 def _of(descriptor: int) -> str:

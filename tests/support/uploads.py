@@ -1,4 +1,4 @@
-"""Waiting for shippers."""
+"""Outboxes of test workspaces, and waiting for uploaders."""
 
 import os
 import signal
@@ -11,10 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vaeline.errors import UserError
-from vaeline.io.locks import acquire
-from vaeline.io.workspace import current_workspace
+from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import connect
-from vaeline.tracking.outbox import RunOutbox
+from vaeline.tracking.outbox import Event, Outbox, RunOutbox
+
+
+def outbox_runs(folder: Path) -> list[RunOutbox]:
+    """Runs in the outbox of a repository."""
+    return Outbox(Workspace(folder, folder)).runs()
+
+
+def outbox_events(folder: Path, *kinds: str) -> list[Event]:
+    """Events of all runs in the outbox of a repository, of some kinds or all."""
+    events = [event for run in outbox_runs(folder) for _, event in run.read()]
+    return [event for event in events if not kinds or event["kind"] in kinds]
 
 
 def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
@@ -24,17 +34,17 @@ def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def is_free(spool: RunOutbox) -> bool:
-    """Whether no shipper follows a spool."""
-    descriptor = acquire(spool.folder / "ship.lock", wait=False)
+def is_free(run: RunOutbox) -> bool:
+    """Whether no uploader follows a run."""
+    descriptor = run.hold("uploader")
     if descriptor is not None:
         os.close(descriptor)
     return descriptor is not None
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """A real server that keeps runs and artifacts in a folder; its address."""
+def mlflow_server(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A real server that keeps runs and artifacts in a folder: its address and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,7 +53,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     with (folder / "server.log").open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

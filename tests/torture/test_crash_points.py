@@ -30,12 +30,12 @@ def assert_recovers(farm: Farm, stage: str, at: int) -> None:
         ("fetch", r"half write data/.raw.new/images.npy"),
         ("fetch", r"after rename"),
         ("prepare", r"half write data/.prepared.new/manifest.json"),
-        ("train", r"create .*/events.jsonl"),
-        ("train", r"half write .*/events.jsonl"),
+        ("train", r"create .*/outbox.db"),
+        ("train", r"half write .*/outbox.db"),
         ("train", r"after replace .*step-0{11}1"),
         ("train", r"half write .*step-0{11}3"),
         ("train", r"after replace models/.model.safetensors.*.part"),
-        ("train", r"after replace .*/.model.\d+.part"),
+        ("train", r"after commit .*/outbox.db"),
     ],
 )
 def test_a_stage_killed_at_a_write_goes_on_to_the_same_bytes_and_run(grown: Farm, stage: str, point: str):

@@ -28,7 +28,7 @@ def assert_survives(farm: Farm, stage: str, at: int) -> None:
     trial.well(stage)
     if done.code == 1:
         assert_same(farm, trial, stage)
-    else:  # what was not told stays untold
+    else:  # what was not reported stays missing
         assert trial.outputs(stage) == farm.outputs[stage]
         if stage in TRACKED:
             assert_nothing_twice(trial)
@@ -59,10 +59,10 @@ def assert_nothing_twice(trial: Workspace) -> None:
     [
         ("fetch", r"half write data/.raw.new/images.npy"),
         ("prepare", r"fsync data/.prepared.new/manifest.json"),
-        ("train", r"create .*/events.jsonl"),
+        ("train", r"create .*/outbox.db"),
         ("train", r"half write .*step-0{11}3"),
         ("train", r"half write models/.config.json.*.part"),
-        ("train", r"half write .*/.model.\d+.part"),
+        ("train", r"commit .*/outbox.db"),
     ],
 )
 def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(grown: Farm, stage: str, point: str):
@@ -71,7 +71,7 @@ def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(grown: Farm, stag
 
 def test_with_no_room_for_tracking_alone_training_goes_on(grown: Farm):
     trial = grown.trial("train")
-    done = trial.run("train", "full", 0, within=".vaeline/spool")
+    done = trial.run("train", "full", 0, within=".vaeline/outbox")
     assert_one_line(done.code, done.said)
     assert done.code == 0
     assert trial.outputs("train") == grown.outputs["train"]

@@ -1,6 +1,5 @@
 """An MLflow server that refuses, hangs or dies in the middle of a training: the same model, no point lost or twice."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,12 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from crash_workspaces import Farm, Workspace
 from pipeline.services.servers import free_port
+from uploads import is_free, outbox_events, outbox_runs
 from vaeline.io.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
@@ -71,12 +70,12 @@ class Server:
             return Counter()
         query = (
             "select metrics.key, step from metrics join tags on tags.run_uuid = metrics.run_uuid "
-            "where tags.key = 'vaeline.spool' and tags.value = ? and metrics.key not like 'system/%'"
+            "where tags.key = 'vaeline.outbox' and tags.value = ? and metrics.key not like 'system/%'"
         )
         found: Points = Counter()
         with sqlite3.connect(f"file:{self.folder}/server.db?mode=ro", uri=True) as database:
-            for event in events(workspace, "start"):
-                found.update(database.execute(query, [event["nonce"]]).fetchall())
+            for event in outbox_events(workspace.folder, "start"):
+                found.update(database.execute(query, [event["token"]]).fetchall())
         return found
 
 
@@ -87,19 +86,12 @@ def until(condition: Callable[[], object], seconds: float = 600) -> None:
         time.sleep(0.2)
 
 
-def told(workspace: Workspace) -> Points:
-    """How often each point is in the spool."""
+def reported(workspace: Workspace) -> Points:
+    """How often each point is in the outbox."""
     found: Points = Counter()
-    for event in events(workspace, "metrics"):
+    for event in outbox_events(workspace.folder, "metrics"):
         found.update((name, event["step"]) for name in event["values"] if not name.startswith("system/"))
     return found
-
-
-def events(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
-    """The events of a kind in all spools; a line that is being written is left out."""
-    logs = [log.read_text() for log in workspace.folder.glob(".vaeline/spool/*/events.jsonl")]
-    found = [json.loads(line) for log in logs for line in log.splitlines(keepends=True) if line.endswith("\n")]
-    return [event for event in found if event["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -145,17 +137,6 @@ def synced(workspace: Workspace, address: str) -> bool:
     return sync.returncode == 0
 
 
-def shippers(workspace: Workspace) -> bool:
-    from vaeline.io.locks import acquire
-
-    for folder in workspace.folder.glob(".vaeline/spool/*/"):
-        descriptor = acquire(folder / "ship.lock", wait=False)
-        if descriptor is None:
-            return True
-        os.close(descriptor)
-    return False
-
-
 def prepared(farm: Farm) -> Workspace:
     """Ready to train for some hundred steps."""
     workspace = farm.trial("train")
@@ -186,14 +167,14 @@ def test_an_outage_in_the_middle_of_a_training_costs_nothing(grown: Farm, server
     said, _ = training.communicate()
     assert training.returncode == 0, said
     assert model_digest(workspace.folder / "models") == model_digest(alone.folder / "models")
-    until(lambda: not shippers(workspace))
+    until(lambda: all(map(is_free, outbox_runs(workspace.folder))))
     ended = sum(server.points(workspace).values())
     if outage.startswith("hung"):
         server.signal(signal.SIGCONT)
     elif not server.answers():
         server.start()
     until(lambda: synced(workspace, server.address))
-    expected, found = told(workspace), server.points(workspace)
+    expected, found = reported(workspace), server.points(workspace)
     assert not passing or ended == sum(expected.values()), "sent by itself once the server was back"
     print(f"\n{outage}: {before} points before, {ended} when the training ended, {sum(found.values())} after sync")
     assert set(expected.values()) == set(found.values()) == {1}

@@ -59,12 +59,12 @@ class Range:
 
     def everything(self) -> tuple[Any, dict[str, bytes], Any]:
         """The lock, the bytes of all outputs, and what MLflow shows once all is sent."""
-        self.wait_for_shippers()
+        self.wait_for_uploaders()
         outputs = {name: content for stage in STAGES for name, content in self.workspace.outputs(stage).items()}
         return yaml.safe_load((self.folder / "dvc.lock").read_text()), outputs, self.workspace.tracked()
 
-    def wait_for_shippers(self) -> None:
-        wait_until(lambda: not self.processes(self.folder / ".vaeline" / "spool"), 120)
+    def wait_for_uploaders(self) -> None:
+        wait_until(lambda: not self.processes(self.folder / ".vaeline" / "outbox"), 120)
 
     def processes(self, *folders: Path) -> list[psutil.Process]:
         """Living processes that work in one of these folders."""

@@ -1,139 +1,195 @@
-import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from vaeline.io.workspace import current_workspace
-from vaeline.tracking import outbox as spools
-from vaeline.tracking.outbox import Progress, RunOutbox
+from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.outbox import Outbox, RunOutbox
 
-WRITER = """
-import sys
+OPEN = """
+import os, sys
 from pathlib import Path
-from vaeline.tracking.outbox import RunOutbox
-outbox = RunOutbox(Path(sys.argv[1]))
-for number in range(200):
-    outbox.append("metrics", step=number, values={"writer": float(sys.argv[2])}, filler="x" * 5000)
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.outbox import Outbox
+outbox = Outbox(Workspace(Path(sys.argv[1]), Path(sys.argv[1])))
+"""
+WRITER = f"""{OPEN}
+run = outbox.create(sys.argv[2])
+(run,) = outbox.runs("key = 'shared'") or [run]
+for step in range(200):
+    run.append("metrics", step=step, values={{"writer": float(sys.argv[2])}})
+"""
+KILLED = f"""{OPEN}
+(run,) = outbox.runs()
+run.hold("writer", shared=True)
+with outbox.transaction():
+    run.append("tags")
+    os.kill(os.getpid(), 9)
 """
 
 
+def outbox_in(folder: Path) -> Outbox:
+    return Outbox(Workspace(folder, folder))
+
+
 @pytest.fixture
-def spool(tmp_path: Path) -> RunOutbox:
-    return RunOutbox(tmp_path / "run-1")
+def outbox(tmp_path: Path) -> Outbox:
+    return outbox_in(tmp_path)
 
 
-def steps(spool: RunOutbox, offset: int = 0) -> list[int]:
-    return [event["step"] for event, _ in spool.read(offset)]
+@pytest.fixture
+def run(outbox: Outbox) -> RunOutbox:
+    return outbox.create("run")
 
 
-def test_what_is_appended_is_read_in_order_from_any_offset(spool: RunOutbox):
-    for step in range(3):
-        spool.append("metrics", step=step, values={"a": 1.0})
-    offsets = [offset for _, offset in spool.read()]
-    assert steps(spool) == [0, 1, 2]
-    assert steps(spool, offsets[0]) == [1, 2]
-    assert steps(spool, offsets[2]) == []
-    assert steps(spool, offsets[2] + 1000) == []
+def steps(run: RunOutbox, after: int = 0) -> list[int]:
+    return [event["step"] for _, event in run.read(after)]
 
 
-def test_an_event_carries_its_time_in_milliseconds(spool: RunOutbox, monkeypatch: pytest.MonkeyPatch):
+def test_events_are_read_in_order_from_any_number_on_with_their_time(run: RunOutbox, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("time.time", lambda: 1234.5678)
-    spool.append("end", status="FINISHED")
-    assert [event["time"] for event, _ in spool.read()] == [1234567]
+    for step in range(3):
+        run.append("metrics", step=step, values={"a": 1.0})
+    numbers = [number for number, _ in run.read()]
+    assert run.read(limit=1) == [(numbers[0], {"kind": "metrics", "time": 1234567, "step": 0, "values": {"a": 1.0}})]
+    assert [steps(run, after) for after in (0, *numbers)] == [[0, 1, 2], [1, 2], [2], []]
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"kind":"metrics","step":9', b"\0" * 4096, b"x" * 200_000])
-def test_a_torn_last_line_is_no_event_and_the_next_writer_cuts_it_off(spool: RunOutbox, torn: bytes):
-    spool.append("metrics", step=1, values={})
-    whole = spool.events.read_bytes()
-    spool.events.write_bytes(whole + torn)
-    assert steps(spool) == [1]
-    spool.append("metrics", step=2, values={})
-    assert steps(spool) == [1, 2]
-    assert spool.events.read_bytes().startswith(whole + b'{"kind":"metrics"')
-
-
-def test_a_torn_first_line_leaves_an_empty_log(spool: RunOutbox):
-    spool.folder.mkdir()
-    spool.events.write_bytes(b"x" * 70_000)
-    assert steps(spool) == []
-    spool.append("metrics", step=1, values={})
-    assert steps(spool) == [1]
-
-
-def test_a_spoilt_line_in_the_middle_costs_only_itself(spool: RunOutbox):
-    for step in (1, 2, 3):
-        spool.append("metrics", step=step, values={})
-    lines = spool.events.read_bytes().splitlines(keepends=True)
-    spool.events.write_bytes(lines[0] + b"\0\0\0\n" + b"[]\n" + lines[2])
-    assert steps(spool) == [1, 3]
-
-
-def test_lines_of_several_processes_never_mix(spool: RunOutbox):
-    command = [sys.executable, "-c", WRITER, str(spool.folder)]
-    writers = [subprocess.Popen([*command, str(number)]) for number in range(4)]
+def test_events_of_several_processes_are_all_there_each_in_its_order(tmp_path: Path, outbox: Outbox):
+    run = outbox.create("shared")
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
-    lines = [json.loads(line) for line in spool.events.read_text().splitlines()]
     for number in range(4):
-        assert [e["step"] for e in lines if e["values"]["writer"] == number] == list(range(200))
+        assert [e["step"] for _, e in run.read() if e["values"]["writer"] == number] == list(range(200))
 
 
-def test_a_writer_is_seen_until_it_closes_and_its_death_is_told(spool: RunOutbox):
-    spool.append("start", training=True)
-    writer = spool.hold_as_writer()
+def test_a_log_cut_anywhere_by_a_kill_or_a_power_failure_holds_the_first_events(tmp_path: Path, run: RunOutbox):
+    run.outbox.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for step in range(4):
+        run.append("image", bytes([step]) * 5000, step=step)
+    log = run.outbox.folder / "outbox.db-wal"
+    seen = set()
+    for number, cut in enumerate(range(0, log.stat().st_size + 1, 1777)):
+        copy = tmp_path / f"cut-{number}"
+        (copy / ".vaeline" / "outbox").mkdir(parents=True)
+        shutil.copy(run.outbox.path, copy / ".vaeline" / "outbox")
+        (copy / ".vaeline" / "outbox" / log.name).write_bytes(log.read_bytes()[:cut])
+        (found,) = outbox_in(copy).runs()
+        assert steps(found) == list(range(len(found.read())))
+        assert all(found.file(event["digest"]) == bytes([event["step"]]) * 5000 for _, event in found.read())
+        found.append("image", b"more", step=9)
+        seen.add(len(found.read()) - 1)
+    assert {0, 1, 3} <= seen
+
+
+def test_what_is_flushed_is_synced(run: RunOutbox, monkeypatch: pytest.MonkeyPatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    run.append("end", status="FINISHED")
+    assert synced == [], "an event costs no sync"
+    run.outbox.flush()
+    assert synced == [run.outbox.folder / "outbox.db-wal", run.outbox.folder]
+
+
+def test_a_full_disk_is_an_os_error_that_leaves_what_was_there(run: RunOutbox):
+    run.append("metrics", step=1)
+    run.outbox.execute("PRAGMA max_page_count = 1")  # sqlite then has what it has on a full disk
+    with pytest.raises(OSError, match="No space left"):
+        run.append("image", bytes(100_000), step=2)
+    assert steps(run) == [1]
+    run.outbox.execute("PRAGMA max_page_count = 1000000")
+    run.append("metrics", step=3)
+    assert steps(run) == [1, 3]
+
+
+def test_a_database_that_is_spoilt_is_one_clear_line(tmp_path: Path, run: RunOutbox):
+    run.outbox.close()
+    run.outbox.path.write_bytes(b"x" * 8192)
+    with pytest.raises(UserError, match=r"outbox\.db: file is not a database; where that stays, move it away"):
+        outbox_in(tmp_path).runs()
+
+
+def test_a_writer_is_seen_until_it_closes_and_its_missing_end_is_added(run: RunOutbox):
+    run.append("start", training=True)
+    writer = run.hold("writer", shared=True)
     assert writer is not None
-    assert spool.has_writer()
-    assert spool.status() == "RUNNING"
+    assert run.has_writer()
+    assert run.status() == "RUNNING"
     os.close(writer)
-    assert not spool.has_writer()
-    assert spool.status() == "KILLED"
-    assert [event["kind"] for event, _ in spool.read()] == ["start", "end"]
+    assert not run.has_writer()
+    assert run.status() == "KILLED"
+    assert [event["kind"] for _, event in run.read()] == ["start", "end"]
 
 
-def test_a_writer_that_was_killed_is_gone(spool: RunOutbox):
-    spool.append("start", training=True)
-    code = f"import os; from pathlib import Path; from vaeline.tracking.outbox import RunOutbox\n\
-RunOutbox(Path({str(spool.folder)!r})).hold_as_writer(); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], check=False)
-    assert not spool.has_writer()
-    assert spool.status() == "KILLED"
+def test_a_writer_that_was_killed_in_a_transaction_is_gone_with_it(tmp_path: Path, run: RunOutbox):
+    run.append("start", training=True)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert not run.has_writer()
+    assert [event["kind"] for _, event in run.read()] == ["start", "end"]
 
 
-def test_the_same_bytes_are_kept_once(spool: RunOutbox):
-    first, second = (spool.store_file(b"picture", "image.png") for _ in range(2))
-    other = spool.store_file(b"other", "image.png")
+def test_the_same_bytes_are_kept_once(run: RunOutbox):
+    for content in (b"picture", b"picture", b"other"):
+        run.append("image", content)
+    first, second, other = (event["digest"] for _, event in run.read())
     assert first == second != other
-    assert (spool.folder / first).read_bytes() == b"picture"
+    assert (run.file(first), run.file(other)) == (b"picture", b"other")
+    assert run.outbox.execute("SELECT count(*) FROM files") == [(2,)]
+    with pytest.raises(ValueError, match="no file"):
+        run.file("unknown")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"unknown": 1}', '{"offset": 5, "run_id": "r", "made": true}'])
-def test_a_broken_progress_file_means_that_nothing_was_sent(tmp_path: Path, content: str):
-    path = tmp_path / "shipped-0.json"
-    path.write_text(content)
-    assert Progress.load(path).offset == (5 if "offset" in content else 0)
+def test_a_run_is_sent_when_some_store_has_all_of_it(run: RunOutbox):
+    assert run.progress("sqlite:///a") == (0, None, False)
+    run.append("start", training=False)
+    assert not run.is_sent()
+    run.set_progress("sqlite:///a", run.read()[-1][0], "abc", True)
+    run.set_progress("sqlite:///b", 0, None, False)
+    assert run.progress("sqlite:///a") == (run.read()[-1][0], "abc", True)
+    assert run.is_sent()
+    run.append("end", status="FINISHED")
+    assert not run.is_sent()
 
 
-def test_a_spool_is_sent_when_some_store_has_all_of_it(spool: RunOutbox):
-    spool.append("start", training=False)
-    assert not spool.is_sent()
-    progress = Progress.of(spool, "sqlite:///a")
-    progress.offset = spool.events.stat().st_size
-    progress.write()
-    Progress.of(spool, "sqlite:///b").write()
-    assert spool.is_sent()
-    spool.append("end", status="FINISHED")
-    assert not spool.is_sent()
+def test_runs_of_a_key_are_numbered_and_other_keys_are_not_counted(outbox: Outbox):
+    assert outbox.latest("key") is None
+    assert not outbox.path.exists(), "a question makes no database"
+    names = [outbox.create(key).name for key in ("key", "other", "key", "keys", "key")]
+    assert names == ["key-1", "other-1", "key-2", "keys-1", "key-3"]
+    assert outbox.latest("key") == outbox.runs()[-1]
 
 
-def test_generations_of_a_key_are_counted_and_other_keys_are_not(repository: Path):
-    assert spools.latest_generation(current_workspace(), "key") is None
-    for name in ("key-1", "key-2", "key-10", "key-other-30", "keys-40"):
-        RunOutbox(spools.outbox_root(current_workspace()) / name).append("start", training=True)
-    latest = spools.latest_generation(current_workspace(), "key")
-    assert latest is not None
-    assert latest.folder.name == "key-10"
-    assert spools.next_generation(current_workspace(), "key").folder.name == "key-11"
-    assert spools.next_generation(current_workspace(), "new").folder.name == "new-1"
+@pytest.mark.parametrize("held", [None, "writer", "uploader"])
+def test_pruning_deletes_what_is_old_and_sent_and_nothing_that_a_process_uses(outbox: Outbox, held: str | None):
+    runs = [outbox.create(key) for key in ("old", "unsent", "new")]
+    for run in runs:
+        run.append("image", b"picture")
+        run.log.write_text("log")
+        run.set_progress("store", run.read()[-1][0] if run.name != "unsent-1" else 0, "abc", True)
+    old, unsent, new = runs
+    for run in (old, unsent):
+        outbox.execute("UPDATE events SET time = 0 WHERE run = ?", run.id)
+    lock = old.hold(held) if held else None
+    assert [run.prune(time.time() - 60) for run in runs] == [held is None, False, False]
+    assert outbox.runs() == ([old, unsent, new] if held else [unsent, new])
+    assert old.log.exists() == bool(held)
+    assert outbox.execute("SELECT count(*) FROM files") == [(3 if held else 2,)]
+    if lock is not None:
+        os.close(lock)
+
+
+def test_a_reader_of_another_process_sees_what_is_committed(tmp_path: Path, run: RunOutbox):
+    with run.outbox.transaction():
+        run.append("tags")
+        assert outbox_in(tmp_path).runs()[0].read() == []
+    assert len(outbox_in(tmp_path).runs()[0].read()) == 1
+    with pytest.raises(sqlite3.IntegrityError), run.outbox.transaction():
+        run.append("tags")
+        raise sqlite3.IntegrityError
+    assert len(run.read()) == 1

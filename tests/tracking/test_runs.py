@@ -1,6 +1,5 @@
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,67 +8,89 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uploads import outbox_runs
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.outbox import Event, RunOutbox
-from vaeline.tracking.runs import RunStart, RunTracker, latest_artifact, open_model_run, open_training_run
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import RunTracker, latest_artifact, open_model_run, open_training_run
+
+DIGEST = "m" * 64
 
 
 def events(run: RunTracker | RunOutbox, *kinds: str) -> list[Event]:
-    spool = run if isinstance(run, RunOutbox) else run.outbox
-    return [event for event, _ in spool.read() if event["kind"] in kinds]
+    outbox = run if isinstance(run, RunOutbox) else run.outbox
+    return [event for _, event in outbox.read() if event["kind"] in kinds]
+
+
+def train(key: str, start: RunStart, **options: bool) -> RunTracker:
+    return open_training_run(current_workspace(), key, start, **options)
+
+
+def later_stage(start: RunStart, **options: bool) -> RunTracker:
+    return open_model_run(current_workspace(), DIGEST, start, **options)
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((2, 2), value, np.uint8)
 
 
 @pytest.fixture
 def run(repository: Path, start: RunStart) -> RunTracker:
-    return open_training_run(current_workspace(), "key", start)
+    return train("key", start)
 
 
 def test_a_training_reports_metrics_pictures_files_and_its_end(run: RunTracker, repository: Path):
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     (repository / "notes.txt").write_text("notes")
     run.metrics({"train/elbo": -3.5, "train/kl": np.float32(2)}, 10)
+    run.metrics({"train/elbo": math.nan, "train/kl": -math.inf}, 11)
     run.image("samples", picture, 10)
     run.artifact(repository / "notes.txt", "texts")
-    run.finish_training("m" * 64)
+    run.finish_training(DIGEST)
     run.close()
-    kinds = [event["kind"] for event, _ in run.outbox.read()]
-    assert kinds == ["start", "metrics", "image", "artifact", "tags", "end"]
-    assert events(run, "metrics")[0]["values"] == {"train/elbo": -3.5, "train/kl": 2.0}
-    with Image.open(run.outbox.folder / events(run, "image")[0]["file"]) as image:
-        assert np.array_equal(np.array(image), picture)
-    assert (run.outbox.folder / events(run, "artifact")[0]["file"]).read_text() == "notes"
-    assert events(run, "tags")[0]["values"] == {"vaeline.model_digest": "m" * 64}
+    kinds = [event["kind"] for _, event in run.outbox.read()]
+    assert kinds == ["start", "metrics", "metrics", "image", "artifact", "tags", "end"]
+    first, second = (event["values"] for event in events(run, "metrics"))
+    assert first == {"train/elbo": -3.5, "train/kl": 2.0}
+    assert math.isnan(second["train/elbo"])
+    assert second["train/kl"] == -math.inf
+    (image, artifact) = events(run, "image", "artifact")
+    (repository / "picture.png").write_bytes(run.outbox.file(image["digest"]))
+    with Image.open(repository / "picture.png") as stored:
+        assert np.array_equal(np.array(stored), picture)
+    assert (artifact["folder"], artifact["name"]) == ("texts", "notes.txt")
+    assert run.outbox.file(artifact["digest"]) == b"notes"
+    assert events(run, "tags")[0]["values"] == {"vaeline.model_digest": DIGEST}
     assert events(run, "end")[0]["status"] == "FINISHED"
 
 
 def test_a_resumed_training_goes_on_without_repeating_a_point(run: RunTracker, start: RunStart):
     for step in (1, 2, 3):
         run.metrics({"train/elbo": float(step), "train/images_per_second": 100.0 + step}, step)
-        run.image("samples", np.full((2, 2), step, np.uint8), step)
+        run.image("samples", grey(step), step)
     run.close("KILLED")
-    resumed = open_training_run(current_workspace(), "key", start)
+    resumed = train("key", start)
     assert resumed.outbox == run.outbox
     for step in (2, 3, 4):
         resumed.metrics({"train/elbo": float(step), "train/images_per_second": 200.0 + step}, step)
-        resumed.image("samples", np.full((2, 2), step, np.uint8), step)
+        resumed.image("samples", grey(step), step)
     resumed.close()
-    points = {event["step"]: event["values"]["train/images_per_second"] for event in events(run, "metrics")}
-    assert len(events(run, "metrics")) == 4
-    assert points == {1: 101.0, 2: 102.0, 3: 103.0, 4: 204.0}
+    points = [(event["step"], event["values"]["train/images_per_second"]) for event in events(run, "metrics")]
+    assert points == [(1, 101.0), (2, 102.0), (3, 103.0), (4, 204.0)]
     assert [event["step"] for event in events(run, "image")] == [1, 2, 3, 4]
     assert [e["kind"] for e in events(run, "start", "end", "resume")] == ["start", "end", "resume", "end"]
     assert run.outbox.status() == "FINISHED"
 
 
 def test_a_finished_training_repeated_is_a_new_run_unless_it_resumes(run: RunTracker, start: RunStart):
-    run.finish_training("m" * 64)
+    run.finish_training(DIGEST)
     run.close()
-    resumed = open_training_run(current_workspace(), "key", start, resume=True)
+    resumed = train("key", start, resume=True)
     resumed.close()
-    repeated = open_training_run(current_workspace(), "key", start)
+    repeated = train("key", start)
     repeated.close()
     assert resumed.outbox == run.outbox
-    assert repeated.outbox.folder.name == "key-2"
+    assert repeated.outbox.name == "key-2"
 
 
 @pytest.mark.parametrize(
@@ -92,36 +113,27 @@ def test_how_the_block_ends_is_how_the_run_ends(run: RunTracker, error: BaseExce
     assert [event["status"] for event in events(run, "end")] == [status]
 
 
-def test_a_later_stage_finds_the_run_of_its_model_and_leaves_its_status_alone(run: RunTracker, start: RunStart):
-    run.finish_training("m" * 64)
+def test_a_later_stage_finds_the_latest_run_of_its_model_and_leaves_its_status_alone(run: RunTracker, start: RunStart):
+    run.finish_training(DIGEST)
     run.close()
-    with pytest.raises(ValueError, match="stage"), open_model_run(current_workspace(), "m" * 64, start) as later:
+    other = train("other", start)
+    other.finish_training(DIGEST)
+    other.close()
+    with pytest.raises(ValueError, match="stage"), later_stage(start) as later:
         later.metrics({"test_nll": 99.0})
         raise ValueError("stage")
-    assert later.outbox == run.outbox
-    assert run.outbox.status() == "FINISHED"
-    assert events(run, "metrics")[0]["step"] == 0
-
-
-def test_of_two_trainings_of_one_model_the_latest_is_found(run: RunTracker, start: RunStart):
-    run.finish_training("m" * 64)
-    run.close()
-    other = open_training_run(current_workspace(), "other", start)
-    other.finish_training("m" * 64)
-    other.close()
-    os.utime(run.outbox.folder / "model", (1, 1))
-    later = open_model_run(current_workspace(), "m" * 64, start)
-    later.close()
     assert later.outbox == other.outbox
+    assert other.outbox.status() == "FINISHED"
+    assert [event["step"] for event in events(other, "metrics")] == [0]
 
 
 def test_a_later_stage_corrects_a_value_but_does_not_repeat_it(run: RunTracker, start: RunStart):
-    run.finish_training("m" * 64)
+    run.finish_training(DIGEST)
     run.close()
     for nll in (99.0, 99.0, 98.0):
-        with open_model_run(current_workspace(), "m" * 64, start) as later:
+        with later_stage(start) as later:
             later.metrics({"test_nll": nll})
-            later.image("samples/prior", np.full((2, 2), int(nll), np.uint8), 0)
+            later.image("samples/prior", grey(int(nll)), 0)
     assert [e["values"]["test_nll"] for e in events(run, "metrics")] == [99.0, 98.0]
     assert len(events(run, "image")) == 2
 
@@ -130,54 +142,90 @@ def test_without_a_local_run_one_is_made_from_the_outputs(
     repository: Path, start: RunStart, outputs: Callable[..., Path]
 ):
     outputs(folder=repository)
-    with (
-        open_model_run(current_workspace(), "m" * 64, start) as first,
-        open_model_run(current_workspace(), "m" * 64, start) as second,
-    ):
+    with later_stage(start) as first, later_stage(start) as second:
         pass
     assert first.outbox == second.outbox
-    begin = events(first, "start")
-    assert len(begin) == 1
-    assert begin[0]["find"] == begin[0]["tags"]["vaeline.model_digest"] == "m" * 64
+    (begin,) = events(first, "start")
+    assert begin["model"] == begin["tags"]["vaeline.model_digest"] == DIGEST
     points = [(e["step"], e["values"]) for e in events(first, "metrics")]
-    assert points == [
-        (10, {"train/elbo": -5.0, "validation/elbo": -6.0, "train/sigma": 0.3}),
-        (20, {"train/elbo": -4.0, "validation/elbo": -5.0, "train/sigma": 0.2}),
-        (0, {"validation_elbo": -10.0, "test_elbo": -11.0, "test_active_units": 3.0}),
+    shown = ("train/elbo", "validation/elbo", "train/sigma")
+    assert [(step, *(values[name] for name in shown)) for step, values in points[:-1]] == [
+        (10, -5.0, -6.0, 0.3),
+        (20, -4.0, -5.0, 0.2),
     ]
+    assert points[-1] == (0, {"validation_elbo": -10.0, "test_elbo": -11.0, "test_active_units": 3.0})
     assert [event["key"] for event in events(first, "image")] == ["prior_samples"]
-    assert all(event["fallback"] for event in events(first, "metrics", "image"))
+    assert {event["when"] for event in events(first, "metrics", "image")} == {"created"}
 
 
-def test_broken_outputs_do_not_stop_a_later_stage(repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture):
+def test_what_a_later_stage_repeats_of_the_outputs_is_only_for_a_run_that_the_store_has(
+    repository: Path, start: RunStart, outputs: Callable[..., Path]
+):
+    outputs(folder=repository)
+    for elbo in (-11.0, -11.0, -12.0):
+        with later_stage(start) as later:
+            later.metrics({"test_elbo": elbo})
+    added = [(e["when"], e["values"]) for e in events(later, "metrics")][3:]
+    assert added == [("found", {"test_elbo": -11.0}), ("always", {"test_elbo": -12.0})]
+
+
+@pytest.mark.parametrize("broken", ["history.csv", "metrics.json"])
+def test_broken_outputs_do_not_stop_a_later_stage(
+    repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture, broken: str
+):
     (repository / "reports").mkdir()
-    (repository / "reports" / "history.csv").write_text("epoch,step,train_elbo\n1,ten,x\n")
-    with open_model_run(current_workspace(), "m" * 64, start):
+    (repository / "reports" / broken).write_text("epoch,step,train_elbo\n1,ten,x\n")
+    with later_stage(start):
         pass
     assert "not all of it taken" in caplog.text
 
 
-def test_a_full_disk_costs_one_warning_and_no_training(
-    run: RunTracker, repository: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_made_from_the_outputs_is_made_whole_or_not_at_all(
+    repository: Path, start: RunStart, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    run.outbox.events.unlink()
-    run.outbox.events.symlink_to("/dev/full")
+    outputs(folder=repository)
+    append = RunOutbox.append
+
+    def interrupted(run: RunOutbox, kind: str, content: bytes | None = None, **fields: object) -> None:
+        append(run, kind, content, **fields)
+        if kind == "image":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunOutbox, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            later_stage(start)
+    assert outbox_runs(repository) == []
+    with later_stage(start) as whole:
+        pass
+    assert [event["kind"] for _, event in whole.outbox.read()] == ["start", *["metrics"] * 3, "image"]
+
+
+def test_a_full_disk_costs_one_warning_and_no_training(
+    run: RunTracker, start: RunStart, caplog: pytest.LogCaptureFixture
+):
+    run.outbox.outbox.execute("PRAGMA max_page_count = 1")
     with caplog.at_level(logging.WARNING), run:
         for step in range(3):
             run.metrics({"train/elbo": 1.0}, step)
-        run.image("samples", np.zeros((2, 2), np.uint8), 1)
-    assert [record.getMessage() for record in caplog.records] == [
-        "tracking stops, the run goes on: [Errno 28] No space left on device"
-    ]
+        run.image("samples", np.random.default_rng(1).integers(0, 255, (200, 200)).astype(np.uint8), 1)
+        run.metrics({"train/elbo": 1.0}, 4)
+        run.finish_training(DIGEST)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("tracking stops, the run goes on: [Errno 28] No space left on device")
 
 
-def test_values_that_are_not_finite_are_reported_as_they_are(run: RunTracker):
-    run.metrics({"train/elbo": math.nan}, 1)
-    run.metrics({"train/elbo": -math.inf}, 2)
-    run.close()
-    nan, inf = (event["values"]["train/elbo"] for event in events(run, "metrics"))
-    assert math.isnan(nan)
-    assert inf == -math.inf
+def test_where_no_run_can_be_begun_the_training_goes_on_without(
+    repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture
+):
+    (repository / ".vaeline").write_text("not a folder")
+    with train("key", start) as run:
+        run.metrics({"train/elbo": 1.0}, 1)
+        run.image("samples", grey(0), 1)
+        run.finish_training(DIGEST)
+    assert [record.getMessage()[:15] for record in caplog.records] == ["tracking stops,"]
+    with pytest.raises(OSError, match="directory"):
+        later_stage(start, upload=False)
 
 
 def test_a_point_costs_well_under_a_millisecond(run: RunTracker):
@@ -187,56 +235,21 @@ def test_a_point_costs_well_under_a_millisecond(run: RunTracker):
     assert (time.perf_counter() - begin) / 1000 < 1e-3
 
 
-@pytest.mark.parametrize("torn", [None, b"", b'{"kind":"start","ti'])
-def test_a_run_whose_maker_was_killed_before_its_first_word_starts_all_the_same(
-    repository: Path, start: RunStart, torn: bytes | None
-):
-    folder = repository / ".vaeline" / "spool" / "key-1"
-    folder.mkdir(parents=True)
-    if torn is not None:
-        (folder / "events.jsonl").write_bytes(torn)
-    run = open_training_run(current_workspace(), "key", start)
-    run.metrics({"train/elbo": 1.0}, 1)
-    run.close()
-    assert run.outbox.folder == folder
-    assert [event["kind"] for event, _ in run.outbox.read()] == ["start", "metrics", "end"]
-
-
-def test_a_run_made_from_the_outputs_in_part_is_made_whole(
-    repository: Path, start: RunStart, outputs: Callable[..., Path]
-):
-    outputs(folder=repository)
-    whole = open_model_run(current_workspace(), "m" * 64, start)
-    whole.close()
-    lines = whole.outbox.events.read_bytes().splitlines(keepends=True)
-    told = [(e["kind"], e.get("values"), e.get("key")) for e, _ in whole.outbox.read()]
-    for count in range(len(lines)):
-        (whole.outbox.folder / "model").unlink()
-        whole.outbox.events.write_bytes(b"".join(lines[:count]))
-        again = open_model_run(current_workspace(), "m" * 64, start)
-        again.close()
-        assert again.outbox == whole.outbox
-        assert [(e["kind"], e.get("values"), e.get("key")) for e, _ in again.outbox.read()] == told
-
-
-def test_where_no_run_can_be_begun_the_training_goes_on_untold(
-    repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture
-):
-    (repository / ".vaeline").write_text("not a folder")
-    with open_training_run(current_workspace(), "key", start) as run:
-        run.metrics({"train/elbo": 1.0}, 1)
-        run.image("samples", np.zeros((2, 2), np.uint8), 1)
-        run.finish_training("m" * 64)
-    assert [record.getMessage()[:15] for record in caplog.records] == ["tracking stops,"]
-    with pytest.raises(OSError, match="directory"):
-        open_model_run(current_workspace(), "m" * 64, start, upload=False)
-
-
 def test_what_the_latest_run_of_a_training_kept_is_found(repository: Path, start: RunStart):
     assert latest_artifact(current_workspace(), "key", "history.csv") is None
-    run = open_training_run(current_workspace(), "key", start)
+    run = train("key", start)
     for text in ("first", "second"):
         (repository / "history.csv").write_text(text)
         run.artifact(repository / "history.csv", "reports")
     run.close()
     assert latest_artifact(current_workspace(), "key", "history.csv") == b"second"
+
+
+def test_an_open_run_is_held_until_it_is_closed(run: RunTracker, start: RunStart):
+    run.outbox.outbox.execute("UPDATE events SET time = 0")
+    run.outbox.set_progress("store", run.outbox.read()[-1][0], "abc", True)
+    assert not run.outbox.prune(time.time())
+    run.close()
+    assert not run.outbox.prune(time.time()), "its end is not sent"
+    run.outbox.set_progress("store", run.outbox.read()[-1][0], "abc", True)
+    assert run.outbox.prune(time.time() + 60)

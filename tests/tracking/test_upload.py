@@ -1,23 +1,43 @@
-"""Spools against a real MLflow store in sqlite."""
+"""Outboxes against a real MLflow store in sqlite."""
 
+import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
-from vaeline.tracking.outbox import Progress, RunOutbox, discard
-from vaeline.tracking.runs import RunStart, RunTracker, open_model_run, open_training_run
+from vaeline.tracking.outbox import Outbox
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import RunTracker, open_model_run, open_training_run
 from vaeline.tracking.sync import sync_all, upload_now
+from vaeline.tracking.upload import Upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 DIGEST = "m" * 64
+
+
+def train(key: str, start: RunStart) -> RunTracker:
+    return open_training_run(current_workspace(), key, start)
+
+
+def later_stage(start: RunStart) -> RunTracker:
+    return open_model_run(current_workspace(), DIGEST, start)
+
+
+def upload(run: RunTracker, client: "MlflowClient") -> None:
+    upload_now(run.outbox, client, current_workspace())
+
+
+def sync() -> str:
+    return str(sync_all(current_workspace()))
 
 
 @pytest.fixture
@@ -28,7 +48,7 @@ def client(store: Path) -> "MlflowClient":
 @pytest.fixture
 def run(store: Path, start: RunStart) -> RunTracker:
     """A finished training of three steps, nothing of it sent."""
-    run = open_training_run(current_workspace(), "key", start)
+    run = train("key", start)
     for step in (1, 2, 3):
         run.metrics({"train/elbo": -float(step), "train/kl": 1.0}, step)
     run.image("samples", np.full((8, 8), 7, np.uint8), 3)
@@ -50,102 +70,121 @@ def pictures(client: "MlflowClient", run: "Run") -> list[str]:
     return [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
 
 
-def assert_arrived_once(client: "MlflowClient", spool: RunOutbox) -> "Run":
+def assert_arrived_once(client: "MlflowClient", tracker: RunTracker) -> None:
     (run,) = runs(client)
-    events = [event for event, _ in spool.read()]
+    events = [event for _, event in tracker.outbox.read()]
     sent = [(e["step"], e["values"]["train/elbo"], e["time"]) for e in events if e["kind"] == "metrics"]
     assert history(client, run, "train/elbo") == sent
     assert len(pictures(client, run)) == 1
     assert run.data.params == {"train.beta": "1.0"}
     assert run.data.tags["vaeline.model_digest"] == DIGEST
     assert run.info.run_name == "run"
-    assert (run.info.status, run.info.start_time, run.info.end_time) == (
-        "FINISHED",
-        events[0]["time"],
-        events[-1]["time"],
-    )
-    return run
+    times = (events[0]["time"], events[-1]["time"])
+    assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", *times)
+
+
+class FailingClient:
+    """A client of which one call fails: before it reaches the store, or so that only its answer is lost."""
+
+    def __init__(self, client: "MlflowClient", at: int, *, lost: bool) -> None:
+        self._client, self._left, self._lost = client, at, lost
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._client, name)
+        if not callable(real):
+            return real
+
+        def call(*values: Any, **named: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._lost:
+                raise ConnectionError(name)
+            result = real(*values, **named)
+            if self._left == 0:
+                raise ConnectionError(name)
+            return result
+
+        return call
 
 
 def test_everything_arrives_once_with_its_own_time(run: RunTracker, client: "MlflowClient"):
-    assert str(sync_all(current_workspace())) == "7 events of 1 runs sent"
-    assert_arrived_once(client, run.outbox)
-    assert sync_all(current_workspace()).events == 0
+    assert sync() == "7 events of 1 runs sent"
+    assert_arrived_once(client, run)
+    assert sync() == "0 events of 0 runs sent"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_whichever_call_fails_everything_arrives_once(run: RunTracker, client: "MlflowClient", lost: bool):
+    for at in itertools.count(1):
+        try:
+            Upload(run.outbox, cast("MlflowClient", FailingClient(client, at, lost=lost)), current_workspace()).send()
+            break
+        except ConnectionError:
+            continue
+    assert at > 6
+    assert run.outbox.is_sent()
+    assert_arrived_once(client, run)
 
 
 def test_what_is_sent_again_after_a_crash_changes_nothing(run: RunTracker, client: "MlflowClient"):
-    upload_now(run.outbox, client, current_workspace())
-    whole = Progress.of(run.outbox, client.tracking_uri)
-    offsets = [0, *(offset for _, offset in run.outbox.read())]
-    for offset in offsets:  # as if the process had died before writing down how far it was
-        Progress(whole.path, offset, whole.run_id if offset else None, made=True).write()
-        upload_now(run.outbox, client, current_workspace())
-    whole.path.unlink()
-    upload_now(run.outbox, client, current_workspace())
-    assert_arrived_once(client, run.outbox)
-
-
-def test_what_a_power_failure_cut_off_is_told_and_sent_again(run: RunTracker, client: "MlflowClient"):
-    upload_now(run.outbox, client, current_workspace())
-    (before,) = runs(client)
-    points = history(client, before, "train/elbo")
-    whole = run.outbox.events.read_bytes()
-    run.outbox.events.write_bytes(whole[: len(whole) // 2])
-    upload_now(run.outbox, client, current_workspace())
-    run.outbox.append("metrics", step=4, values={"train/elbo": -4.0})
-    upload_now(run.outbox, client, current_workspace())
-    assert [point[:2] for point in history(client, before, "train/elbo")] == [p[:2] for p in points] + [(4, -4.0)]
+    upload(run, client)
+    store = client.tracking_uri
+    _, run_id, _ = run.outbox.progress(store)
+    for number in [0, *(number for number, _ in run.outbox.read())]:  # as if the process had died before it was noted
+        run.outbox.set_progress(store, number, run_id if number else None, True)
+        upload(run, client)
+    assert_arrived_once(client, run)
 
 
 def test_a_resumed_training_goes_on_in_its_run(store: Path, start: RunStart, client: "MlflowClient"):
-    first = open_training_run(current_workspace(), "key", start)
+    first = train("key", start)
     first.metrics({"train/elbo": 1.0}, 1)
     first.close("KILLED")
-    sync_all(current_workspace())
+    sync()
     assert runs(client)[0].info.status == "KILLED"
-    second = open_training_run(current_workspace(), "key", start)
+    second = train("key", start)
     second.metrics({"train/elbo": 1.0}, 1)
     second.metrics({"train/elbo": 2.0}, 2)
-    upload_now(second.outbox, client, current_workspace())
+    upload(second, client)
     assert runs(client)[0].info.status == "RUNNING"
     second.close()
-    sync_all(current_workspace())
+    sync()
     (run,) = runs(client)
     assert run.info.status == "FINISHED"
     assert [(step, value) for step, value, _ in history(client, run, "train/elbo")] == [(1, 1.0), (2, 2.0)]
 
 
 def test_later_stages_add_to_the_run_of_the_model(run: RunTracker, start: RunStart, client: "MlflowClient"):
-    with open_model_run(current_workspace(), DIGEST, start) as later:
+    with later_stage(start) as later:
         later.metrics({"test_nll": 99.0})
-    sync_all(current_workspace())
+    sync()
     (found,) = runs(client)
     assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0}
     assert found.info.status == "FINISHED"
 
 
-def test_a_run_whose_spool_is_gone_is_found_in_the_store_by_its_model(
+def test_a_run_that_the_outbox_no_longer_has_is_found_in_the_store_by_its_model(
     run: RunTracker, start: RunStart, client: "MlflowClient", outputs: Callable[..., Path], store: Path
 ):
-    sync_all(current_workspace())
-    discard(run.outbox)
+    sync()
+    assert run.outbox.prune(time.time() + 60)
     outputs(folder=store.parents[1])
-    with open_model_run(current_workspace(), DIGEST, start) as later:
-        later.metrics({"test_nll": 99.0})
-    sync_all(current_workspace())
+    with later_stage(start) as later:
+        later.metrics({"test_nll": 99.0, "test_elbo": -11.0})  # the outputs have this test_elbo, the store has none
+    sync()
     (found,) = runs(client)
-    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0}
-    assert found.data.tags["vaeline.spool"].startswith("key-1-")
+    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0, "test_elbo": -11.0}
+    assert found.data.tags["vaeline.outbox"].startswith("key-1-")
 
 
 def test_in_an_empty_store_a_run_is_made_with_history_and_metrics(
     client: "MlflowClient", start: RunStart, outputs: Callable[..., Path], store: Path
 ):
     outputs(folder=store.parents[1])
-    with open_model_run(current_workspace(), DIGEST, start) as later:
-        pass
-    upload_now(later.outbox, client, current_workspace())
+    with later_stage(start) as later:
+        later.metrics({"test_elbo": -11.0})
+    upload(later, client)
     (made,) = runs(client)
+    assert len(history(client, made, "test_elbo")) == 1
     assert [(step, value) for step, value, _ in history(client, made, "train/elbo")] == [(10, -5.0), (20, -4.0)]
     assert made.data.metrics["test_elbo"] == -11.0
     assert made.data.tags["vaeline.model_digest"] == DIGEST
@@ -153,48 +192,48 @@ def test_in_an_empty_store_a_run_is_made_with_history_and_metrics(
 
 
 def test_a_deleted_run_starts_anew_with_its_whole_history(run: RunTracker, client: "MlflowClient"):
-    sync_all(current_workspace())
+    sync()
     client.delete_run(runs(client)[0].info.run_id)
-    later = open_model_run(current_workspace(), DIGEST, RunStart("experiment", "run"))
+    later = later_stage(RunStart("experiment", "run"))
     later.metrics({"test_nll": 99.0})
     later.close()
-    sync_all(current_workspace())
+    sync()
     (anew,) = runs(client)
     assert len(history(client, anew, "train/elbo")) == 3
 
 
 def test_a_deleted_experiment_comes_back(run: RunTracker, start: RunStart, client: "MlflowClient"):
-    sync_all(current_workspace())
+    sync()
     client.delete_experiment(runs(client)[0].info.experiment_id)
-    again = open_training_run(current_workspace(), "other", start)
+    again = train("other", start)
     again.metrics({"train/elbo": 5.0}, 1)
     again.close()
-    sync_all(current_workspace())
+    sync()
     assert {r.data.metrics["train/elbo"] for r in runs(client)} >= {5.0}
 
 
 def test_another_store_gets_the_whole_run(
     run: RunTracker, start: RunStart, empty_store: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    sync_all(current_workspace())
+    sync()
     other = store.parent / "other.db"
     other.write_bytes(empty_store.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    with open_model_run(current_workspace(), DIGEST, start) as later:
+    with later_stage(start) as later:
         later.metrics({"test_nll": 99.0})
     client = connect(current_workspace())
-    upload_now(later.outbox, client, current_workspace())
+    upload(later, client)
     (moved,) = runs(client)
     assert len(history(client, moved, "train/elbo")) == 3
 
 
 def test_what_mlflow_refuses_costs_only_itself(store: Path, start: RunStart, client: "MlflowClient"):
-    with open_training_run(current_workspace(), "key", start) as run:
+    with train("key", start) as run:
         run.metrics({"good": 1.0, "bad,name": 2.0, "x" * 300: 3.0}, 1)
         run.image("bad,key", np.zeros((2, 2), np.uint8), 1)
         run.tags({"x" * 300: "too long"})
         run.metrics({"good": 2.0}, 2)
-    upload_now(run.outbox, client, current_workspace())
+    upload(run, client)
     (sent,) = runs(client)
     assert sent.data.metrics == {"good": 2.0}
     assert len(history(client, sent, "good")) == 2
@@ -202,10 +241,10 @@ def test_what_mlflow_refuses_costs_only_itself(store: Path, start: RunStart, cli
 
 
 def test_thousands_of_points_arrive(store: Path, start: RunStart, client: "MlflowClient"):
-    with open_training_run(current_workspace(), "key", start) as run:
+    with train("key", start) as run:
         for step in range(1200):
             run.metrics({"a": float(step), "b": 1.0}, step)
-    upload_now(run.outbox, client, current_workspace())
+    upload(run, client)
     (sent,) = runs(client)
     assert [step for step, _, _ in history(client, sent, "a")] == list(range(1200))
     assert len(history(client, sent, "b")) == 1200
@@ -214,9 +253,9 @@ def test_thousands_of_points_arrive(store: Path, start: RunStart, client: "Mlflo
 def test_the_data_set_stands_beside_the_run(store: Path, client: "MlflowClient"):
     manifest = {"shape": [1, 28, 28], "splits": {"train": {"count": 50_000}, "test": {"count": 10_000}}}
     described = {"name": "fashion-mnist", "digest": "d" * 64, "manifest": manifest}
-    with open_training_run(current_workspace(), "key", RunStart("experiment", "run", dataset=described)) as run:
+    with train("key", RunStart("experiment", "run", dataset=described)) as run:
         pass
-    upload_now(run.outbox, client, current_workspace())
+    upload(run, client)
     (sent,) = runs(client)
     dataset = sent.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("fashion-mnist", "d" * 36)
@@ -225,20 +264,17 @@ def test_the_data_set_stands_beside_the_run(store: Path, client: "MlflowClient")
     assert features == [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 1, 28, 28]}}]
 
 
-def test_a_log_without_its_beginning_is_given_up_and_blocks_nothing(store: Path, client: "MlflowClient"):
-    spool = RunOutbox(store.parent / "spool" / "lost-1")
-    spool.append("metrics", step=1, values={"a": 1.0})
-    spool.append("end", status="FINISHED")
-    sync_all(current_workspace())
-    assert spool.is_sent()
+def test_a_run_without_its_start_is_given_up_and_blocks_nothing(store: Path, client: "MlflowClient"):
+    run = Outbox(current_workspace()).create("lost")
+    run.append("metrics", step=1, values={"a": 1.0})
+    run.append("end", status="FINISHED")
+    sync()
+    assert run.is_sent()
     assert runs(client) == []
 
 
-def test_a_run_that_another_process_writes_is_left_to_its_shipper(store: Path, start: RunStart):
-    run = open_training_run(current_workspace(), "key", start)
-    assert (
-        str(sync_all(current_workspace()))
-        == "0 events of 0 runs sent; 1 still being written or sent by another process"
-    )
+def test_a_run_that_another_process_writes_is_left_to_its_uploader(store: Path, start: RunStart):
+    run = train("key", start)
+    assert sync() == "0 events of 0 runs sent; 1 still being written or sent by another process"
     run.close()
-    assert sync_all(current_workspace()).runs == 1
+    assert sync().endswith("of 1 runs sent")

@@ -1,5 +1,6 @@
-"""The shipper as a process of its own, beside trainings that end well, are killed, or have no server."""
+"""The uploader as a process of its own, beside trainings that end well, are killed, or have no server."""
 
+import itertools
 import os
 import signal
 import socket
@@ -11,18 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from uploads import answers, is_free, until
+from uploads import answers, is_free, mlflow_server, outbox_runs, until
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
+from vaeline.tracking import uploader
 from vaeline.tracking.connection import connect
-from vaeline.tracking.outbox import RunOutbox, all_outboxes
-from vaeline.tracking.runs import RunStart, open_training_run
-from vaeline.tracking.sync import KEEP_S, prune, sync_all
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import RunTracker, open_training_run
+from vaeline.tracking.sync import sync_all
 
 TRAINING = """
 import time
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.runs import RunStart, open_training_run
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import open_training_run
 run = open_training_run(current_workspace(), "key", RunStart("experiment", "run"))
 run.metrics({"train/elbo": -1.0}, 1)
 print("started", flush=True)
@@ -45,95 +48,101 @@ sys.exit(sum(os.waitpid(child, 0)[1] for child in children))
 
 
 @pytest.fixture
-def shipping(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository in which shippers run; waits for their end, so that none outlives the test."""
+def uploading(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository in which uploaders run; waits for their end, so that none outlives the test."""
     monkeypatch.delenv("VAELINE_UPLOADER")
     yield store.parents[1]
-    for spool in all_outboxes(current_workspace()):
-        until(lambda spool=spool: is_free(spool))
+    until(lambda: all(map(is_free, outbox_runs(store.parents[1]))))
 
 
-def metrics(spool: RunOutbox) -> dict[str, float]:
+def train(start: RunStart) -> RunTracker:
+    return open_training_run(current_workspace(), "key", start)
+
+
+def stored() -> tuple[str, dict[str, float]]:
+    """Status and latest metrics of the store's only run; nothing where there is none."""
     client = connect(current_workspace())
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments)
-    return dict(runs[0].data.metrics) if runs else {}
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert len(runs) <= 1
+    return (runs[0].info.status, dict(runs[0].data.metrics)) if runs else ("", {})
 
 
-def only_run_status() -> str:
-    client = connect(current_workspace())
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return str(run.info.status)
-
-
-def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(shipping: Path, start: RunStart):
-    with open_training_run(current_workspace(), "key", start) as run:
+def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(uploading: Path, start: RunStart):
+    with train(start) as run:
         run.metrics({"train/elbo": -1.0}, 1)
-        until(lambda: "train/elbo" in metrics(run.outbox))
-        assert only_run_status() == "RUNNING"
-        until(lambda: "system/cpu_utilization_percentage" in metrics(run.outbox))
+        until(lambda: {"train/elbo", "system/cpu_utilization_percentage"} <= stored()[1].keys())
+        assert stored()[0] == "RUNNING"
         run.metrics({"train/elbo": -2.0}, 2)
     until(run.outbox.is_sent)
-    assert only_run_status() == "FINISHED"
-    assert metrics(run.outbox)["train/elbo"] == -2.0
+    status, metrics = stored()
+    assert (status, metrics["train/elbo"]) == ("FINISHED", -2.0)
 
 
-def test_a_killed_training_is_shown_as_killed(shipping: Path):
+def test_a_killed_training_is_shown_as_killed(uploading: Path):
     training = subprocess.Popen([sys.executable, "-c", TRAINING], stdout=subprocess.PIPE)
     assert training.stdout is not None
     assert training.stdout.readline() == b"started\n"
     training.kill()
     training.wait()
     training.stdout.close()
-    (spool,) = all_outboxes(current_workspace())
-    until(lambda: spool.status() == "KILLED" and spool.is_sent())
-    assert only_run_status() == "KILLED"
-    assert metrics(spool)["train/elbo"] == -1.0
+    (run,) = outbox_runs(uploading)
+    until(lambda: run.status() == "KILLED" and run.is_sent())
+    status, metrics = stored()
+    assert (status, metrics["train/elbo"]) == ("KILLED", -1.0)
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
-    """An address with a password at which nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://user:s3cr3t@127.0.0.1:{taken.getsockname()[1]}"
-
-
-def assert_kept_and_sent_later(folder: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training does not feel the missing server; nothing is lost, and the password is written nowhere."""
-    begin = time.monotonic()
-    with open_training_run(current_workspace(), "key", start) as run:
-        for step in range(100):
-            run.metrics({"train/elbo": float(step)}, step)
-    assert time.monotonic() - begin < 5
-    until(lambda: is_free(run.outbox) and "tracking store" in (run.outbox.folder / "ship.log").read_text())
-    assert not run.outbox.is_sent()
-    with pytest.raises(UserError) as raised:
-        sync_all(current_workspace())
+@pytest.mark.parametrize("server", ["absent", "hung"])
+def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
+    uploading: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch, server: str
+):
+    """A training does not feel it; nothing is lost, and the password is written nowhere."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if server == "hung":
+            silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cr3t@127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        with train(start) as run:
+            for step in range(100):
+                run.metrics({"train/elbo": float(step)}, step)
+        assert time.monotonic() - begin < 5
+        until(lambda: is_free(run.outbox) and "tracking store" in run.outbox.log.read_text())
+        assert not run.outbox.is_sent()
+        with pytest.raises(UserError) as raised:
+            sync_all(current_workspace())
     assert len(str(raised.value).splitlines()) == 1
     assert "s3cr3t" not in str(raised.value)
-    written = [path for path in (folder / ".vaeline" / "spool").rglob("*") if path.is_file()]
-    assert written
+    written = [path for path in (uploading / ".vaeline" / "outbox").rglob("*") if path.is_file()]
+    assert {run.outbox.log, run.outbox.outbox.path} <= set(written)
     assert not [path for path in written if b"s3cr3t" in path.read_bytes()]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert sync_all(current_workspace()).runs == 1
-    assert sync_all(current_workspace()).runs == 0
-    assert metrics(run.outbox) == {"train/elbo": 99.0}
+    assert [sync_all(current_workspace()).runs for _ in range(2)] == [1, 0]
+    assert stored()[1] == {"train/elbo": 99.0}
 
 
-def test_with_the_server_away_all_is_kept_and_sent_later_once(
-    shipping: Path, start: RunStart, address: str, monkeypatch: pytest.MonkeyPatch
+def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_once_more_at_the_end(
+    repository: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
-    assert_kept_and_sent_later(shipping, start, monkeypatch)
+    run, clock, tries = train(start), [0.0], []
 
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] > 300:
+            run.close()
 
-def test_with_a_server_that_hangs_too(shipping: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cr3t@127.0.0.1:{silent.getsockname()[1]}")
-        assert_kept_and_sent_later(shipping, start, monkeypatch)
+    def refuse(*_: object) -> None:
+        tries.append(clock[0])
+        raise UserError("away")
+
+    monkeypatch.setattr(uploader, "connect", refuse)
+    monkeypatch.setattr(uploader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(uploader.time, "sleep", sleep)
+    assert not uploader.follow(run.outbox, current_workspace(), None)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert pauses[:-1] == pytest.approx([4, 8, 16, 32, 60, 60, 60], abs=0.2)
+    assert tries[-1] > 300
 
 
 def test_eight_processes_may_start_on_a_new_store_at_once(repository: Path):
@@ -141,43 +150,16 @@ def test_eight_processes_may_start_on_a_new_store_at_once(repository: Path):
     assert len(connect(current_workspace()).search_experiments(filter_string="name = 'experiment'")) == 1
 
 
-def test_old_spools_are_deleted_once_they_are_sent(store: Path, start: RunStart):
-    for key in ("old", "unsent", "new"):
-        open_training_run(current_workspace(), key, start).close()
-    old, unsent, new = all_outboxes(current_workspace())
-    sync_all(current_workspace())
-    unsent.append("metrics", step=1, values={"a": 1.0})
-    for spool in (old, unsent):
-        os.utime(spool.events, (time.time() - 2 * KEEP_S,) * 2)
-    prune(current_workspace())
-    assert {spool.folder for spool in all_outboxes(current_workspace())} == {unsent.folder, new.folder}
-    assert not old.folder.exists()
-
-
 @pytest.mark.slow
 def test_a_server_that_is_stopped_and_goes_on_gets_everything_once(
-    shipping: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    uploading: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "files"),
-    ]
-    with (tmp_path / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", *command, *store], stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with mlflow_server(tmp_path) as (address, server):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         until(answers)
-        with open_training_run(current_workspace(), "key", start) as run:
+        with train(start) as run:
             run.metrics({"train/elbo": 1.0}, 1)
-            until(lambda: metrics(run.outbox).get("train/elbo") == 1.0)
+            until(lambda: stored()[1].get("train/elbo") == 1.0)
             os.killpg(server.pid, signal.SIGSTOP)
             begin = time.monotonic()
             for step in range(2, 100):
@@ -193,6 +175,3 @@ def test_a_server_that_is_stopped_and_goes_on_gets_everything_once(
         points = client.get_metric_history(sent.info.run_id, "train/elbo")
         assert sorted(point.step for point in points) == list(range(1, 100))
         assert sent.info.status == "FINISHED"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()

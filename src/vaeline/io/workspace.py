@@ -86,7 +86,7 @@ def repository_root() -> Path:
 
 
 def state_folder() -> Path:
-    """`.vaeline/` at the repository's root: tracking store, checkpoints, spools. Never versioned."""
+    """`.vaeline/` at the repository's root: tracking store, checkpoints, outbox. Never versioned."""
     return repository_root() / ".vaeline"
 
 

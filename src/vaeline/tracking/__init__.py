@@ -1,1 +1,1 @@
-"""MLflow: the spool and its shipper, runs, the registry and its gate. The only place that imports mlflow."""
+"""MLflow runs: the outbox and its uploader, runs, provenance."""

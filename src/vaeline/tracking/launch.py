@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import time
 
 from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import Workspace
@@ -12,13 +11,13 @@ from vaeline.tracking.outbox import RunOutbox
 log = logging.getLogger(__name__)
 
 
-def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool) -> int | None:
-    """Start `python -m vaeline.tracking.uploader` in its own session, so that it outlives a killed stage; its pid.
+def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool) -> None:
+    """Start `python -m vaeline.tracking.uploader` in its own session, so that it outlives a killed stage.
 
     It ends by itself soon after the last writer of the run has. `VAELINE_UPLOADER=off` starts none.
     """
     if os.environ.get("VAELINE_UPLOADER") == "off":
-        return None
+        return
     command = [sys.executable, "-m", "vaeline.tracking.uploader", str(workspace.repository.absolute()), run.name]
     command += ["--system-metrics"] if system_metrics else []
     environment = dict(os.environ)
@@ -28,17 +27,6 @@ def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool
     files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     files += [(os.POSIX_SPAWN_OPEN, fd, str(run.log), create, 0o644) for fd in (1, 2)]
     try:
-        return os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
+        os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
     except (OSError, NotImplementedError) as error:
         log.warning("%s stays in %s until `vaeline sync`: %s", run.name, run.outbox.path, error)
-        return None
-
-
-def wait_for(pid: int | None, seconds: float) -> None:
-    """Wait a bounded time for the uploader."""
-    deadline = time.monotonic() + seconds
-    try:
-        while pid is not None and os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    except ChildProcessError:
-        return

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import sync_folder
 from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import Workspace
 
@@ -82,14 +81,13 @@ class Outbox:
 
     def flush(self) -> None:
         """Have every commit survive a power failure."""
-        log = self.folder / "outbox.db-wal"
-        if log.exists():
-            descriptor = os.open(log, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            sync_folder(self.folder)
+        for path in (self.folder / "outbox.db-wal", self.folder):  # the database itself is synced by sqlite
+            if path.exists():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def runs(self, where: str = "true", *values: object) -> list["RunOutbox"]:
         """Runs that a condition selects, oldest first."""
@@ -166,7 +164,9 @@ class RunOutbox:
 
     def read(self, after: int = 0, limit: int = -1) -> list[tuple[int, Event]]:
         """Events after a number, with their own numbers; at most `limit` of them."""
-        rows = self._select("id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?", after, limit)
+        rows = self._select(
+            "id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?", after, limit
+        )
         return [(number, {"kind": kind, "time": at, **json.loads(fields)}) for number, kind, at, fields in rows]
 
     def file(self, digest: str) -> bytes:
@@ -177,7 +177,9 @@ class RunOutbox:
 
     def status(self) -> str:
         """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED if it was never here."""
-        wanted = "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end') ORDER BY id DESC LIMIT 1"
+        wanted = (
+            "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end') ORDER BY id DESC LIMIT 1"
+        )
         for kind, fields in self._select(wanted):
             event = json.loads(fields)
             return str(event["status"]) if kind == "end" else "RUNNING" if event.get("training", True) else "FINISHED"
@@ -205,7 +207,9 @@ class RunOutbox:
 
     def progress(self, store: str) -> tuple[int, str | None, bool]:
         """Of a tracking store: number of the last event it has, its run's id, whether that was created for this run."""
-        rows = self._select("event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?", digest_of(store.encode()))
+        rows = self._select(
+            "event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?", digest_of(store.encode())
+        )
         return next(((event, run_id, bool(created)) for event, run_id, created in rows), (0, None, False))
 
     def set_progress(self, store: str, event: int, mlflow_run: str | None, created: bool) -> None:
@@ -240,4 +244,3 @@ class RunOutbox:
 def digest_of(content: bytes) -> str:
     """Name of some bytes in the outbox."""
     return hashlib.sha256(content).hexdigest()[:32]
-

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStart:
-    """Everything known when a run starts; plain values that go into the spool."""
+    """Everything known when a run starts; plain values that go into the outbox."""
 
     experiment: str
     name: str

@@ -68,7 +68,7 @@ class Upload:
     def _send_batch(self, batch: list[tuple[int, Event]]) -> None:
         metrics: list[Metric] = []
         for number, event in batch:
-            if event["kind"] != "start" and event.get("fallback") and not self._created:
+            if event.get("when") == ("found" if self._created else "created"):
                 continue
             if event["kind"] == "metrics":
                 metrics += [Metric(k, v, event["time"], event["step"]) for k, v in event["values"].items()]

@@ -96,8 +96,8 @@ def main() -> None:
     os.nice(10)  # training first
     workspace = Workspace(arguments.repository, arguments.repository)
     outbox = Outbox(workspace)
-    os.chdir(outbox.folder)  # DVC deletes the folders in which it runs experiments
     try:
+        os.chdir(outbox.folder)  # DVC deletes the folders in which it runs experiments
         for run in [run for run in outbox.runs() if run.name == arguments.run]:
             measured = SystemMetrics(run) if arguments.system_metrics else None
             if _wait_for_turn(run) and follow(run, workspace, measured):
