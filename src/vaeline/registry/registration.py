@@ -159,7 +159,7 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
         verify_package(uri, model.loaded, model.example)
         tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.")}
         tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}
-        for key in sorted(tags.keys() - {"vaeline.spool", DIGEST_TAG}):
+        for key in sorted(tags.keys() - {"vaeline.outbox", DIGEST_TAG}):
             client.set_model_version_tag(model.name, version.version, key, tags[key])
         client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
         client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
