@@ -5,7 +5,8 @@ from vaeline.config import read_params
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import open_model_run
 
 
 def main() -> None:

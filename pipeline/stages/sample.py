@@ -18,7 +18,8 @@ from vaeline.data.prepared import load_split
 from vaeline.io.atomic_write import write_folder
 from vaeline.io.workspace import current_workspace
 from vaeline.plotting.sheets import Pixels, Sheet, grid, png, render, to_pixels, triangle
-from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible
 
 log = logging.getLogger(__name__)

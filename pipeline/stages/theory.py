@@ -8,7 +8,8 @@ from vaeline.io.workspace import current_workspace
 from vaeline.theory.claim import numbers_file, theory_files
 from vaeline.theory.context import Context
 from vaeline.theory.sections import all_sections
-from vaeline.tracking.runs import open_model_run, run_start
+from vaeline.tracking.provenance import run_start
+from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible
 from vaeline.training.history import read_history
 

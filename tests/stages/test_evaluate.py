@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluated_workspace import PARAMS, changed, events, set_up
+from evaluated_workspace import PARAMS, changed, set_up
 from pipeline.stages import evaluate, sample
+from uploads import outbox_events
 from vaeline.config import parse_params
 from vaeline.data.prepare import prepare
 from vaeline.errors import UserError
@@ -35,13 +36,15 @@ def test_evaluate_reports_to_the_models_run(workspace: Path):
     evaluate.main()
     report = json.loads(Path("reports/metrics.json").read_text())
     logged: dict[str, float] = {}
-    for event in events(workspace, "metrics"):
+    for event in outbox_events(workspace, "metrics"):
         logged |= event["values"]
     assert logged["test_elbo"] == report["test"]["elbo"]
     assert logged["validation_elbo"] == report["validation"]["elbo"]
-    kept = {Path(event["file"]).name for event in events(workspace, "artifact")}
+    kept = {event["name"] for event in outbox_events(workspace, "artifact")}
     assert {"metrics.json", "kl_per_dimension.csv"} <= kept
-    assert [event["tags"]["vaeline.model_digest"] for event in events(workspace, "start")] == [load_model(MODEL).digest]
+    assert [event["tags"]["vaeline.model_digest"] for event in outbox_events(workspace, "start")] == [
+        load_model(MODEL).digest
+    ]
 
 
 def outputs() -> dict[str, bytes]:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from evaluated_workspace import events
 from pipeline.stages import evaluate, report, sample
 from small_theory_context import EPOCH
+from uploads import outbox_events
 from vaeline.training.history import to_csv
 
 
@@ -20,7 +20,7 @@ def test_the_page_is_written_and_attached_to_the_run(workspace: Path):
     report.main()
     page = Path("reports/index.html").read_text()
     assert "no champion before it" in page
-    (attached,) = [e for e in events(workspace, "artifact") if Path(e["file"]).name == "index.html"]
+    (attached,) = [e for e in outbox_events(workspace, "artifact") if e["name"] == "index.html"]
     assert attached["folder"] == "reports"
-    (folder,) = (workspace / ".vaeline" / "spool").glob("*/events.jsonl")
-    assert (folder.parent / attached["file"]).read_text() == page
+    (run,) = outbox_runs(workspace)
+    assert run.file(attached["digest"]).decode() == page

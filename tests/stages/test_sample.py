@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluated_workspace import changed, events, set_up
+from evaluated_workspace import changed, set_up
 from pipeline.stages import evaluate, sample
+from uploads import outbox_events
 from vaeline.config import parse_params
 from vaeline.data.prepared import load_split
 from vaeline.io.workspace import MODEL, PREPARED
@@ -91,7 +92,9 @@ def test_the_png_files_are_the_sheets_and_go_to_the_run_under_their_names(worksp
     for name, sheet in drawn_sheets().items():
         with Image.open(f"reports/samples/{name}.png") as image:
             assert (np.array(image) == render(sheet)).all()
-    assert {(event["key"], event["step"]) for event in events(workspace, "image")} == {(n, 0) for n in sample.SHEETS}
+    assert {(event["key"], event["step"]) for event in outbox_events(workspace, "image")} == {
+        (n, 0) for n in sample.SHEETS
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluated_workspace import PARAMS, events, set_up
+from evaluated_workspace import PARAMS, set_up
 from pipeline.stages import theory
 from small_theory_context import EPOCH, hurry
+from uploads import outbox_events
 from vaeline.training.history import to_csv
 
 
@@ -26,5 +27,5 @@ def test_claims_pictures_and_numbers_are_written_and_logged_and_old_pictures_go(
     assert {"claims.json", "samples.png", "gap.png"} <= names
     assert "old.png" not in names
     assert json.loads(Path("reports/theory.json").read_text())["gap"]["applies"]
-    logged = {(event["folder"], Path(event["file"]).name) for event in events(workspace, "artifact")}
+    logged = {(event["folder"], event["name"]) for event in outbox_events(workspace, "artifact")}
     assert {("reports/theory", name) for name in names} | {("reports", "theory.json")} <= logged
