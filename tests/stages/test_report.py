@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.stages import evaluate, report, sample
 from small_theory_context import EPOCH
-from uploads import outbox_events
+from uploads import outbox_events, outbox_runs
 from vaeline.training.history import to_csv
 
 
