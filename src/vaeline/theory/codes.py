@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline import config
@@ -23,26 +24,29 @@ from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 
+Pixels = NDArray[np.uint8]
+
 BATCH, RATE, VALIDATION = 100, 2e-3, 500
 COLUMNS, SHOWN_PAIRS = 10, 2
+ROWS = 500  # images at once
 COMPARED = 2000  # images in a Frechet distance, and codes in a distance to the nearest
 COMPONENTS = 50  # of the pixels, where there are no labels to learn features from
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A model with the codes of training images and of as many held-out ones."""
+    """A model, and codes of training images [N, Z] and of as many held-out ones [M, Z]."""
 
     model: VAE
-    train_codes: Tensor  # [N, Z]: z ~ q(z|x), for an autoencoder the code itself
-    held_out: Tensor  # [M, Z]
+    train_codes: Tensor  # z ~ q(z|x), for an autoencoder the code itself
+    held_out: Tensor
     train_means: Tensor
     held_out_means: Tensor
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A way to draw latents of a model, and what came of it."""
+    """Draws of a model's latents, decoded. `hole` is near generative precision, `reach` near recall, both 1 at best."""
 
     name: str
     images: Tensor  # [M, C, H, W]
@@ -53,77 +57,79 @@ class Samples:
 
 def latent_space(context: Context) -> Claim:
     """A plain autoencoder and a VAE of the trained model's shape, trained briefly alike, sampled alike."""
-    data = context.taken(context.train, context.options.training_images)
-    models = {name: _trained(context, data, kind) for name, kind in (("VAE", "elbo"), ("AE", "autoencoder"))}
-    test = context.taken(context.test, COMPARED)
-    coded = {name: _coded(context, model, data, test, name) for name, model in models.items()}
+    data, test = context.taken(context.train, context.options.training_images), context.taken(context.test, COMPARED)
+    coded = {}
+    for name, objective in (("VAE", "elbo"), ("AE", "autoencoder")):
+        coded[name] = _coded(context, _train(context, data, objective), data, test, name)
     features, kind = _features(context, data)
     real = features(_expected(context, test.pixels))
-    found = [
-        _sampled(coded[name], f"{name}, {how}", draw, features, real) for name, how, draw in _draws(coded, context)
-    ]
-    floor = features(_expected(context, context.taken(context.validation, len(test)).pixels))
-    distances = {
-        "held-out images": probes.frechet_distance(floor, real),
-        **{f"{name}, reconstructions": _reconstructed(c, features, real) for name, c in coded.items()},
-        **{f"{name}, midpoints": _midpoints(c, features, real) for name, c in coded.items()},
-    }
+
+    def distance(images: Tensor) -> float:
+        return probes.frechet_distance(features(images), real)
+
+    found = [_sampled(coded[name], f"{name}, {how}", z, distance) for name, how, z in _draws(coded, context)]
+    distances = {"held-out images": distance(_expected(context, context.taken(context.validation, len(test)).pixels))}
+    for name, c in coded.items():
+        distances[f"{name}, reconstructions"] = distance(_decoded(c.model, c.held_out_means))
+    for name, c in coded.items():
+        halfway = (c.held_out_means + c.held_out_means.roll(1, 0)) / 2
+        distances[f"{name}, midpoints"] = distance(_decoded(c.model, halfway))
     if not context.model.deterministic:
         z = context.model.prior.sample(context.normal("trained prior", len(test), context.model.latent_dim))
-        distances["trained model, its prior"] = probes.frechet_distance(features(_decoded(context.model, z)), real)
-    accuracy = {name: _neighbours(c, data, test) for name, c in coded.items()}
-    words = _words(context, data, found=found, distances=distances, accuracy=accuracy, kind=kind)
-    numbers = {
-        "training_images": len(data),
-        "epochs": context.options.epochs,
-        "compared": len(test),
-        "frechet_features": kind,
-        "samples": {s.name: {"frechet": s.frechet, "hole": s.hole, "reach": s.reach} for s in found},
-        "frechet": distances,
-        **({f"knn_accuracy_{name.lower()}": value for name, value in accuracy.items() if value is not None}),
-    }
+        distances["trained model, its prior"] = distance(_decoded(context.model, z))
+    accuracy = {name: _neighbours(c, data, test) for name, c in coded.items()} if test.labels is not None else {}
     rows = [(s.name, f"{s.frechet:.2f}", f"{s.hole:.2f}", f"{s.reach:.2f}") for s in found]
     rows += [(name, f"{value:.2f}", "", "") for name, value in distances.items()]
-    table = Table(("images from", "Frechet distance to test images", "hole", "reach"), tuple(rows))
-    equation = (
-        "AE:   max log p(x|z = f(x))                              nothing says where the codes f(x) lie\n"
-        "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         the codes, all together, fill N(0, I)"
+    return Claim(
+        "sampling",
+        "An autoencoder's code has no meaning by itself; a VAE's latent space is a distribution",
+        "AE:   max log p(x|z = f(x))                              nothing determines where the codes f(x) lie\n"
+        "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         the codes, all together, fill N(0, I)",
+        _words(context, found, distances, accuracy, kind, len(data)),
+        {
+            "training_images": len(data),
+            "epochs": context.options.epochs,
+            "compared": len(test),
+            "frechet_features": kind,
+            "samples": {s.name: {"frechet": s.frechet, "hole": s.hole, "reach": s.reach} for s in found},
+            "frechet": distances,
+            **{f"knn_accuracy_{name.lower()}": value for name, value in accuracy.items()},
+        },
+        Table(("images from", "Frechet distance to test images", "hole", "reach"), tuple(rows)),
+        (_sample_sheet(context, found, test), _path_sheet(context, coded, test), _scatter(coded)),
     )
-    title = "An autoencoder's code has no meaning by itself; a VAE's latent space is a distribution"
-    shown = (_sample_sheet(context, found, test), _path_sheet(context, coded, test), _scatter(coded))
-    return Claim("sampling", title, equation, words, numbers, table, shown)
 
 
 def _words(
     context: Context,
-    data: Split,
-    *,
     found: list[Samples],
     distances: dict[str, float],
-    accuracy: dict[str, float | None],
+    accuracy: dict[str, float],
     kind: str,
+    trained_on: int,
 ) -> tuple[str, ...]:
     vae, plain, vae_fitted, fitted = found
-    nearer, other = ("VAE", "autoencoder") if vae_fitted.frechet < fitted.frechet else ("autoencoder", "VAE")
+    better, other = ("VAE", "autoencoder") if vae_fitted.frechet < fitted.frechet else ("autoencoder", "VAE")
     midway = {name: distances[f"{name}, midpoints"] / distances[f"{name}, reconstructions"] for name in ("VAE", "AE")}
     words = [
-        f"Both have the trained model's shape and were trained alike: {len(data):,} images, {context.options.epochs} "
+        f"Both have the trained model's shape and were trained alike: {trained_on:,} images, {context.options.epochs} "
         "epochs, the same batches. The VAE of this section is not the trained model: it is as briefly trained as the "
         "autoencoder.",
         f"Decoded N(0, I): Frechet distance {vae.frechet:.2f} for the VAE, {plain.frechet:.2f} for the autoencoder, "
-        f"whose codes nobody asked to be there (held-out images: {distances['held-out images']:.2f}). Whoever measures "
-        "the codes afterwards and draws from a Gaussian with their mean and covariance, N(m, S), makes a model of an "
+        f"whose training does not put codes there (held-out images: {distances['held-out images']:.2f}). A Gaussian "
+        "with the mean and covariance of the codes, N(m, S), measured after training, makes a generative model of an "
         f"autoencoder too (Ghosh et al. 2020, arXiv:1903.12436): {fitted.frechet:.2f}, and {vae_fitted.frechet:.2f} "
-        f"for the VAE. By this measure the {nearer} then stands before the {other}. Features: {kind}.",
-        "Hole: how far a draw is from the nearest code of a training image, over how far a held-out code is; 1 where "
-        f"draws lie where codes lie. N(0, I): {vae.hole:.2f} for the VAE, {plain.hole:.2f} for the autoencoder; N(m, S)"
-        f" of its codes: {fitted.hole:.2f}. Reach: how far a held-out code is from the nearest draw, over how far from "
-        f"the nearest code; large where draws never come: {vae.reach:.2f}, {plain.reach:.2f} and {fitted.reach:.2f}. "
-        "Only a distribution of codes has both near 1; the VAE's are not quite N(0, I) either: see its N(m, S).",
+        f"for the VAE. By this measure the {better} is better than the {other}. Features: {kind}.",
+        "Hole (near generative precision): the distance of a draw to the nearest code of a training image, over that "
+        f"of a held-out code; 1 where draws lie where codes lie. N(0, I): {vae.hole:.2f} for the VAE, "
+        f"{plain.hole:.2f} for the autoencoder; N(m, S) of its codes: {fitted.hole:.2f}. Reach (near recall): the "
+        "distance of a held-out code to the nearest draw, over that to the nearest code; large where draws never come: "
+        f"{vae.reach:.2f}, {plain.reach:.2f} and {fitted.reach:.2f}. Only a distribution of codes has both near 1; the "
+        "VAE's are not quite N(0, I) either: see its N(m, S).",
         "Half-way between the codes of two test images the Frechet distance is that of reconstructions times "
         f"{midway['VAE']:.1f} for the VAE, {midway['AE']:.1f} for the autoencoder.",
     ]
-    if accuracy["VAE"] is not None and accuracy["AE"] is not None:
+    if accuracy:
         words.append(
             f"k-NN accuracy on the codes' means: {accuracy['VAE']:.1%} for the VAE, {accuracy['AE']:.1%} for the "
             "autoencoder. What an autoencoder lacks is not information in the code: it is a distribution of codes."
@@ -131,9 +137,8 @@ def _words(
     return tuple(words)
 
 
-def _trained(context: Context, data: Split, objective: str) -> VAE:
-    """By the training library, on the same images in the same order."""
-    normal = config.StandardNormal(kind="standard-normal")
+def _train(context: Context, data: Split, objective: str) -> VAE:
+    """A model trained by the training library, on the same images in the same order."""
     options = config.Train.model_validate(
         {
             "objective": objective,
@@ -149,7 +154,7 @@ def _trained(context: Context, data: Split, objective: str) -> VAE:
         }
     )
     splits = Splits(data.pixels, context.taken(context.validation, VALIDATION).pixels, context.binarise)
-    section = context.section.model_copy(update={"prior": normal})
+    section = context.section.model_copy(update={"prior": config.StandardNormal(kind="standard-normal")})
     settings = Settings(checkpoint_seconds=1e9, log_every=2**31)
     with tempfile.TemporaryDirectory(prefix="vaeline-theory-") as folder, checkpoint.owned(Path(folder) / "run"):
         place = Path(folder) / "run"
@@ -184,42 +189,31 @@ def fitted(codes: Tensor, noise: Tensor) -> Tensor:
     return codes.mean(0) + noise @ root
 
 
-def _sampled(coded: Coded, name: str, z: Tensor, features: Callable[[Tensor], Tensor], real: Tensor) -> Samples:
-    images = _decoded(coded.model, z)
-    codes = coded.train_codes[: len(z)]
+def _sampled(coded: Coded, name: str, z: Tensor, distance: Callable[[Tensor], float]) -> Samples:
+    images, codes = _decoded(coded.model, z), coded.train_codes[: len(z)]
     usual = _nearest(coded.held_out, codes)
-    return Samples(
-        name,
-        images,
-        probes.frechet_distance(features(images), real),
-        hole=_nearest(z, codes) / usual,
-        reach=_nearest(coded.held_out, z) / usual,
-    )
+    reach = _nearest(coded.held_out, z) / usual
+    return Samples(name, images, distance(images), hole=_nearest(z, codes) / usual, reach=reach)
 
 
 def _nearest(points: Tensor, among: Tensor) -> float:
     """The median distance of points [N, Z] to the nearest of others [M, Z]."""
-    return float(torch.cat([torch.cdist(p, among).min(1).values for p in torch.split(points, 500)]).median())
+    return float(torch.cat([torch.cdist(p, among).min(1).values for p in torch.split(points, ROWS)]).median())
 
 
 @torch.no_grad()
 def _decoded(model: VAE, z: Tensor) -> Tensor:
-    device = next(model.parameters()).device
-    return torch.cat([sampling.decoded(model, part.to(device)).cpu() for part in torch.split(z, 500)])
+    return torch.cat([sampling.decoded(model, part.to(model.device)).cpu() for part in torch.split(z, ROWS)])
 
 
-def _batches(context: Context, pixels: np.ndarray[Any, Any], stream: str, *, training: bool = False) -> list[Tensor]:
-    starts = range(0, len(pixels), 500)
-    return [context.observed(pixels[s : s + 500], f"{stream} {s}", training=training) for s in starts]
+def _batches(context: Context, pixels: Pixels, stream: str, *, training: bool = False) -> list[Tensor]:
+    starts = range(0, len(pixels), ROWS)
+    return [context.observed(pixels[s : s + ROWS], f"{stream} {s}", training=training) for s in starts]
 
 
-def _expected(context: Context, pixels: np.ndarray[Any, Any]) -> Tensor:
-    """Split as a model is to draw them, pixels on [0, 1]: grey values at the middle of their bins."""
-    return torch.cat([context.model.likelihood.observe(torch.from_numpy(part), None) for part in _cut(pixels)])
-
-
-def _cut(pixels: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-    return [pixels[start : start + 500] for start in range(0, len(pixels), 500)]
+def _expected(context: Context, pixels: Pixels) -> Tensor:
+    """Images as a model is to draw them, pixels on [0, 1]: grey values at the middle of their bins."""
+    return context.model.likelihood.observe(torch.from_numpy(pixels), None)
 
 
 def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -240,19 +234,7 @@ def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor]
     return lambda x: (small(x).flatten(1) - mean) @ axes, f"{axes.shape[1]} principal components of the pixels"
 
 
-def _reconstructed(coded: Coded, features: Callable[[Tensor], Tensor], real: Tensor) -> float:
-    return probes.frechet_distance(features(_decoded(coded.model, coded.held_out_means)), real)
-
-
-def _midpoints(coded: Coded, features: Callable[[Tensor], Tensor], real: Tensor) -> float:
-    """Of images half-way between the means of two test images."""
-    halfway = (coded.held_out_means + coded.held_out_means.roll(1, 0)) / 2
-    return probes.frechet_distance(features(_decoded(coded.model, halfway)), real)
-
-
-def _neighbours(coded: Coded, data: Split, test: Split) -> float | None:
-    if data.labels is None or test.labels is None:
-        return None
+def _neighbours(coded: Coded, data: Split, test: Split) -> float:
     predicted = probes.knn_predict(coded.train_means, torch.from_numpy(data.labels), coded.held_out_means)
     return float((predicted == torch.from_numpy(test.labels)).double().mean())
 
