@@ -1,7 +1,6 @@
 """Claims on the bound: log p(x) = ELBO + KL(q || p(z|x)), and ELBO = reconstruction - KL."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ ANNEALED_IMAGES, CHAINS, TEMPERATURES, LEAPFROG = 12, 8, 40, 5
 NO_BOUND = "Does not apply: the trained model is a plain autoencoder. It has no q(z|x), so no ELBO and no p(x)."
 GAP = Claim(
     "gap",
-    "What the bound leaves out is a divergence, so it is never negative",
+    "The difference of log p(x) and the bound is a divergence, so it is never negative",
     "log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x))\n"
     "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / q(z_i|x),   z_i ~ q(z|x)",
 )
@@ -34,21 +33,9 @@ TERMS = Claim(
 
 
 def gap(context: Context) -> Claim:
-    """The climb of IWAE-k from the ELBO to log p(x), the gap of each image, and annealing's second opinion."""
-    return _shown(GAP, _gap, context)
-
-
-def terms(context: Context) -> Claim:
-    """The two terms on test images, along the training, and the KL of every latent dimension."""
-    return _shown(TERMS, _terms, context)
-
-
-def _shown(claim: Claim, show: Callable[[Context], Claim], context: Context) -> Claim:
-    """A claim on the bound with what `show` finds; of an autoencoder, which has none, with these words."""
-    return replace(claim, words=(NO_BOUND,)) if context.model.deterministic else show(context)
-
-
-def _gap(context: Context) -> Claim:
+    """The climb of IWAE-k from the ELBO to log p(x), the gap of each image, and AIS beside importance sampling."""
+    if context.model.deterministic:
+        return replace(GAP, words=(NO_BOUND,))
     images, x = context.tested(context.options.images)
     samples = context.options.importance_samples
     weights = _weights(context, x, samples, "importance")
@@ -171,7 +158,10 @@ def _opinions(axes: Any, difference: Tensor, errors: Tensor) -> None:
     axes.set(xlabel="image", ylabel="nats", title="AIS - IS, ± 2 standard errors")
 
 
-def _terms(context: Context) -> Claim:
+def terms(context: Context) -> Claim:
+    """The two terms on test images, along the training, and the KL of every latent dimension."""
+    if context.model.deterministic:
+        return replace(TERMS, words=(NO_BOUND,))
     images, x = context.tested(context.options.images)
     with torch.no_grad():
         found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
@@ -181,7 +171,7 @@ def _terms(context: Context) -> Claim:
     reconstruction = Measured.of(found.reconstruction)
     words = (
         f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
-        f"{rate.value / math.log(2):.1f} bits, is what the latents tell of an image; the more they tell, the "
+        f"{rate.value / math.log(2):.1f} bits, is the information in the latents about an image; the more of it, the "
         "nearer the reconstruction. With β = 1 training ends where a nat of rate buys less than a nat of it.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )

@@ -42,52 +42,68 @@ Gradient = list[Tensor]
 
 @dataclass(frozen=True)
 class Way:
-    """What was found of one estimator."""
+    """Measurements of one estimator."""
 
+    name: str
     z: Tensor  # (mean - exact) / standard error, of every parameter of the small model
     variance: float  # of the small model's encoder's gradient, one image
     trained: Measured | None  # the same of the trained model, a batch
+    ratio: float  # of `variance` to that of the pathwise estimator of the same bound
+    trained_ratio: float | None
+
+    @property
+    def largest_z(self) -> float:
+        """The largest deviation from the exact gradient."""
+        return float(self.z.abs().max())
+
+    def numbers(self) -> dict[str, Any]:
+        """Its part of theory.json."""
+        numbers = {"largest_z": self.largest_z, "variance": self.variance, "variance_ratio": self.ratio}
+        if self.trained is None:
+            return numbers
+        return {**numbers, **self.trained.numbers("trained_variance"), "trained_variance_ratio": self.trained_ratio}
 
 
 def estimators(context: Context) -> Claim:
     """Every estimator against the exact gradient of a small model, and its variance there and on the trained model."""
-    small, x = linear_gaussian()
-    exact = {bound: exact_gradient(small, x, bound) for bound in ("elbo", "iwae")}
-    ways = {way: _small(small, x, exact[way[0]], *way) for way in WAYS}
-    if not context.model.deterministic:
-        ways = {way: Way(found.z, found.variance, _on_trained(context, *way)) for way, found in ways.items()}
-    largest = max(float(way.z.abs().max()) for way in ways.values())
-    ratio = {way: _ratios(ways, way) for way in WAYS}
-    count = sum(len(way.z) for way in ways.values())
-    words = [
+    ways = _measure(context)
+    plain, score = ways["elbo", "pathwise"], ways["elbo", "score-function"]
+    largest, count = max(way.largest_z for way in ways.values()), sum(len(way.z) for way in ways.values())
+    on_trained = "; the trained model is a plain autoencoder, which has no noise to take outside."
+    if plain.trained and score.trained and score.trained_ratio:
+        relative = math.hypot(score.trained.se / score.trained.value, plain.trained.se / plain.trained.value)
+        factor = f"{score.trained_ratio:,.0f} ± {score.trained_ratio * relative:,.0f}"
+        on_trained = f", times {factor} on the trained model (encoder's gradient, one batch of {BATCH} images)."
+    words = (
         f"Small model: z is one number, x has {SMALL_PIXELS}, everything is linear and Gaussian, and the gradient is "
         f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}: "
         "each is unbiased (of normal numbers one in 16,000 is beyond 4).",
         "The score function weighs ∇ log q by log w, a number of the size of log p(x); the pathwise estimator takes "
         "the noise outside, z = μ + σ ε, and differentiates the decoder. On the ELBO, score function over pathwise: "
-        f"variance times {ratio['elbo', 'score-function'][0]:.3g} on the small model"
-        + (
-            f", times {_trained_text(ways)} on the trained model (encoder's gradient, one batch of {BATCH} images)."
-            if ways[WAYS[0]].trained
-            else "; the trained model is a plain autoencoder, which has no noise to take outside."
-        ),
-    ]
-    words.append(
+        f"variance times {score.ratio:.3g} on the small model{on_trained}",
         "Sticking the landing has no variance left where q is the true posterior: it gains on a trained model, not on "
-        "this small one, whose q is far from it. A baseline takes the size of log p(x) out of the score function."
+        "this small one, whose q is far from it. A baseline takes the size of log p(x) out of the score function.",
     )
-    rows = tuple(_row(way, ways[way], ratio[way]) for way in WAYS)
-    header = ("bound", "estimator", "largest |z|", "variance / pathwise, small", "variance / pathwise, trained")
+    rows = tuple(
+        (
+            "ELBO" if bound == "elbo" else f"IWAE-{SAMPLES}",
+            name,
+            f"{way.largest_z:.2f}",
+            f"{way.ratio:.3g}",
+            "" if way.trained_ratio is None else f"{way.trained_ratio:.3g}",
+        )
+        for (bound, name), way in ways.items()
+    )
     numbers = {
         "largest_z": largest,
         "components": count,
-        "estimators": {f"{bound}/{name}": _numbers(ways[bound, name], ratio[bound, name]) for bound, name in WAYS},
+        "estimators": {f"{bound}/{name}": way.numbers() for (bound, name), way in ways.items()},
     }
     picture = chart(
         "estimators",
         "Left: all estimators agree with the exact gradient. Right: their variance over that of the pathwise one.",
-        lambda axes: _agreement(axes, ways),
-        lambda axes: _variances(axes, ratio),
+        lambda axes: _agreement(axes, list(ways.values())),
+        lambda axes: _variances(axes, list(ways.values())),
     )
     equation = (
         "pathwise        ∇ E_ε[f(μ + σ ε)] = E_ε[∇ f(μ + σ ε)]\n"
@@ -95,7 +111,25 @@ def estimators(context: Context) -> Claim:
         f"f = log w (ELBO) or log of the mean of w (IWAE), {SAMPLES} samples of z"
     )
     title = "The score function is unbiased and noisy; reparameterising takes the noise outside"
-    return Claim("estimators", title, equation, tuple(words), numbers, Table(header, rows), (picture,))
+    header = ("bound", "estimator", "largest |z|", "variance / pathwise, small", "variance / pathwise, trained")
+    return Claim("estimators", title, equation, words, numbers, Table(header, rows), (picture,))
+
+
+def _measure(context: Context) -> dict[tuple[Bound, Estimator], Way]:
+    small, x = linear_gaussian()
+    exact = {bound: exact_gradient(small, x, bound) for bound in ("elbo", "iwae")}
+    ways: dict[tuple[Bound, Estimator], Way] = {}
+    for bound, name in WAYS:
+        z, variance = _small(small, x, exact[bound], bound, name)
+        trained = None if context.model.deterministic else _on_trained(context, bound, name)
+        plain = ways.get((bound, "pathwise"))  # comes first
+        ratio = variance / (plain.variance if plain else variance)
+        base = plain.trained if plain else trained
+        trained_ratio = trained.value / base.value if trained and base else None
+        ways[bound, name] = Way(
+            f"{name}, {'ELBO' if bound == 'elbo' else 'IWAE'}", z, variance, trained, ratio, trained_ratio
+        )
+    return ways
 
 
 def linear_gaussian() -> tuple[VAE, Tensor]:
@@ -134,7 +168,7 @@ def exact_gradient(model: VAE, x: Tensor, bound: Bound) -> Gradient:
     return list(torch.autograd.grad((value.view(len(x), -1) @ weight).mean(), list(model.parameters())))
 
 
-def _small(model: VAE, x: Tensor, exact: Gradient, bound: Bound, name: Estimator) -> Way:
+def _small(model: VAE, x: Tensor, exact: Gradient, bound: Bound, name: Estimator) -> tuple[Tensor, float]:
     generator = torch.Generator().manual_seed(1)
     repeated, rows = x.repeat(ROWS, 1, 1, 1), []
     for _ in range(REPEATS):
@@ -144,7 +178,7 @@ def _small(model: VAE, x: Tensor, exact: Gradient, bound: Bound, name: Estimator
     found = torch.stack(rows)  # [R, P]
     z = (found.mean(0) - _flat(exact)) / (found.std(0) / math.sqrt(REPEATS) + 1e-12)
     encoder = sum(p.numel() for p in model.encoder.parameters())  # first among the parameters
-    return Way(z, float(found[:, :encoder].var(0).sum()) * len(repeated), None)
+    return z, float(found[:, :encoder].var(0).sum()) * len(repeated)
 
 
 def _on_trained(context: Context, bound: Bound, name: Estimator) -> Measured:
@@ -214,54 +248,22 @@ def _flat(gradient: Any) -> Tensor:
     return torch.cat([part.flatten() for part in gradient])
 
 
-def _ratios(ways: dict[tuple[Bound, Estimator], Way], way: tuple[Bound, Estimator]) -> tuple[float, float | None]:
-    """The variance over that of the pathwise estimator of the same bound: on the small and the trained model."""
-    plain, found = ways[way[0], "pathwise"], ways[way]
-    trained = found.trained.value / plain.trained.value if found.trained and plain.trained else None
-    return found.variance / plain.variance, trained
-
-
-def _trained_text(ways: dict[tuple[Bound, Estimator], Way]) -> str:
-    above, below = ways["elbo", "score-function"].trained, ways["elbo", "pathwise"].trained
-    assert above is not None
-    assert below is not None
-    ratio = above.value / below.value
-    return f"{ratio:,.0f} ± {ratio * math.hypot(above.se / above.value, below.se / below.value):,.0f}"
-
-
-def _row(way: tuple[Bound, Estimator], found: Way, ratio: tuple[float, float | None]) -> tuple[str, ...]:
-    trained = "" if ratio[1] is None else f"{ratio[1]:.3g}"
-    bound = "ELBO" if way[0] == "elbo" else f"IWAE-{SAMPLES}"
-    return bound, way[1], f"{float(found.z.abs().max()):.2f}", f"{ratio[0]:.3g}", trained
-
-
-def _numbers(found: Way, ratio: tuple[float, float | None]) -> dict[str, Any]:
-    numbers = {"largest_z": float(found.z.abs().max()), "variance": found.variance, "variance_ratio": ratio[0]}
-    if found.trained is None:
-        return numbers
-    return {**numbers, **found.trained.numbers("trained_variance"), "trained_variance_ratio": ratio[1]}
-
-
-def _name(way: tuple[Bound, Estimator]) -> str:
-    return f"{way[1]}, {'ELBO' if way[0] == 'elbo' else 'IWAE'}"
-
-
-def _agreement(axes: Any, ways: dict[tuple[Bound, Estimator], Way]) -> None:
-    for place, found in enumerate(ways.values()):
-        axes.plot(found.z.numpy(), [place] * len(found.z), "|", markersize=9)
+def _agreement(axes: Any, ways: list[Way]) -> None:
+    for place, way in enumerate(ways):
+        axes.plot(way.z.numpy(), [place] * len(way.z), "|", markersize=9)
     for edge in (-4, 4):
         axes.axvline(edge, color=INK, linestyle="--", linewidth=0.8)
-    axes.set_yticks(range(len(ways)), [_name(way) for way in ways])
+    axes.set_yticks(range(len(ways)), [way.name for way in ways])
     axes.invert_yaxis()
     axes.set(xlim=(-5, 5), xlabel="(mean - exact) / standard error", title="Unbiased: small model")
 
 
-def _variances(axes: Any, ratio: dict[tuple[Bound, Estimator], tuple[float, float | None]]) -> None:
-    places = np.arange(len(ratio))
-    axes.barh(places - 0.2, [small for small, _ in ratio.values()], 0.38, label="small model")
-    if all(trained is not None for _, trained in ratio.values()):
-        axes.barh(places + 0.2, [trained for _, trained in ratio.values()], 0.38, label="trained model")
-    axes.set_yticks(places, [_name(way) for way in ratio])
+def _variances(axes: Any, ways: list[Way]) -> None:
+    places = np.arange(len(ways))
+    axes.barh(places - 0.2, [way.ratio for way in ways], 0.38, label="small model")
+    if all(way.trained_ratio is not None for way in ways):
+        axes.barh(places + 0.2, [way.trained_ratio for way in ways], 0.38, label="trained model")
+    axes.set_yticks(places, [way.name for way in ways])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="variance / that of pathwise", title="Not equally noisy")
     axes.axvline(1, color=INK, linewidth=0.8)

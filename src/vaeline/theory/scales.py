@@ -29,7 +29,7 @@ RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingTrace:
     """A short training with one head."""
 
     invalid: Tensor  # [steps]: the share of the batch's σ that are not positive
@@ -43,8 +43,8 @@ class Course:
 
 def log_variance(context: Context) -> Claim:
     """The same small model under the same steps, its encoder's numbers read in three ways."""
-    courses = {head: train_head(context, head) for head in HEADS}
-    naive = courses["σ"]
+    traces = {head: train_head(context, head) for head in HEADS}
+    naive = traces["σ"]
     first = int((naive.invalid > 0).int().argmax()) + 1 if naive.steps else None
     words = (
         f"A small MLP VAE on these images, {STEPS} steps of {BATCH} images, the same weights, batches and noise; only "
@@ -57,12 +57,12 @@ def log_variance(context: Context) -> Claim:
         f"{LOG_VARIANCE_BOUND:g}: the identity near 0, and σ always from {math.exp(-LOG_VARIANCE_BOUND / 2):.1e} to "
         f"{math.exp(LOG_VARIANCE_BOUND / 2):.1e}.",
     )
-    rows = tuple((head, str(c.steps), f"{float(c.invalid.max()):.1%}", c.elbo.text()) for head, c in courses.items())
+    rows = tuple((head, str(c.steps), f"{float(c.invalid.max()):.1%}", c.elbo.text()) for head, c in traces.items())
     numbers = {
         "steps": STEPS,
         "heads": {
             head: {"invalid_steps": c.steps, "largest_invalid_share": float(c.invalid.max()), **c.elbo.numbers("elbo")}
-            for head, c in courses.items()
+            for head, c in traces.items()
         },
         "first_invalid_step": first,
         "kl_of_raw": {head: {f"{raw:g}": _kl_of(head, raw) for raw in RAW} for head in (*HEADS, "log σ² unbounded")},
@@ -70,7 +70,7 @@ def log_variance(context: Context) -> Claim:
     picture = chart(
         "log_variance",
         "Left: the share of σ that are not positive. Right: the KL of a raw number; a line ends where it is infinite.",
-        lambda axes: _shares(axes, courses),
+        lambda axes: _shares(axes, traces),
         _kl_by_raw,
     )
     equation = "z = μ + exp(½ log σ²) ε,   KL = ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²)"
@@ -87,7 +87,7 @@ def read_head(raw: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     return 2 * torch.log(sigma.clamp(min=LEAST_SIGMA)), sigma <= 0
 
 
-def train_head(context: Context, head: Head) -> Course:
+def train_head(context: Context, head: Head) -> TrainingTrace:
     """Adam on the ELBO of a small VAE whose encoder's second half is read as `head`."""
     normal = config.StandardNormal(kind="standard-normal")
     section = context.section.model_copy(update={"network": SMALL, "latent_dim": SMALL_LATENTS, "prior": normal})
@@ -106,7 +106,7 @@ def train_head(context: Context, head: Head) -> Course:
         optimiser.step()
         invalid.append(wrong.float().mean())
         bounds.append(bound.detach().mean())
-    return Course(torch.stack(invalid).cpu(), Measured.of(torch.stack(bounds[-STEPS // 5 :])))
+    return TrainingTrace(torch.stack(invalid).cpu(), Measured.of(torch.stack(bounds[-STEPS // 5 :])))
 
 
 def _bound(model: VAE, x: Tensor, noise: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -131,10 +131,10 @@ def _kl_values(head: str, raw: Tensor) -> Tensor:
     return 0.5 * (sigma.square() - 1) - torch.log(sigma)
 
 
-def _shares(axes: Any, courses: dict[Head, Course]) -> None:
-    for head, course in courses.items():
+def _shares(axes: Any, traces: dict[Head, TrainingTrace]) -> None:
+    for head, trace in traces.items():
         style = "--" if head == "softplus" else "-"
-        axes.plot(range(1, STEPS + 1), 100 * course.invalid.numpy(), style, label=head)
+        axes.plot(range(1, STEPS + 1), 100 * trace.invalid.numpy(), style, label=head)
     axes.set(xlabel="step", ylabel="% of σ not positive", title="The same steps, three readings")
     axes.legend()
 
