@@ -1,8 +1,8 @@
-"""Claim: the same bricks are the first stage of latent diffusion."""
+"""Claim: the same components are the first stage of latent diffusion."""
 
 import copy
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,22 +24,6 @@ LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_c
 LARGE_SHAPE = (3, 512, 512)
 
 
-@dataclass(frozen=True)
-class Built:
-    """A residual autoencoder's sizes."""
-
-    shape: Shape
-    latents: Shape
-    factor: int
-    encoder: int  # parameters
-    decoder: int
-
-    @property
-    def compression(self) -> float:
-        """Numbers in an image over numbers in its latents."""
-        return math.prod(self.shape) / math.prod(self.latents)
-
-
 def latent_diffusion(context: Context) -> Claim:
     """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
     network = context.section.network
@@ -49,8 +33,8 @@ def latent_diffusion(context: Context) -> Claim:
         which, network = "untrained here: only its shapes matter", small(context.model.shape)
         model = _model(network, context.model.shape)
     with torch.device("meta"):  # sizes, no numbers
-        large = _built(LARGE, _model(LARGE, LARGE_SHAPE))
-    built, (scale, spread) = _built(network, model), _scale(context, model)
+        large = _sizes(LARGE, _model(LARGE, LARGE_SHAPE))
+    here, (scale, spread) = _sizes(network, model), _scale(context, model)
     words = (
         f"The encoder, the Gaussian posterior, the reparameterised sample and the KL (with a small weight there) are "
         f"those of every other section; only the network is convolutional and the latents keep their places. First "
@@ -61,16 +45,12 @@ def latent_diffusion(context: Context) -> Claim:
         f"{spread:.4f}. Stage train writes it into models/config.json of every model with this network.",
     )
     header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
-    rows = (_row(built, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
-    numbers = {
-        "here": _numbers(built) | {"scale_factor": scale, "scaled_variance": spread},
-        "stable_diffusion_size": _numbers(large),
-    }
+    rows = (_row(here, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
+    numbers = {"here": here | {"scale_factor": scale, "scaled_variance": spread}, "stable_diffusion_size": large}
+    pictures = (_maps(context, model, here["latents"], here["factor"]),)
     equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
-    title = "The same bricks carry Stable Diffusion's autoencoder"
-    return Claim(
-        "latent_diffusion", title, equation, words, numbers, Table(header, rows), (_maps(context, model, built),)
-    )
+    title = "The same components make up Stable Diffusion's autoencoder"
+    return Claim("latent_diffusion", title, equation, words, numbers, Table(header, rows), pictures)
 
 
 def small(shape: Shape) -> config.Residual:
@@ -87,10 +67,17 @@ def _model(network: config.Residual, shape: Shape) -> VAE:
     return build_model(section, shape, "elbo", seed=0).requires_grad_(False)
 
 
-def _built(network: config.Residual, model: VAE) -> Built:
+def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
+    """Shapes and parameter counts, as theory.json has them."""
     latents = latent_shape(model.shape, network.channels, network.latent_channels)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
-    return Built(model.shape, latents, factor(network.channels), *sizes)
+    return {
+        "shape": list(model.shape),
+        "latents": list(latents),
+        "factor": factor(network.channels),
+        "compression": math.prod(model.shape) / math.prod(latents),
+        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
+    }
 
 
 def _scale(context: Context, model: VAE) -> tuple[float, float]:
@@ -102,13 +89,13 @@ def _scale(context: Context, model: VAE) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _maps(context: Context, model: VAE, built: Built) -> Picture:
+def _maps(context: Context, model: VAE, latents: list[int], factor: int) -> Picture:
     """Test images above the channels of their latents, each latent as large as the pixels it stands for."""
     x = context.tested(COLUMNS)[1].cpu()
-    means = model.encode(x).mean.view(-1, *built.latents)  # [N, c, H / f, W / f]
+    means = model.encode(x).mean.view(-1, *latents)  # [N, c, H / f, W / f]
     low, high = means.amin((0, 2, 3), keepdim=True), means.amax((0, 2, 3), keepdim=True)
     grey = ((means - low) / (high - low)).nan_to_num(0.5)
-    large = grey.repeat_interleave(built.factor, 2).repeat_interleave(built.factor, 3)  # [N, c, H, W]
+    large = grey.repeat_interleave(factor, 2).repeat_interleave(factor, 3)  # [N, c, H, W]
     rows = [(f"latents, channel {i}", part.expand_as(x)) for i, part in enumerate(torch.split(large, 1, dim=1), 1)]
     caption = (
         "Latents keep their places: the posterior's mean, each channel from its least (black) to its greatest value."
@@ -116,18 +103,7 @@ def _maps(context: Context, model: VAE, built: Built) -> Picture:
     return image_rows("latents", caption, "Images and their latents", [("test images", x), *rows])
 
 
-def _row(built: Built, scale: str) -> tuple[str, ...]:
-    sides = [" × ".join(map(str, shape)) for shape in (built.shape, built.latents)]
-    sizes = (f"{built.encoder:,}", f"{built.decoder:,}")
-    return sides[0], str(built.factor), sides[1], f"{built.compression:.1f}", *sizes, scale
-
-
-def _numbers(built: Built) -> dict[str, object]:
-    return {
-        "shape": list(built.shape),
-        "latents": list(built.latents),
-        "factor": built.factor,
-        "compression": built.compression,
-        "encoder_parameters": built.encoder,
-        "decoder_parameters": built.decoder,
-    }
+def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
+    image, latents = (" × ".join(map(str, sizes[key])) for key in ("shape", "latents"))
+    parameters = (f"{sizes['encoder_parameters']:,}", f"{sizes['decoder_parameters']:,}")
+    return image, str(sizes["factor"]), latents, f"{sizes['compression']:.1f}", *parameters, scale

@@ -171,7 +171,7 @@ def squared_error(context: Context) -> Claim:
     words = (
         f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
         f"{len(on_train)} training images. So minimising the MSE is maximising a Gaussian likelihood with a σ that "
-        "somebody has chosen, and its weight against the KL, 1 / (2σ²), was chosen with it.",
+        "was chosen, and its weight against the KL, 1 / (2σ²), with it.",
         f"σ is {sigma:.5f} ({how}); √MSE of the same images with z ~ q(z|x) is {best.text(5)}, of test images "
         f"{best_test.text(5)}, in pixels on [0, 1].",
     )
@@ -218,12 +218,6 @@ def _cost(axes: Any, best: float, sigma: float, how: str) -> None:
     sigmas = np.exp(np.linspace(math.log(min(best, sigma) / 3), math.log(max(best, sigma) * 3), 300))
     axes.plot(sigmas, best**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
     axes.axvline(best, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best:.4f}")
-    axes.axvline(
-        sigma,
-        color=INK,
-        linestyle="--",
-        linewidth=1,
-        label=f"σ = {sigma:.4f}, {how.partition(',')[0].split(' ', 1)[0]}",
-    )
+    axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=f"σ = {sigma:.4f}, {how.split(maxsplit=1)[0]}")
     axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats", title="Cost of a pixel")
     axes.legend()
