@@ -65,4 +65,4 @@ def kl_bars(path: Path) -> Picture | None:
         bars(axes, values)
         axes.set(title="KL of each latent dimension", ylabel="nats")  # type: ignore[attr-defined]
 
-    return chart("kl", caption, panel, size=(5.0, 2.4))
+    return chart("kl", caption, panel, size=SIZE)

@@ -172,7 +172,7 @@ def terms(context: Context) -> Claim:
     words = (
         f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is the information in the latents about an image; the more of it, the "
-        "nearer the reconstruction. With β = 1 training ends where a nat of rate buys less than a nat of it.",
+        "nearer the reconstruction. With β = 1 training ends where a nat of rate gains less than a nat of it.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
     per_dimension = found.kl_per_dimension.double().mean(0).cpu().tolist()

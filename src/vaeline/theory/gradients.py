@@ -222,8 +222,8 @@ def batch_size(context: Context) -> Claim:
     words = (
         f"The variance of the gradient of the trained model's training objective, summed over all parameters, at "
         f"batches of {', '.join(map(str, BATCHES))} random training images. Fitted slope of log variance over log B: "
-        f"{slope.text(3)}; the theory says -1. Twice the batch halves the variance, so the standard deviation falls "
-        "as 1/√B: large batches buy less and less.",
+        f"{slope.text(3)}; expected: -1. Twice the batch halves the variance, so the standard deviation falls "
+        "as 1/√B: large batches gain less and less.",
     )
     numbers = {**slope.numbers("slope"), "variance": {str(s): m.numbers("variance") for s, m in found.items()}}
     picture = chart(
