@@ -25,7 +25,7 @@ def main() -> None:
     """Score the model on the whole test split, and by its bound on the validation split."""
     params, device = read_params(PARAMS), pick_device()
     keep_freed_memory()
-    trained, section = load_trained(device), params.evaluate
+    trained, section = load_trained(current_workspace(), device), params.evaluate
     with reproducible(device):
         evaluation = evaluate(
             trained.vae,

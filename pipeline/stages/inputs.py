@@ -1,27 +1,27 @@
-"""What the stages after training begin with: the model, and the data it belongs to."""
+"""Input of the stages after training: the model, checked against the prepared data."""
 
 import torch
 
 from vaeline.data.prepared import manifest_digest, read_manifest
 from vaeline.errors import UserError
-from vaeline.io.workspace import MODEL, PREPARED
+from vaeline.io.workspace import Workspace
 from vaeline.serving.model_files import CONFIG, LoadedModel, load_model
 
 
-def load_trained(device: torch.device) -> LoadedModel:
+def load_trained(workspace: Workspace, device: torch.device) -> LoadedModel:
     """The trained model, on a device.
 
     Raises UserError where it is missing or damaged, or where `data/prepared` is not what it was trained on: the
     test split of other data may hold its training images.
     """
-    loaded, manifest = load_model(MODEL, device), read_manifest(PREPARED)
-    model, prepared = MODEL / CONFIG, PREPARED / "manifest.json"
+    loaded, manifest = load_model(workspace.model, device), read_manifest(workspace.prepared)
+    model, prepared = workspace.model / CONFIG, workspace.prepared / "manifest.json"
     if loaded.config.shape != manifest.shape:
         raise UserError(
             f"{model}: is a model of {_shape(loaded.config.shape)} images, {prepared} has {_shape(manifest.shape)}; "
             "run `dvc repro train`"
         )
-    if loaded.config.data.digest != (digest := manifest_digest(PREPARED)):
+    if loaded.config.data.digest != (digest := manifest_digest(workspace.prepared)):
         raise UserError(
             f"{model}: was trained on the data {loaded.config.data.digest[:12]}, {prepared} is {digest[:12]}; "
             "run `dvc repro train`"

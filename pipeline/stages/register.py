@@ -40,7 +40,7 @@ def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
     workspace = current_workspace()
     params, report = read_params(workspace.params), read_metrics(workspace.reports / "metrics.json")
-    loaded, test = load_trained(torch.device("cpu")), load_split(workspace.prepared, "test")
+    loaded, test = load_trained(workspace, torch.device("cpu")), load_split(workspace.prepared, "test")
     evidence, client = gather_evidence(loaded, report), connect(workspace)
     start = run_start(workspace, params)
     with one_line_errors(), open_model_run(workspace, loaded.digest, start, upload=False) as tracker:

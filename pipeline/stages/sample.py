@@ -31,7 +31,7 @@ SPAN = 3.0  # standard deviations that a traversal goes either way
 def main() -> None:
     """Draw every sheet, then write them all."""
     workspace, device = current_workspace(), pick_device()
-    params, trained = read_params(workspace.params), load_trained(device)
+    params, trained = read_params(workspace.params), load_trained(workspace, device)
     with reproducible(device):
         sheets = draw(trained.vae, load_split(workspace.prepared, "test"), params.sample)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}

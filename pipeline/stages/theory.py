@@ -17,7 +17,7 @@ from vaeline.training.history import read_history
 def main() -> None:
     """Measure every claim of the theory on the trained model."""
     workspace, device = current_workspace(), pick_device()
-    params, trained = read_params(workspace.params), load_trained(device)
+    params, trained = read_params(workspace.params), load_trained(workspace, device)
     context = Context(
         model=trained.vae,
         section=trained.config.model,
