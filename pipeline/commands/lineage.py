@@ -1,13 +1,14 @@
 """`vaeline` trace, reproduce, report: what made a model, whether it comes out again, and the page that shows it."""
 
-from typing import TYPE_CHECKING, Annotated
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.io.workspace import current_workspace
-
-if TYPE_CHECKING:
-    from vaeline.registry.lineage import Lineage
 
 app = typer.Typer()
 
@@ -16,14 +17,15 @@ Uri = Annotated[str, typer.Argument(metavar="URI", help="models:/NAME@champion o
 
 @app.command()
 def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """Say what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
-    from pipeline.services.environment import prepare_environment
-
+    """Print what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
     prepare_environment()
-    lineage = _traced(uri)
-    if as_json:
-        import json
+    from vaeline.registry.lineage import trace
+    from vaeline.tracking.connection import connect, one_line_errors
 
+    client = connect(current_workspace())
+    with one_line_errors():
+        lineage = trace(client, uri)
+    if as_json:
         typer.echo(json.dumps(lineage.content(), indent=2, ensure_ascii=False))
         return
     from pipeline.commands import lineage_rows
@@ -39,32 +41,24 @@ def reproduce(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder where it is.")] = False,
 ) -> None:
     """Make a registered model again, apart from everything (in TMPDIR), and compare: exit 0 where it is identical."""
-    import os
-    import tempfile
-    from pathlib import Path
-
-    from vaeline.io.workspace import repository_root
-
-    os.chdir(repository_root())
-    from pipeline.services.environment import prepare_environment
-
+    workspace = enter_workspace()
     prepare_environment()
-    from pipeline.commands.model_differences import differences
-    from pipeline.commands.reproduction import rebuilt
+    from pipeline.commands.model_differences import model_differences
+    from pipeline.commands.reproduction import reproduced
     from vaeline.io.digests import model_digest
     from vaeline.registry.lineage import HISTORY, artifact, describe
     from vaeline.registry.stored import download_model
     from vaeline.registry.versions import find_version_at
     from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect(current_workspace())
+    client = connect(workspace)
     with tempfile.TemporaryDirectory() as temporary:
         with one_line_errors():
             version = find_version_at(client, uri)
             lineage, stored = describe(client, version), download_model(version, Path(temporary))
             history = artifact(client, lineage.run_id, HISTORY) if lineage.run_id else None
-        with rebuilt(lineage, lambda line: typer.echo(line, err=True), keep) as project:
-            found = differences(lineage, stored, history, project)
+        with reproduced(lineage, workspace, lambda line: typer.echo(line, err=True), keep) as project:
+            found = model_differences(lineage, stored, history, project)
         digest = model_digest(stored)
     if found:
         typer.echo("\n".join([f"{lineage.uri}: not identical", *(f"  {line}" for line in found)]))
@@ -75,28 +69,13 @@ def reproduce(
 
 @app.command()
 def report() -> None:
-    """Write reports/index.html : the run on one page, also attached to its MLflow run."""
-    import os
-
-    from vaeline.io.workspace import repository_root
-
-    os.chdir(repository_root())
-    from pipeline.services.environment import prepare_environment
-
+    """Write reports/index.html: the run on one page, also attached to its MLflow run."""
+    enter_workspace()
     prepare_environment()
     from pipeline.stages import report as stage
 
     stage.main()
     typer.echo("reports/index.html")
-
-
-def _traced(uri: str) -> "Lineage":
-    from vaeline.registry import lineage
-    from vaeline.tracking.connection import connect, one_line_errors
-
-    client = connect(current_workspace())
-    with one_line_errors():
-        return lineage.trace(client, uri)
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:

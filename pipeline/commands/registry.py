@@ -1,12 +1,17 @@
 """`vaeline` models, history, promote, rollback: the champion, its history, and commands that change it."""
 
 import os
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
-from vaeline.io.workspace import current_workspace
+from vaeline.io.workspace import Workspace, current_workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 app = typer.Typer()
 
@@ -17,13 +22,10 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the history.", show_defa
 @app.command()
 def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> None:
     """Show the registered models: the champion, each version's measurements, and the gate's decisions."""
-    _reach_registry()
-    from pipeline.commands.tables import show, versions_table
-    from vaeline.registry.versions import find_models, find_versions
-    from vaeline.tracking.connection import connect, one_line_errors
+    with _registry() as (client, _):
+        from pipeline.commands.tables import show, versions_table
+        from vaeline.registry.versions import find_models, find_versions
 
-    client = connect(current_workspace())
-    with one_line_errors():
         found = find_models(client, name or None)
         tables = [versions_table(model, find_versions(client, model.name)) for model in found]
     show(*tables)
@@ -34,16 +36,12 @@ def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> 
 @app.command()
 def history(name: Name) -> None:
     """Show the champions of a registered model: since when, by whom and why."""
-    _reach_registry()
-    from pipeline.commands.tables import history_table, show
-    from vaeline.registry.operations import read_history
-    from vaeline.registry.versions import find_models
-    from vaeline.tracking.connection import connect, one_line_errors
+    with _registry() as (client, _):
+        from pipeline.commands.tables import history_table, show
+        from vaeline.registry.operations import read_history
+        from vaeline.registry.versions import find_models
 
-    client = connect(current_workspace())
-    with one_line_errors():
-        (model,) = find_models(client, name)
-    entries = read_history(model)
+        entries = read_history(find_models(client, name)[0])
     if entries:
         show(history_table(name, entries))
     else:
@@ -54,32 +52,26 @@ def history(name: Name) -> None:
 def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="Its version.", show_default=False, min=1)],
-    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; needs --reason.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate decides; needs --reason.")] = False,
     reason: Reason = "",
 ) -> None:
     """Make a version champion: judged on data/prepared as a new model is, or by force."""
     if force != bool(reason.strip()):
         raise typer.BadParameter("--force and --reason TEXT go together: the history keeps why the gate was overruled")
-    _reach_registry()
-    from vaeline.registry.operations import promote_by_force, promote_by_gate
-    from vaeline.tracking.connection import connect, one_line_errors
+    if not force:
+        enter_workspace()  # whose data judge it
+    with _registry() as (client, workspace):
+        from vaeline.registry.operations import promote_by_force, promote_by_gate
 
-    workspace = current_workspace()
-    if force:
-        client = connect(workspace)
-        with one_line_errors():
+        if force:
             decision = promote_by_force(client, workspace, name, version, reason.strip())
-    else:
-        enter_workspace()
-        from pipeline.stages.register import gate_evaluator
-        from vaeline.config import read_params
-        from vaeline.data.prepared import load_split
+        else:
+            from pipeline.stages.register import gate_evaluator
+            from vaeline.config import read_params
+            from vaeline.data.prepared import load_split
 
-        workspace = current_workspace()
-        test = load_split(workspace.prepared, "test")
-        evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
-        client = connect(workspace)
-        with one_line_errors():
+            test = load_split(workspace.prepared, "test")
+            evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
             decision = promote_by_gate(client, workspace, name, version, evaluator)
     if decision is None:
         typer.echo(f"{name} version {version} is the champion already")
@@ -90,19 +82,22 @@ def promote(
 @app.command()
 def rollback(name: Name, reason: Reason = "") -> None:
     """Make the champion before the present one champion again; once more goes further back."""
-    _reach_registry()
-    from vaeline.registry.operations import rollback as go_back
+    with _registry() as (client, workspace):
+        from vaeline.registry.operations import rollback
+
+        before, now = rollback(client, workspace, name, reason.strip())
+    typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")
+
+
+@contextmanager
+def _registry() -> "Iterator[tuple[MlflowClient, Workspace]]":
+    """Client of the registry: from anywhere that of MLFLOW_TRACKING_URI, without it the workspace's own."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        enter_workspace()
+    prepare_environment()
     from vaeline.tracking.connection import connect, one_line_errors
 
     workspace = current_workspace()
     client = connect(workspace)
     with one_line_errors():
-        before, now = go_back(client, workspace, name, reason.strip())
-    typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")
-
-
-def _reach_registry() -> None:
-    """The default store is a repository's; a named one is reached from anywhere."""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        enter_workspace()
-    prepare_environment()
+        yield client, workspace
