@@ -27,6 +27,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 TABLE, RESULT = Path(__file__).with_suffix(".yaml"), Path(__file__).parent / "results" / "mistakes.md"
 COPIED = (
+    ".dvc",
+    ".dvcignore",
+    ".gitignore",
+    "LICENSE",
+    "README.md",
+    "benchmarks",
     "src",
     "pipeline",
     "tests",

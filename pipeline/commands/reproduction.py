@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.services.clone import make_clone
-from pipeline.services.dvc_command import DVC, reason, stream
+from pipeline.services.dvc_command import DVC, error_line, stream
 from vaeline.errors import UserError
 from vaeline.io import run_context
 from vaeline.io.git import git_bytes, try_git
@@ -51,7 +51,7 @@ def reproduced(lineage: Lineage, workspace: Workspace, log: Log, keep: bool = Fa
         command = [*DVC, "--cd", str(project), "repro", "--force", "--no-run-cache", "--no-commit", "train"]
         code, tail = stream(command, environment, log)
         if code:
-            raise UserError(f"dvc repro train failed: {reason(tail, code)}")
+            raise UserError(f"dvc repro train failed: {error_line(tail, code)}")
         yield project
     finally:
         if keep:

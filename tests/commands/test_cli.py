@@ -74,8 +74,14 @@ def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
     ]
 
 
-def test_a_command_on_this_terminal_gives_its_exit_code_and_gets_signals(toy: Path):
+def test_an_experiment_that_fails_gives_dvcs_exit_code(toy: Path, monkeypatch: pytest.MonkeyPatch):
     """Mistake 21: the exit code of `dvc exp run` that gets lost."""
+    (toy / "experiments.yaml").write_text("small: {about: the least, params: {sample: {rows: 2}}}")
+    monkeypatch.setattr(dvc_command, "run_attached", lambda command: command.count("++sample.rows=2") * 7)
+    vaeline("experiment", "small", code=7)
+
+
+def test_a_command_on_this_terminal_gives_its_exit_code_and_gets_signals(toy: Path):
     assert dvc_command.run_attached(["sh", "-c", "exit 7"]) == 7
     code = "import pipeline.services.dvc_command as dvc; from vaeline.command.program import run_program"
     script = "trap 'touch ended; exit 0' TERM; touch begun; while :; do sleep 0.05; done"

@@ -1,0 +1,104 @@
+"""The wheel as a light install has it: `vaeline` outside any repository, without MLflow, Pillow and ONNX."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+
+from model_sections import SHAPE, described, section
+from packages import make_package
+from vaeline.serving.model_files import save_model
+from vaeline.training.build import build_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*type hint")  # MLflow, at its import
+ROOT = Path(__file__).parents[1]
+BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
+# each command line in turn, in one process; writes exit codes and outputs as JSON
+DRIVER = """
+import contextlib, io, json, sys
+sys.modules.update(dict.fromkeys(("mlflow", "PIL", "onnx", "onnxruntime", "onnxscript", "pipeline")))
+from vaeline.command.main import app
+from vaeline.command.program import run_program
+found = []
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):
+        try:
+            run_program(app)
+        except SystemExit as end:
+            found.append((end.code, text.getvalue()))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel of this checkout puts into site-packages."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=folder, check=True, capture_output=True, text=True)
+    with ZipFile(folder / "dist" / done.stdout.split()[-1]) as wheel:
+        wheel.extractall(folder / "site-packages")
+    return folder / "site-packages"
+
+
+def run(installed: Path, cwd: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    env = os.environ | {"PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_vaeline_and_no_package_called_pipeline(installed: Path):
+    assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"vaeline"}
+    assert (installed / "vaeline" / "py.typed").is_file()
+    entry_points = next(installed.glob("vaeline-*/entry_points.txt")).read_text()
+    assert "vaeline = vaeline.command.main:main" in entry_points
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "doctor"])
+def test_a_command_of_the_repository_is_one_line_and_exit_code_two(installed: Path, tmp_path: Path, command: str):
+    done = run(installed, tmp_path, "-m", "vaeline.command.main", command, "--option")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {command}: this installation has verify, score, export; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(installed: Path, tmp_path: Path):
+    """Mistake 21: a missing library that is a traceback."""
+    vae = build_model(section(), SHAPE, "elbo", 0)
+    save_model(tmp_path / "model", vae, described(section()))
+    make_package(tmp_path / "package", tmp_path / "model")
+    np.savez(tmp_path / "images.npz", images=np.zeros((3, *SHAPE[1:]), np.uint8))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    commands = [
+        ["--version"],
+        ["verify", "package"],
+        ["score", "images.npz", "--model", "model"],
+        ["score", "pictures", "--model", "model"],
+        ["export", "model", "onnx"],
+        ["verify", "models:/digits@champion"],
+    ]
+    (tmp_path / "store.db").touch()
+    done = run(installed, tmp_path, "-c", DRIVER, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    version, verified, scored, pictures, exported, registered = json.loads(done.stdout.splitlines()[-1])
+    assert version == [0, "vaeline 0.1.0\n"]
+    assert verified[0] == 0
+    assert "loads and is finite" in verified[1]
+    assert scored[0] == 1
+    assert "no ELBOs of test images travel with it" in scored[1], "which a model of the registry has"
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 4
+    assert pictures == [1, "error: PIL: is not installed; pip install 'vaeline[pipeline]'\n"]
+    assert exported[0] == 1
+    assert exported[1].count("\n") == 1
+    assert "pip install 'vaeline[onnx]'" in exported[1]
+    assert registered[0] == 1
+    assert registered[1].count("\n") == 1
