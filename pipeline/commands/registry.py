@@ -3,15 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.io.workspace import Workspace, current_workspace
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 app = typer.Typer()
 
@@ -90,7 +87,7 @@ def rollback(name: Name, reason: Reason = "") -> None:
 
 
 @contextmanager
-def _registry() -> "Iterator[tuple[MlflowClient, Workspace]]":
+def _registry() -> Iterator[tuple[Any, Workspace]]:
     """Client of the registry: from anywhere that of MLFLOW_TRACKING_URI, without it the workspace's own."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         enter_workspace()
