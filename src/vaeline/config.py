@@ -1,8 +1,8 @@
 """`params.yaml` as frozen, strict values.
 
-One class a section; a variant is a tagged union told apart by `kind`. Everything is checked before any work starts
-(`strict.py`): unknown, missing, mistyped, out-of-range, non-finite and contradictory values raise `UserError` with
-the key path, what was found, what is allowed and, for a misspelt key, the nearest right one.
+One class a section; variants form a union tagged by `kind`. Unknown, missing, mistyped, out-of-range, non-finite and
+contradictory values raise `UserError` with the key path, what was found, what is allowed and, for a misspelt key, the
+nearest right one.
 """
 
 from pathlib import Path
@@ -247,7 +247,7 @@ class Register(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All sections of params.yaml."""
 
     data: Data
     model: Model

@@ -1,6 +1,6 @@
-"""The one exception that is the user's to mend, and its kind that may mend itself."""
+"""Exceptions that a user can act upon."""
 
-TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: how a stage says that the same may do later
+TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
 
 
 class UserError(Exception):
@@ -12,4 +12,4 @@ class UserError(Exception):
 
 
 class TransientError(UserError):
-    """Something outside is away: a server, a remote. A stage ends with TRY_AGAIN, and a flow runs it again."""
+    """Something outside cannot be reached: a server, a remote. A stage exits with TRY_AGAIN, and a flow retries it."""

@@ -32,7 +32,7 @@ def refusal(read: Callable[..., object], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("load", "name"), [(load_split, "test"), (load_labels, "test_labels"), (load_factors, "test_factors")]
 )
-def test_a_flipped_byte_a_cut_and_a_missing_file_are_refused_by_name(
+def test_mistake_15_a_flipped_byte_a_cut_and_a_missing_file_are_refused_by_name(
     folder: Path, load: Callable[..., object], name: str
 ) -> None:
     path = folder / f"{name}.npy"

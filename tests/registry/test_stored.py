@@ -76,7 +76,7 @@ def test_a_package_must_load_and_predict_in_a_fresh_process(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     try:
         code.write_bytes(b"raise RuntimeError('no such thing')\n")
-        assert "its manifest says" in (smoke_test(filled.client, version) or "")
+        assert "allowed by its manifest" in (smoke_test(filled.client, version) or "")
         monkeypatch.setattr(stored, "load_version", lambda client, version: None)
         (reason,) = run_gate(filled.client, version, candidate, evaluator).reasons
     finally:

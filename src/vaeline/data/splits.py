@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from vaeline.errors import UserError
 
 Indices = NDArray[np.int64]
-Held = int | float  # a count, or a fraction of all images
+Share = int | float  # a count, or a fraction of all images
 
 
 def split(
-    pool: int, validation: Held, test: Literal["auto"] | Held, *, official: bool, seed: int
+    pool: int, validation: Share, test: Literal["auto"] | Share, *, official: bool, seed: int
 ) -> tuple[Indices, Indices, Indices]:
     """Indices of train, validation and test in a pool of images: disjoint, together all, a function of the seed.
 
@@ -36,8 +36,8 @@ def split(
     return order[held + kept :], order[kept : held + kept], order[:kept]
 
 
-def _count(held: Held, pool: int) -> int:
-    return max(1, round(held * pool)) if isinstance(held, float) else held
+def _count(share: Share, pool: int) -> int:
+    return max(1, round(share * pool)) if isinstance(share, float) else share
 
 
 def fingerprints(pixels: NDArray[np.uint8]) -> list[bytes]:

@@ -1,1 +1,1 @@
-"""Files, locks, strict YAML, bounded reads of untrusted files, digests."""
+"""Atomic writes, kernel locks, strict YAML, bounded reads, digests, git, progress, the workspace's paths."""

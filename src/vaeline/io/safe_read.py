@@ -33,7 +33,7 @@ def checked_digest(path: Path, size: int) -> str:
     digest = hashlib.sha256()
     with opened(path, follow=False) as (file, found):
         if found != size:
-            raise UserError(f"{path}: found {found} bytes, its manifest says {size}")
+            raise UserError(f"{path}: found {found} bytes, allowed by its manifest: {size}")
         while size > 0 and (part := file.read(min(size, CHUNK))):
             digest.update(part)
             size -= len(part)

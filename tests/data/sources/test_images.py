@@ -102,7 +102,7 @@ def test_a_truncated_image_is_refused_by_name(tmp_path: Path, suffix: str) -> No
     path = saved(tmp_path / f"a.{suffix}", grey(64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     message = refusal(read_image, path)
-    assert message.startswith(f"{path}: is damaged: ") and message.endswith("allowed: a whole PNG or JPEG image")
+    assert message.startswith(f"{path}: is damaged: ") and message.endswith("allowed: a complete PNG or JPEG image")
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100)])
@@ -110,7 +110,7 @@ def test_what_is_no_png_or_jpeg_is_refused_by_name(tmp_path: Path, content: byte
     path = tmp_path / "a.png"
     path.write_bytes(content)
     message = refusal(read_image, path)
-    assert message.startswith(f"{path}: is ") and message.endswith("allowed: a whole PNG or JPEG image")
+    assert message.startswith(f"{path}: is ") and message.endswith("allowed: a complete PNG or JPEG image")
 
 
 @pytest.mark.parametrize(("width", "height"), [(4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000)])

@@ -86,15 +86,15 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None
     path = save(tmp_path / "d.npz", images=GREY)
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    assert "is not a whole .npz file" in refusal(path)
+    assert "is not a complete .npz file" in refusal(path)
     at = whole.index(GREY.tobytes())
     path.write_bytes(whole[:at] + b"!" + whole[at + 1 :])
-    assert "is not a whole .npz file: Bad CRC-32" in refusal(path)
+    assert "is not a complete .npz file: Bad CRC-32" in refusal(path)
     path.write_bytes(npy_bytes(GREY))
-    assert "is not a whole .npz file" in refusal(path)
+    assert "is not a complete .npz file" in refusal(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", b"not an array")
-    assert "is not a whole .npz file" in refusal(path)
+    assert "is not a complete .npz file" in refusal(path)
 
 
 def test_a_header_claiming_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_where_no_source_is_open_all_that_was_tried_and_the_way_out_are_told(
     assert len(lines) == 6
 
 
-def test_a_file_with_the_wrong_digest_names_itself_and_both_digests(
+def test_mistake_15_a_file_with_the_wrong_digest_names_itself_and_both_digests(
     tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch
 ) -> None:
     flipped = bytearray(tiny_set[IMAGES])

@@ -37,8 +37,8 @@ def test_a_cifar10_archive_that_is_cut_or_lacks_a_batch_is_refused(tmp_path: Pat
     path = tmp_path / "cifar.tar.gz"
     whole = tar_gz(CIFAR)
     for content, says in (
-        (whole[: len(whole) // 2], "is not a whole .tar.gz"),
-        (b"PK", "is not a whole .tar.gz"),
+        (whole[: len(whole) // 2], "is not a complete .tar.gz"),
+        (b"PK", "is not a complete .tar.gz"),
         (tar_gz({name: body for name, body in CIFAR.items() if "_3" not in name}), "holds no data_batch_3.bin of 3"),
         (tar_gz(CIFAR | {BATCHES[1]: CIFAR[BATCHES[1]][:-1]}), "holds no data_batch_2.bin of 3 records; allowed:"),
     ):
@@ -68,7 +68,7 @@ def test_a_broken_or_foreign_mat_file_is_refused(tmp_path: Path) -> None:
         read_svhn(path)
     for content in (b"", path.read_bytes()[:300], b"MATLAB" * 100):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"t\.mat: is not a whole MATLAB file"):
+        with pytest.raises(UserError, match=r"t\.mat: is not a complete MATLAB file"):
             read_svhn(path)
 
 

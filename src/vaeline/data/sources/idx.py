@@ -29,7 +29,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
             return _parse(path, stream, dimensions, capacity)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: broken gzip: {error}; allowed: a whole IDX file") from None
+        raise UserError(f"{path}: broken gzip: {error}; allowed: a complete IDX file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 

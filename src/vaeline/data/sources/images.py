@@ -64,7 +64,7 @@ def _images(folder: Path, entries: list[Path]) -> list[Path]:
 def read_folder(folder: Path, size: int | None, mode: str | None) -> tuple[Split, tuple[str, ...] | None]:
     """Decode every image of `folder`: resized (stretched) to size x size and converted to `mode` only where given.
 
-    Raises UserError naming the file for what is not a whole PNG or JPEG, is too large, or unlike the first image.
+    Raises UserError naming the file for what is not a complete PNG or JPEG, is too large, or unlike the first image.
     """
     classes, files = scan(folder)
     log.info("%s: decoding %d images", folder, len(files))
@@ -97,7 +97,7 @@ def read_image(path: Path, size: int | None = None, mode: str | None = None) -> 
         raise UserError(f"{path}: claims to be a huge image; allowed: {LIMIT}") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = "is not a PNG or JPEG" if isinstance(error, UnidentifiedImageError) else f"is damaged: {error}"
-        raise UserError(f"{path}: {reason}; allowed: a whole PNG or JPEG image") from None
+        raise UserError(f"{path}: {reason}; allowed: a complete PNG or JPEG image") from None
     if mode is not None and image.mode != mode:
         image = image.convert(mode)
     if size is not None and image.size != (size, size):

@@ -40,7 +40,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"holds an array of more than {LARGEST_ARRAY >> 30} GiB")
             return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in archive.infolist()}
     except DAMAGE as error:
-        raise UserError(f"{path}: is not a whole .npz file: {error}; allowed: as numpy.savez writes it") from None
+        raise UserError(f"{path}: is not a complete .npz file: {error}; allowed: as numpy.savez writes it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -73,7 +73,7 @@ def read_cifar10(path: Path, records: int) -> tuple[Split, Split]:
                 if name in names and file is not None and member.size == records * CIFAR_RECORD:
                     blocks[name] = np.frombuffer(file.read(), np.uint8).reshape(records, CIFAR_RECORD)
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a whole .tar.gz: {error}") from None
+        raise UserError(f"{path}: is not a complete .tar.gz: {error}") from None
     if missing := [name for name in names if name not in blocks]:
         raise UserError(f"{path}: holds no {missing[0]} of {records} records; allowed: CIFAR-10's binary version")
     return _cifar_images(np.concatenate([blocks[name] for name in names[:-1]])), _cifar_images(blocks[names[-1]])
@@ -91,7 +91,7 @@ def read_svhn(path: Path) -> Split:
         content = loadmat(path, variable_names=("X", "y"))
         pixels, labels = content["X"], content["y"].ravel()
     except Exception as error:  # scipy raises many kinds, one for each way in which a file is broken
-        raise UserError(f"{path}: is not a whole MATLAB file with X and y: {error}") from None
+        raise UserError(f"{path}: is not a complete MATLAB file with X and y: {error}") from None
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)):
         raise UserError(f"{path}: X is {pixels.dtype} {pixels.shape}; allowed: uint8 (32, 32, 3, {len(labels)})")
     return Split(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10)
