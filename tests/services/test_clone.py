@@ -27,6 +27,7 @@ def commit(toy: Path) -> str:
 def test_a_clone_that_shares_the_cache_has_dvc_lock_the_changes_and_the_way_of_linking(
     toy: Path, commit: str, tmp_path: Path
 ):
+    """Mistake 20."""
     stash = git(toy, "stash", "create")
     clone = make_clone(toy, tmp_path / "work" / "clone", commit, stash=stash, cache=CACHE)
     assert clone == tmp_path / "work" / "clone"

@@ -14,6 +14,7 @@ def numbers(folder: Path, metric: str = "test.elbo", maximise: bool = True) -> l
 
 
 def test_the_best_comes_first_by_the_metrics_direction_and_what_failed_last(tmp_path: Path):
+    """Mistake 20."""
     for name in ("up", "down", "nll", "absent"):
         (tmp_path / name).mkdir()
     assert numbers(tmp_path / "up") == [1, 3, 0, 2]

@@ -99,6 +99,7 @@ def test_drawn_values_that_contradict_each_other_are_a_failed_trial(tmp_path: Pa
 
 
 def test_only_the_best_is_completed_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Mistake 20."""
     sweep, completed, lines = begun(tmp_path, Request(["train.beta=2,1,4"])), list[str](), list[str]()
     outcome: list[Result] = [{"reason": "the gate is away"}, {}]
 

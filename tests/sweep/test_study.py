@@ -62,6 +62,7 @@ def test_any_value_makes_a_name_that_git_and_a_file_system_take(tmp_path: Path):
 
 
 def test_what_failed_or_was_cut_off_runs_again_and_what_is_done_stays(tmp_path: Path):
+    """Mistake 20."""
     sweep = begun(tmp_path)
     first, second, third = (sweep.next_trial() for _ in range(3))
     assert first and second and third
@@ -79,6 +80,7 @@ def test_what_failed_or_was_cut_off_runs_again_and_what_is_done_stays(tmp_path: 
 
 
 def test_a_result_is_stored_once_and_one_without_the_metric_is_a_failure(tmp_path: Path):
+    """Mistake 20."""
     sweep = begun(tmp_path)
     first, second = sweep.next_trial(), sweep.next_trial()
     assert first and second
@@ -91,6 +93,7 @@ def test_a_result_is_stored_once_and_one_without_the_metric_is_a_failure(tmp_pat
 
 
 def test_a_name_stands_for_one_request_on_one_baseline(tmp_path: Path):
+    """Mistake 20."""
     begun(tmp_path)
     begun(tmp_path, stash="a" * 40)  # the id of a stash commit depends on the time
     with pytest.raises(UserError, match=r"^sweep s: was asked for other things; choose another --name$"):
