@@ -100,7 +100,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         identity = {"digest": file_digest(prepared / "manifest.json"), "source": "digits", "binarise": "none"}
         described = {"model": section.model_dump(), "objective": "elbo", "data": identity}
         save_model(root / "models", vae, described)
-        metrics = {"validation": {"elbo": validation_elbo}, "test": {"elbo": -11.0, "active_units": 3}}
+        test = {"elbo": -11.0, "active_units": 3}
+        metrics = {"protocol": "grey", "validation": {"elbo": validation_elbo}, "test": test}
         (reports / "metrics.json").write_text(json.dumps(metrics))
         rows = ((1, 10, -5.0, -6.0, 0.3), (2, 20, -4.0, -5.0, 0.2))
         history = [Epoch(n, step, elbo, elbo - 1, 1.0, v, v - 1, 1.0, s, 1.0, 0.001) for n, step, elbo, v, s in rows]
