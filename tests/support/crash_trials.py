@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from crash_workspaces import OUTPUTS, TRACKED, Farm, Workspace
+from crash_workspaces import OUTPUTS, TRACKED, CrashWorkspace, StageStates
 
 # a kill between two of these finds on the disk what a kill at one of them finds
 CHANGES = re.compile(r"create|half write|replace|after|rename|unlink|rmdir|open|half copy")
@@ -18,12 +18,12 @@ def changes(points: Sequence[str]) -> list[int]:
     return sorted(set(found) - set(alike) | set(alike[::EACH]))
 
 
-def assert_same(farm: Farm, trial: Workspace, stage: str) -> None:
+def assert_same(states: StageStates, trial: CrashWorkspace, stage: str) -> None:
     """Outputs, and what MLflow shows, as if nothing had happened."""
-    assert trial.outputs(stage) == farm.outputs[stage]
+    assert trial.outputs(stage) == states.outputs[stage]
     assert trial.leftovers() == []
     if stage in TRACKED:
-        assert trial.tracked() == farm.store[stage]
+        assert trial.tracked() == states.store[stage]
 
 
 def failures(points: Iterable[int], check: Callable[[int], None]) -> list[str]:
@@ -42,19 +42,19 @@ def number_of(points: Sequence[str], pattern: str) -> int:
     return next(number for number, name in enumerate(points) if re.match(pattern, name))
 
 
-def put_old_outputs(farm: Farm, trial: Workspace, stage: str) -> None:
+def put_old_outputs(states: StageStates, trial: CrashWorkspace, stage: str) -> None:
     """Outputs of before, to be kept or replaced."""
-    for name in farm.outputs[stage]:
+    for name in states.outputs[stage]:
         path = trial.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"old")
 
 
-def assert_old_or_new(farm: Farm, trial: Workspace, stage: str) -> None:
+def assert_old_or_new(states: StageStates, trial: CrashWorkspace, stage: str) -> None:
     """Each output, a file or a folder, is wholly of before or wholly new."""
     found = trial.outputs(stage)
-    assert found.keys() == farm.outputs[stage].keys()
+    assert found.keys() == states.outputs[stage].keys()
     for output in OUTPUTS[stage]:
         files = [name for name in found if name == output or name.startswith(f"{output}/")]
-        now, new = ({name: source[name] for name in files} for source in (found, farm.outputs[stage]))
+        now, new = ({name: source[name] for name in files} for source in (found, states.outputs[stage]))
         assert now in (new, dict.fromkeys(files, b"old")), f"{output} is a mixture"

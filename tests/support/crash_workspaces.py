@@ -28,7 +28,7 @@ OUTPUTS = {  # of each stage, as DVC removes them before it runs it
 TRACKED = STAGES[2:]
 
 
-class Zygote:
+class PreloadedProcess:
     """The process that forks for each job."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Zygote:
 
 
 @dataclass(frozen=True)
-class Done:
+class Outcome:
     """How a job ended, what it said, which points it passed."""
 
     code: int
@@ -69,16 +69,16 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Workspace:
+class CrashWorkspace:
     """A folder with params.yaml and what some stages left."""
 
     folder: Path
-    zygote: Zygote
+    preloaded: PreloadedProcess
     env: dict[str, str] = field(default_factory=dict)
 
     def run(
         self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
-    ) -> Done:
+    ) -> Outcome:
         """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
         points = self.folder / ".points.json"
         points.unlink(missing_ok=True)
@@ -93,11 +93,11 @@ class Workspace:
             "points": str(points),
             "after": after,
         }
-        code = self.zygote.do(job)
+        code = self.preloaded.do(job)
         found = json.loads(points.read_text() or "[]") if points.exists() else []
-        return Done(code, (self.folder / ".log").read_text(), found)
+        return Outcome(code, (self.folder / ".log").read_text(), found)
 
-    def well(self, what: str, **env: str) -> Done:
+    def run_ok(self, what: str, **env: str) -> Outcome:
         """Run, expecting success."""
         done = self.run(what, **env)
         assert done.code == 0, f"{what}: {done.code}\n{done.said}"
@@ -125,45 +125,45 @@ class Workspace:
 
     def tracked(self) -> Any:
         """Send what is unsent, then all that the store says."""
-        self.well("sync")
-        return json.loads(self.well("inspect").said.splitlines()[-1])
+        self.run_ok("sync")
+        return json.loads(self.run_ok("inspect").said.splitlines()[-1])
 
-    def copy(self, folder: Path) -> "Workspace":
+    def copy(self, folder: Path) -> "CrashWorkspace":
         """The same state elsewhere."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Workspace(folder, self.zygote, self.env)
+        return CrashWorkspace(folder, self.preloaded, self.env)
 
 
 @dataclass
-class Farm:
+class StageStates:
     """For each stage the state before it, and what it comes to when nothing happens."""
 
     root: Path
-    zygote: Zygote
-    before: dict[str, Workspace] = field(default_factory=dict)
+    preloaded: PreloadedProcess
+    before: dict[str, CrashWorkspace] = field(default_factory=dict)
     outputs: dict[str, dict[str, bytes]] = field(default_factory=dict)
     points: dict[str, list[str]] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
     trials: int = 0
 
-    def grow(self, stages: tuple[str, ...] = STAGES) -> None:
+    def build(self, stages: tuple[str, ...] = STAGES) -> None:
         """Run the stages one after another, keeping the state before each."""
         if set(stages) <= set(self.outputs):
             return
         shutil.rmtree(self.root)
-        last = Workspace(self.root / "seed", self.zygote, {"REMEMBERED": str(self.root)})
+        last = CrashWorkspace(self.root / "seed", self.preloaded, {"CACHED_RESULTS": str(self.root)})
         last.folder.mkdir(parents=True)
         (last.folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
-        last.well("inspect")  # makes the store, which takes seconds
+        last.run_ok("inspect")  # makes the store, which takes seconds
         for stage in stages:
             self.before[stage] = last
             last = last.copy(self.root / f"after-{stage}")
-            self.points[stage] = last.well(stage).points
+            self.points[stage] = last.run_ok(stage).points
             self.outputs[stage] = last.outputs(stage)
             if stage in TRACKED:
                 self.store[stage] = last.copy(self.root / f"look-{stage}").tracked()
 
-    def trial(self, stage: str) -> Workspace:
+    def trial(self, stage: str) -> CrashWorkspace:
         """A fresh workspace in the state before a stage."""
         self.trials += 1
         return self.before[stage].copy(self.root / f"trial-{self.trials}")

@@ -112,16 +112,16 @@ def act(what: str, sabotage: Sabotage) -> None:
 
     stage = importlib.import_module(f"pipeline.stages.{what}")
     for name in {"theory": ["all_sections"], "evaluate": ["latent_report"]}.get(what, []):
-        remember(stage, name)
+        cache_result(stage, name)
     if what == "register":
         smoke_by_fork(stage, sabotage)
     sabotage.install()
     runner.main(what)
 
 
-def remember(stage: Any, name: str) -> None:
+def cache_result(stage: Any, name: str) -> None:
     """What takes seconds and is the same each time; what is looked at here is how it is written."""
-    path, real = Path(os.environ["REMEMBERED"]) / name, getattr(stage, name)
+    path, real = Path(os.environ["CACHED_RESULTS"]) / name, getattr(stage, name)
 
     def once(*arguments: Any, **named: Any) -> Any:
         if path.exists():

@@ -1,34 +1,34 @@
-"""One farm for all: growing it takes half a minute."""
+"""One for all: building it takes half a minute."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from crash_workspaces import Farm, Zygote
+from crash_workspaces import PreloadedProcess, StageStates
 
 
 @pytest.fixture(scope="session")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageStates]:
     """Every stage, a checkpoint and a point each step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAELINE_CHECKPOINT_SECONDS", "0")
         patch.setenv("VAELINE_LOG_EVERY", "2")
-        zygote = Zygote()  # which keeps them; other tests are not to see them
+        preloaded = PreloadedProcess()  # which keeps them; other tests are not to see them
     try:
-        yield Farm(tmp_path_factory.mktemp("farm"), zygote)
+        yield StageStates(tmp_path_factory.mktemp("states"), preloaded)
     finally:
-        zygote.close()
+        preloaded.close()
 
 
 @pytest.fixture
-def grown(farm: Farm) -> Farm:
+def trained(states: StageStates) -> StageStates:
     """The stages up to a trained model."""
-    farm.grow(("fetch", "prepare", "train"))
-    return farm
+    states.build(("fetch", "prepare", "train"))
+    return states
 
 
 @pytest.fixture
-def whole(farm: Farm) -> Farm:
+def full(states: StageStates) -> StageStates:
     """All stages."""
-    farm.grow()
-    return farm
+    states.build()
+    return states

@@ -10,17 +10,17 @@ from functools import partial
 import pytest
 
 from crash_trials import assert_same, changes, failures, number_of
-from crash_workspaces import STAGES, Farm, Workspace
+from crash_workspaces import STAGES, CrashWorkspace, StageStates
 
 
-def assert_recovers(farm: Farm, stage: str, at: int) -> None:
+def assert_recovers(states: StageStates, stage: str, at: int) -> None:
     """Kill, run again (at every other point with the outputs removed, as DVC does), compare everything."""
-    trial = farm.trial(stage)
+    trial = states.trial(stage)
     assert trial.run(stage, "kill", at).code == -9
     if at % 2:
         trial.clear(stage)
-    trial.well(stage)
-    assert_same(farm, trial, stage)
+    trial.run_ok(stage)
+    assert_same(states, trial, stage)
     shutil.rmtree(trial.folder)
 
 
@@ -38,59 +38,59 @@ def assert_recovers(farm: Farm, stage: str, at: int) -> None:
         ("train", r"after commit .*/outbox.db"),
     ],
 )
-def test_a_stage_killed_at_a_write_goes_on_to_the_same_bytes_and_run(grown: Farm, stage: str, point: str):
-    assert_recovers(grown, stage, number_of(grown.points[stage], point))
+def test_a_stage_killed_at_a_write_goes_on_to_the_same_bytes_and_run(trained: StageStates, stage: str, point: str):
+    assert_recovers(trained, stage, number_of(trained.points[stage], point))
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(14400)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_killed_at_any_write_goes_on_to_the_same_bytes_and_run(whole: Farm, stage: str):
-    points = changes(whole.points[stage])
-    bad = failures(points, lambda at: assert_recovers(whole, stage, at))
-    print(f"\n{stage}: killed at {len(points)} of {len(whole.points[stage])} points, {len(bad)} not as uncrashed")
-    assert not bad, "\n".join(f"{whole.points[stage][int(b.split(':')[0])]}: {b}" for b in bad)
+def test_a_stage_killed_at_any_write_goes_on_to_the_same_bytes_and_run(full: StageStates, stage: str):
+    points = changes(full.points[stage])
+    bad = failures(points, lambda at: assert_recovers(full, stage, at))
+    print(f"\n{stage}: killed at {len(points)} of {len(full.points[stage])} points, {len(bad)} not as uncrashed")
+    assert not bad, "\n".join(f"{full.points[stage][int(b.split(':')[0])]}: {b}" for b in bad)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(14400)
-def test_sync_killed_at_any_write_sends_each_point_once(whole: Farm):
+def test_sync_killed_at_any_write_sends_each_point_once(full: StageStates):
     def check(at: int) -> None:
-        trial = whole.trial("theory")
+        trial = full.trial("theory")
         assert trial.run("sync", "kill", at).code == -9
-        assert trial.tracked() == whole.store["sample"]
+        assert trial.tracked() == full.store["sample"]
         shutil.rmtree(trial.folder)
 
-    trial = whole.trial("theory")
-    counted = trial.well("sync").points
+    trial = full.trial("theory")
+    counted = trial.run_ok("sync").points
     points = changes(counted)
     bad = failures(points, check)
     print(f"\nsync: killed at {len(points)} of {len(counted)} points, {len(bad)} not as uncrashed")
     assert not bad, "\n".join(f"{counted[int(b.split(':')[0])]}: {b}" for b in bad)
 
 
-def _check_same(farm: Farm, trial: Workspace, stage: str, _: int) -> None:
-    assert_same(farm, trial, stage)
+def _check_same(states: StageStates, trial: CrashWorkspace, stage: str, _: int) -> None:
+    assert_same(states, trial, stage)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(14400)
-def test_a_stage_killed_at_random_moments_goes_on_to_the_same_bytes_and_run(whole: Farm):
+def test_a_stage_killed_at_random_moments_goes_on_to_the_same_bytes_and_run(full: StageStates):
     seed = int(os.environ.get("TORTURE_SEED", str(time.time_ns() % 1_000_000)))
     rng, ends, bad = random.Random(seed), Counter[int](), []
     for number in range(50):
         stage = rng.choice([name for name in STAGES if name != "register"] + ["train"] * 3)
-        trial = whole.trial(stage)
+        trial = full.trial(stage)
         begin = time.monotonic()
-        trial.well(stage)
+        trial.run_ok(stage)
         seconds = time.monotonic() - begin
         shutil.rmtree(trial.folder)
-        trial = whole.trial(stage)
+        trial = full.trial(stage)
         for _ in range(rng.randint(1, 3)):
             ends[trial.run(stage, after=rng.uniform(0, seconds)).code] += 1
             trial.clear(stage)
-        trial.well(stage)
-        bad += [f"{number} {stage}: {text}" for text in failures([0], partial(_check_same, whole, trial, stage))]
+        trial.run_ok(stage)
+        bad += [f"{number} {stage}: {text}" for text in failures([0], partial(_check_same, full, trial, stage))]
         shutil.rmtree(trial.folder)
     print(f"\nseed {seed}: 50 trials, {ends[-9]} kills at random moments, {len(bad)} not as unkilled")
     assert not bad, bad

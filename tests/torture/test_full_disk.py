@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 
 from crash_trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
-from crash_workspaces import STAGES, TRACKED, Farm, Workspace
+from crash_workspaces import STAGES, TRACKED, CrashWorkspace, StageStates
 
 ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
 EVERY = {"theory": 4, "register": 12}
 
 
-def assert_survives(farm: Farm, stage: str, at: int) -> None:
+def assert_survives(states: StageStates, stage: str, at: int) -> None:
     """Full from a point on, then with room."""
-    trial = farm.trial(stage)
-    put_old_outputs(farm, trial, stage)
+    trial = states.trial(stage)
+    put_old_outputs(states, trial, stage)
     done = trial.run(stage, "full", at)
     assert_one_line(done.code, done.said)
-    assert_old_or_new(farm, trial, stage)
+    assert_old_or_new(states, trial, stage)
     assert trial.leftovers() == []
     if done.code == 0:
-        assert trial.outputs(stage) == farm.outputs[stage]
-    trial.well(stage)
+        assert trial.outputs(stage) == states.outputs[stage]
+    trial.run_ok(stage)
     if done.code == 1:
-        assert_same(farm, trial, stage)
+        assert_same(states, trial, stage)
     else:  # what was not reported stays missing
-        assert trial.outputs(stage) == farm.outputs[stage]
+        assert trial.outputs(stage) == states.outputs[stage]
         if stage in TRACKED:
             assert_nothing_twice(trial)
     shutil.rmtree(trial.folder)
@@ -46,7 +46,7 @@ def assert_one_line(code: int, said: str) -> None:
     assert len(warnings) <= 1, said
 
 
-def assert_nothing_twice(trial: Workspace) -> None:
+def assert_nothing_twice(trial: CrashWorkspace) -> None:
     store = trial.tracked()
     assert len(store["runs"]) <= 1, store
     for run in store["runs"]:
@@ -65,26 +65,26 @@ def assert_nothing_twice(trial: Workspace) -> None:
         ("train", r"commit .*/outbox.db"),
     ],
 )
-def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(grown: Farm, stage: str, point: str):
-    assert_survives(grown, stage, number_of(grown.points[stage], point))
+def test_with_no_room_a_stage_says_so_and_keeps_what_was_there(trained: StageStates, stage: str, point: str):
+    assert_survives(trained, stage, number_of(trained.points[stage], point))
 
 
-def test_with_no_room_for_tracking_alone_training_goes_on(grown: Farm):
-    trial = grown.trial("train")
+def test_with_no_room_for_tracking_alone_training_goes_on(trained: StageStates):
+    trial = trained.trial("train")
     done = trial.run("train", "full", 0, within=".vaeline/outbox")
     assert_one_line(done.code, done.said)
     assert done.code == 0
-    assert trial.outputs("train") == grown.outputs["train"]
+    assert trial.outputs("train") == trained.outputs["train"]
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(14400)
 @pytest.mark.parametrize("stage", STAGES)
-def test_with_no_room_at_any_write_a_stage_keeps_what_was_there(whole: Farm, stage: str):
-    names = whole.points[stage]
+def test_with_no_room_at_any_write_a_stage_keeps_what_was_there(full: StageStates, stage: str):
+    names = full.points[stage]
     points = [n for n, name in enumerate(names) if ROOM.match(name) and not ALIKE.match(name)]
     points = points[:: EVERY.get(stage, 1)]
-    bad = failures(points, lambda at: assert_survives(whole, stage, at))
+    bad = failures(points, lambda at: assert_survives(full, stage, at))
     print(f"\n{stage}: no room from {len(points)} of {len(names)} points on, {len(bad)} not as they should be")
     assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
 
@@ -105,9 +105,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.torture
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "register"])
-def test_on_a_file_system_that_is_full_too(whole: Farm, stage: str, small_disk: Path):
-    trial = whole.trial(stage).copy(small_disk / "work")
-    put_old_outputs(whole, trial, stage)
+def test_on_a_file_system_that_is_full_too(full: StageStates, stage: str, small_disk: Path):
+    trial = full.trial(stage).copy(small_disk / "work")
+    put_old_outputs(full, trial, stage)
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -117,8 +117,8 @@ def test_on_a_file_system_that_is_full_too(whole: Farm, stage: str, small_disk: 
             pass
     done = trial.run(stage)
     assert_one_line(done.code, done.said) if done.code else None
-    assert_old_or_new(whole, trial, stage)
+    assert_old_or_new(full, trial, stage)
     filler.unlink()
-    trial.well(stage)
-    assert trial.outputs(stage) == whole.outputs[stage]
+    trial.run_ok(stage)
+    assert trial.outputs(stage) == full.outputs[stage]
     assert trial.leftovers() == []

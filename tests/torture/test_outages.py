@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crash_workspaces import Farm, Workspace
+from crash_workspaces import CrashWorkspace, StageStates
 from pipeline.services.servers import free_port
 from uploads import is_free, outbox_events, outbox_runs
 from vaeline.io.digests import model_digest
@@ -64,7 +64,7 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGKILL)
 
-    def points(self, workspace: Workspace) -> Points:
+    def points(self, workspace: CrashWorkspace) -> Points:
         """How often each (name, step) of its runs is in the database, those of the machine left out."""
         if not (self.folder / "server.db").exists():
             return Counter()
@@ -86,7 +86,7 @@ def until(condition: Callable[[], object], seconds: float = 600) -> None:
         time.sleep(0.2)
 
 
-def reported(workspace: Workspace) -> Points:
+def reported(workspace: CrashWorkspace) -> Points:
     """How often each point is in the outbox."""
     found: Points = Counter()
     for event in outbox_events(workspace.folder, "metrics"):
@@ -102,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-def environment(workspace: Workspace, address: str) -> dict[str, str]:
+def environment(workspace: CrashWorkspace, address: str) -> dict[str, str]:
     ours = {
         "VAELINE_CHECKPOINT_SECONDS": "1",
         "MLFLOW_TRACKING_URI": address,
@@ -117,7 +117,7 @@ def path() -> str:
     return f"{root / 'src'}{os.pathsep}{root}"
 
 
-def run(workspace: Workspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
+def run(workspace: CrashWorkspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=workspace.folder,
@@ -128,7 +128,7 @@ def run(workspace: Workspace, address: str, *command: str, **more: str) -> "subp
     )
 
 
-def synced(workspace: Workspace, address: str) -> bool:
+def synced(workspace: CrashWorkspace, address: str) -> bool:
     """Whether `vaeline sync` sent all; a server that a busy machine makes slow is one clear line, and asked again."""
     sync = run(workspace, address, "pipeline.cli", "sync", MLFLOW_HTTP_REQUEST_TIMEOUT="60")
     said, _ = sync.communicate()
@@ -137,9 +137,9 @@ def synced(workspace: Workspace, address: str) -> bool:
     return sync.returncode == 0
 
 
-def prepared(farm: Farm) -> Workspace:
+def prepared(states: StageStates) -> CrashWorkspace:
     """Ready to train for some hundred steps."""
-    workspace = farm.trial("train")
+    workspace = states.trial("train")
     params = workspace.folder / "params.yaml"
     long = params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}")
     long = long.replace("patience: 10", f"patience: {STEPS}")
@@ -148,9 +148,9 @@ def prepared(farm: Farm) -> Workspace:
 
 
 @pytest.mark.parametrize("outage", ["refused", "hung", "killed", "hung for ever", "killed for ever"])
-def test_an_outage_in_the_middle_of_a_training_costs_nothing(grown: Farm, server: Server, outage: str):
-    alone, workspace = prepared(grown), prepared(grown)
-    alone.well("train", VAELINE_CHECKPOINT_SECONDS="60")
+def test_an_outage_in_the_middle_of_a_training_costs_nothing(trained: StageStates, server: Server, outage: str):
+    alone, workspace = prepared(trained), prepared(trained)
+    alone.run_ok("train", VAELINE_CHECKPOINT_SECONDS="60")
     if outage != "refused" and not server.answers():
         server.start()
     training = run(workspace, server.address, "pipeline.stages.runner", "train")

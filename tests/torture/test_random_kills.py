@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from crash_workspaces import OUTPUTS, ROOT, STAGES, Workspace, Zygote, tiny_params
+from crash_workspaces import OUTPUTS, ROOT, STAGES, CrashWorkspace, PreloadedProcess, tiny_params
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 from vaeline.io import workspace
 
@@ -27,16 +27,16 @@ FLOW, REPRO = [sys.executable, "-m", "pipeline.cli", "run"], [sys.executable, "-
 
 
 @dataclass
-class Range:
-    """A repository on which to shoot."""
+class Repository:
+    """A repository whose runs are killed."""
 
-    workspace: Workspace
+    workspace: CrashWorkspace
     env: dict[str, str]
     locked: Any = None
     outputs: dict[str, bytes] = field(default_factory=dict)
     store: Any = None
     seconds: float = 0.0
-    mended: int = 0
+    repaired: int = 0
 
     @property
     def folder(self) -> Path:
@@ -80,11 +80,11 @@ class Range:
     def orphans(self) -> list[psutil.Process]:
         return self.processes(self.folder)
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """What DVC writes in place may be torn; the message says what to do, and that is done here."""
         said = self.said()
         if "join() argument" in said:  # a folder of the run cache left empty: `vaeline doctor` says what to do
-            self.mended += 1
+            self.repaired += 1
             subprocess.run(
                 ["find", str(self.folder / ".dvc/cache/runs"), "-type", "d", "-empty", "-delete"], check=True
             )
@@ -95,7 +95,7 @@ class Range:
         if not torn and "dvc.lock" in said:
             torn.append("dvc.lock")
         assert torn, f"did not end well:\n{said[-3000:]}"
-        self.mended += 1
+        self.repaired += 1
         for name in torn:
             (self.folder / name).unlink(missing_ok=True)
 
@@ -108,18 +108,18 @@ def wait_until(condition: Any, seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def shooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
-    folder = tmp_path_factory.mktemp("range") / "clone"
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    folder = tmp_path_factory.mktemp("repository") / "clone"
     clone(folder)
     server_folder = tmp_path_factory.mktemp("prefect-server")
-    zygote = Zygote()
+    preloaded = PreloadedProcess()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{server_folder}/prefect.db")
         server = prefect_server(workspace.Workspace(server_folder, server_folder), free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
-            yield first_run(Range(Workspace(folder, zygote), environment(folder, f"{server.address}/api")))
-    zygote.close()
+            yield first_run(Repository(CrashWorkspace(folder, preloaded), environment(folder, f"{server.address}/api")))
+    preloaded.close()
 
 
 def environment(folder: Path, api: str) -> dict[str, str]:
@@ -145,15 +145,15 @@ def clone(folder: Path) -> None:
     (folder / ".git" / "info" / "exclude").write_text(".said\n.log\n.points.json\n")
 
 
-def first_run(shooting: Range) -> Range:
-    """What it comes to when nobody shoots."""
+def first_run(repository: Repository) -> Repository:
+    """What it comes to without kills."""
     begin = time.monotonic()
-    process = shooting.start(FLOW)
-    assert process.wait(1200) == 0, shooting.said()
-    shooting.seconds = time.monotonic() - begin
-    shooting.locked, shooting.outputs, shooting.store = shooting.everything()
-    assert shooting.store["runs"][0]["count"] > 100
-    return shooting
+    process = repository.start(FLOW)
+    assert process.wait(1200) == 0, repository.said()
+    repository.seconds = time.monotonic() - begin
+    repository.locked, repository.outputs, repository.store = repository.everything()
+    assert repository.store["runs"][0]["count"] > 100
+    return repository
 
 
 def family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
@@ -180,13 +180,13 @@ def kill(victims: list[psutil.Process]) -> None:
             continue
 
 
-def shoot(shooting: Range, rng: random.Random, how: str) -> int:
+def run_with_kills(repository: Repository, rng: random.Random, how: str) -> int:
     """Run until it ends by itself, killing at random moments before; returns how many kills it took."""
     kills = 0
     while True:
         flow = rng.random() < 0.5
-        process = shooting.start(FLOW if flow else REPRO)
-        delay = rng.uniform(0.0, 0.25 * shooting.seconds)
+        process = repository.start(FLOW if flow else REPRO)
+        delay = rng.uniform(0.0, 0.25 * repository.seconds)
         try:
             code = process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -196,40 +196,44 @@ def shoot(shooting: Range, rng: random.Random, how: str) -> int:
             kills += 1
             process.wait(120)
             print(f"{how}: kill {kills} after {delay:.1f} s of {'vaeline run' if flow else 'dvc repro'}", flush=True)
-            wait_until(lambda: not shooting.orphans(), SECONDS)
+            wait_until(lambda: not repository.orphans(), SECONDS)
             continue
         if code == 0:
             return kills
-        shooting.mend()
+        repository.repair()
 
 
 @pytest.mark.parametrize("how", ["tree", "one"])
-def test_killed_at_random_moments_it_comes_to_the_same(shooting: Range, how: str):
+def test_killed_at_random_moments_it_comes_to_the_same(repository: Repository, how: str):
     rng = random.Random(f"{SEED} {how}")
-    kills, rounds, bad, shooting.mended = 0, 0, [], 0
-    print(f"\n{how}: seed {SEED}, {shooting.seconds:.0f} s when left alone", flush=True)
+    kills, rounds, bad, repository.repaired = 0, 0, [], 0
+    print(f"\n{how}: seed {SEED}, {repository.seconds:.0f} s when left alone", flush=True)
     while kills < KILLS:
-        shooting.wipe()
-        kills += shoot(shooting, rng, how)
+        repository.wipe()
+        kills += run_with_kills(repository, rng, how)
         rounds += 1
-        locked, outputs, store = shooting.everything()
-        same = (locked == shooting.locked, outputs == shooting.outputs, store == shooting.store)
-        left = shooting.workspace.leftovers()
+        locked, outputs, store = repository.everything()
+        same = (locked == repository.locked, outputs == repository.outputs, store == repository.store)
+        left = repository.workspace.leftovers()
         print(f"{how}: {kills} kills, round {rounds}, same lock, bytes, store: {same}, left: {left}", flush=True)
         if not all(same) or left:
-            print(differences(store, shooting.store), flush=True)
-            bad.append((kills, same, left, store, sorted(k for k in outputs if outputs[k] != shooting.outputs.get(k))))
-    print(f"{how}: {kills} kills, {rounds} whole runs, {len(bad)} not the same, {shooting.mended} files mended")
+            print(store_differences(store, repository.store), flush=True)
+            bad.append(
+                (kills, same, left, store, sorted(k for k in outputs if outputs[k] != repository.outputs.get(k)))
+            )
+    print(f"{how}: {kills} kills, {rounds} whole runs, {len(bad)} not the same, {repository.repaired} files repaired")
     assert not bad, bad
 
 
-def differences(one: Any, other: Any, at: str = "") -> list[str]:
+def store_differences(one: Any, other: Any, at: str = "") -> list[str]:
     """Where two stores differ."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return [line for key in {*one, *other} for line in differences(one.get(key), other.get(key), f"{at}/{key}")]
+        return [
+            line for key in {*one, *other} for line in store_differences(one.get(key), other.get(key), f"{at}/{key}")
+        ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
-        return [line for number, (a, b) in pairs for line in differences(a, b, f"{at}/{number}")]
+        return [line for number, (a, b) in pairs for line in store_differences(a, b, f"{at}/{number}")]
     return [] if one == other else [f"{at}: {str(one)[:200]}, alone {str(other)[:200]}"]
 
 

@@ -5,25 +5,25 @@ import shutil
 import pytest
 
 from crash_trials import assert_old_or_new, assert_same, changes, failures, number_of, put_old_outputs
-from crash_workspaces import STAGES, Farm
+from crash_workspaces import STAGES, StageStates
 
 CODES = {"int": 130, "term": 143}
 EVERY = {"train": 2, "theory": 5, "register": 12}
 
 
-def assert_stops(farm: Farm, stage: str, action: str, at: int) -> None:
+def assert_stops(states: StageStates, stage: str, action: str, at: int) -> None:
     """A signal at a point, then again without."""
-    trial = farm.trial(stage)
-    put_old_outputs(farm, trial, stage)
+    trial = states.trial(stage)
+    put_old_outputs(states, trial, stage)
     done = trial.run(stage, action, at)
     # only where the point was not reached may it end well: with outputs of before, some folders are not made
     missed = done.code == 0 and len(done.points) <= at
     assert missed or done.code == CODES[action], f"{done.code}: {done.said}"
     assert "Traceback" not in done.said, done.said
     assert "Exception ignored" not in done.said, done.said
-    assert_old_or_new(farm, trial, stage)
-    trial.well(stage)
-    assert_same(farm, trial, stage)
+    assert_old_or_new(states, trial, stage)
+    trial.run_ok(stage)
+    assert_same(states, trial, stage)
     shutil.rmtree(trial.folder)
 
 
@@ -35,17 +35,17 @@ def assert_stops(farm: Farm, stage: str, action: str, at: int) -> None:
         ("train", r"replace models/.model.safetensors.*.part", "term"),
     ],
 )
-def test_a_signal_ends_a_stage_cleanly(grown: Farm, stage: str, point: str, action: str):
-    assert_stops(grown, stage, action, number_of(grown.points[stage], point))
+def test_a_signal_ends_a_stage_cleanly(trained: StageStates, stage: str, point: str, action: str):
+    assert_stops(trained, stage, action, number_of(trained.points[stage], point))
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(14400)
 @pytest.mark.parametrize("action", ["int", "term"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_signal_at_any_write_ends_a_stage_cleanly(whole: Farm, stage: str, action: str):
-    names = whole.points[stage]
+def test_a_signal_at_any_write_ends_a_stage_cleanly(full: StageStates, stage: str, action: str):
+    names = full.points[stage]
     points = changes(names)[:: EVERY.get(stage, 1)]
-    bad = failures(points, lambda at: assert_stops(whole, stage, action, at))
+    bad = failures(points, lambda at: assert_stops(full, stage, action, at))
     print(f"\n{stage}: SIG{action.upper()} at {len(points)} of {len(names)} points, {len(bad)} not as they should be")
     assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
