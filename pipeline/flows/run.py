@@ -9,7 +9,6 @@ from pipeline.flows import registered
 from pipeline.report import summary
 from pipeline.services import flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
-from vaeline.command.program import run_and_leave
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 
@@ -31,10 +30,10 @@ def main() -> None:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            said = first_line(error)
+            reason = first_line(error)
             if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
-                said, hint = "401 Unauthorized", "its password is wanted in PREFECT_API_AUTH_STRING, as user:password"
-            raise UserError(f"Prefect: {said}; {hint}") from None
+                reason, hint = "401 Unauthorized", "set its password in PREFECT_API_AUTH_STRING, as user:password"
+            raise UserError(f"Prefect: {reason}; {hint}") from None
         flow_run_processes.remove(workspace, str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
@@ -60,8 +59,4 @@ def prefect_api(workspace: Workspace) -> Iterator[None]:
 
             wait_until_ready(temporary, process)
             yield
-            flow.send_the_rest()
-
-
-if __name__ == "__main__":
-    run_and_leave(main)
+            flow.send_remaining()

@@ -1,14 +1,13 @@
-"""The Prefect flow: one task a DVC stage, in the order of DVC's own graph.
+"""The Prefect flow: one task a DVC stage, in the order of dvc.yaml.
 
-Prefect says when, DVC says what: no stage logic and no caching here, and torch is never imported.
+Prefect decides when, DVC what: no stage logic and no caching here, and torch is never imported.
 
-Stages run one after another, evaluate and sample too. Both would use every core or the one accelerator, so
-that together they take as long as in turn, and twice the memory; and DVC's lock lets two `dvc repro` compute at
-once but not check or commit. One after another keeps the log readable and the peak memory one stage's.
+Stages run one after another, evaluate and sample too: each uses every core or the one accelerator, so that two at
+once take as long as in turn, with twice the memory, and DVC's lock does not let them check or commit at once.
 
-A fault of something outside (tracking, a remote, a lock) is tried again as often as Prefect's own settings
-PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS say, and training then goes on from its checkpoint;
-everything else ends the run at once.
+A failure of something outside (tracking, a remote, a lock) is retried by Prefect's settings
+PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS, and training then goes on from its checkpoint; everything
+else ends the run at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -118,7 +117,7 @@ def _workspace(workspace: Workspace, environment: dict[str, str]) -> State[dict[
     return Completed(message="all stages are up to date", data=outcomes)
 
 
-def send_the_rest() -> None:
+def send_remaining() -> None:
     """Have Prefect's threads send their last log lines and events while there is a server to take them."""
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=10)
@@ -144,15 +143,15 @@ def _bring_up_to_date(
 
 
 def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
-    """Say, and link, what holds."""
+    """The state of a run with nothing to compute: the registered version and its run, with links."""
     found = registered.registered(workspace)
     if found is None:
         return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
     decision = outputs.registration(workspace)["decision"]
-    holds = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
+    current = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
     links = registered.links(workspace, found)
     lines = [f"- [{what}]({address})" for what, address in links.items()]
-    text = "\n".join(["## Unchanged: nothing to compute", holds, *lines])
+    text = "\n".join(["## Unchanged: nothing to compute", current, *lines])
     create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
     where = "".join(f" {address}" for address in links.values())
-    return Completed(name="Unchanged", message=f"unchanged: {holds}{where}", data=outcomes)
+    return Completed(name="Unchanged", message=f"unchanged: {current}{where}", data=outcomes)

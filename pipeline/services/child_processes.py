@@ -26,7 +26,7 @@ DETOUR = (sys.executable, "-m", "pipeline.services.child_processes")  # then PAR
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """A process, kept in a JSON file. Its start tells it from a later process with the same number."""
+    """A process, kept in a JSON file. `started` distinguishes it from a later process with its pid."""
 
     pid: int
     started: str

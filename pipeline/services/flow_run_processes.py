@@ -1,4 +1,4 @@
-"""Flow-run process records: `.vaeline/flow-runs/<id>.json` says which process works on a flow run.
+"""Flow-run process records: `.vaeline/flow-runs/<id>.json` names the process that works on a flow run.
 
 Prefect leaves a flow run whose process and worker were killed "Running" for ever.
 `python -m pipeline.services.flow_run_processes` is what a worker starts for a flow run: it writes its record,

@@ -32,12 +32,12 @@ from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import redact
 
 POOL = "vaeline"
-# What a flow run starts. Nothing is taken from its job_variables, which whoever may create a flow run sets; there is
-# no "env", into which Prefect would merge theirs.
+# What a flow run starts. Nothing is taken from its job_variables, which come with the request for the flow run; there
+# is no "env", into which Prefect would merge theirs.
 JOB = {"command": "python -m pipeline.services.flow_run_processes", "stream_output": True}
 TEMPLATE = {"job_configuration": JOB, "variables": {"type": "object", "properties": {}}}
 DEPLOYMENTS = Path("pipeline/flows/prefect.yaml")
-# nobody watches a deployment's run: a failure that may pass is retried
+# a deployment's run is unattended: a failure that may pass is retried
 RETRIES = {"PREFECT_TASKS_DEFAULT_RETRIES": "3", "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "10,60,300"}
 MAX_RUNS = 5  # of one flow run; what kills its process each time will not end by itself
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def deploy() -> None:
-    """Make or update the work pool, and bring the deployments to what pipeline/flows/prefect.yaml says.
+    """Make or update the work pool, and bring the deployments up to date with pipeline/flows/prefect.yaml.
 
     Raises UserError where Prefect refuses or is away.
     """

@@ -1,4 +1,4 @@
-"""The pinned packages work together where nobody looks: a server that cannot insert scheduled runs only logs it."""
+"""The pinned packages work together: a server that cannot insert scheduled runs only logs it."""
 
 import time
 

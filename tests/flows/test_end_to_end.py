@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workspaces import execute, lines_with, read_lock, runs, vaeline
+from workspaces import command_line, execute, lines_with, read_lock, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
 
@@ -133,16 +133,9 @@ def kill_in_training(clone: Path) -> None:
         repro.wait()
     assert stages
     deadline = time.monotonic() + 20
-    while any("runner.py train" in " ".join(command_line(stage)) for stage in stages):
+    while any("runner.py train" in command_line(stage) for stage in stages):
         assert time.monotonic() < deadline, "the stage goes on without DVC"
         time.sleep(0.1)
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ print("heavy", sorted({"torch", "mlflow", "torchvision"} & set(sys.modules)))
 
 
 def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy: Path, prefect_api: str):
+    """Mistake 22: what DVC is asked about."""
     first = execute(sys.executable, "-c", PROBE, cwd=toy, env={"PREFECT_API_URL": prefect_api})
     assert lines_with(first.stdout, "outcomes {'fetch': 'ran', 'train': 'ran', 'sample': 'ran'}")
     assert lines_with(first.stdout, "heavy []")
@@ -66,8 +67,8 @@ def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
-    mortal = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
-    (toy / "train.sh").write_text(f"echo child $$; {mortal}\n")
+    bound = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
+    (toy / "train.sh").write_text(f"echo child $$; {bound}\n")
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -84,15 +85,15 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
         time.sleep(0.05)
 
 
-def test_only_what_may_mend_itself_is_tried_again(toy: Path, prefect_api: str):
+def test_only_a_transient_failure_is_retried(toy: Path, prefect_api: str):
     retries = {"PREFECT_TASKS_DEFAULT_RETRIES": "1", "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "0"}
     (toy / "train.sh").write_text("echo x >> tries; echo error: train.beta: wrong >&2; exit 1\n")
     wrong = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api, **retries)
     assert lines_with(wrong.stderr, "error: stage 'train' failed: train.beta: wrong")
     assert (toy / "tries").read_text() == "x\n"
     (toy / "train.sh").write_text("echo x >> tries; test $(wc -l < tries) -ge 3 || exit 75; cp raw.txt model.txt\n")
-    mended = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api, **retries)
-    assert lines_with(mended.stderr, "fetch cached, train ran, sample ran")
+    passed = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api, **retries)
+    assert lines_with(passed.stderr, "fetch cached, train ran, sample ran")
     assert (toy / "tries").read_text() == "x\nx\nx\n"
 
 

@@ -1,4 +1,4 @@
-"""What holds for the model at hand, told without asking MLflow again."""
+"""The registered version of the model at hand, known without asking MLflow again."""
 
 import json
 import subprocess

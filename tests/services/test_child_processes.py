@@ -23,6 +23,7 @@ def test_a_record_is_read_back_and_ends_with_its_process(tmp_path: Path):
 
 
 def test_a_number_used_again_is_another_process():
+    """Mistake 22: pid reuse."""
     with subprocess.Popen(["sleep", "300"]) as process:
         record = ProcessRecord.of(process.pid)
         assert not replace(record, started="earlier").lives

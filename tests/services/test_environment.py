@@ -1,4 +1,4 @@
-"""What the environment says of servers and interpreters, and what must not be seen of it."""
+"""Environment variables of servers and interpreters, and passwords that must not be printed."""
 
 import os
 import sys

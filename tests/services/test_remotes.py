@@ -1,4 +1,4 @@
-"""Results shared through a DVC remote, as the README says: pushed here, pulled in a clone, for real."""
+"""Results shared through a DVC remote: pushed here, pulled in a clone."""
 
 import getpass
 import shutil
@@ -86,7 +86,7 @@ def test_a_machine_behind_ssh_is_a_remote(
     assert list(store.glob("files/md5/*/*"))
 
 
-def test_a_remote_that_is_away_is_told_and_loses_nothing(toy: Path, tmp_path: Path):
+def test_a_remote_that_is_away_is_reported_and_loses_nothing(toy: Path, tmp_path: Path):
     execute("dvc", "remote", "add", "-q", "-d", "storage", "ssh://nobody@127.0.0.1:1/nowhere", cwd=toy)
     execute("dvc", "repro", "-q", cwd=toy)
     before = (toy / "model.txt").read_bytes()

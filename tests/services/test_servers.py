@@ -126,6 +126,7 @@ def test_beyond_loopback_mlflow_asks_for_passwords(toy: Path):
     ],
 )
 def test_only_this_machines_names_and_the_servers_own_pages_are_let_in(host: str, origin: str | None, own: bool):
+    """Mistake 22: Host and Origin."""
     assert is_own(host, origin) == own
 
 

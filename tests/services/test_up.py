@@ -1,7 +1,6 @@
 """`vaeline up` with a real Prefect server, a real worker and real trainings: what an operator relies on."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -17,9 +16,8 @@ import psutil
 import pytest
 
 import workspaces
-from workspaces import execute, lines_with, read_lock, runs, tiny_clone, vaeline
+from workspaces import alive, command_line, execute, lines_with, read_lock, runs, tiny_clone, vaeline
 
-log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 LONG = {r"  epochs: \d+": "  epochs: 300", r"patience: \d+": "patience: 5000"}
 
@@ -47,14 +45,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             vaeline("down", cwd=folder)
 
 
-def note(clone: Path, name: str) -> dict[str, Any]:
+def record(clone: Path, name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((clone / ".vaeline" / f"{name}.json").read_text())
     return content
 
 
 def ask(clone: Path, path: str, body: object = None) -> Any:
     """The server of `vaeline up`."""
-    return workspaces.ask(f"{note(clone, 'prefect-server')['address']}/api", path, body)
+    return workspaces.ask(f"{record(clone, 'prefect-server')['address']}/api", path, body)
 
 
 def submit(clone: Path, deployment: str = "on-demand", **parameters: object) -> str:
@@ -82,7 +80,7 @@ def final(clone: Path, flow_run: str) -> dict[str, Any]:
     return found
 
 
-def said(clone: Path, flow_run: str) -> str:
+def log_of(clone: Path, flow_run: str) -> str:
     logs = ask(clone, "/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
     return "\n".join(log["message"] for log in logs)
 
@@ -96,32 +94,18 @@ def training(clone: Path, flow_run: str) -> list[psutil.Process]:
             return None
         engine = psutil.Process(json.loads(path.read_text())["pid"])
         found = [engine, *engine.children(recursive=True)]
-        return found if any("runner.py train" in " ".join(command(p)) for p in found) else None
+        return found if any("runner.py train" in command_line(p) for p in found) else None
 
     found: list[psutil.Process] = until(tree)
     return found
 
 
-def command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
 def test_a_cancelled_run_is_gone_in_seconds_with_a_checkpoint_and_frees_every_lock(clone: Path):
     flow_run = submit(clone)
     tree = training(clone, flow_run)
-    begun = time.monotonic()
     ask(clone, f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     until(lambda: not alive(tree[1:]), 60)
-    log.warning("the stage and DVC were gone after %.1f s", time.monotonic() - begun)
     until(lambda: not alive(tree), 60)
-    log.warning("the flow run's process was gone after %.1f s", time.monotonic() - begun)
     assert final(clone, flow_run)["state_type"] == "CANCELLED"
     assert list((clone / ".vaeline" / "checkpoints").glob("*/step-*"))
     assert set(json.loads(execute("dvc", "status", "--json", cwd=clone).stdout)) == {"train"}
@@ -131,15 +115,15 @@ def test_a_cancelled_run_is_gone_in_seconds_with_a_checkpoint_and_frees_every_lo
 def test_a_run_whose_worker_is_killed_goes_on_after_up_to_the_same_bytes(clone: Path):
     flow_run = submit(clone)
     tree = training(clone, flow_run)
-    before = note(clone, "worker")["pid"]
+    before = record(clone, "worker")["pid"]
     os.kill(before, signal.SIGKILL)
     until(lambda: not alive(tree), 60)
     again = vaeline("up", cwd=clone)
     assert len(lines_with(again.stdout, "already running")) == 2, "both servers"
-    assert note(clone, "worker")["pid"] != before
+    assert record(clone, "worker")["pid"] != before
     run = final(clone, flow_run)
     assert (run["state_type"], run["run_count"]) == ("COMPLETED", 2)
-    assert "resuming at step" in said(clone, flow_run)
+    assert "resuming at step" in log_of(clone, flow_run)
     through = read_lock(clone)
     execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
     assert read_lock(clone) == through, "an uninterrupted training writes the same"
@@ -154,7 +138,7 @@ def test_of_two_runs_at_once_one_waits_or_is_skipped(clone: Path):
     assert "another run (process" in final(clone, third)["state"]["message"]
     assert final(clone, first)["state_name"] == "Completed"
     assert final(clone, second)["state_name"] == "Unchanged"
-    assert "is at work here: waiting for its end" in said(clone, second)
+    assert "is at work here: waiting for its end" in log_of(clone, second)
 
 
 def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clone: Path):
@@ -174,7 +158,7 @@ def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clon
         assert shell.stdout is not None
         assert next(line for line in shell.stdout if line.startswith("epoch "))
         waiting = submit(clone)
-        until(lambda: "a stage of a `dvc repro` is at work here: waiting" in said(clone, waiting))
+        until(lambda: "a stage of a `dvc repro` is at work here: waiting" in log_of(clone, waiting))
         shell.communicate(timeout=300)
         assert shell.returncode == 0
     assert final(clone, waiting)["state_name"] == "Unchanged"
@@ -197,7 +181,7 @@ def test_the_schedule_fires_in_its_zone(clone: Path):
     deployments = clone / "pipeline" / "flows" / "prefect.yaml"
     text = deployments.read_text()
     deployments.write_text(text.replace("0 3 * * *", '"* * * * *"'))
-    environment = {"PREFECT_API_URL": f"{note(clone, 'prefect-server')['address']}/api"}
+    environment = {"PREFECT_API_URL": f"{record(clone, 'prefect-server')['address']}/api"}
     vaeline("deploy", cwd=clone, **environment)
     nightly = ask(clone, "/deployments/name/vaeline/nightly")
     wanted = {
@@ -212,21 +196,21 @@ def test_the_schedule_fires_in_its_zone(clone: Path):
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
 
 
-def test_down_leaves_nothing_and_never_stops_a_stranger(clone: Path):
-    everything = [psutil.Process(note(clone, name)["pid"]) for name in ("worker", "prefect-server", "mlflow-server")]
+def test_down_leaves_nothing_and_never_stops_a_other(clone: Path):
+    everything = [psutil.Process(record(clone, name)["pid"]) for name in ("worker", "prefect-server", "mlflow-server")]
     everything += [child for process in everything for child in process.children(recursive=True)]
-    stranger = subprocess.Popen(["sleep", "300"])
+    other = subprocess.Popen(["sleep", "300"])
     try:
-        os.kill(note(clone, "mlflow-server")["pid"], signal.SIGKILL)  # its children stay
+        os.kill(record(clone, "mlflow-server")["pid"], signal.SIGKILL)  # its children stay
         assert "stopped: worker, prefect-server, mlflow-server" in vaeline("down", cwd=clone).stdout
         until(lambda: not alive(everything), 20)
         path = clone / ".vaeline" / "worker.json"
-        path.write_text(json.dumps({"pid": stranger.pid, "started": "long ago"}))
+        path.write_text(json.dumps({"pid": other.pid, "started": "long ago"}))
         assert vaeline("down", cwd=clone).stdout == "nothing was running\n"
-        assert stranger.poll() is None
+        assert other.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        other.kill()
+        other.wait()
 
 
 def seed(clone: Path, number: int, epochs: int = 300) -> None:

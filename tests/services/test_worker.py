@@ -15,6 +15,7 @@ from vaeline.errors import UserError
 
 
 def test_a_flow_runs_job_variables_choose_neither_command_nor_environment(prefect_api: str):
+    """Mistake 22: job_variables."""
     values = {"command": "touch /tmp/x", "env": {"LD_PRELOAD": "x.so"}, "env.A": "b", "working_dir": "/etc"}
 
     with temporary_settings({PREFECT_API_URL: prefect_api}):

@@ -60,6 +60,7 @@ def test_a_run_that_is_not_to_wait_names_what_is_at_work_and_a_killed_one_leaves
 def test_a_stage_works_in_its_own_run_and_in_a_copy_and_is_refused_beside_another_run(
     other: subprocess.Popen[str], toy: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
+    """Mistake 22: two at once."""
     with pytest.raises(BusyError, match=rf"a run of the pipeline \(process {other.pid}\) is at work here"):
         stage_lock(HERE).__enter__()
     monkeypatch.setenv(*RunContext(run=str(other.pid)).environment().popitem())

@@ -55,7 +55,7 @@ def own_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A clone, and what its first `vaeline run` said; all tests of whole pipelines share it."""
+    """A clone, and its first `vaeline run`; all tests of whole pipelines share it."""
     clone = tiny_clone(tmp_path_factory.mktemp("clone"))
     return clone, vaeline("run", cwd=clone, **OWN_CODE)
 

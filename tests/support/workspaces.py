@@ -9,9 +9,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from vaeline.io.yaml_config import read_yaml
 
@@ -55,9 +58,21 @@ def vaeline(*arguments: str, cwd: Path, check: bool = True, **env: str) -> subpr
     return execute(sys.executable, "-m", "pipeline.cli", *arguments, cwd=cwd, env=env, check=check)
 
 
-def lines_with(text: str, *words: str) -> list[str]:
-    """The lines that contain all the words."""
-    return [line for line in text.splitlines() if all(word in line for word in words)]
+def lines_with(text: str, *parts: str) -> list[str]:
+    """The lines that contain all the parts."""
+    return [line for line in text.splitlines() if all(part in line for part in parts)]
+
+
+def command_line(process: psutil.Process) -> str:
+    """What a process was started with; empty where it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run, zombies not counted."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def read_lock(repository: Path) -> dict[str, dict[str, object]]:

@@ -1,4 +1,4 @@
-"""How programs start and end here: one clear line for what the user can mend, exit codes, plain log lines."""
+"""Start and end of a program: import path, signals, exit codes, one line for each error that the user can fix."""
 
 import errno
 import io
@@ -20,8 +20,8 @@ EXTRAS = {  # of pyproject.toml: the libraries that each brings
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "pipeline": ("mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"),
 }
-# numpy, safetensors and torch each have their own words for it, without an errno
-FULL_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
+# of numpy, safetensors and torch, whose errors have no errno
+FULL_DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
 
 def use_code_of(root: Path) -> None:
@@ -36,10 +36,10 @@ def use_code_of(root: Path) -> None:
 
 
 def run_and_leave(main: Callable[[], None]) -> NoReturn:
-    """Run `main` as `run_program` does; when it was stopped by a signal, end without taking Python down.
+    """Run `main` as `run_program` does; when it was stopped by a signal, end without Python's own shutdown.
 
-    All is closed then. Taking torch down takes a second and more, Prefect's threads minutes where they go on sending
-    to a temporary server that is gone, and somebody waits.
+    All is closed then. That shutdown takes more than a second with torch, and minutes where Prefect's threads go on
+    sending to a temporary server that is gone.
     """
     try:
         run_program(main)
@@ -67,7 +67,7 @@ def set_process_defaults() -> None:
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
 
-    `UserError`, a full disk, a file that is not the user's and exhausted memory are told in one line each; any other
+    `UserError`, a full disk, a file of another user and exhausted memory are one line each; any other
     exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
     """
     set_process_defaults()
@@ -96,7 +96,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
 
 
 def explain(error: BaseException) -> list[str] | None:
-    """One line for each thing that the user can mend; None where the error is a bug."""
+    """One line for each thing that the user can fix; None where the error is a bug."""
     if isinstance(error, UserError):
         return str(error).splitlines()
     if _disk_is_full(error):
@@ -117,7 +117,7 @@ def _disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
     io_error = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
-    return io_error and any(words in str(error) for words in FULL_DISK_WORDS)
+    return io_error and any(message in str(error) for message in FULL_DISK_MESSAGES)
 
 
 def _end_at_once() -> None:
