@@ -88,11 +88,12 @@ def refuse_other_training(group: ProcessGroup, key: str, device: torch.device) -
 
 def _report(error: ChildFailedError) -> NoReturn:
     """Raise the cause: of the failed processes the one that did not end because of another one."""
-    secondary = (PEER_LOST, -signal.SIGABRT)  # NCCL aborts a process that has lost another
+    terminated = (-signal.SIGTERM, 128 + signal.SIGTERM)  # as the launcher does with the others
+    secondary = (PEER_LOST, -signal.SIGABRT, *terminated)  # NCCL aborts a process that has lost another
     rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode in secondary, item[0]))
     code = failure.exitcode
-    if code == 128 + signal.SIGTERM or (rank == 0 and code > 0):  # it has reported why
-        raise SystemExit(code) from None
+    if code in terminated or (rank == 0 and code > 0):  # it has reported why
+        raise SystemExit(code if code > 0 else 128 - code) from None
     stderr = Path(failure.error_file).with_name("stderr.log")
     lines = stderr.read_text(errors="replace").splitlines() if stderr.exists() else []
     last = next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "no output")

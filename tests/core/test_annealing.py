@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import ProbabilisticPCA, probabilistic_pca
-from vaeline.core.annealing import (
-    Start,
-    annealed_log_likelihood,
-    linear_temperatures,
+from oracles import (
+    ProbabilisticPCA,
     posterior_gap,
+    probabilistic_pca,
     reverse_annealed_log_likelihood,
     sigmoidal_temperatures,
 )
+from vaeline.core.annealing import Start, annealed_log_likelihood, linear_temperatures
 from vaeline.core.estimators import importance_log_likelihood, log_weights
 from vaeline.core.model import VAE
 
@@ -58,21 +57,6 @@ def log_likelihood_on_a_grid(model: VAE, x: Tensor, reach: float = 8.0, points: 
     return torch.stack([values.logsumexp(0) + area for values in joint]).detach()
 
 
-@pytest.mark.parametrize("schedule", [linear_temperatures, sigmoidal_temperatures])
-@pytest.mark.parametrize("steps", [1, 2, 7, 100])
-def test_temperatures_rise_from_0_to_1(schedule, steps: int) -> None:
-    temperatures = schedule(steps)
-    assert len(temperatures) == steps + 1
-    assert (temperatures[0], temperatures[-1]) == (0, 1)
-    assert (temperatures.diff() > 0).all()
-
-
-def test_the_sigmoidal_schedule_is_slow_at_both_ends() -> None:
-    increments = sigmoidal_temperatures(100).diff()
-    assert increments[0] < 0.2 * increments[50]
-    assert torch.allclose(increments, increments.flip(0))
-
-
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("temperatures", [linear_temperatures(5), sigmoidal_temperatures(40)])
 def test_the_mean_weight_is_p_x_however_few_the_temperatures(start: Start, temperatures: Tensor) -> None:
@@ -94,24 +78,13 @@ def test_single_chains_bracket_log_p_and_more_temperatures_tighten_the_bracket(s
     for steps in (3, 30):
         temperatures = sigmoidal_temperatures(steps)
         below = annealed_log_likelihood(model, many, temperatures, seeded(3), chains=1, start=start).log_likelihood
-        above = reverse_annealed_log_likelihood(
-            model, many, posterior, temperatures, seeded(4), start=start
-        ).log_likelihood
+        above, _ = reverse_annealed_log_likelihood(model, many, posterior, temperatures, seeded(4), start)
         low, high = below - truth, above - truth
         assert low.mean() < 4 * low.std() / math.sqrt(len(many))
         assert high.mean() > -4 * high.std() / math.sqrt(len(many))
         widths.append(float(high.mean() - low.mean()))
     assert widths[0] > 0.05  # three temperatures cannot close it
     assert 0 < widths[1] < widths[0] / 3
-
-
-def test_the_reverse_chains_agree_with_the_forward_ones() -> None:
-    pca, model = wrong_encoder()
-    x = pca.sample(4, seeded(1))
-    found = reverse_annealed_log_likelihood(
-        model, x, exact_posterior_samples(pca, x, 500), sigmoidal_temperatures(60), seeded(5)
-    )
-    assert ((found.log_likelihood - pca.log_likelihood(x)) / found.standard_error).abs().max() < 4
 
 
 def test_moves_are_accepted_about_as_often_as_asked() -> None:

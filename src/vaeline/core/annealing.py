@@ -1,13 +1,11 @@
-"""log p(x) by annealed importance sampling (Neal 2001; Wu et al. 2017, arXiv:1611.04273): the second opinion.
+"""log p(x) by annealed importance sampling (Neal 2001; Wu et al. 2017, arXiv:1611.04273).
 
-Along log f_b(z) = (1 - b) log r(z) + b log p(x, z), from a normalised start r at b = 0 to the posterior, unnormalised,
-at b = 1, a chain sums (b_t - b_(t-1)) (log p(x, z) - log r(z)) between moves that leave f_(b_t) in place. The mean of
+Along log f_b(z) = (1 - b) log r(z) + b log p(x, z), from a normalised start r at b = 0 to the unnormalised posterior
+at b = 1, a chain sums (b_t - b_(t-1)) (log p(x, z) - log r(z)) between moves that leave f_(b_t) invariant. The mean of
 the exponential of that sum is p(x), however few the temperatures. Moves are Hamiltonian (Neal 2011,
-arXiv:1206.1901), their step sizes tuned on chains of their own and then frozen, so that nothing is biased.
+arXiv:1206.1901), their step sizes tuned on separate chains and then frozen, so that nothing is biased.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +36,6 @@ def linear_temperatures(steps: int) -> Tensor:
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 
-def sigmoidal_temperatures(steps: int, steepness: float = 4.0) -> Tensor:
-    """From 0 to 1 along a logistic curve, slow at both ends (Grosse et al. 2015, arXiv:1511.02543): [steps + 1]."""
-    curve = torch.sigmoid(steepness * (2 * linear_temperatures(steps) - 1))
-    return (curve - curve[0]) / (curve[-1] - curve[0])
-
-
 def annealed_log_likelihood(
     model: VAE,
     x: Tensor,
@@ -59,54 +51,32 @@ def annealed_log_likelihood(
     temperatures [T + 1] rise from 0 to 1; start "posterior" begins at q(z|x), which is nearer. Costs
     2 chains B T (leapfrog_steps + 1) gradients of the decoder, half of them for tuning; memory holds chains * B images.
     """
-    path = _path(model, x, start)
-    moves = _tuned(path, temperatures, generator, chains, leapfrog_steps)
-    log_weights, acceptance = _anneal(path, path.draw(generator, chains), temperatures, moves, generator)
+    path = AnnealingPath(model, x, start, leapfrog_steps, generator)
+    step_sizes = path.tune(temperatures, chains)
+    log_weights, acceptance = path.anneal(path.draw(chains), temperatures, step_sizes)
     return Annealed(*importance_log_likelihood(log_weights), acceptance)
 
 
-def reverse_annealed_log_likelihood(
-    model: VAE,
-    x: Tensor,
-    z: Tensor,
-    temperatures: Tensor,
-    generator: torch.Generator,
-    *,
-    leapfrog_steps: int = 10,
-    start: Start = "prior",
-) -> Annealed:
-    """log p(x) from above, in expectation: chains that run back from exact samples of p(z|x), z [C, B, Z].
+class AnnealingPath:
+    """log f_b(z) for images x [B, C, H, W], and Markov chains z [C, B, Z] along it."""
 
-    Such samples are at hand for simulated data, z ~ p(z), x ~ p(x|z): bidirectional Monte Carlo (Grosse et al. 2015,
-    arXiv:1511.02543). The standard error holds for independent samples; with one sample repeated it is too small.
-    """
-    path = _path(model, x, start)
-    moves = _tuned(path, temperatures, generator, len(z), leapfrog_steps)
-    log_weights, acceptance = _anneal(path, z, temperatures.flip(0), moves.reversed(), generator)
-    inverse, standard_error = importance_log_likelihood(log_weights)  # the mean of exp is 1 / p(x)
-    return Annealed(-inverse, standard_error, acceptance)
+    def __init__(self, model: VAE, x: Tensor, start: Start, leapfrog_steps: int, generator: torch.Generator) -> None:
+        self.model, self.x, self.leapfrog_steps, self.generator = model, x, leapfrog_steps, generator
+        with torch.no_grad():
+            self.posterior = model.encode(x)
+        self.from_prior = start == "prior"
+        self.log_start = model.prior.log_prob if self.from_prior else self.posterior.log_prob  # log r(z)
 
+    def draw(self, chains: int) -> Tensor:
+        """Samples of r for each image: [C, B, Z]."""
+        mean = self.posterior.mean
+        noise = torch.randn(chains, *mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+        with torch.no_grad():
+            return self.model.prior.sample(noise) if self.from_prior else self.posterior.rsample(noise)
 
-def posterior_gap(log_likelihood: Tensor, standard_error: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q(z|x) || p(z|x)) = log p(x) - ELBO >= 0, and its standard error, in nats: [B], [B].
-
-    log p(x) [B] and its error from one set of samples, log w [K, B] of `estimators.log_weights`, K >= 2, from another.
-    """
-    log_weights = log_weights.double()
-    elbo_error = log_weights.std(0) / math.sqrt(len(log_weights))
-    return log_likelihood - log_weights.mean(0), torch.hypot(standard_error, elbo_error)
-
-
-Density = Callable[[Tensor], Tensor]  # z [C, B, Z] -> log-density [C, B]
-
-
-@dataclass(frozen=True)
-class _Path:
-    """The two ends of the annealing path."""
-
-    draw: Callable[[torch.Generator, int], Tensor]  # C samples of r for each image: [C, B, Z]
-    log_start: Density  # log r(z)
-    log_joint: Density  # log p(x, z)
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(x, z): [C, B]."""
+        return self.model.prior.log_prob(z) + conditional_log_likelihood(self.model, self.x, z)
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """log p(x, z) - log r(z): [C, B]."""
@@ -121,74 +91,40 @@ class _Path:
             (gradient,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), gradient
 
+    def tune(self, temperatures: Tensor, chains: int) -> Tensor:
+        """Step sizes [T - 1, B] with the target's acceptance rate, one a temperature strictly between the ends."""
+        z = self.draw(chains)
+        step = torch.full_like(z[0, :, 0], FIRST_STEP)  # [B]
+        step_sizes = [step.new_empty(0, len(step))]
+        for temperature in temperatures[1:-1]:
+            z, acceptance = self.move(z, temperature, step)
+            step = step * torch.exp(TUNING_RATE * (acceptance.mean(0) - TARGET_ACCEPTANCE))
+            step_sizes.append(step.unsqueeze(0))
+        return torch.cat(step_sizes)
 
-def _path(model: VAE, x: Tensor, start: Start) -> _Path:
-    with torch.no_grad():
-        posterior = model.encode(x)
-    mean = posterior.mean
+    def anneal(self, z: Tensor, temperatures: Tensor, step_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """log weights [C, B], float64, of chains begun at z [C, B, Z], and their mean acceptance [B]."""
+        increments = temperatures.diff()  # [T]
+        log_weights = increments[0].to(z.device) * self.log_ratio(z).double()
+        accepted = torch.zeros_like(z[0, :, 0])  # [B]
+        for temperature, increment, step in zip(temperatures[1:-1], increments[1:], step_sizes, strict=True):
+            z, acceptance = self.move(z, temperature, step)
+            log_weights += increment.to(z.device) * self.log_ratio(z).double()
+            accepted += acceptance.mean(0)
+        return log_weights, accepted / max(len(step_sizes), 1)
 
-    def draw(generator: torch.Generator, chains: int) -> Tensor:
-        noise = torch.randn(chains, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        with torch.no_grad():
-            return model.prior.sample(noise) if start == "prior" else posterior.rsample(noise)
-
-    def log_joint(z: Tensor) -> Tensor:
-        return model.prior.log_prob(z) + conditional_log_likelihood(model, x, z)
-
-    return _Path(draw, model.prior.log_prob if start == "prior" else posterior.log_prob, log_joint)
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """One Hamiltonian move a temperature strictly between the ends."""
-
-    step_sizes: Tensor  # [T - 1, B]
-    leapfrog_steps: int
-
-    def reversed(self) -> "_Moves":
-        return _Moves(self.step_sizes.flip(0), self.leapfrog_steps)
-
-
-def _tuned(path: _Path, temperatures: Tensor, generator: torch.Generator, chains: int, leapfrog_steps: int) -> _Moves:
-    """Step sizes that each image's chains accept at the target's rate: one run along the path, thrown away."""
-    z = path.draw(generator, chains)
-    step = torch.full_like(z[0, :, 0], FIRST_STEP)  # [B]
-    step_sizes = []
-    for temperature in temperatures[1:-1]:
-        z, acceptance = _move(path, z, temperature, step, leapfrog_steps=leapfrog_steps, generator=generator)
-        step = step * torch.exp(TUNING_RATE * (acceptance.mean(0) - TARGET_ACCEPTANCE))
-        step_sizes.append(step)
-    return _Moves(torch.stack(step_sizes) if step_sizes else step.new_empty(0, len(step)), leapfrog_steps)
-
-
-def _anneal(
-    path: _Path, z: Tensor, temperatures: Tensor, moves: _Moves, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """log weights [C, B], float64, of chains begun at z [C, B, Z], and their mean acceptance [B]."""
-    increments = temperatures.diff()  # [T]
-    log_weights = increments[0].to(z.device) * path.log_ratio(z).double()
-    accepted = torch.zeros_like(z[0, :, 0])  # [B]
-    for temperature, increment, step in zip(temperatures[1:-1], increments[1:], moves.step_sizes, strict=True):
-        z, acceptance = _move(path, z, temperature, step, leapfrog_steps=moves.leapfrog_steps, generator=generator)
-        log_weights += increment.to(z.device) * path.log_ratio(z).double()
-        accepted += acceptance.mean(0)
-    return log_weights, accepted / max(len(moves.step_sizes), 1)
-
-
-def _move(
-    path: _Path, z: Tensor, temperature: Tensor, step: Tensor, *, leapfrog_steps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A Hamiltonian move that leaves f_b in place: z [C, B, Z] -> z, and its probability of acceptance [C, B]."""
-    momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-    height, gradient = path.value_and_gradient(z, temperature)
-    energy = height - 0.5 * momentum.square().sum(-1)
-    proposal, size = z, step.unsqueeze(-1)  # [B, 1]
-    for _ in range(leapfrog_steps):
-        momentum = momentum + 0.5 * size * gradient
-        proposal = proposal + size * momentum
-        height, gradient = path.value_and_gradient(proposal, temperature)
-        momentum = momentum + 0.5 * size * gradient
-    rise = height - 0.5 * momentum.square().sum(-1) - energy  # [C, B]
-    acceptance = torch.exp(rise.clamp(max=0)).nan_to_num(0.0)  # a diverged move is refused
-    chosen = torch.rand(acceptance.shape, generator=generator, dtype=z.dtype, device=z.device) < acceptance
-    return torch.where(chosen.unsqueeze(-1), proposal, z), acceptance
+    def move(self, z: Tensor, temperature: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """A Hamiltonian move that leaves f_b invariant: z [C, B, Z] -> z, and its acceptance probability [C, B]."""
+        momentum = torch.randn(z.shape, generator=self.generator, dtype=z.dtype, device=z.device)
+        height, gradient = self.value_and_gradient(z, temperature)
+        energy = height - 0.5 * momentum.square().sum(-1)
+        proposal, size = z, step.unsqueeze(-1)  # [B, 1]
+        for _ in range(self.leapfrog_steps):
+            momentum = momentum + 0.5 * size * gradient
+            proposal = proposal + size * momentum
+            height, gradient = self.value_and_gradient(proposal, temperature)
+            momentum = momentum + 0.5 * size * gradient
+        rise = height - 0.5 * momentum.square().sum(-1) - energy  # [C, B]
+        acceptance = torch.exp(rise.clamp(max=0)).nan_to_num(0.0)  # a diverged move is refused
+        chosen = torch.rand(acceptance.shape, generator=self.generator, dtype=z.dtype, device=z.device) < acceptance
+        return torch.where(chosen.unsqueeze(-1), proposal, z), acceptance
