@@ -6,48 +6,47 @@ from typing import Any
 
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
-from vaeline.data.prepared import SPLITS, load_split, open_split
+from vaeline.data.prepared import SPLITS, open_split
 from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import Evaluation, evaluate
 from vaeline.io.atomic_write import write_files
-from vaeline.io.workspace import PARAMS, PREPARED, REPORTS, current_workspace
+from vaeline.io.workspace import current_workspace
 from vaeline.tracking.provenance import headline_metrics, run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 
 log = logging.getLogger(__name__)
 
-METRICS = REPORTS / "metrics.json"
-KL_PER_DIMENSION = REPORTS / "kl_per_dimension.csv"
-
 
 def main() -> None:
     """Score the model on the whole test split, and by its bound on the validation split."""
-    params, device = read_params(PARAMS), pick_device()
+    workspace, device = current_workspace(), pick_device()
+    params = read_params(workspace.params)
     keep_freed_memory()
-    trained, section = load_trained(current_workspace(), device), params.evaluate
+    trained, section = load_trained(workspace, device), params.evaluate
+    train, validation, test = (open_split(workspace.prepared, name) for name in SPLITS)
     with reproducible(device):
         evaluation = evaluate(
             trained.vae,
-            load_split(PREPARED, "validation"),
-            load_split(PREPARED, "test"),
+            validation.pixels,
+            test.pixels,
             objective=trained.config.objective,
             importance_samples=section.importance_samples,
             active_units_threshold=section.active_units_threshold,
             seed=section.seed,
         )
-        splits = [open_split(PREPARED, name) for name in SPLITS]
         evaluation.report["latent"] = latent_report(
-            trained.vae, *splits, images=section.latent_images, seed=section.seed
+            trained.vae, train, validation, test, images=section.latent_images, seed=section.seed
         )
+    metrics, kl = workspace.reports / "metrics.json", workspace.reports / "kl_per_dimension.csv"
     text = json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n"
-    write_files({METRICS: text.encode(), KL_PER_DIMENSION: kl_table(evaluation).encode()})
+    write_files({metrics: text.encode(), kl: kl_table(evaluation).encode()})
     for line in summary(evaluation.report):
         log.info("%s", line)
-    with open_model_run(current_workspace(), trained.digest, run_start(current_workspace(), params)) as run:
+    with open_model_run(workspace, trained.digest, run_start(workspace, params)) as run:
         run.metrics(headline_metrics(evaluation.report))
-        run.artifact(METRICS, "reports")
-        run.artifact(KL_PER_DIMENSION, "reports")
+        run.artifact(metrics, "reports")
+        run.artifact(kl, "reports")
 
 
 def kl_table(evaluation: Evaluation) -> str:

@@ -102,6 +102,7 @@ def test_a_posterior_too_narrow_saturates(splits: list[Split]) -> None:
 
 
 def test_probes_read_from_the_latents_what_they_hold(result: dict[str, Any]) -> None:
+    """Mistake 18: probes that learn from the images they are asked about do better than any reader can."""
     probe = result["probes"]
     assert (probe["train_images"], probe["test_images"]) == (1500, 1000)
     best = 1 - math.atan(SIGMA / SCALES[0]) / math.pi  # of any reader: the sign of z from z + sigma / scale * noise

@@ -13,7 +13,10 @@ from pipeline.stages import evaluate, sample
 from uploads import outbox_events
 from vaeline.config import parse_params
 from vaeline.data.prepare import prepare
+from vaeline.data.prepared import SPLITS, open_split
 from vaeline.errors import UserError
+from vaeline.evaluation.latent_space import latent_report
+from vaeline.evaluation.split_metrics import bound
 from vaeline.io.workspace import MODEL, PREPARED, RAW
 from vaeline.serving.model_files import load_model, save_model
 from vaeline.training.build import build_model
@@ -30,6 +33,17 @@ def test_evaluate_writes_metrics_and_the_kl_of_each_dimension(workspace: Path):
         rows = list(csv.DictReader(file))
     assert [row["dimension"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert sum(float(row["kl"]) for row in rows) == pytest.approx(report["test"]["kl"])
+
+
+def test_mistake_18_every_number_is_of_its_own_split(workspace: Path) -> None:
+    evaluate.main()
+    report, section = json.loads(Path("reports/metrics.json").read_text()), parse_params(PARAMS).evaluate
+    vae, splits = load_model(MODEL).vae, [open_split(PREPARED, name) for name in SPLITS]
+    for name, split in zip(SPLITS[1:], splits[1:], strict=True):
+        assert report[name]["elbo"] == pytest.approx(bound(vae, split.pixels, section.seed).elbo.mean(), rel=1e-6)
+    truth = latent_report(vae, *splits, images=section.latent_images, seed=section.seed)
+    assert report["latent"]["rate"] == pytest.approx(truth["rate"], rel=1e-5)
+    assert report["latent"]["images"] == truth["images"]
 
 
 def test_evaluate_reports_to_the_models_run(workspace: Path):

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
+from pipeline.stages import train
 from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, steps, workspace  # noqa: F401
 from uploads import outbox_events, outbox_runs
 from vaeline.io.digests import file_digest
@@ -65,6 +67,22 @@ def test_terminated_or_killed_the_stage_writes_nothing_and_goes_on_to_the_same_b
     assert whole.returncode == 0
     assert "resuming" not in whole.stderr
     assert outputs(workspace) == after
+
+
+def test_mistake_18_checkpoints_stay_until_the_result_is_in_place(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    for name, value in environment(VAELINE_CHECKPOINT_SECONDS="0").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workspace)
+    for writer in ("save_model", "write_file"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(train, writer, full)
+            train.main()
+        assert steps(workspace)
+    train.main()
+    assert not steps(workspace)
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(workspace: Path):

@@ -37,7 +37,7 @@ def test_where_there_is_none_nothing_is_found(tmp_path: Path):
     assert checkpoint.read(tmp_path / "absent") is None
 
 
-def test_the_last_two_are_kept(tmp_path: Path):
+def test_mistake_18_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path):
     for step in (1, 5, 10, 200):
         checkpoint.write(tmp_path, step, numbered(step))
     assert newest(tmp_path) == 200

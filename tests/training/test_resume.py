@@ -93,6 +93,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 
 
 def test_patience_and_best_weights_survive_a_kill(tmp_path: Path):
+    """Mistake 18: a resumed training that takes its last weights for the best."""
     data = Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")  # gets worse after some epochs
     more = {"data": data, "section": options(epochs=30, patience=3)}
     assert run(tmp_path / "whole", every=1e9, **more) == 0

@@ -19,8 +19,9 @@ class Encoder(nn.Module):
 
 
 def test_the_scale_factor_gives_the_latents_variance_one() -> None:
+    """Mistake 18: statistics of another split; the validation split here has none of the white pixels."""
     checkers = np.repeat(np.arange(4000) % 2 * 255, 2).astype(np.uint8).reshape(4000, 1, 1, 2)  # two pixels an image
-    splits, cpu = Splits(checkers, checkers[:2], "none"), torch.device("cpu")
+    splits, cpu = Splits(checkers, np.zeros_like(checkers[:200]), "none"), torch.device("cpu")
     model = VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
     factor = scale_factor(model, splits, 1, cpu)
     variance = 4 + 9 * (255 / 256) ** 2 / 4  # of the samples: that of the means, 9/4, is too small
