@@ -13,6 +13,7 @@ from prefect.exceptions import ParameterTypeError
 from pipeline.flows import sweep as flows
 from pipeline.services.child_processes import spawn, stop
 from pipeline.sweep.study import Request, Result, load_sweep, plan_sweep
+from sweep_repository import repository  # noqa: F401
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, lines_with
 

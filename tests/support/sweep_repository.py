@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.sweep.baseline import Baseline
 from pipeline.sweep.study import Request, Sweep
 from vaeline.io.workspace import Workspace
@@ -73,3 +75,11 @@ def make_scored_sweep(folder: Path, metric: str = "test.elbo", maximise: bool = 
             metrics = {"test.elbo": elbo, "test.kl": kl, "test.reconstruction": elbo + kl, "test.nll": -elbo - 0.1}
             sweep.finish(trial.number, {"metrics": metrics, "seconds": 3})
     return sweep
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository for sweeps, as working folder."""
+    monkeypatch.setenv("REPOSITORY", str(tmp_path))
+    monkeypatch.chdir(make_sweep_repository(tmp_path))
+    return tmp_path

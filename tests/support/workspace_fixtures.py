@@ -23,16 +23,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository for sweeps, as working folder."""
-    from sweep_repository import make_sweep_repository
-
-    monkeypatch.setenv("REPOSITORY", str(tmp_path))
-    monkeypatch.chdir(make_sweep_repository(tmp_path))
-    return tmp_path
-
-
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One Prefect server for all tests that are not about running without one: it saves each its seconds."""

@@ -1,0 +1,3 @@
+"""The repository that sweeps run in."""
+
+from sweep_repository import repository  # noqa: F401
