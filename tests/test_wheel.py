@@ -94,7 +94,7 @@ def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(instal
     assert verified[0] == 0
     assert "loads and is finite" in verified[1]
     assert scored[0] == 1
-    assert "no ELBOs of test images travel with it" in scored[1], "which a model of the registry has"
+    assert "has no ELBOs of test images with it" in scored[1], "which a model of the registry has"
     assert (tmp_path / "scores.csv").read_text().count("\n") == 4
     assert pictures == [1, "error: PIL: is not installed; pip install 'vaeline[pipeline]'\n"]
     assert exported[0] == 1

@@ -3,8 +3,10 @@
 import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from vaeline.errors import UserError
+from vaeline.io.safe_read import parse_json
 
 VARIABLE = "VAELINE_RUN_CONTEXT"
 
@@ -27,10 +29,10 @@ class RunContext:
         """The context of this process. Raises UserError where the variable does not hold one."""
         text = os.environ.get(VARIABLE) or "{}"
         try:
-            content = json.loads(text)
+            content: Any = parse_json(text.encode(), VARIABLE)
             if all(isinstance(value, str) for value in content.values()):
                 return cls(**content)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (UserError, TypeError, AttributeError):
             pass
         keys = ", ".join(field.name for field in fields(cls))
         raise UserError(f"{VARIABLE}: found {text[:200]!r}, allowed: a JSON object of strings, with keys out of {keys}")
