@@ -19,7 +19,7 @@ run: setup
 	@$(BIN)/vaeline run
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
