@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.io.digests import file_digest, model_digest
-from vaeline.io.workspace import MODEL, PREPARED, REPORTS, Workspace
+from vaeline.io.workspace import Workspace
 from vaeline.registry.lineage import Lineage
 from vaeline.tracking.outbox import Outbox
 
-HISTORY = REPORTS / "history.csv"
+HISTORY = "reports/history.csv"
 
 
 def model_differences(lineage: Lineage, stored: Path, history: bytes | None, project: Path) -> list[str]:
@@ -20,33 +20,33 @@ def model_differences(lineage: Lineage, stored: Path, history: bytes | None, pro
 
     `stored` is the folder of the registered model.safetensors and config.json, `history` its run's history.csv.
     """
-    found = [*_data(lineage, project), *_model(stored, project / MODEL)]
+    found = [*_data(lineage, project), *_model(stored, Workspace(project).model)]
     if history is not None:
         found += _history(history, (project / HISTORY).read_bytes())
     return found + (list(_machine(lineage.machine, machine_of(project))) if found else [])
 
 
 def _data(lineage: Lineage, project: Path) -> Iterator[str]:
-    manifest = project / PREPARED / "manifest.json"
+    manifest = Workspace(project).prepared / "manifest.json"
     digest, recorded = file_digest(manifest), lineage.tag("data_digest")
     if digest == recorded:
         return
-    yield f"{PREPARED}: digest {digest}, was {recorded or 'not recorded'}"
+    yield f"data/prepared: digest {digest}, was {recorded or 'not recorded'}"
     splits = json.loads(manifest.read_text(encoding="utf-8"))["splits"]
     for split, count in lineage.dataset.get("images", {}).items():
         if (here := splits.get(split, {}).get("count")) != count:
-            yield f"{PREPARED}: {split} has {here} images, had {count}"
+            yield f"data/prepared: {split} has {here} images, had {count}"
 
 
 def _model(stored: Path, made: Path) -> Iterator[str]:
     digests = model_digest(stored), model_digest(made)
     if digests[0] == digests[1]:
         return
-    yield f"{MODEL}: digest {digests[1]}, was {digests[0]}"
+    yield f"models: digest {digests[1]}, was {digests[0]}"
     old, new = (_flat(json.loads((folder / "config.json").read_text(encoding="utf-8"))) for folder in (stored, made))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            yield f"{MODEL}/config.json: {key}: {new.get(key)!r}, was {old.get(key)!r}"
+            yield f"models/config.json: {key}: {new.get(key)!r}, was {old.get(key)!r}"
     yield from _tensors(stored, made)
 
 
@@ -54,7 +54,7 @@ def _tensors(stored: Path, made: Path) -> Iterator[str]:
     import numpy as np
     from safetensors.numpy import load_file
 
-    path = f"{MODEL}/model.safetensors"
+    path = "models/model.safetensors"
     old, new = (load_file(folder / "model.safetensors") for folder in (stored, made))
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (old, new)]
     if shapes[0] != shapes[1]:

@@ -12,7 +12,7 @@ from vaeline.config import Params, Residual, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import model_digest
-from vaeline.io.workspace import REPORTS, Workspace, current_workspace
+from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.io.yaml_config import read_yaml
 from vaeline.serving.model_files import save_model
 from vaeline.tracking.provenance import run_start
@@ -74,7 +74,7 @@ def is_committed(history: bytes | None, root: Path) -> bool:
         return False
     outputs = (read_yaml(lock) or {}).get("stages", {}).get("train", {}).get("outs", [])
     found = hashlib.md5(history, usedforsecurity=False).hexdigest()
-    return any(out["path"] == (REPORTS / HISTORY).as_posix() and out["md5"] == found for out in outputs)
+    return any(out["path"] == (Workspace().reports / HISTORY).as_posix() and out["md5"] == found for out in outputs)
 
 
 def describe(result: Result, params: Params, splits: Splits, device: torch.device) -> dict[str, Any]:

@@ -270,24 +270,20 @@ class Params(Section):
                 f"model.likelihood.kind is '{kind}' but data.binarise is '{self.data.binarise}': "
                 "binary pixels need the bernoulli likelihood"
             )
-        if self.model.prior.kind != "standard-normal":
-            self._learned_prior_is_used()
+        prior = self.model.prior.kind
+        if prior != "standard-normal" and self.train.objective == "autoencoder":
+            raise ValueError(f"model.prior.kind is '{prior}' but train.objective is 'autoencoder', which has no prior")
+        if prior != "standard-normal" and self.train.free_bits:
+            raise ValueError(
+                f"train.free_bits ({self.train.free_bits}) are nats per latent dimension, but under model.prior.kind "
+                f"'{prior}' the KL has no parts: free_bits must be 0"
+            )
         if self.register_.minimum_active_units > self.model.latent_dim:
             raise ValueError(
                 f"register.minimum_active_units ({self.register_.minimum_active_units}) exceeds "
                 f"model.latent_dim ({self.model.latent_dim}): no model could pass"
             )
         return self
-
-    def _learned_prior_is_used(self) -> None:
-        kind = self.model.prior.kind
-        if self.train.objective == "autoencoder":
-            raise ValueError(f"model.prior.kind is '{kind}' but train.objective is 'autoencoder', which has no prior")
-        if self.train.free_bits:
-            raise ValueError(
-                f"train.free_bits ({self.train.free_bits}) are nats per latent dimension, but under model.prior.kind "
-                f"'{kind}' the KL has no parts: free_bits must be 0"
-            )
 
 
 def read_params(path: Path) -> Params:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluated_workspace import PARAMS, changed, set_up
+from evaluated_workspace import MODEL, PARAMS, PREPARED, RAW, changed, set_up
 from pipeline.stages import evaluate, sample
 from uploads import outbox_events
 from vaeline.config import parse_params
@@ -17,7 +17,6 @@ from vaeline.data.prepared import SPLITS, open_split
 from vaeline.errors import UserError
 from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import bound
-from vaeline.io.workspace import MODEL, PREPARED, RAW
 from vaeline.serving.model_files import load_model, save_model
 from vaeline.training.build import build_model
 from workspaces import ROOT, execute

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluated_workspace import changed, set_up
+from evaluated_workspace import MODEL, PREPARED, changed, set_up
 from pipeline.stages import evaluate, sample
 from uploads import outbox_events
 from vaeline.config import parse_params
 from vaeline.data.prepared import load_split
-from vaeline.io.workspace import MODEL, PREPARED
 from vaeline.plotting.sheets import Sheet, render
 from vaeline.serving.model_files import load_model
 

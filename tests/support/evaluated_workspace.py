@@ -9,10 +9,11 @@ from vaeline.config import parse_params
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_split, manifest_digest
-from vaeline.io.workspace import MODEL, PREPARED, RAW, Workspace
+from vaeline.io.workspace import Workspace
 from vaeline.serving.model_files import save_model
 from vaeline.training.build import build_model
 
+RAW, PREPARED, MODEL = Workspace().raw, Workspace().prepared, Workspace().model
 PARAMS: dict[str, Any] = {
     "data": {
         "source": {"kind": "shapes", "count": 150, "size": 12},

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from vaeline.errors import UserError
-from vaeline.io.workspace import current_workspace
+from vaeline.io.workspace import Workspace, current_workspace
 
 DRIFT = 3  # exit code of `score`
 
@@ -93,9 +93,8 @@ def score(
 def _champion() -> str:
     """The champion of the repository around the current folder."""
     from vaeline.config import read_params
-    from vaeline.io.workspace import PARAMS
 
-    params = current_workspace().repository / PARAMS
+    params = Workspace(current_workspace().repository).params
     if not params.is_file():
         raise UserError("--model: is needed outside a repository with params.yaml, e.g. --model models:/NAME@champion")
     return f"models:/{read_params(params).register_.name}@champion"

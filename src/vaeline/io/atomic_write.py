@@ -30,7 +30,9 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for path, content in files.items():
             with _naming(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _remove_abandoned_parts(path.parent)
+                for part in path.parent.glob(".*.part"):
+                    if (match := PART.fullmatch(part.name)) and not Path("/proc", match[1]).exists():
+                        part.unlink(missing_ok=True)  # its writer was killed
                 with new_file(parts[path]) as file:
                     file.write(content)
         _rename(parts)
@@ -87,13 +89,6 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def write_all(descriptor: int, content: bytes) -> None:
-    """All of the content: the kernel may take less at a time."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def _rename(parts: Mapping[Path, Path]) -> None:
     """Rename each part to its file; an exception by Ctrl-C or SIGTERM is raised after the last of them."""
     try:
@@ -105,13 +100,6 @@ def _rename(parts: Mapping[Path, Path]) -> None:
             with suppress(FileNotFoundError):
                 part.replace(path)
         raise
-
-
-def _remove_abandoned_parts(folder: Path) -> None:
-    """Remove the parts whose writers were killed."""
-    for part in folder.glob(".*.part"):
-        if (match := PART.fullmatch(part.name)) and not Path("/proc", match[1]).exists():
-            part.unlink(missing_ok=True)
 
 
 def _restore(old: Path, folder: Path) -> None:

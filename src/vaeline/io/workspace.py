@@ -7,12 +7,6 @@ from pathlib import Path
 from vaeline.errors import UserError
 from vaeline.io.run_context import RunContext
 
-RAW = Path("data/raw")
-PREPARED = Path("data/prepared")
-MODEL = Path("models")
-REPORTS = Path("reports")
-PARAMS = Path("params.yaml")
-
 
 @dataclass(frozen=True)
 class Workspace:
@@ -28,27 +22,27 @@ class Workspace:
     @property
     def params(self) -> Path:
         """params.yaml."""
-        return self.root / PARAMS
+        return self.root / "params.yaml"
 
     @property
     def raw(self) -> Path:
         """Output of stage fetch."""
-        return self.root / RAW
+        return self.root / "data/raw"
 
     @property
     def prepared(self) -> Path:
         """Output of stage prepare."""
-        return self.root / PREPARED
+        return self.root / "data/prepared"
 
     @property
     def model(self) -> Path:
         """Output of stage train: weights and config.json."""
-        return self.root / MODEL
+        return self.root / "models"
 
     @property
     def reports(self) -> Path:
         """Outputs of the stages that measure and draw."""
-        return self.root / REPORTS
+        return self.root / "reports"
 
     @property
     def state(self) -> Path:
@@ -65,31 +59,16 @@ class Workspace:
 
 
 def current_workspace() -> Workspace:
-    """The workspace that this process was started in; for entry points only, everything else is passed one."""
-    return Workspace(Path(), repository_root())
-
-
-def repository_root() -> Path:
-    """The repository that owns the local state.
+    """The workspace that this process was started in; for entry points only, everything else is passed one.
 
     DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
     tracking store. RunContext.root names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
     it is the nearest folder upwards with a `.dvc`, else the current one. Raises UserError where that was deleted.
     """
     if root := RunContext.read().root or os.environ.get("DVC_ROOT"):
-        return Path(root)
+        return Workspace(Path(), Path(root))
     try:
         here = Path.cwd()
     except FileNotFoundError:
         raise UserError("the current folder was deleted: cd to one that is there") from None
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-
-
-def state_folder() -> Path:
-    """`.vaeline/` at the repository's root: tracking store, checkpoints, outbox. Never versioned."""
-    return repository_root() / ".vaeline"
-
-
-def make_state_folder() -> Path:
-    """`.vaeline/`, made where it is missing. Raises UserError where something else has its name."""
-    return current_workspace().make_state()
+    return Workspace(Path(), next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here))

@@ -75,19 +75,16 @@ def _labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 def _check_values(path: Path, name: str, array: NDArray[Any], largest: int) -> None:
     """Refuse what is not whole numbers from 0 to `largest`, naming the first that is not."""
+    allowed = IMAGES if name == "images" else "labels of an integer type from 0 on, N"
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise UserError(f"{path}: {name}{_first(np.isnan(array))} is NaN; allowed: {_allowed(name)}")
+        raise UserError(f"{path}: {name}{_first(np.isnan(array))} is NaN; allowed: {allowed}")
     if array.dtype.kind not in "iu":
-        raise UserError(f"{path}: {name} is of type {array.dtype}; allowed: {_allowed(name)}")
+        raise UserError(f"{path}: {name} is of type {array.dtype}; allowed: {allowed}")
     wrong = (array < 0) | (array > largest) if array.dtype != np.uint8 else np.zeros((), bool)
     if wrong.any():
         where = _first(wrong)
-        raise UserError(f"{path}: {name}{where} is {array[tuple(where)]}; allowed: {_allowed(name)}")
+        raise UserError(f"{path}: {name}{where} is {array[tuple(where)]}; allowed: {allowed}")
 
 
 def _first(mask: NDArray[np.bool_]) -> list[int]:
     return [int(index) for index in np.unravel_index(int(np.argmax(mask)), mask.shape)]
-
-
-def _allowed(name: str) -> str:
-    return IMAGES if name == "images" else "labels of an integer type from 0 on, N"

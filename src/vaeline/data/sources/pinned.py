@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import zlib
-from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +18,14 @@ class UnavailableError(Exception):
     """A source that cannot be reached here, or that gave wrong bytes; the next one is tried."""
 
 
-def store(source: IO[bytes], item: Item, folder: Path) -> None:
+def store(source: Any, item: Item, folder: Path) -> None:
     """Write `source` as `folder/item.name`, without the gzip around it where the item is unpacked.
 
     Raises UnavailableError where the source breaks off or its bytes are not the pinned ones, OSError where they
     cannot be written.
     """
-    stream: Any = gzip.GzipFile(fileobj=source) if item.unpacked and _starts_with_gzip(source) else source
+    unpack = item.unpacked and source.peek(2)[:2] == b"\x1f\x8b"
+    stream: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=source) if unpack else source
     digest, size = hashlib.sha256(), 0
     with new_file(folder / item.name) as target:
         while block := _read(stream, item):
@@ -50,11 +50,7 @@ def check_digest(folder: Path, item: Item) -> None:
         raise UserError(f"{path}: SHA-256 is {found}; allowed: {item.sha256}; run the stage fetch again")
 
 
-def _starts_with_gzip(source: Any) -> bool:
-    return bool(source.peek(2)[:2] == b"\x1f\x8b")
-
-
-def _read(stream: BufferedIOBase, item: Item) -> bytes:
+def _read(stream: IO[bytes] | gzip.GzipFile, item: Item) -> bytes:
     try:
         return stream.read(BLOCK)
     except (OSError, EOFError, zlib.error) as error:
