@@ -24,7 +24,7 @@ def _changed(**changes: Any) -> dict[str, Any]:
     return content
 
 
-def _complaint(**changes: Any) -> str:
+def _error(**changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         parse_params(_changed(**changes))
     return str(caught.value)
@@ -110,18 +110,18 @@ def test_a_whole_number_is_a_fine_float() -> None:
     ],
 )
 def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, Any], line: str) -> None:
-    complaint = _complaint(**changes)
-    assert complaint.startswith("params.yaml: ")
-    assert line in complaint
-    assert "\n" not in complaint
+    error = _error(**changes)
+    assert error.startswith("params.yaml: ")
+    assert line in error
+    assert "\n" not in error
 
 
 def test_the_prior_may_be_left_out() -> None:
     assert parse_params(_changed(model__prior=...)).model.prior.kind == "standard-normal"
 
 
-def test_every_mistake_is_told_at_once() -> None:
-    assert len(_complaint(train__beta=-1, model__latent_dim=0).splitlines()) == 2
+def test_every_mistake_is_reported_at_once() -> None:
+    assert len(_error(train__beta=-1, model__latent_dim=0).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ Activation = Literal["relu", "tanh", "silu"]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=65536)]
-Components = Annotated[int, Field(ge=1, le=65536)]
 Estimator = Literal[
     "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
 ]
@@ -147,14 +146,14 @@ class Vamp(Section):
     """The mean of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)."""
 
     kind: Literal["vamp"]
-    components: Components = 500
+    components: Width = 500
 
 
 class Mixture(Section):
     """A mixture of Gaussians with learned means, variances and weights."""
 
     kind: Literal["mixture"]
-    components: Components = 10
+    components: Width = 10
 
 
 Network = Annotated[Mlp | Conv | Gated | Residual, Field(discriminator="kind")]
@@ -165,7 +164,7 @@ Prior = Annotated[StandardNormal | Vamp | Mixture, Field(discriminator="kind")]
 class Model(Section):
     """Section `model`."""
 
-    latent_dim: Annotated[int, Field(ge=1, le=65536)]
+    latent_dim: Width
     network: Network
     likelihood: Likelihood
     prior: Prior = StandardNormal(kind="standard-normal")

@@ -118,7 +118,6 @@ def test_binarisation_leaves_grey_only_what_it_should(tmp_path: Path, section: S
 
 
 def test_mistake_15_each_split_draws_its_own_noise(tmp_path: Path, section: Section) -> None:
-    """Images alike in all splits are binarised differently in each, and in each block of one."""
     images = np.full((60, 5, 4), 128, np.uint8)
     images[:, 0, :3] = distinct_images(60)[:, 0, :3]
     data = npz_section(section, tmp_path, images, binarise="static", validation=20)
@@ -165,11 +164,8 @@ def test_the_manifest_says_what_lies_beside_it(tmp_path: Path, section: Section)
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert list(content) == sorted(content)
     assert set(content) == {"format", "source", "shape", "binarise", "splits", "duplicates_dropped", "classes"}
-    assert (content["format"], content["shape"], content["classes"]) == (
-        1,
-        [3, 16, 16],
-        ["square", "ellipse", "triangle"],
-    )
+    assert (content["format"], content["shape"]) == (1, [3, 16, 16])
+    assert content["classes"] == ["square", "ellipse", "triangle"]
     assert set(content["splits"]["train"]) >= {"count", "sha256", "mean", "std", "labels", "factors"}
     factors, labels = load_factors(tmp_path / "out", "train"), load_labels(tmp_path / "out", "train")
     assert factors is not None and labels is not None and factors.shape == (34, 6)

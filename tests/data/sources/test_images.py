@@ -67,22 +67,19 @@ def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:
     assert (images.pixels.shape, images.labels, classes) == ((1, 3, 8, 8), None, None)
 
 
-def test_mixed_sizes_are_refused_by_name_unless_a_size_is_asked_for(tmp_path: Path) -> None:
-    first, second = saved(tmp_path / "a.png", grey(8)), saved(tmp_path / "b.png", grey(9))
+@pytest.mark.parametrize(
+    ("other", "found", "key", "arguments", "shape"),
+    [(grey(9), "9 x 9 pixels in L", "size", (6, None), (2, 1, 6, 6)),
+     (colour(), "8 x 8 pixels in RGB", "mode", (None, "RGB"), (2, 3, 8, 8))],
+)  # fmt: skip
+def test_mixed_sizes_and_modes_are_refused_by_name_unless_asked_to_be_changed(
+    *, tmp_path: Path, other: Image.Image, found: str, key: str, arguments: tuple, shape: tuple[int, ...]
+) -> None:
+    first, second = saved(tmp_path / "a.png", grey()), saved(tmp_path / "b.png", other)
     message = refusal(read_folder, tmp_path, None, None)
-    assert message.startswith(f"{second}: is 9 x 9 pixels in L, but {first} is 8 x 8 pixels in L; allowed:")
-    assert "data.source.size" in message
-    images, _ = read_folder(tmp_path, 6, None)
-    assert images.pixels.shape == (2, 1, 6, 6)
-
-
-def test_mixed_modes_are_refused_by_name_unless_a_mode_is_asked_for(tmp_path: Path) -> None:
-    saved(tmp_path / "a.png", grey())
-    second = saved(tmp_path / "b.png", colour())
-    message = refusal(read_folder, tmp_path, None, None)
-    assert message.startswith(f"{second}: is 8 x 8 pixels in RGB") and "data.source.mode" in message
-    images, _ = read_folder(tmp_path, None, "RGB")
-    assert images.pixels.shape == (2, 3, 8, 8)
+    assert message.startswith(f"{second}: is {found}, but {first} is 8 x 8 pixels in L; allowed:")
+    assert f"data.source.{key}" in message
+    assert read_folder(tmp_path, *arguments)[0].pixels.shape == shape
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "1", "LA"])
@@ -98,19 +95,13 @@ def test_sixteen_bits_are_refused_even_where_a_mode_is_asked_for(tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_truncated_image_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100)])
+def test_a_truncated_or_foreign_image_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes | None) -> None:
     path = saved(tmp_path / f"a.{suffix}", grey(64))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
     message = refusal(read_image, path)
-    assert message.startswith(f"{path}: is damaged: ") and message.endswith("allowed: a complete PNG or JPEG image")
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_what_is_no_png_or_jpeg_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
-    message = refusal(read_image, path)
-    assert message.startswith(f"{path}: is ") and message.endswith("allowed: a complete PNG or JPEG image")
+    assert message.startswith(f"{path}: is {'damaged: ' if content is None else ''}")
+    assert message.endswith("allowed: a complete PNG or JPEG image")
 
 
 @pytest.mark.parametrize(("width", "height"), [(4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000)])
@@ -129,30 +120,19 @@ def test_the_camera_s_note_of_the_way_up_is_followed(tmp_path: Path) -> None:
     assert read_image(path).shape == (1, 16, 8)
 
 
-def test_an_empty_folder_is_refused_by_name(tmp_path: Path) -> None:
+def test_empty_and_missing_folders_other_files_deep_folders_and_strays_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / ".hidden.png").write_bytes(b"")
     assert refusal(scan, tmp_path) == f"{tmp_path}: holds no images; allowed: at least one .png, .jpg, .jpeg"
-
-
-def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
-    saved(tmp_path / "cats" / "a.png", grey())
+    assert refusal(scan, tmp_path / "no").startswith(f"data.source.path: {tmp_path / 'no'}: is not a folder; allowed:")
+    cats, stray = saved(tmp_path / "cats" / "a.png", grey()).parent, saved(tmp_path / "b.png", grey())
+    assert refusal(scan, tmp_path).startswith(f"{stray}: lies beside class folders; allowed:")
+    stray.rename(cats / "notes.txt")
+    assert refusal(scan, tmp_path).startswith(f"{cats / 'notes.txt'}: is not an image file; allowed: .png")
+    (cats / "notes.txt").unlink()
     (tmp_path / "dogs").mkdir()
     assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'dogs'}: holds no images; allowed: at least one")
-
-
-def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
-    assert refusal(scan, tmp_path / "no").startswith(f"data.source.path: {tmp_path / 'no'}: is not a folder; allowed:")
-
-
-def test_other_files_folders_within_classes_and_strays_are_refused_by_name(tmp_path: Path) -> None:
-    saved(tmp_path / "cats" / "a.png", grey())
-    stray = saved(tmp_path / "b.png", grey())
-    assert refusal(scan, tmp_path).startswith(f"{stray}: lies beside class folders; allowed:")
-    stray.rename(tmp_path / "cats" / "notes.txt")
-    assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'cats' / 'notes.txt'}: is not an image file; allowed: .png")
-    (tmp_path / "cats" / "notes.txt").unlink()
-    (tmp_path / "cats" / "more").mkdir()
-    assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'cats' / 'more'}: is a folder within a class folder")
+    (tmp_path / "dogs").rename(cats / "more")
+    assert refusal(scan, tmp_path).startswith(f"{cats / 'more'}: is a folder within a class folder")
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])

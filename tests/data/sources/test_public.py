@@ -62,8 +62,8 @@ def serving(files: dict[str, bytes], requests: list[str] | None = None) -> Itera
 
 
 @pytest.fixture
-def closed_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Close every way, then open the mirrors that a test names, each an address of a folder."""
+def closed_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Close every source, then open the mirrors that a test names, each an address of a folder."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("VAELINE_DATA_DIR", raising=False)
@@ -106,7 +106,7 @@ def mirrored(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("layout", ["plain", "packed", "in a folder named by the set"])
 def test_the_folder_the_user_names_comes_first(
-    *, tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch, caplog, layout: str
+    *, tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, monkeypatch, caplog, layout: str
 ) -> None:
     place = tmp_path / "mine"
     write_packed(place / "fashion-mnist" if layout.startswith("in") else place, tiny_set)
@@ -122,25 +122,19 @@ def test_the_folder_the_user_names_comes_first(
     assert f"taken from {place}" in caplog.text and "(VAELINE_DATA_DIR)" in caplog.text
 
 
+@pytest.mark.parametrize("installed", [True, False])
 def test_the_debian_package_s_folder_comes_before_the_mirrors(
-    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, caplog
+    *, tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, caplog, installed: bool
 ) -> None:
-    fake_dpkg(tmp_path / "bin", write_packed(tmp_path / "debian", tiny_set))
+    if installed:
+        fake_dpkg(tmp_path / "bin", write_packed(tmp_path / "debian", tiny_set))
     requests: list[str] = []
     with serving(mirrored(tiny_set), requests) as address, caplog.at_level(logging.INFO):
-        closed_ways(address)
+        closed_sources(address)
         assert fetched(tmp_path) == tiny_set
-    assert not requests
-    assert f"taken from {tmp_path / 'debian'} (the Debian package {PACKAGE})" in caplog.text
-
-
-def test_a_mirror_serves_where_nothing_is_local(
-    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, caplog
-) -> None:
-    with serving(mirrored(tiny_set)) as address, caplog.at_level(logging.INFO):
-        closed_ways(address)
-        assert fetched(tmp_path) == tiny_set
-    assert f"taken from torchvision's mirror {address.rstrip('/')}" in caplog.text
+    assert bool(requests) is not installed
+    debian, mirror = f"{tmp_path / 'debian'} (the Debian package {PACKAGE})", f"torchvision's mirror {address[:-1]}"
+    assert f"taken from {debian if installed else mirror}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,21 +152,21 @@ def test_a_mirror_serves_where_nothing_is_local(
     ],
 )
 def test_a_mirror_that_fails_is_left_for_the_next(
-    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, content: bytes | None, says: str
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, content: bytes | None, says: str
 ) -> None:
     bad = {name: body for name, body in mirrored(tiny_set).items() if name != f"{IMAGES}.gz"}
     bad |= {} if content is None else {f"{IMAGES}.gz": content}
     with serving(bad) as broken, serving(mirrored(tiny_set)) as good:
-        closed_ways(broken, good)
+        closed_sources(broken, good)
         assert fetched(tmp_path) == tiny_set
-        closed_ways(broken)
+        closed_sources(broken)
         with pytest.raises(UserError) as caught:
             fetched(tmp_path)
         assert says in str(caught.value)
 
 
-def test_where_no_source_is_open_all_that_was_tried_and_the_way_out_are_told(
-    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch
+def test_where_no_source_is_open_all_that_was_tried_and_the_way_out_are_reported(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, monkeypatch
 ) -> None:
     write_packed(tmp_path / "mine", {name: body for name, body in tiny_set.items() if name != IMAGES})
     monkeypatch.setenv("VAELINE_DATA_DIR", str(tmp_path / "mine"))
@@ -189,7 +183,7 @@ def test_where_no_source_is_open_all_that_was_tried_and_the_way_out_are_told(
 
 
 def test_mistake_15_a_file_with_the_wrong_digest_names_itself_and_both_digests(
-    tmp_path: Path, tiny_set: dict[str, bytes], closed_ways, monkeypatch
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, monkeypatch
 ) -> None:
     flipped = bytearray(tiny_set[IMAGES])
     flipped[100] ^= 1
@@ -201,7 +195,7 @@ def test_mistake_15_a_file_with_the_wrong_digest_names_itself_and_both_digests(
         fetched(tmp_path)
 
 
-def test_a_full_disk_is_not_taken_for_a_closed_way(tiny_set: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_full_disk_is_not_taken_for_an_unavailable_source(tiny_set: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / IMAGES).symlink_to("/dev/full")
     with (tmp_path / "in").open("wb+") as source, pytest.raises(OSError, match="No space left"):
         source.write(tiny_set[IMAGES])
@@ -209,11 +203,11 @@ def test_a_full_disk_is_not_taken_for_a_closed_way(tiny_set: dict[str, bytes], t
         store(source, PUBLIC_SETS["fashion-mnist"].items[0], tmp_path)
 
 
-def test_a_mirror_is_asked_without_downloading_from_it(tiny_set: dict[str, bytes], closed_ways) -> None:
+def test_a_mirror_is_asked_without_downloading_from_it(tiny_set: dict[str, bytes], closed_sources) -> None:
     requests: list[str] = []
     assert public.open_mirror("fashion-mnist") is None
     with serving(mirrored(tiny_set), requests) as address, serving({}) as empty:
-        closed_ways(empty, address)
+        closed_sources(empty, address)
         assert public.open_mirror("fashion-mnist") == address.rstrip("/")
     assert not requests
 

@@ -17,14 +17,10 @@ ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 
 def installed_folder() -> Path:
     """The folder of the installed package; raises UnavailableError where it is not installed."""
+    environment = os.environ | ENVIRONMENT
     try:
         listing = subprocess.run(
-            ["dpkg", "-L", PACKAGE],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-            env=os.environ | ENVIRONMENT,
+            ["dpkg", "-L", PACKAGE], capture_output=True, text=True, timeout=20, check=True, env=environment
         ).stdout
     except (OSError, subprocess.SubprocessError):
         raise UnavailableError(f"package {PACKAGE} is not installed") from None
