@@ -38,10 +38,10 @@ def test_params_are_told_by_key_path():
 
 def test_metrics_are_told_by_path_and_what_is_no_number_is_left_out():
     report = {"test": {"elbo": -1, "units": {"active": 2}, "note": "x", "nll": None, "ok": True}, "k": 100}
-    assert flatten_metrics(report, "evaluate/") == {
-        "evaluate/test/elbo": -1.0,
-        "evaluate/test/units/active": 2.0,
-        "evaluate/k": 100.0,
+    assert flatten_metrics(report) == {
+        "test/elbo": -1.0,
+        "test/units/active": 2.0,
+        "k": 100.0,
     }
 
 

@@ -65,6 +65,7 @@ def test_a_training_reports_metrics_pictures_files_and_its_end(run: RunTracker, 
 
 
 def test_a_resumed_training_goes_on_without_repeating_a_point(run: RunTracker, start: RunStart):
+    """Mistake 16: the first value of a step stays."""
     for step in (1, 2, 3):
         run.metrics({"train/elbo": float(step), "train/images_per_second": 100.0 + step}, step)
         run.image("samples", grey(step), step)

@@ -107,6 +107,7 @@ class FailingClient:
 
 
 def test_everything_arrives_once_with_its_own_time(run: RunTracker, client: "MlflowClient"):
+    """Mistake 16: events keep the time at which they were reported."""
     assert sync() == "7 events of 1 runs sent"
     assert_arrived_once(client, run)
     assert sync() == "0 events of 0 runs sent"
@@ -114,6 +115,7 @@ def test_everything_arrives_once_with_its_own_time(run: RunTracker, client: "Mlf
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_whichever_call_fails_everything_arrives_once(run: RunTracker, client: "MlflowClient", lost: bool):
+    """Mistake 16: progress is recorded after what it marks was sent, so nothing is lost, and nothing is sent twice."""
     run.outbox.append("metrics", step=4, values={"train/elbo": -4.0})
     for at in itertools.count(1):
         try:

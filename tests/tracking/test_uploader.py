@@ -125,6 +125,7 @@ def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
 def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_once_more_at_the_end(
     repository: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch
 ):
+    """Mistake 16: a server that is away is not asked every two seconds."""
     run, clock, tries = train(start), [0.0], []
 
     def sleep(seconds: float) -> None:

@@ -1,10 +1,10 @@
-"""Where MLflow keeps what it is told, and how to reach it."""
+"""MLflow connection: tracking URI, client, environment of MLflow, experiment."""
 
 import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-OURS = "VAELINE_MLFLOW_LIMITS"  # which of MLflow's settings are not the user's
+OURS = "VAELINE_MLFLOW_LIMITS"  # names of the limits that a parent process set, not the user
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
+DEFAULTS = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 def tracking_uri(workspace: Workspace) -> str:
-    """MLFLOW_TRACKING_URI, else sqlite in `.vaeline/` at the repository's root.
+    """MLFLOW_TRACKING_URI, else sqlite in `.vaeline/`; relative sqlite paths count from the repository's root.
 
-    A relative sqlite path counts from that root too, for DVC runs experiments in temporary copies.
+    DVC runs experiments in temporary copies, which share the repository's store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace.state / 'mlflow.db'}"
     if not uri.startswith(SQLITE):
@@ -32,7 +39,7 @@ def tracking_uri(workspace: Workspace) -> str:
 
 
 def artifact_location(uri: str, workspace: Workspace) -> str | None:
-    """The folder for artifacts of new experiments: beside the database; None where a server decides."""
+    """The folder for artifacts of new experiments, beside the database; None where a server decides."""
     if uri.startswith(("http://", "https://")):
         return None
     folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state.absolute()
@@ -40,29 +47,19 @@ def artifact_location(uri: str, workspace: Workspace) -> str | None:
 
 
 def redact(text: str) -> str:
-    """Take user names and passwords out of addresses."""
+    """The text without user names and passwords in addresses."""
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def set_environment(timeout_s: int, retries: int) -> None:
-    """Set what MLflow reads from its environment: no telemetry, little talk, and servers that are away fail fast.
+    """Set MLflow's environment variables: no telemetry, warnings only, limits of one request to a server.
 
-    The timeouts hold for one request; a user's own settings win, those of a parent process do not. Call before
-    importing mlflow.
+    A user's own settings win, those of a parent process do not. Call before importing mlflow.
     """
     limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
     ours = {*os.environ.get(OURS, "").split()} | {name for name in limits if name not in os.environ}
     os.environ |= {name: value for name, value in limits.items() if name in ours} | {OURS: " ".join(sorted(ours))}
-    defaults = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os.environ}
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
@@ -73,16 +70,22 @@ def connect(workspace: Workspace, timeout_s: int = 20, retries: int = 1) -> "Mlf
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; it is told in one line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised below
     mlflow.set_tracking_uri(uri)
-    with one_line_errors():
-        ensure_store(uri)
-        return mlflow.MlflowClient(uri)
+    lock: AbstractContextManager[None] = nullcontext()
+    if uri.startswith(SQLITE):  # the first request creates the schema, and many processes may start at once
+        database = Path(uri.removeprefix(SQLITE))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = locked(database.with_name(f"{database.name}.lock"))
+    with one_line_errors(), lock:
+        client = mlflow.MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        return client
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what MLflow and the layers below it raise into a UserError; TransientError where the store is away."""
+    """Turn errors of MLflow and the layers below it into a UserError; TransientError where the store is away."""
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -98,21 +101,8 @@ def one_line_errors() -> Iterator[None]:
         raise kind(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
 
 
-def ensure_store(uri: str) -> None:
-    """Reach the store; a new sqlite file gets its schema, under a lock: many processes may start at once."""
-    import mlflow
-
-    if not uri.startswith(SQLITE):
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
-        return
-    database = Path(uri.removeprefix(SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database.with_name(f"{database.name}.lock")):
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
-
-
 def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:
-    """The experiment of that name: found, brought back from the bin, or made."""
+    """The experiment of that name: found, restored where it was deleted, or created."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)

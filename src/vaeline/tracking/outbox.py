@@ -1,4 +1,4 @@
-"""Outbox: a sqlite database on the local disk of everything that runs report, until the uploader has sent it.
+"""Outbox: a sqlite database on the local disk that holds what runs report until the uploader has sent it.
 
 `.vaeline/outbox/outbox.db`, in WAL mode, holds runs, their events, their files (pictures, artifacts) and how far each
 tracking store has them. A commit outlives the process that made it; `flush` makes it outlive a power failure. Beside
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire, locked
@@ -96,18 +96,15 @@ class Outbox:
         rows = self.execute(f"SELECT id, key, number FROM runs WHERE {where} ORDER BY id", *values)
         return [RunOutbox(self, run, f"{key}-{number}") for run, key, number in rows]
 
-    def latest(self, key: str) -> "RunOutbox | None":
-        """The newest run of a key."""
-        return next(reversed(self.runs("key = ?", key)), None)
+    def latest(self, column: Literal["key", "model"], value: str) -> "RunOutbox | None":
+        """The newest run of a key, or that trained the model of this digest."""
+        return next(reversed(self.runs(f"{column} = ?", value)), None)
 
-    def of_model(self, digest: str) -> "RunOutbox | None":
-        """The newest run that trained this model."""
-        return next(reversed(self.runs("model = ?", digest)), None)
-
-    def create(self, key: str) -> "RunOutbox":
-        """A new run of a key, for a transaction that adds its start too."""
+    def create(self, key: str, model: str | None = None) -> "RunOutbox":
+        """A new run of a key, for a transaction that adds its start too; `model`: digest where it is known."""
         ((number,),) = self.execute("SELECT coalesce(max(number), 0) + 1 FROM runs WHERE key = ?", key)
-        ((run,),) = self.execute("INSERT INTO runs (key, number) VALUES (?, ?) RETURNING id", key, number)
+        values = (key, number, model)
+        ((run,),) = self.execute("INSERT INTO runs (key, number, model) VALUES (?, ?, ?) RETURNING id", *values)
         return RunOutbox(self, run, f"{key}-{number}")
 
     def _open(self) -> sqlite3.Connection:
@@ -149,8 +146,10 @@ class RunOutbox:
         return next((digest for (digest,) in self._select("model FROM runs WHERE id = ?")), None)
 
     def set_model(self, digest: str) -> None:
-        """Join the run to the model that it trained."""
-        self.outbox.execute("UPDATE runs SET model = ? WHERE id = ?", digest, self.id)
+        """Join the run to the model that it trained, here and in the tracking store."""
+        with self.outbox.transaction():
+            self.append("tags", values={"vaeline.model_digest": digest})
+            self.outbox.execute("UPDATE runs SET model = ? WHERE id = ?", digest, self.id)
 
     def append(self, kind: str, content: bytes | None = None, **fields: Any) -> None:
         """Add one event, stamped with the time, together with its file if it has one (field `digest`)."""
@@ -164,9 +163,8 @@ class RunOutbox:
 
     def read(self, after: int = 0, limit: int = -1) -> list[tuple[int, Event]]:
         """Events after a number, with their own numbers; at most `limit` of them."""
-        rows = self._select(
-            "id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?", after, limit
-        )
+        wanted = "id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?"
+        rows = self._select(wanted, after, limit)
         return [(number, {"kind": kind, "time": at, **json.loads(fields)}) for number, kind, at, fields in rows]
 
     def file(self, digest: str) -> bytes:
@@ -176,24 +174,19 @@ class RunOutbox:
         raise ValueError(f"{self.name}: no file {digest}")
 
     def status(self) -> str:
-        """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED if it was never here."""
-        wanted = (
-            "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end') ORDER BY id DESC LIMIT 1"
-        )
-        for kind, fields in self._select(wanted):
+        """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED where it ran elsewhere."""
+        changes = "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end')"
+        for kind, fields in self._select(f"{changes} ORDER BY id DESC LIMIT 1"):
             event = json.loads(fields)
             return str(event["status"]) if kind == "end" else "RUNNING" if event.get("training", True) else "FINISHED"
         return "FINISHED"
 
     def hold(self, role: str, *, shared: bool = False, wait: bool = False) -> int | None:
-        """Lock that says that a `writer` or an `uploader` is at work, held until the descriptor is closed."""
+        """Lock of a `writer` or an `uploader`, held until the descriptor is closed; None where it is taken."""
         return acquire(self.outbox.folder / f"{self.name}.{role}.lock", shared=shared, wait=wait)
 
     def has_writer(self) -> bool:
-        """Whether a living process has the run open for writing.
-
-        Where none has and the training never reported its end, it was killed, and that is added.
-        """
+        """Whether a living process writes the run; where none does and its end is missing, adds that it was killed."""
         if (probe := self.hold("writer")) is None:
             return True
         os.close(probe)
@@ -207,10 +200,10 @@ class RunOutbox:
 
     def progress(self, store: str) -> tuple[int, str | None, bool]:
         """Of a tracking store: number of the last event it has, its run's id, whether that was created for this run."""
-        rows = self._select(
-            "event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?", digest_of(store.encode())
-        )
-        return next(((event, run_id, bool(created)) for event, run_id, created in rows), (0, None, False))
+        wanted = "event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?"
+        for event, run_id, created in self._select(wanted, digest_of(store.encode())):
+            return event, run_id, bool(created)
+        return 0, None, False
 
     def set_progress(self, store: str, event: int, mlflow_run: str | None, created: bool) -> None:
         """Record how far a tracking store has the run: after it was sent, never before."""

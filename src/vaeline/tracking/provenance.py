@@ -1,4 +1,4 @@
-"""What a run says about where it comes from: params, tags, git state, data set. No mlflow import."""
+"""Provenance of a run: params, tags, git state, data set. No mlflow import."""
 
 import getpass
 import importlib.metadata
@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vaeline.io.workspace import Workspace
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends
-UNTRACKED_TOLD = 4000  # characters of names; a tag of MLflow's holds no more than 8000
+UNTRACKED_CHARACTERS = 4000  # of names; a tag of MLflow's holds no more than 8000
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
 LATENT_METRICS = {
@@ -46,74 +46,50 @@ class RunStart:
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    dataset: Mapping[str, Any] | None = None  # name, digest, source, manifest
+    dataset: Mapping[str, Any] | None = None  # name, digest, manifest
     diff: bytes = b""  # uncommitted changes of tracked files, as `git apply` takes them
 
 
 def run_start(workspace: Workspace, params: Params) -> RunStart:
     """Describe a run of these params on this working tree and this prepared data (if it is there)."""
-    commit = _git("rev-parse", "HEAD").decode().strip()
-    diff = _uncommitted() if commit else b""
-    tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    tags["vaeline.versions"] = json.dumps(versions())
-    if commit:
-        tags |= {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
-        tags["vaeline.git_dirty"] = str(bool(diff)).lower()
-        if untracked := _untracked():
-            tags["vaeline.git_untracked"] = json.dumps(untracked, ensure_ascii=False)
-    if experiment := os.environ.get("DVC_EXP_NAME"):
-        tags["vaeline.dvc_experiment"] = experiment
-    context = RunContext.read()
-    inherited = {
+    context, experiment = RunContext.read(), os.environ.get("DVC_EXP_NAME")
+    git_tags, diff = _git_state(workspace.root)
+    tags = {
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+        "vaeline.versions": json.dumps(versions()),
+        "vaeline.dvc_experiment": experiment,
         "vaeline.flow_run_id": context.flow_run,
         "vaeline.sweep": context.sweep,
         "mlflow.parentRunId": context.parent_run,
     }
-    tags |= {name: value for name, value in inherited.items() if value}
-    dataset = describe_data(workspace.prepared, params.data.source.kind)
-    if dataset is not None:
-        tags["vaeline.data_digest"] = str(dataset["digest"])
+    dataset = None
+    try:
+        path = workspace.prepared / "manifest.json"
+        digest = tags["vaeline.data_digest"] = file_digest(path)
+        dataset = {"name": params.data.source.kind, "digest": digest, "manifest": json.loads(path.read_text())}
+    except (OSError, ValueError):
+        tags["vaeline.data_digest"] = None
     return RunStart(
         experiment=params.register_.name,
         name=experiment or _readable_name(params),
         params=flatten_params(params),
-        tags=tags,
+        tags=git_tags | {name: value for name, value in tags.items() if value},
         dataset=dataset,
         diff=diff,
     )
 
 
-def describe_data(prepared: Path, name: str) -> dict[str, Any] | None:
-    """The prepared data's name, digest and manifest, or None where there is none."""
-    path = prepared / "manifest.json"
-    try:
-        return {"name": name, "digest": file_digest(path), "manifest": json.loads(path.read_text())}
-    except (OSError, ValueError):
-        return None
-
-
 def flatten_params(params: Params) -> dict[str, str]:
     """`{"train.beta": "1.0", ...}`: every key path of params.yaml and its value as text."""
-    return dict(_leaves(params.model_dump(by_alias=True)))
+    leaves = _leaves(params.model_dump(by_alias=True), ".")
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves}
 
 
-def flatten_metrics(report: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """`{"test/elbo": -243.1, ...}`: the numbers of a nested report; what is no number is left out."""
-    flat: dict[str, float] = {}
-    for key, value in report.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_metrics(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
-
-
-def user() -> str:
-    """Who is at work here."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+    leaves = _leaves(report, "/")
+    return {k: float(v) for k, v in leaves if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
@@ -130,8 +106,16 @@ def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: flat[key] for key, name in shown.items() if key in flat}
 
 
+def user() -> str:
+    """Name of the user who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
-    """Of Python and of what computes, versions and tracks here; what is not installed is left out."""
+    """Versions of Python and the packages that decide a result; what is not installed is left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -141,14 +125,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    leaves = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            leaves += _leaves(item, f"{prefix}{key}.")
+def _leaves(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, separator, f"{prefix}{key}{separator}")
         else:
-            leaves.append((prefix + key, item if isinstance(item, str) else json.dumps(item)))
-    return leaves
+            yield f"{prefix}{key}", value
 
 
 def _readable_name(params: Params) -> str:
@@ -162,36 +144,37 @@ def _readable_name(params: Params) -> str:
     return "-".join(parts)
 
 
-def _uncommitted() -> bytes:
-    """The changes of tracked files since the last commit; DVC itself rewrites dvc.lock, which is no change.
+def _git_state(root: Path) -> tuple[dict[str, str], bytes]:
+    """Tags of the commit and the working tree, and the changes of tracked files; nothing where there is no commit.
 
-    In the form that `git apply` takes at the repository's top, whatever the user's settings for `git diff` are.
+    The changes leave out dvc.lock, which DVC itself rewrites, and have the form that `git apply` takes at the
+    repository's top, whatever the user's settings for `git diff` are.
     """
+    if not (commit := _git(root, "rev-parse", "HEAD").decode().strip()):
+        return {}, b""
     form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
     diff = _git(
-        "-c", "core.quotePath=false", "diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock"
+        root, "-c", "core.quotePath=false", "diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock"
     )
-    return diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
-
-
-def _untracked() -> list[str]:
-    """Files that git neither follows nor ignores, whose content the diff therefore lacks; their names only."""
-    output = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
+    tags = {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
+    tags["vaeline.git_dirty"] = str(bool(diff)).lower()
+    output = _git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
     names = [name for name in output.decode("utf-8", "replace").split("\0") if name and name != "dvc.lock"]
-    told: list[str] = []
-    while names and sum(map(len, told)) + len(names[0]) < UNTRACKED_TOLD:
-        told.append(names.pop(0))
-    return [*told, f"... and {len(names)} more"] if names else told
+    listed: list[str] = []
+    while names and sum(map(len, listed)) + len(names[0]) < UNTRACKED_CHARACTERS:
+        listed.append(names.pop(0))
+    listed += [f"... and {len(names)} more"] if names else []
+    if listed:
+        tags["vaeline.git_untracked"] = json.dumps(listed, ensure_ascii=False)
+    return tags, diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
 
 
-def _git(*arguments: str) -> bytes:
+def _git(root: Path, *arguments: str) -> bytes:
     """Output of a git command; empty where there is no git or no repository, or Git does not trust its owner."""
     try:
-        return git_bytes(Path(), *arguments, timeout=10)
+        return git_bytes(root, *arguments, timeout=10)
     except UserError as error:
         if DUBIOUS_OWNERSHIP in str(error):
-            log.warning(
-                "the commit is not recorded: this folder is another user's; to trust it: %s %s",
-                TRUST_COMMAND, Path.cwd(),
-            )  # fmt: skip
+            wanted = f"{TRUST_COMMAND} {root.absolute()}"
+            log.warning("the commit is not recorded: this folder is another user's; to trust it: %s", wanted)
         return b""

@@ -1,7 +1,7 @@
-"""Runs as the stages see them: one run a training, found again by the digest of its model.
+"""Runs of the stages: one run a training, found again by the digest of its model.
 
-A `RunTracker` only writes to the outbox on the local disk, so it costs microseconds and cannot hang; a process of its
-own (`vaeline.tracking.uploader`) sends the outbox to MLflow. Nothing here imports mlflow.
+A `RunTracker` only writes to the outbox on the local disk, so it costs microseconds and cannot hang; the uploader, a
+process of its own, sends the outbox to MLflow. Nothing here imports mlflow.
 """
 
 import io
@@ -18,9 +18,9 @@ import numpy as np
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.launch import start_uploader
 from vaeline.tracking.outbox import Event, Outbox, RunOutbox, digest_of
 from vaeline.tracking.provenance import RunStart, headline_metrics
+from vaeline.tracking.uploader import start_uploader
 from vaeline.training.history import read_history
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RunTracker:
         self._writer: int | None = None
 
     def begin(self) -> None:
-        """Take the run up, in the transaction that found or created it. Raises what the outbox raises."""
+        """Open the run, in the transaction that found or created it. Raises what the outbox raises."""
         self._writer = self.outbox.hold("writer", shared=True, wait=True)
         for _, event in self.outbox.read():
             points = _points(event)
@@ -82,14 +82,8 @@ class RunTracker:
         self._append("tags", values={key: str(value) for key, value in values.items()})
 
     def finish_training(self, model_digest: str) -> None:
-        """Join the run to the model it trained: later stages find it by this digest."""
-
-        def join() -> None:
-            with self.outbox.outbox.transaction():
-                self.outbox.append("tags", values={"vaeline.model_digest": model_digest})
-                self.outbox.set_model(model_digest)
-
-        self._try(join)
+        """Join the run to the model it trained: later stages and the store find it by this digest."""
+        self._try(lambda: self.outbox.set_model(model_digest))
 
     def flush(self) -> None:
         """Make everything reported so far survive a power failure."""
@@ -155,7 +149,7 @@ def open_training_run(workspace: Workspace, key: str, start: RunStart, *, resume
     """
 
     def find(outbox: Outbox) -> RunOutbox:
-        latest = outbox.latest(key)
+        latest = outbox.latest("key", key)
         return latest if latest and (resume or latest.model is None) else _create(outbox, key, start)
 
     return _open(workspace, find, training=True)
@@ -170,12 +164,11 @@ def open_model_run(workspace: Workspace, model_digest: str, fallback: RunStart, 
     """
 
     def find(outbox: Outbox) -> RunOutbox:
-        if (found := outbox.of_model(model_digest)) is not None:
+        if (found := outbox.latest("model", model_digest)) is not None:
             return found
         run = _create(outbox, f"model-{model_digest[:16]}", fallback, model_digest)
         for kind, content, fields in _outputs(workspace.reports):
             run.append(kind, content, when="created", **fields)
-        run.set_model(model_digest)
         return run
 
     return _open(workspace, find, training=False, upload=upload)
@@ -184,7 +177,7 @@ def open_model_run(workspace: Workspace, model_digest: str, fallback: RunStart, 
 def latest_artifact(workspace: Workspace, key: str, name: str) -> bytes | None:
     """The file of that name which the latest run of a training kept; None where there is none."""
     try:
-        if (run := Outbox(workspace).latest(key)) is not None:
+        if (run := Outbox(workspace).latest("key", key)) is not None:
             for _, event in reversed(run.read()):
                 if event["kind"] == "artifact" and event["name"] == name:
                     return run.file(event["digest"])
@@ -212,21 +205,11 @@ def _open(
 
 
 def _create(outbox: Outbox, key: str, start: RunStart, model: str | None = None) -> RunOutbox:
-    """A run with its first event; `model` names one that is not trained here."""
-    run = outbox.create(key)
+    """A run with its first event; `model`: digest of one that was not trained here."""
+    run = outbox.create(key, model)
     joined = {"vaeline.model_digest": model, "vaeline.made_from": "outputs"} if model else {}
-    run.append(
-        "start",
-        start.diff or None,
-        experiment=start.experiment,
-        name=start.name,
-        params=dict(start.params),
-        tags={**start.tags, **joined},
-        dataset=start.dataset,
-        training=model is None,
-        model=model,
-        token=f"{run.name}-{os.urandom(8).hex()}",
-    )
+    fields: dict[str, Any] = vars(start) | {"tags": {**start.tags, **joined}, "training": model is None, "model": model}
+    run.append("start", fields.pop("diff") or None, **fields, token=f"{run.name}-{os.urandom(8).hex()}")
     return run
 
 
@@ -248,10 +231,8 @@ def _outputs(reports: Path) -> list[tuple[str, bytes | None, dict[str, Any]]]:
     try:
         if (reports / "history.csv").exists():
             for row in map(asdict, read_history(reports / "history.csv")):
-                step = row.pop("step")
-                values = {
-                    _metric_name(key): value for key, value in row.items() if key != "epoch" and value is not None
-                }
+                step, _ = row.pop("step"), row.pop("epoch")
+                values = {_metric_name(column): value for column, value in row.items() if value is not None}
                 found.append(("metrics", None, {"step": step, "values": values}))
         if (reports / "metrics.json").exists():
             headline = headline_metrics(read_metrics(reports / "metrics.json"))

@@ -7,13 +7,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import connect, experiment_id, one_line_errors
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 TIMEOUT_S = 5
 LONGEST = 6000  # characters of a parameter, MLflow's limit
@@ -24,15 +20,14 @@ def open_parent(workspace: Workspace, experiment: str, name: str, params: Mappin
     """The id of the sweep's parent run, found or made. Raises UserError where the store is away."""
     client = connect(workspace, TIMEOUT_S, 0)
     with one_line_errors():
-        experiment_number = experiment_id(client, experiment, workspace)
+        number = experiment_id(client, experiment, workspace)
         wanted = f"tags.`{SWEEP}` = '{name}' and tags.`{ROLE}` = 'parent'"
-        found = client.search_runs([experiment_number], wanted, max_results=1)
-        if found:
+        if found := client.search_runs([number], wanted, max_results=1):
             run_id = str(found[0].info.run_id)
             client.update_run(run_id, status="RUNNING")
             return run_id
         tags = {SWEEP: name, ROLE: "parent", "mlflow.source.name": "vaeline sweep", "mlflow.source.type": "LOCAL"}
-        run_id = str(client.create_run(experiment_number, tags=tags, run_name=name).info.run_id)
+        run_id = str(client.create_run(number, tags=tags, run_name=name).info.run_id)
         for key, value in params.items():
             client.log_param(run_id, key, value[:LONGEST])
         return run_id
@@ -48,10 +43,9 @@ def close_parent(
     files: Mapping[str, bytes],
     digests: Iterable[str],
 ) -> None:
-    """Put the outcome into the parent run and make the trials' runs its children.
+    """Put the outcome into the parent run, and make its children the runs that trained the models `digests`.
 
-    A run that trained one of the models `digests` is found by that; one that has another parent keeps it. Raises
-    UserError where the store is away.
+    A run that has another parent keeps it. Raises UserError where the store is away.
     """
     from mlflow.entities import Metric
 
@@ -65,14 +59,9 @@ def close_parent(
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
             client.log_artifacts(run_id, folder)
-        _adopt(client, run_id, digests)
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        for digest in dict.fromkeys(filter(None, digests)):
+            for run in client.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}'", max_results=10):
+                if not run.data.tags.keys() & {PARENT, ROLE}:  # made while the store was away, or before this sweep
+                    client.set_tag(run.info.run_id, PARENT, run_id)
         client.set_terminated(run_id, status)
-
-
-def _adopt(client: "MlflowClient", run_id: str, digests: Iterable[str]) -> None:
-    """Runs made while the store was away, or before this sweep, have no parent yet."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for digest in dict.fromkeys(filter(None, digests)):
-        for run in client.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}'", max_results=10):
-            if PARENT not in run.data.tags and ROLE not in run.data.tags:
-                client.set_tag(run.info.run_id, PARENT, run_id)

@@ -1,4 +1,4 @@
-"""Upload of one run's outbox to MLflow, each event once. Imported where MLflow is needed anyway."""
+"""Upload of one run's outbox to MLflow, each event once."""
 
 import json
 import logging
@@ -43,8 +43,9 @@ class Upload:
 
     def send(self) -> int:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
-        if not self._checked:
-            self._forget_deleted_run()
+        if not self._checked and self._run_id is not None and self._is_gone(self._run_id):
+            self._last, self._run_id, self._created = 0, None, False  # start over
+        self._checked = True
         count = 0
         while batch := self._outbox.read(self._last, EVENTS_A_BATCH):
             self._outbox.outbox.flush()  # after a power failure a store is not to have more than the outbox
@@ -52,18 +53,14 @@ class Upload:
             count += len(batch)
         return count
 
-    def _forget_deleted_run(self) -> None:
-        """Start over where the run has been deleted from the store, or the store is a new one."""
-        if self._run_id is not None:
-            try:
-                gone = self._client.get_run(self._run_id).info.lifecycle_stage == "deleted"
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                gone = True
-            if gone:
-                self._last, self._run_id, self._created = 0, None, False
-        self._checked = True
+    def _is_gone(self, run_id: str) -> bool:
+        """Whether the run has been deleted from the store, or the store is a new one."""
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
 
     def _send_batch(self, batch: list[tuple[int, Event]]) -> None:
         metrics: list[Metric] = []
@@ -123,11 +120,8 @@ class Upload:
             tags = {"mlflow.user": user(), "vaeline.outbox": event["token"]}
             run_id = str(self._client.create_run(experiment, event["time"], tags, event["name"]).info.run_id)
         self._run_id = run_id
-        if self._created:
-            self._describe(event)
-
-    def _describe(self, event: Event) -> None:
-        """Fill a new run with what is known at its start."""
+        if not self._created:
+            return
         for part in _parts(event["params"].items(), TAGS_A_BATCH):
             self._client.log_batch(self._run, params=[Param(k, v) for k, v in part])
         self._send_tags({"values": event["tags"]})
@@ -161,7 +155,7 @@ class Upload:
             self._client.log_artifact(self._run, str(path), event["folder"] or None)
 
     def _send_image(self, event: Event) -> None:
-        """As `log_image` stores it, but under names that stay the same: sent again, a picture takes its own place."""
+        """As `log_image` stores it, but under fixed names: a picture sent again replaces itself."""
         if not PICTURE_KEY.fullmatch(event["key"]):
             raise ValueError(f"MLflow allows no picture to be called {event['key']!r}")
         unique = uuid.uuid5(uuid.NAMESPACE_OID, event["digest"])

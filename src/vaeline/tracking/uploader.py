@@ -1,19 +1,22 @@
-"""The uploader: a process of its own that sends a run to MLflow while a stage writes it.
+"""Uploader: a process of its own that sends a run to MLflow while a stage writes it, and its start.
 
-`python -m vaeline.tracking.uploader REPOSITORY RUN` imports MLflow here, so that training pays neither for that nor
-for a server that is slow, hung or gone. Only one process sends a run at a time (a kernel lock). It ends once the last
-writer has closed or died and the rest is sent or could not be; what is left goes with the next stage or `vaeline sync`.
+`python -m vaeline.tracking.uploader REPOSITORY RUN` imports MLflow, `start_uploader` does not: training pays neither
+for that nor for a server that is slow, hung or gone. One process at a time sends a run (a kernel lock). It ends once
+the last writer has closed or died and it has tried to send the rest; what is unsent then goes with the next stage or
+`vaeline sync`.
 """
 
 import argparse
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from vaeline.errors import UserError
+from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import connect, redact
 from vaeline.tracking.outbox import Outbox, RunOutbox
@@ -24,6 +27,24 @@ MEASURE_EVERY_S = 10.0
 STANDBY_S = 120.0  # for another uploader to end after the last writer has
 
 log = logging.getLogger(__name__)
+
+
+def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool) -> None:
+    """Start an uploader in its own session, so that it outlives a killed stage; none where VAELINE_UPLOADER=off."""
+    if os.environ.get("VAELINE_UPLOADER") == "off":
+        return
+    command = [sys.executable, "-m", "vaeline.tracking.uploader", str(workspace.repository.absolute()), run.name]
+    command += ["--system-metrics"] if system_metrics else []
+    environment = dict(os.environ)
+    if (path := RunContext.read().uploader_path) is not None:
+        environment["PYTHONPATH"] = path
+    create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    files += [(os.POSIX_SPAWN_OPEN, fd, str(run.log), create, 0o644) for fd in (1, 2)]
+    try:
+        os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s stays in %s until `vaeline sync`: %s", run.name, run.outbox.path, error)
 
 
 class SystemMetrics:
