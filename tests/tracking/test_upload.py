@@ -128,6 +128,18 @@ def test_whichever_call_fails_everything_arrives_once(run: RunTracker, client: "
     assert_arrived_once(client, run)
 
 
+def test_metrics_at_the_end_of_a_batch_are_sent_again_where_their_call_fails(run: RunTracker, client: "MlflowClient"):
+    """Mistake 16: progress is recorded after the batch's last metrics were sent."""
+    upload(run, client)
+    run.outbox.append("metrics", step=4, values={"train/elbo": -4.0})
+    failing = cast("MlflowClient", FailingClient(client, 2, lost=False))  # get_run, then log_batch
+    with pytest.raises(ConnectionError, match="log_batch"):
+        Upload(run.outbox, failing, current_workspace()).send()
+    assert not run.outbox.is_sent()
+    upload(run, client)
+    assert_arrived_once(client, run)
+
+
 def test_what_is_sent_again_after_a_crash_changes_nothing(run: RunTracker, client: "MlflowClient"):
     upload(run, client)
     store = client.tracking_uri
