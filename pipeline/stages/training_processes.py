@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -51,13 +53,15 @@ def launch(size: int, workspace: Workspace, stage: str = "train") -> None:
     os.environ.setdefault("VAELINE_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    store = _loopback_store()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=size,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{store.host}:{store.port}",
+        rdzv_configs={"rank": 0},
+        local_addr=store.host,
         run_id=stage,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, size), Std.ALL)),
@@ -68,6 +72,15 @@ def launch(size: int, workspace: Workspace, stage: str = "train") -> None:
         raise (KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval)) from None
     except ChildFailedError as error:
         _report(error)
+
+
+def _loopback_store() -> TCPStore:
+    """Store that the rendezvous of this process shares; one that torch binds itself listens on every interface."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        "127.0.0.1", port, is_master=True, multi_tenant=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 @contextmanager
