@@ -41,14 +41,14 @@ def test_the_same_noise_for_both_makes_the_gain_far_surer_than_the_two_elbos():
     found = gain(challenger, champion)
     quadratic = (challenger.elbo - champion.elbo - 16 * math.log(0.3 / 0.31)) / (0.5 / 0.3**2 - 0.5 / 0.31**2)
     assert (quadratic > 0).all(), "a squared error"
-    assert found.mean == pytest.approx(challenger.elbo.mean() - champion.elbo.mean())
+    assert found.value == pytest.approx(challenger.elbo.mean() - champion.elbo.mean())
     unpaired = math.hypot(challenger.elbo.std(ddof=1), champion.elbo.std(ddof=1)) / math.sqrt(50)
     assert found.se < unpaired / 10
 
 
 def test_equal_models_have_no_gain_and_one_image_no_error():
     scores = score(small_vae(), PIXELS, seed=1, active_units_threshold=0.01)
-    assert (gain(scores, scores).mean, gain(scores, scores).se) == (0.0, 0.0)
+    assert (gain(scores, scores).value, gain(scores, scores).se) == (0.0, 0.0)
     one = Scores(scores.elbo[:1], 20.0, 3)
     with pytest.raises(UserError, match="leaves 1 image"):
         gain(one, one)

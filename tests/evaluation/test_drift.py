@@ -112,21 +112,18 @@ SHIFTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_other_images_are_called_drift_with_power(model: VAE, pool: Values, shift: str):
-    """20 batches of 100 images each, drawn at random from 397 digits that the reference does not hold."""
+    """20 batches of 100 images each, drawn at random from 397 digits that the reference does not hold.
+
+    A one-sided test on a low ELBO would pass the images that are likelier than digits (Nalisnick et al. 2019).
+    """
     reference, rng = pool[:800], np.random.default_rng(5)
     flagged = 0
     for seed in range(20):
         images = SHIFTS[shift](digits()[rng.choice(np.arange(1400, 1797), 100, replace=False)])
-        flagged += drift.compare(reference, bound(model, np.ascontiguousarray(images), seed).elbo, 0.01).drift
+        verdict = drift.compare(reference, bound(model, np.ascontiguousarray(images), seed).elbo, 0.01)
+        flagged += verdict.drift
+        assert shift != "likelier than digits" or verdict.median_shift > 10
     assert flagged >= 19
-
-
-def test_images_that_are_likelier_than_the_reference_are_drift_too(model: VAE, pool: Values):
-    """The case of Nalisnick et al. 2019: a one-sided test on a low ELBO would call these the best of images."""
-    images = SHIFTS["likelier than digits"](digits()[1400:1500])
-    verdict = drift.compare(pool[:800], bound(model, images, 1).elbo, 0.01)
-    assert verdict.drift
-    assert verdict.median_shift > 10
 
 
 def test_the_tails_p_value_is_that_of_all_orders_of_few_numbers():

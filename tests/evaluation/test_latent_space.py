@@ -19,7 +19,7 @@ from vaeline.evaluation.latent_space import encode, latent_report
 from vaeline.training.build import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
-SCALES = (0.2, 0.1, 0.0)  # the third dimension tells nothing
+SCALES = (0.2, 0.1, 0.0)  # the third dimension carries no information
 INFORMATION = sum(0.5 * math.log1p((scale / SIGMA) ** 2) for scale in SCALES)
 
 

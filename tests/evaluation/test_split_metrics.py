@@ -47,7 +47,7 @@ class Truth:
 def truth() -> Truth:
     generator = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(PIXELS, LATENTS, generator=generator, dtype=torch.float64))
-    weight = basis * torch.tensor([0.2, 0.1, 0.0], dtype=torch.float64)  # the third dimension tells nothing
+    weight = basis * torch.tensor([0.2, 0.1, 0.0], dtype=torch.float64)  # the third dimension carries no information
     model = ProbabilisticPCA(weight, torch.full((PIXELS,), 0.5, dtype=torch.float64), SIGMA)
     images = (256 * model.sample(500, generator)).floor().clamp(0, 255).numpy().astype(np.uint8)
     return Truth(model, images)
@@ -272,8 +272,8 @@ def test_mse_and_psnr_are_those_of_the_posterior_means_reconstruction(
 
 
 def test_a_perfect_reconstruction_has_the_psnr_of_8_bit_rounding() -> None:
-    report = split_metrics._reconstruction_report(np.array([0.0, FINEST_SQUARED_ERROR]))
-    assert report["psnr"] == pytest.approx(20 * math.log10(256 * math.sqrt(12)))
+    psnr = split_metrics.mean_psnr(np.array([0.0, FINEST_SQUARED_ERROR]))
+    assert psnr == pytest.approx(20 * math.log10(256 * math.sqrt(12)))
 
 
 def test_of_an_autoencoder_only_the_reconstructions_are_reported() -> None:

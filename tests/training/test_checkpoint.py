@@ -90,7 +90,7 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
         assert folder.is_dir()
 
 
-def test_only_what_nobody_went_on_with_and_nobody_holds_is_removed(tmp_path: Path):
+def test_only_folders_that_are_old_and_not_locked_are_removed(tmp_path: Path):
     for name in ("old", "held", "new"):
         checkpoint.write(tmp_path / name, 1, numbered(1))
     for path in [*(tmp_path / "old").iterdir(), *(tmp_path / "held").iterdir(), tmp_path / "old", tmp_path / "held"]:

@@ -22,7 +22,7 @@ PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that ne
 PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 
 
-class Assassin(Recorder):
+class KillingTracker(Recorder):
     """Kills its process at a step, or while a checkpoint is being written after it."""
 
     def __init__(self, at: int | None, while_writing: bool) -> None:
@@ -50,7 +50,7 @@ class Job:
 
     def __call__(self) -> None:
         settings = Settings(checkpoint_seconds=self.every, log_every=1)
-        tracker = Assassin(self.at, self.while_writing)
+        tracker = KillingTracker(self.at, self.while_writing)
         folder = self.folder / "checkpoints"
         result = train_small(folder, self.section, self.data, tracker=tracker, settings=settings)
         data = {"digest": "0", "source": "bumps", "binarise": self.data.binarise}

@@ -55,11 +55,6 @@ def test_images_read_from_their_file_train_the_same_model(tmp_path: Path, monkey
     assert same_weights(train_small(tmp_path / "b"), resident)
 
 
-def test_training_improves_the_bound(tmp_path: Path):
-    rows = train_small(tmp_path, options(epochs=10)).history
-    assert rows[-1].validation_elbo > rows[0].validation_elbo + 10
-
-
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The batches that steps are taken on."""
@@ -251,7 +246,7 @@ def test_an_interrupt_that_a_shell_has_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_checkpoint_follows_a_flush_of_what_was_told_before_it(tmp_path: Path):
+def test_a_checkpoint_follows_a_flush_of_what_was_reported_before_it(tmp_path: Path):
     class Careful(Recorder):
         def __init__(self) -> None:
             super().__init__()

@@ -4,12 +4,11 @@ With d_i = ELBO_challenger(x_i) - ELBO_champion(x_i), the gain is mean(d) and it
 nats per image. Noise depends on (seed, image) alone, so both models see the same dequantised pixels.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from vaeline.core.metrics import active_units
+from vaeline.core.metrics import Measured, active_units
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.evaluation.split_metrics import Pixels, Values, bound, mean_psnr, reconstruct
@@ -24,14 +23,6 @@ class Scores:
     active_units: int
 
 
-@dataclass(frozen=True)
-class Gain:
-    """How much higher the challenger's ELBO is, in nats per image."""
-
-    mean: float
-    se: float  # of the mean, over images
-
-
 def score(model: VAE, pixels: Pixels, *, seed: int, active_units_threshold: float) -> Scores:
     """Each image's ELBO, the reconstructions' PSNR and the active units, as the stage evaluate measures them."""
     squared_errors, means = reconstruct(model, pixels)
@@ -39,13 +30,13 @@ def score(model: VAE, pixels: Pixels, *, seed: int, active_units_threshold: floa
     return Scores(bound(model, pixels, seed).elbo, mean_psnr(squared_errors), units)
 
 
-def gain(challenger: Scores, champion: Scores) -> Gain:
-    """The paired gain of one model over another on the same images.
+def gain(challenger: Scores, champion: Scores) -> Measured:
+    """The paired gain of one model over another on the same images, in nats per image.
 
     Raises UserError where there are fewer than two, which show no spread.
     """
-    with np.errstate(invalid="ignore"):  # inf - inf: told as not finite by whoever asks
+    with np.errstate(invalid="ignore"):  # inf - inf: the gate refuses what is not finite
         differences = challenger.elbo - champion.elbo
         if len(differences) < 2:
             raise UserError(f"data.test: leaves {len(differences)} image; a standard error needs at least 2")
-        return Gain(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences))))
+        return Measured.of(differences)

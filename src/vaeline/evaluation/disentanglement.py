@@ -1,7 +1,5 @@
 """Does one latent dimension hold one factor of variation? MIG and DCI, where the factors are known."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,33 +44,22 @@ def mutual_information(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     return float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
 
 
-@dataclass(frozen=True)
-class Dci:
-    """Disentanglement, completeness, informativeness (Eastwood & Williams 2018), each at most 1."""
+def dci(codes: Values, factors: Values, seed: int) -> dict[str, float]:
+    """Disentanglement, completeness, informativeness (Eastwood & Williams 2018), each at most 1.
 
-    disentanglement: float  # does a dimension matter for one factor only?
-    completeness: float  # does a factor need one dimension only?
-    informativeness: float  # mean over factors of R^2 (the accuracy, for a factor of few values) on held-out images
-
-
-def dci(codes: Values, factors: Values, seed: int) -> Dci:
-    """Fit a random forest a factor to one half of codes [N, Z] (posterior means) and factors
-    [N, F], score it on the other half.
-
-    Its importances R [Z, F] are the matrix that disentanglement and completeness are entropies of.
+    A random forest a factor is fitted to one half of codes [N, Z] (posterior means) and factors [N, F] and scored on
+    the other half: informativeness is the mean R^2, or accuracy for a factor of few values. Of its importances
+    R [Z, F], disentanglement asks whether a dimension matters for one factor only, completeness whether a factor
+    needs one dimension only.
     """
-    importances, scores = [], []
-    for factor in factors.T:
-        importance, score = _forest(codes, factor, seed)
-        importances.append(importance)
-        scores.append(score)
+    importances, scores = zip(*(_forest(codes, factor, seed) for factor in factors.T), strict=True)
     relative = np.stack(importances, axis=1)  # [Z, F]
     weights = relative.sum(1) / max(relative.sum(), 1e-12)
-    return Dci(
-        disentanglement=float((weights * _concentration(relative)).sum()),
-        completeness=float(_concentration(relative.T).mean()),
-        informativeness=float(np.mean(scores)),
-    )
+    return {
+        "disentanglement": float((weights * _concentration(relative)).sum()),
+        "completeness": float(_concentration(relative.T).mean()),
+        "informativeness": float(np.mean(scores)),
+    }
 
 
 def _forest(codes: Values, factor: Values, seed: int) -> tuple[Values, float]:

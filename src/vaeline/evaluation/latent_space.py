@@ -50,7 +50,8 @@ def latent_report(model: VAE, train: Split, validation: Split, test: Split, *, i
         report |= aggregate_report(model, posterior, z)
         report["mmd"] = mmd_report(model, z, seed)
         if test.factors is not None and len(test) >= FEWEST_FOR_FACTORS:
-            report |= factor_report(posterior.mean, z, test.factors, seed)
+            report["mig"] = disentanglement.mutual_information_gap(z.double().numpy(), test.factors)
+            report["dci"] = disentanglement.dci(posterior.mean.double().numpy(), test.factors, seed)
     if train.labels is not None and test.labels is not None:
         train = train.take(min(TRAINING_IMAGES, most), seed)
         report["probes"] = probe_report(model, train, test, posterior.mean, seed)
@@ -102,19 +103,6 @@ def mmd_report(model: VAE, z: Tensor, seed: int) -> Report:
         "p_value": found.p_value,
         "bandwidth": found.bandwidth,
         "points": len(z),
-    }
-
-
-def factor_report(means: Tensor, z: Tensor, factors: npt.NDArray[np.float64], seed: int) -> Report:
-    """MIG of samples z [N, Z], DCI of posterior means [N, Z], with respect to the factors [N, F]."""
-    dci = disentanglement.dci(means.double().numpy(), factors, seed)
-    return {
-        "mig": disentanglement.mutual_information_gap(z.double().numpy(), factors),
-        "dci": {
-            "disentanglement": dci.disentanglement,
-            "completeness": dci.completeness,
-            "informativeness": dci.informativeness,
-        },
     }
 
 

@@ -30,7 +30,7 @@ Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Values = npt.NDArray[np.float64]  # [N], one an image
 
 FINEST_SQUARED_ERROR = 1 / (12 * 256**2)  # of rounding to 8 bits; no reconstruction can be seen to be nearer
-SECONDS_BETWEEN_NEWS = 10.0
+REPORT_SECONDS = 10.0
 
 PROTOCOLS: dict[Measure, str] = {
     "binary": "binary pixels, drawn once",
@@ -82,10 +82,13 @@ def evaluate(
     """
     held_out, tested = bound(model, validation, seed), bound(model, test, seed)
     squared_errors, means = reconstruct(model, test)
-    scores = _bound_report(model, "test", tested) | _reconstruction_report(squared_errors)
+    scores = _bound_report(model, "test", tested)
+    scores |= {"mse": _mean("test", "mse", squared_errors)["mse"], "psnr": mean_psnr(squared_errors)}
     if not model.deterministic:
         log_likelihoods = log_likelihood(model, test, importance_samples, seed)
-        scores |= _likelihood_report(model, log_likelihoods, tested.elbo)
+        scores |= _mean("test", "nll", -log_likelihoods)
+        scores["bits_per_dimension_nll"] = _bits(model, log_likelihoods)
+        scores |= _mean("test", "gap", log_likelihoods - tested.elbo)  # its se, of differences, is a small one
         scores["importance_samples"] = importance_samples
         scores["active_units"] = metrics.active_units(means, active_units_threshold)[0]
     report = {
@@ -136,12 +139,12 @@ def log_likelihood(model: VAE, pixels: Pixels, k: int, seed: int) -> Values:
     """
     dimensions = math.prod(model.shape)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * min(k, 16))))
-    estimates, told = [], time.monotonic()
+    estimates, reported = [], time.monotonic()
     for indices, batch in pixel_batches(model, pixels, images):
         chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
         estimates.append(estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk)[0].cpu())
-        if time.monotonic() > told + SECONDS_BETWEEN_NEWS:
-            told = time.monotonic()
+        if time.monotonic() > reported + REPORT_SECONDS:
+            reported = time.monotonic()
             log.info("log p(x) with %d samples: %d of %d test images", k, indices.stop, len(pixels))
     return torch.cat(estimates).numpy()
 
@@ -154,15 +157,6 @@ def _bound_report(model: VAE, split: str, terms: Bound) -> dict[str, Any]:
         **_mean(split, "reconstruction", terms.reconstruction),
         **_mean(split, "kl", terms.kl),
         "bits_per_dimension": _bits(model, terms.elbo),
-    }
-
-
-def _likelihood_report(model: VAE, log_likelihoods: Values, elbo: Values) -> dict[str, Any]:
-    """The gap's standard error is that of the images' differences, much smaller than those of its two parts."""
-    return {
-        **_mean("test", "nll", -log_likelihoods),
-        "bits_per_dimension_nll": _bits(model, log_likelihoods),
-        **_mean("test", "gap", log_likelihoods - elbo),
     }
 
 
@@ -187,7 +181,3 @@ def _bits(model: VAE, log_likelihoods: Values) -> float:
 def mean_psnr(squared_errors: Values) -> float:
     """The mean PSNR over images in decibels; an error below that of rounding to 8 bits counts as that (58.9 dB)."""
     return float(metrics.psnr(torch.from_numpy(squared_errors).clamp(min=FINEST_SQUARED_ERROR)).mean())
-
-
-def _reconstruction_report(squared_errors: Values) -> dict[str, float]:
-    return {"mse": _mean("test", "mse", squared_errors)["mse"], "psnr": mean_psnr(squared_errors)}

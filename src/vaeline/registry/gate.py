@@ -131,9 +131,9 @@ def _compare(
     """Compare the gain with the margin, and the PSNR with the tolerance."""
     margin, confidence, tolerance = thresholds.margin, thresholds.confidence, thresholds.psnr_tolerance
     found = gain(challenger, champion)
-    lower = found.mean - NormalDist().inv_cdf(confidence) * found.se
+    lower = found.value - NormalDist().inv_cdf(confidence) * found.se
     measured = (
-        f"gain {found.mean:+.4f} \u00b1 {found.se:.4f} nats per image on {len(challenger.elbo)} test images, at least "
+        f"gain {found.value:+.4f} \u00b1 {found.se:.4f} nats per image on {len(challenger.elbo)} test images, at least "
         f"{lower:+.4f} with {confidence:.4g} confidence"
     )
     if not lower > margin:
@@ -143,7 +143,7 @@ def _compare(
         failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {tolerance:g} dB")
     numbers = {
         **own,
-        "gain": found.mean,
+        "gain": found.value,
         "gain_se": found.se,
         "gain_lower": lower,
         "margin": margin,

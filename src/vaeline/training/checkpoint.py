@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{12})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
-ABANDONED_S = 14 * 24 * 3600  # nobody went on from it for so long
+ABANDONED_S = 14 * 24 * 3600  # without a new checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read(folder: Path) -> Checkpoint | None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone, waiting for one that trains the same; the kernel frees it at a death."""
+    """Hold the folder for this process alone, waiting for one that trains the same (a kernel lock, see `io.locks`)."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -91,7 +91,7 @@ def remove(folder: Path) -> None:
 
 
 def drop_abandoned(root: Path) -> None:
-    """Remove the folders of trainings that nobody went on with for two weeks and that no process holds."""
+    """Remove the folders of trainings without a new checkpoint for two weeks that no process holds."""
     for folder in root.glob("*/"):
         with suppress(FileNotFoundError, BlockingIOError):  # another training at work there: it is not abandoned
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

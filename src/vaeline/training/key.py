@@ -1,6 +1,5 @@
 """The name of a training: a digest of everything that its result depends on."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -29,6 +28,5 @@ def training_key(params: Params, data_digest: str, device: torch.device, process
 def code_digest() -> str:
     """SHA-256 of the modules that define a training."""
     package = Path(vaeline.__file__).parent
-    files = sorted(path for pattern in SOURCES for path in package.glob(pattern))
-    lines = [f"{path.relative_to(package)} {file_digest(path)}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    files = [path for pattern in SOURCES for path in package.glob(pattern)]
+    return value_digest({str(path.relative_to(package)): file_digest(path) for path in files})

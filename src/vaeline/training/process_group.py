@@ -1,7 +1,7 @@
 """Several processes that train one model (torchrun): each takes its rows of every batch, sums are all-reduced.
 
 All draw the whole batch's noise and see the same order of images, so that a group of any size takes the steps that
-one process takes, but for rounding. A single process communicates with nobody.
+one process takes, but for rounding. A single process sends no messages.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The scale of a model's latents, for whoever trains another model on them (latent diffusion)."""
+"""Scale of a model's latents, for training another model on them (latent diffusion)."""
 
 import torch
 

@@ -38,14 +38,6 @@ class StepConfig:
 
 
 @dataclass(frozen=True)
-class Info:
-    """Loss and gradient norm of a step, left on the device; on CUDA the next step overwrites it."""
-
-    loss: Tensor  # scalar, nats per image
-    gradient_norm: Tensor  # scalar, before clipping
-
-
-@dataclass(frozen=True)
 class State:
     """All that a step changes, in place."""
 
@@ -86,8 +78,11 @@ class State:
             tensor.copy_(tensors[name])
 
 
-def step(state: State, batch: Batch, config: StepConfig, group: ProcessGroup = SINGLE_PROCESS) -> Info:
+def step(state: State, batch: Batch, config: StepConfig, group: ProcessGroup = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
     """Maximise the objective by one step of Adam, with the gradient clipped to a norm.
+
+    Returns the loss in nats per image and the gradient's norm before clipping, scalars left on the device; on CUDA the
+    next step overwrites them.
 
     Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
     A group's loss is the mean over all its images, its gradient the sum over ranks of fraction * gradient.
@@ -105,7 +100,7 @@ def step(state: State, batch: Batch, config: StepConfig, group: ProcessGroup = S
     norm = _update(state, gradients, loss, config)
     with torch.no_grad():
         state.totals.add_(sums)
-    return Info(loss, norm)
+    return loss, norm
 
 
 def losses(

@@ -17,7 +17,7 @@ from vaeline.core.priors import VampPrior
 from vaeline.core.sampling import sample_sheet
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
-from vaeline.io.progress import Progress, progress
+from vaeline.io.progress import progress
 from vaeline.training import checkpoint, history, interruption
 from vaeline.training.build import build_model
 from vaeline.training.checkpoint import Checkpoint
@@ -79,31 +79,26 @@ def train(
             "has a part; allowed: 0"
         )
     keep_freed_memory()
-    with reproducible(device), interruption.deferred() as interrupted:
-        training = _Training(vae.to(device), options, splits, group, settings or Settings.from_environment())
-        training.connect(checkpoints, tracker or NullTracker(), interrupted)
-        training.resume()
-        with progress(
-            "training", training.steps, "steps", done=training.step, quiet=not group.is_rank_zero
-        ) as training.progress:
-            while not history.is_over(training.rows, options):
-                training.epoch()
-        training.stop_if_interrupted()
-        return training.result()
+    tracker = tracker if tracker and group.is_rank_zero else NullTracker()
+    with reproducible(device):
+        return _Training(vae.to(device), options, splits, group, settings, checkpoints, tracker).run()
 
 
 class _Training:
     """State and loop of one training."""
 
-    checkpoints: Path
-    tracker: Tracker
-    interrupted: interruption.Interruption
-    progress: Progress
-
     def __init__(
-        self, model: VAE, options: config.Train, splits: Splits, group: ProcessGroup, settings: Settings
+        self,
+        model: VAE,
+        options: config.Train,
+        splits: Splits,
+        group: ProcessGroup,
+        settings: Settings | None,
+        checkpoints: Path,
+        tracker: Tracker,
     ) -> None:
-        self.options, self.group, self.settings = options, group, settings
+        self.options, self.group, self.settings = options, group, settings or Settings.from_environment()
+        self.checkpoints, self.tracker = checkpoints, tracker
         self.state = State.start(model)
         self.device = self.state.totals.device
         self.images = open_images(splits.train, self.device)
@@ -119,10 +114,17 @@ class _Training:
         self.meter: Meter | None = None  # of this epoch, once it has begun
         self.saved = time.monotonic()
 
-    def connect(self, checkpoints: Path, tracker: Tracker, interrupted: interruption.Interruption) -> None:
-        """Set where checkpoints and reports go, and where signals come from."""
-        self.checkpoints, self.interrupted = checkpoints, interrupted
-        self.tracker = tracker if self.group.is_rank_zero else NullTracker()
+    def run(self) -> Result:
+        """Resume, train to the end, and return the model with its best weights."""
+        quiet, model = not self.group.is_rank_zero, self.state.model
+        with interruption.deferred() as self.interrupted:
+            self.resume()
+            with progress("training", self.steps, "steps", done=self.step, quiet=quiet) as self.progress:
+                while not history.is_over(self.rows, self.options):
+                    self.epoch()
+            self.stop_if_interrupted()
+        model.load_state_dict(self.best)
+        return Result(model.cpu(), self.rows, history.best(self.rows, self.options.beta))
 
     def resume(self) -> None:
         """Continue from rank zero's newest checkpoint, if there is one."""
@@ -284,9 +286,3 @@ class _Training:
             f"lower train.learning_rate (now {self.options.learning_rate:g}) "
             f"or train.gradient_clip (now {self.options.gradient_clip:g})"
         )
-
-    def result(self) -> Result:
-        """The model with its best weights."""
-        model = self.state.model
-        model.load_state_dict(self.best)
-        return Result(model.cpu(), self.rows, history.best(self.rows, self.options.beta))
