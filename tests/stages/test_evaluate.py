@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import bound
 from vaeline.serving.model_files import load_model, save_model
 from vaeline.training.build import build_model
-from workspaces import ROOT, execute
 
 
 def test_evaluate_writes_metrics_and_the_kl_of_each_dimension(workspace: Path):
@@ -127,11 +125,3 @@ def test_a_missing_file_is_named_and_nothing_is_written(workspace: Path, path: s
         with pytest.raises(UserError, match=f"^{re.escape(path)}: [^\n]+$"):
             stage.main()
     assert not Path("reports").exists()
-
-
-def test_a_stage_without_a_model_ends_with_one_line_and_exit_code_1(workspace: Path):
-    Path("models/config.json").unlink()
-    done = execute(sys.executable, str(ROOT / "pipeline/stages/runner.py"), "evaluate", cwd=workspace, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: models/config.json: ")
-    assert len(done.stderr.splitlines()) == 1
