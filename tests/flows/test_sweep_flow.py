@@ -23,7 +23,7 @@ deployments:
   entrypoint: pipeline.flows.sweep.trial_flow
   work_pool: {name: machines}
   pull:
-  - prefect.deployments.steps.set_working_directory: {directory: "{{ $REPOSITORY }}"}
+  - prefect.deployments.steps.set_working_directory: {directory: "{{ $WORKER_CLONE }}"}
 """
 SWEEP = """
 from pipeline.services.environment import prepare_environment
@@ -52,7 +52,7 @@ def clones(repository: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) 
             execute("git", "clone", "-q", str(repository), str(folder), cwd=repository)
             output = stack.enter_context(folder.with_suffix(".log").open("w"))
             command = [*prefect, "worker", "start", "--pool", "machines", "--limit", "1", "--name", folder.name]
-            worker = spawn(command, {**os.environ, "REPOSITORY": str(folder)}, output)
+            worker = spawn(command, {**os.environ, "REPOSITORY": str(folder), "WORKER_CLONE": str(folder)}, output)
             stack.callback(stop, worker)
         yield folders
 
