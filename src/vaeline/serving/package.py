@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ from pydantic import Field
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import LARGEST_FILE, REFERENCE, Values, parse_reference
 from vaeline.io.atomic_write import write_file
+from vaeline.io.digests import file_digest
 from vaeline.io.safe_read import checked_digest, parse_json, read_bounded, shown
 from vaeline.io.yaml_config import Section, validate
 from vaeline.serving import signatures
@@ -77,10 +78,8 @@ class Package:
 def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
     """Write the manifest of a finished package, signed where VAELINE_SIGNING_KEY is set; returns its SHA-256."""
     key, files = signatures.signing_key(), {}
-    for path in sorted(_walk(folder)):
-        _refuse_kind(folder, path)
-        size = _size(folder / path)
-        files[path] = PackageFile(sha256=checked_digest(folder / path, size), size=size)
+    for path in sorted(_files(folder)):
+        files[path] = PackageFile(sha256=file_digest(folder / path), size=(folder / path).stat().st_size)
     manifest = PackageManifest(
         format=1,
         name=name,
@@ -99,23 +98,39 @@ def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
 
 def load_package(folder: Path, device: str | torch.device = "cpu", registered: RegisteredAs | None = None) -> Package:
     """Check all of a package, and load its model. Raises UserError, in one line, for whatever is not as it was."""
-    content = read_bounded(folder / MANIFEST, MANIFEST_BYTES)
+    where, content = folder / MANIFEST, read_bounded(folder / MANIFEST, MANIFEST_BYTES)
     tags = registered.tags if registered else {}
     _refuse_tag(tags, "vaeline.manifest", hashlib.sha256(content).hexdigest())
-    manifest = validate(PackageManifest, parse_json(content, str(folder / MANIFEST)), str(folder / MANIFEST))
-    for path in manifest.files:
-        _refuse_kind(folder, path)
-    _check_signature(folder, content, manifest)
+    manifest = validate(PackageManifest, parse_json(content, str(where)), str(where))
+    trusted, by = signatures.trusted_signers(), manifest.signer
+    if trusted is not None and by not in trusted:
+        found = f"is signed by {by[:12]}, which is no key" if by else "is not signed by any key"
+        raise UserError(f"{where}: {found} of {signatures.TRUSTED}")
+    if by and not signatures.is_signed(content, read_bounded(folder / SIGNATURE, signatures.SIGNATURE_BYTES), by):
+        raise UserError(f"{folder / SIGNATURE}: is not the signature of {MANIFEST} by {by[:12]}")
     if registered and (manifest.name, manifest.serial) != (registered.name, registered.serial):
         raise UserError(
-            f"{folder / MANIFEST}: is of {shown(manifest.name)!r} version {manifest.serial}, "
+            f"{where}: is of {shown(manifest.name)!r} version {manifest.serial}, "
             f"passed off as {registered.name!r} version {registered.serial}"
         )
     _check_files(folder, manifest)
-    package = _load(folder, manifest, device)
+
+    def read(path: Path, most: int) -> bytes:
+        content, name = read_bounded(path, most), path.relative_to(folder).as_posix()
+        if name not in manifest.files:
+            raise UserError(f"{where}: lists no {name}")
+        _refuse_change(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
+        return content
+
+    loaded = load_model(folder / MODEL, device, read)
+    if (manifest.model_digest, manifest.data_digest) != (loaded.digest, loaded.config.data.digest):
+        raise UserError(f"{where}: names another model or other data than {folder / MODEL / CONFIG}")
     _refuse_tag(tags, "vaeline.model_digest", manifest.model_digest)
     _refuse_tag(tags, "vaeline.data_digest", manifest.data_digest)
-    return package
+    path, reference = folder / MODEL / REFERENCE, None
+    if f"{MODEL}/{REFERENCE}" in manifest.files:
+        reference = parse_reference(read(path, LARGEST_FILE), str(path))
+    return Package(loaded, manifest, reference)
 
 
 def is_package(folder: Path) -> bool:
@@ -130,8 +145,7 @@ def load_plain(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
     """
     if signatures.trusted_signers() is not None:
         raise UserError(f"{folder}: has no {MANIFEST} and is signed by no key of {signatures.TRUSTED}")
-    extra = sorted({entry.name for entry in _scan(folder)} - {WEIGHTS, CONFIG})
-    if extra:
+    if extra := sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG}):
         raise UserError(f"{folder}: found also {extra[0]!r}, allowed: {WEIGHTS} and {CONFIG} alone, or a package")
     return load_model(folder, device)
 
@@ -143,89 +157,39 @@ def _refuse_tag(tags: Mapping[str, str], tag: str, digest: str) -> None:
         )
 
 
-def _refuse_kind(folder: Path, path: str) -> None:
-    """Refuse names that lead elsewhere, and files that have no place in a package (which could be a pickle)."""
-    *parents, name = path.split("/")
-    if not all(NAME.fullmatch(part) for part in (*parents, name)) or not KINDS.fullmatch(name):
-        raise UserError(f"{folder}: {shown(path)!r}: is no file that a package may have")
-
-
-def _check_signature(folder: Path, content: bytes, manifest: PackageManifest) -> None:
-    trusted, by = signatures.trusted_signers(), manifest.signer
-    if trusted is not None and by not in trusted:
-        found = f"is signed by {by[:12]}, which is no key" if by else "is not signed by any key"
-        raise UserError(f"{folder / MANIFEST}: {found} of {signatures.TRUSTED}")
-    if by and not signatures.is_signed(content, read_bounded(folder / SIGNATURE, signatures.SIGNATURE_BYTES), by):
-        raise UserError(f"{folder / SIGNATURE}: is not the signature of {MANIFEST} by {by[:12]}")
+def _refuse_change(path: Path, digest: str, entry: PackageFile) -> None:
+    if digest != entry.sha256:
+        raise UserError(f"{path}: was changed: has SHA-256 {digest[:12]}, {MANIFEST} lists {entry.sha256[:12]}")
 
 
 def _check_files(folder: Path, manifest: PackageManifest) -> None:
     """The files are those of the manifest, and their bytes too; the model's own two are checked when they are read."""
-    found, listed = _walk(folder), manifest.files.keys()
+    for path in manifest.files:  # names that lead elsewhere, and files that could be a pickle, have no place
+        if not all(NAME.fullmatch(part) for part in path.split("/")) or not KINDS.fullmatch(path.rpartition("/")[2]):
+            raise UserError(f"{folder}: {shown(path)!r}: is no file that a package may have")
+    found, listed = _files(folder), manifest.files.keys()
     beside = {MANIFEST, LEFT_BY_MLFLOW} | ({SIGNATURE} if manifest.signer else set())
     if missing := sorted(listed - found):
         raise UserError(f"{folder / missing[0]}: is missing, {MANIFEST} lists it")
     if added := sorted(found - listed - beside):
         raise UserError(f"{folder / added[0]}: was added, {MANIFEST} does not list it")
-    if LEFT_BY_MLFLOW in found and _size(folder / LEFT_BY_MLFLOW) > LEFT_BYTES:
+    if LEFT_BY_MLFLOW in found and (folder / LEFT_BY_MLFLOW).lstat().st_size > LEFT_BYTES:
         raise UserError(f"{folder / LEFT_BY_MLFLOW}: is not the one that MLflow writes")
     for path, entry in manifest.files.items():
         if path not in (f"{MODEL}/{WEIGHTS}", f"{MODEL}/{CONFIG}"):
             _refuse_change(folder / path, checked_digest(folder / path, entry.size), entry)
 
 
-def _load(folder: Path, manifest: PackageManifest, device: str | torch.device) -> Package:
-    def read(path: Path, most: int) -> bytes:
-        entry = manifest.files.get(path.relative_to(folder).as_posix())
-        if entry is None:
-            raise UserError(f"{folder / MANIFEST}: lists no {path.relative_to(folder)}")
-        content = read_bounded(path, most)
-        _refuse_change(path, hashlib.sha256(content).hexdigest(), entry)
-        return content
-
-    loaded = load_model(folder / MODEL, device, read)
-    if (manifest.model_digest, manifest.data_digest) != (loaded.digest, loaded.config.data.digest):
-        raise UserError(f"{folder / MANIFEST}: names another model or other data than {folder / MODEL / CONFIG}")
-    path, reference = folder / MODEL / REFERENCE, None
-    if f"{MODEL}/{REFERENCE}" in manifest.files:
-        reference = parse_reference(read(path, LARGEST_FILE), str(path))
-    return Package(loaded, manifest, reference)
-
-
-def _refuse_change(path: Path, digest: str, entry: PackageFile) -> None:
-    if digest != entry.sha256:
-        raise UserError(f"{path}: was changed: has SHA-256 {digest[:12]}, {MANIFEST} lists {entry.sha256[:12]}")
-
-
-def _walk(folder: Path) -> set[str]:
+def _files(folder: Path) -> set[str]:
     """Every file in a folder. Raises UserError for links, for what is neither file nor folder, and for odd names."""
-    files: set[str] = set()
-    todo = [folder]
-    while todo:
-        here = todo.pop()
-        entries = list(_scan(here))
-        if not entries:
-            raise UserError(f"{here}: is an empty folder; a package has none")
-        for entry in entries:
-            path = Path(entry.path)
-            if not NAME.fullmatch(entry.name) or len(files) >= MOST_FILES:
-                raise UserError(f"{here}: {entry.name!r}: is no file that a package may have")
-            if entry.is_dir(follow_symlinks=False):
-                todo.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                files.add(path.relative_to(folder).as_posix())
-            else:
-                raise UserError(f"{path}: is a link or a special file; a package has neither")
-    return files
-
-
-def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
-
-
-def _size(path: Path) -> int:
-    return path.lstat().st_size
+    files: set[Path] = set()
+    folders = {folder}
+    for path in folder.rglob("*"):
+        if not NAME.fullmatch(path.name) or len(files) + len(folders) > MOST_FILES:
+            raise UserError(f"{path.parent}: {path.name!r}: is no file that a package may have")
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is a link or a special file; a package has neither")
+        (folders if path.is_dir() else files).add(path)
+    if empty := folders - {path.parent for path in files | folders}:
+        raise UserError(f"{min(empty)}: is an empty folder; a package has none")
+    return {path.relative_to(folder).as_posix() for path in files}

@@ -5,7 +5,6 @@ colons; where it is set, nothing is loaded that none of them signed.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,9 @@ def signing_key() -> "Ed25519PrivateKey | None":
     """Private key of VAELINE_SIGNING_KEY; None where it is not set. Raises UserError for anything else."""
     if not (path := os.environ.get(SIGNING)):
         return None
-    _require_cryptography(SIGNING)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    key = _read_key(path, lambda content: load_pem_private_key(content, password=None))
+    key = _read_key(path, private=True)
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{SIGNING}: {path}: allowed: an unencrypted Ed25519 private key in PEM")
     return key
@@ -43,13 +40,11 @@ def trusted_signers() -> frozenset[str] | None:
     """Public keys of VAELINE_TRUSTED_KEYS, in the form of `signer`; None where it is not set."""
     if not (paths := os.environ.get(TRUSTED)):
         return None
-    _require_cryptography(TRUSTED)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     found = set()
     for path in paths.split(os.pathsep):
-        key = _read_key(path, load_pem_public_key)
+        key = _read_key(path, private=False)
         if not isinstance(key, Ed25519PublicKey):
             raise UserError(f"{TRUSTED}: {path}: allowed: an Ed25519 public key in PEM")
         found.add(key.public_bytes_raw().hex())
@@ -58,7 +53,6 @@ def trusted_signers() -> frozenset[str] | None:
 
 def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     """Whether the owner of the public key `by` (hex) signed exactly this content."""
-    _require_cryptography("a signed package")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -69,18 +63,13 @@ def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     return True
 
 
-def _read_key(path: str, parse: Callable[[bytes], Any]) -> Any:
+def _read_key(path: str, private: bool) -> Any:
     """Key in a PEM file; None where it is none, or encrypted."""
     from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+    content = read_bounded(Path(path), PEM_BYTES)
     try:
-        return parse(read_bounded(Path(path), PEM_BYTES))
+        return load_pem_private_key(content, password=None) if private else load_pem_public_key(content)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
         return None
-
-
-def _require_cryptography(purpose: str) -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError:
-        raise UserError(f"{purpose}: checking and making signatures needs `pip install cryptography`") from None
