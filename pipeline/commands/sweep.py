@@ -32,8 +32,9 @@ def sweep(
     """
     workspace = enter_workspace()
     prepare_environment()
-    from pipeline.sweep.command import requested_sweep, run_sweep
+    from pipeline.sweep.run import run_sweep
+    from pipeline.sweep.study import Request, plan_sweep
 
-    asked = requested_sweep(workspace, assignments or [], search, trials, seed, metric, name)
-    if not run_sweep(asked, jobs, register):
+    request = Request(assignments or [], search, trials, seed, metric)
+    if not run_sweep(plan_sweep(workspace, request, name), jobs, register):
         raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """The registered version and the MLflow run of the model at hand, kept in a file: asking MLflow takes seconds."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,29 +36,22 @@ def registered(workspace: Workspace, again: bool = False) -> Registered | None:
     wanted = Registered(redact(uri), decision["name"], decision["digest"])
     path = workspace.state / "registered.json"
     if not again and not (uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()):
-        try:
+        with suppress(OSError, ValueError, TypeError):
             kept = Registered(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            kept = None
-        if kept and replace(kept, version=None, run_id=None) == wanted:
-            return kept
-    found = _ask(workspace, wanted)
-    if found.version is not None:
-        write_file(path, json.dumps(asdict(found)).encode())
-    return found
-
-
-def _ask(workspace: Workspace, wanted: Registered) -> Registered:
+            if replace(kept, version=None, run_id=None) == wanted:
+                return kept
     from vaeline.registry.versions import find_by_digest
     from vaeline.tracking.connection import connect, one_line_errors
 
-    try:
+    with suppress(UserError):
         client = connect(workspace, timeout_s=5, retries=0)
         with one_line_errors():
             version = find_by_digest(client, wanted.name, wanted.digest)
-    except UserError:
-        return wanted
-    return replace(wanted, version=str(version.version), run_id=version.run_id) if version else wanted
+        if version:
+            found = replace(wanted, version=str(version.version), run_id=version.run_id)
+            write_file(path, json.dumps(asdict(found)).encode())
+            return found
+    return wanted
 
 
 def links(workspace: Workspace, found: Registered) -> dict[str, str]:
@@ -65,11 +59,9 @@ def links(workspace: Workspace, found: Registered) -> dict[str, str]:
     uri = tracking_uri(workspace)
     if artifact_location(uri, workspace) is None:
         base = redact(uri).rstrip("/")
-    elif server := running(workspace, MLFLOW):
-        base = server.address
     else:
-        return {}
-    if found.version is None:
+        base = server.address if (server := running(workspace, MLFLOW)) else ""
+    if not base or found.version is None:
         return {}
     return {
         f"{found.name} version {found.version}": f"{base}/#/models/{found.name}/versions/{found.version}",

@@ -30,10 +30,9 @@ def main() -> None:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise
             hint = "start that server, or unset PREFECT_API_URL for a temporary one"
-            reason = first_line(error)
             if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
-                reason, hint = "401 Unauthorized", "set its password in PREFECT_API_AUTH_STRING, as user:password"
-            raise UserError(f"Prefect: {reason}; {hint}") from None
+                hint = "set its password in PREFECT_API_AUTH_STRING, as user:password"
+            raise UserError(f"Prefect: {first_line(error)}; {hint}") from None
         flow_run_processes.remove(workspace, str(state.state_details.flow_run_id))
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")

@@ -10,7 +10,7 @@ PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS, and training then goe
 else ends the run at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, runtime, task
@@ -80,33 +80,37 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
     With overrides (`train.beta=4`) it runs a DVC experiment with these changes, and leaves the workspace as it is.
     Where another run is at work in this workspace it waits, or ends as Skipped.
     """
-    log, flow_run = get_run_logger(), str(runtime.flow_run.id)
-    workspace = current_workspace()
+    flow_run, workspace = str(runtime.flow_run.id), current_workspace()
     flow_run_processes.record(workspace, flow_run)
     try:
-        with workspace_lock(workspace, log.warning, when_busy) as context:
+        with workspace_lock(workspace, get_run_logger().warning, when_busy) as context:
             environment = context.environment(flow_run=flow_run)
-            return _experiment(overrides, environment) if overrides else _workspace(workspace, environment)
+            if not overrides:
+                return _bring_up_to_date(workspace, environment)
+            state: State[Any] = run_overrides(overrides, environment, return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message)
+            name = state.result()
+            return Completed(message=f"experiment {name} ({' '.join(overrides)}); dvc exp apply {name} brings it here")
     except BusyError as error:
         return Completed(name="Skipped", message=f"skipped: {error}")
     except UserError as error:
         return Failed(message=str(error))
 
 
-def _experiment(overrides: list[str], environment: dict[str, str]) -> State[Any]:
-    state: State[Any] = run_overrides(overrides, environment, return_state=True)
-    if not state.is_completed():
-        raise StageError(str(state.message))
-    name = str(state.result())
-    return Completed(message=f"experiment {name} ({' '.join(overrides)}); dvc exp apply {name} brings it here")
-
-
-def _workspace(workspace: Workspace, environment: dict[str, str]) -> State[dict[str, Outcome]]:
+def _bring_up_to_date(workspace: Workspace, environment: dict[str, str]) -> State[dict[str, Outcome]]:
+    """Every stage as a task; once one has run or was restored, DVC is asked about those after it."""
     stages, forced = read_stages(workspace), always_stale(workspace)
     stale = stale_stages(workspace) | forced
-    outcomes: dict[str, Outcome] = dict.fromkeys(stages, "cached")
-    if stale:
-        outcomes = _bring_up_to_date(stages, stale, forced, environment)
+    outcomes: dict[str, Outcome] = {} if stale else dict.fromkeys(stages, "cached")
+    for name, description in stages.items() if stale else ():
+        asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
+        task = run_stage.with_options(description=description)
+        state: State[Any] = task(name, asked, name in forced, environment, return_state=True)
+        if not state.is_completed():
+            waiting = ", ".join([*stages][len(outcomes) + 1 :])
+            return Failed(message=f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
+        outcomes[name] = state.result()
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
     if all(outcome == "cached" or name in forced for name, outcome in outcomes.items()):
         return _unchanged(workspace, outcomes)
@@ -115,31 +119,6 @@ def _workspace(workspace: Workspace, environment: dict[str, str]) -> State[dict[
     text = summary.markdown(workspace, outcomes)
     create_markdown_artifact(text, key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
-
-
-def send_remaining() -> None:
-    """Have Prefect's threads send their last log lines and events while there is a server to take them."""
-    for worker in (APILogWorker, EventsWorker):
-        worker.drain_all(timeout=10)
-
-
-def _bring_up_to_date(
-    stages: Mapping[str, str], stale: set[str], forced: set[str], environment: dict[str, str]
-) -> dict[str, Outcome]:
-    """The outcome of each stage; once one has run or was restored, DVC is asked about those after it.
-
-    Raises StageError where a stage fails; nothing is run after it.
-    """
-    outcomes: dict[str, Outcome] = {}
-    for name, description in stages.items():
-        asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
-        task = run_stage.with_options(description=description)
-        state: State[Any] = task(name, asked, name in forced, environment, return_state=True)
-        if not state.is_completed():
-            waiting = ", ".join([*stages][len(outcomes) + 1 :])
-            raise StageError(f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
-        outcomes[name] = state.result()
-    return outcomes
 
 
 def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
@@ -153,5 +132,10 @@ def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict
     lines = [f"- [{what}]({address})" for what, address in links.items()]
     text = "\n".join(["## Unchanged: nothing to compute", current, *lines])
     create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
-    where = "".join(f" {address}" for address in links.values())
-    return Completed(name="Unchanged", message=f"unchanged: {current}{where}", data=outcomes)
+    return Completed(name="Unchanged", message=" ".join(["unchanged:", current, *links.values()]), data=outcomes)
+
+
+def send_remaining() -> None:
+    """Have Prefect's threads send their last log lines and events while there is a server to take them."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)

@@ -18,13 +18,10 @@ def slots(jobs: int) -> list[Environment]:
 
     What the user's own environment says of threads stays.
     """
-    accelerators = _accelerators()
-    if accelerators:
+    if accelerators := _accelerators():
         return [{"CUDA_VISIBLE_DEVICES": accelerators[slot % len(accelerators)]} for slot in range(jobs)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // jobs))
-    own = {name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}
-    return [own] * jobs
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return [{name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}] * jobs
 
 
 @contextmanager
@@ -33,10 +30,9 @@ def one_slot() -> Iterator[Environment]:
 
     For processes that know nothing of each other. The kernel frees it however its holder ends.
     """
-    accelerators = _accelerators()
     locks = Path(tempfile.gettempdir()) / f"vaeline-devices-{os.getuid()}"
     locks.mkdir(exist_ok=True)
-    for name in accelerators:
+    for name in _accelerators():
         descriptor = acquire(locks / name.replace("/", "-"), wait=False)
         if descriptor is not None:
             try:

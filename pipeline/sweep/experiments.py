@@ -36,23 +36,16 @@ def experiment_overrides(name: str, params: Any, experiments: Mapping[str, Exper
     if name not in experiments:
         raise UserError(f"experiment {name!r}: allowed: {', '.join(experiments)}")
     parse_params(params)
+    chain = [name]
+    while (base := experiments[chain[-1]].base) is not None:
+        if base in chain or base not in experiments:
+            raise UserError(f"{EXPERIMENTS}: {name}: base must be another experiment, found {base!r}")
+        chain.append(base)
     wanted = params
-    for changes in _lineage(name, experiments):
-        wanted = overlay(wanted, changes)
+    for entry in reversed(chain):
+        wanted = overlay(wanted, experiments[entry].params)
     parse_params(wanted, f"{EXPERIMENTS}: {name}")
     return override_arguments(params, wanted)
-
-
-def _lineage(name: str, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
-    """The params of the entry's first ancestor, ..., its own."""
-    line: dict[str, dict[str, Any]] = {}
-    following: str | None = name
-    while following is not None:
-        if following in line or following not in experiments:
-            raise UserError(f"{EXPERIMENTS}: {name}: base must be another experiment, found {following!r}")
-        line[following] = experiments[following].params
-        following = experiments[following].base
-    return list(reversed(line.values()))
 
 
 def overlay(below: Any, above: Any) -> Any:

@@ -1,5 +1,6 @@
-"""What a sweep leaves: `reports/sweeps/NAME/`, and the parent run in MLflow."""
+"""What a sweep leaves: the ranking and the pictures in `reports/sweeps/NAME/`, and the parent run in MLflow."""
 
+import csv
 import io
 import warnings
 from pathlib import Path
@@ -8,33 +9,81 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.sweep.ranking import best, ranked, result, rows, to_csv, to_markdown
 from pipeline.sweep.space import show, to_values, varied
-from pipeline.sweep.study import Sweep
+from pipeline.sweep.study import Result, Sweep
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.plotting.charts import chart
 from vaeline.tracking.sweeps import close_parent, open_parent
 
-
-def write_reports(sweep: Sweep) -> Path:
-    """Write the table as CSV and Markdown and the pictures; returns their folder."""
-    folder = sweep.workspace.reports / "sweeps" / sweep.name
-    for name, content in _files(sweep).items():
-        write_file(folder / name, content)
-    return folder
+SHOWN = ("test.elbo", "test.reconstruction", "test.kl", "test.nll", "test.active_units")
 
 
-def _files(sweep: Sweep) -> dict[str, bytes]:
-    texts = {"ranking.csv": to_csv(sweep), "ranking.md": to_markdown(*rows(sweep))}
-    return {name: text.encode() for name, text in texts.items()} | pictures(sweep)
+def ranked(sweep: Sweep) -> list[FrozenTrial]:
+    """The best first; then those without a score, failed or not there yet, as they were drawn."""
+    sign = -1.0 if sweep.maximise else 1.0
+    return sorted(sweep.trials(), key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
+
+
+def best(sweep: Sweep) -> FrozenTrial | None:
+    """The trial that ranks first, if any has a score."""
+    return next((trial for trial in ranked(sweep) if trial.value is not None), None)
+
+
+def result(trial: FrozenTrial) -> Result:
+    """What became of a trial; empty while it has not ended."""
+    return trial.user_attrs.get("result", Result())  # type: ignore[no-any-return]
+
+
+def status(trial: FrozenTrial) -> str:
+    """A word, or the reason of a failure."""
+    if trial.state == TrialState.FAIL:
+        return f"failed: {result(trial).get('reason', 'cut off')}"
+    return "done" if trial.state == TrialState.COMPLETE else "waiting"
+
+
+def to_markdown(sweep: Sweep) -> str:
+    """The ranking with aligned columns: what is varied, the metric that ranks, then what is well known and there."""
+    trials, keys = ranked(sweep), varied(sweep.space)
+    present = {name for trial in trials for name in result(trial).get("metrics", {})}
+    metrics = [sweep.metric, *(name for name in SHOWN if name in present and name != sweep.metric)]
+    lines = [["rank", "trial", *keys, *metrics, "s", "outcome"]]
+    for rank, trial in enumerate(trials, 1):
+        numbers = [result(trial).get("metrics", {}).get(name) for name in metrics]
+        cells = [str(rank) if trial.value is not None else "", trial.user_attrs["name"]]
+        cells += [show(trial.user_attrs["values"][key]) for key in keys]
+        cells += ["" if number is None else f"{number:.5g}" for number in numbers]
+        cells += [f"{result(trial).get('seconds', 0):.0f}", status(trial)]
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def to_csv(sweep: Sweep) -> str:
+    """Every trial with all its metrics at full precision, the best first."""
+    rows: list[dict[str, Any]] = []
+    for rank, trial in enumerate(ranked(sweep), 1):
+        ended, values = result(trial), trial.user_attrs["values"]
+        row = {"rank": rank if trial.value is not None else "", "trial": trial.user_attrs["name"]}
+        row |= {key: show(value) if isinstance(value, dict | list) else value for key, value in values.items()}
+        row |= {"status": status(trial).partition(":")[0], "reason": ended.get("reason", "")}
+        rows.append(row | {"model_digest": ended.get("digest", "")} | ended.get("metrics", {}))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def pictures(sweep: Sweep) -> dict[str, bytes]:
     """PNG by file name; those for which two scored trials have what they show."""
     scored = [trial for trial in ranked(sweep) if trial.value is not None]
     drawn = _optuna_plots(sweep) if len(scored) > 1 and varied(sweep.space) else {}
-    if len(points := [t for t in scored if {"test.kl", "test.reconstruction"} <= result(t)["metrics"].keys()]) > 1:
+    points = [result(trial)["metrics"] for trial in scored]
+    points = [point for point in points if {"test.kl", "test.reconstruction"} <= point.keys()]
+    if len(points) > 1:
         drawn["rate_distortion.png"] = _rate_distortion(points)
     return drawn
 
@@ -45,39 +94,33 @@ def _optuna_plots(sweep: Sweep) -> dict[str, bytes]:
     from matplotlib import pyplot as plt
     from optuna.visualization import matplotlib as plots
 
-    keys, metric, drawn = varied(sweep.space), sweep.request.metric, {}
+    drawn = {}
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # plots are experimental, importances of few trials vague
         mpl.rcdefaults()
         plt.switch_backend("agg")
-        named: dict[str, Any] = {
-            "parallel_coordinates.png": plots.plot_parallel_coordinate,
-            "slice.png": plots.plot_slice,
-            "importances.png": plots.plot_param_importances,
-        }
-        for name, plot in named.items():
-            plot(sweep.study, params=keys, target_name=metric)
+        named = {"parallel_coordinates": plots.plot_parallel_coordinate, "slice": plots.plot_slice}
+        for name, plot in (named | {"importances": plots.plot_param_importances}).items():
+            plot(sweep.study, params=varied(sweep.space), target_name=sweep.metric)
             buffer = io.BytesIO()
             plt.gcf().savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
             plt.close()
-            drawn[name] = buffer.getvalue()
+            drawn[f"{name}.png"] = buffer.getvalue()
     return drawn
 
 
-def _rate_distortion(trials: list[FrozenTrial]) -> bytes:
+def _rate_distortion(points: list[dict[str, float]]) -> bytes:
     """Rate KL against distortion -E_q[log p(x|z)], nats per test image (Alemi et al. 2018, Fixing a Broken ELBO).
 
     Both add up to -ELBO, so that points on one falling diagonal are equally good.
     """
-    metrics = [result(trial)["metrics"] for trial in trials]
-    rates, distortions = [m["test.kl"] for m in metrics], [-m["test.reconstruction"] for m in metrics]
 
     def draw(axes: Any) -> None:
-        axes.scatter(rates, distortions)
-        for rank, point in enumerate(zip(rates, distortions, strict=True), 1):
+        for rank, metrics in enumerate(points, 1):
+            point = (metrics["test.kl"], -metrics["test.reconstruction"])
+            axes.scatter(*point, color="C0")
             axes.annotate(str(rank), point, (4, 4), textcoords="offset points")
-        for rate, distortion in zip(rates, distortions, strict=True):
-            axes.axline((rate, distortion), slope=-1, color="#dddddd", linewidth=0.8, zorder=0)
+            axes.axline(point, slope=-1, color="#dddddd", linewidth=0.8, zorder=0)
         axes.set_xlabel("rate: KL, nats per test image")
         axes.set_ylabel("distortion: $-$reconstruction, nats per test image")
         axes.set_title("numbered by rank; grey lines join equal ELBO")
@@ -85,42 +128,38 @@ def _rate_distortion(trials: list[FrozenTrial]) -> bytes:
     return chart("rate_distortion", "", draw).png
 
 
-def begin_in_mlflow(sweep: Sweep) -> str:
-    """Make or find the parent run, so that the trials' runs are its children; returns why not, or nothing."""
+def write_reports(sweep: Sweep) -> Path:
+    """Write the table as CSV and Markdown and the pictures; returns their folder."""
+    folder = sweep.workspace.reports / "sweeps" / sweep.name
+    texts = {"ranking.csv": to_csv(sweep), "ranking.md": to_markdown(sweep)}
+    for name, content in ({name: text.encode() for name, text in texts.items()} | pictures(sweep)).items():
+        write_file(folder / name, content)
+    return folder
+
+
+def report_to_mlflow(sweep: Sweep, folder: Path | None = None) -> str:
+    """Make or find the parent run, whose children the trials' runs are; returns why not, or nothing.
+
+    With the `folder` of the reports, once the trials have ended, the outcome is put into it.
+    """
     asked = {"sweep.search": sweep.request.search, "sweep.metric": sweep.request.metric}
     for key, distribution in sweep.space.items():
         if isinstance(distribution, CategoricalDistribution):
             asked[key] = ", ".join(show(to_values({key: choice})[key]) for choice in distribution.choices)
         else:
             asked[key] = str(distribution)
-    experiment = sweep.baseline.params["register"]["name"]
+    asked["sweep.trials"] = str(sweep.total)
     try:
-        run = open_parent(sweep.workspace, experiment, sweep.name, asked | {"sweep.trials": str(sweep.total)})
-    except UserError as error:
-        return str(error)
-    sweep.study.set_user_attr("parent_run", run)
-    return ""
-
-
-def end_in_mlflow(sweep: Sweep) -> str:
-    """Put the ranking and the pictures into the parent run; returns why not, or nothing."""
-    if "parent_run" not in sweep.study.user_attrs and (away := begin_in_mlflow(sweep)):
-        return away
-    tags, metrics = {}, {}
-    if chosen := best(sweep):
-        tags = {"vaeline.sweep_best": chosen.user_attrs["name"], "mlflow.note.content": to_markdown(*rows(sweep))}
-        metrics = {f"best/{sweep.request.metric.replace('.', '/')}": chosen.value or 0.0}
-    failed = any(trial.state == TrialState.FAIL for trial in sweep.trials())
-    try:
-        close_parent(
-            sweep.workspace,
-            sweep.study.user_attrs["parent_run"],
-            "FAILED" if failed else "FINISHED",
-            metrics=metrics,
-            tags=tags,
-            files=_files(sweep),
-            digests=[result(trial).get("digest", "") for trial in sweep.trials()],
-        )
+        run = open_parent(sweep.workspace, sweep.baseline.params["register"]["name"], sweep.name, asked)
+        sweep.study.set_user_attr("parent_run", run)
+        if folder:
+            tags, metrics = {}, {}
+            if chosen := best(sweep):
+                tags = {"vaeline.sweep_best": chosen.user_attrs["name"], "mlflow.note.content": to_markdown(sweep)}
+                metrics = {f"best/{sweep.metric.replace('.', '/')}": chosen.value or 0.0}
+            ending = "FAILED" if sweep.count(TrialState.FAIL) else "FINISHED"
+            digests = [result(trial).get("digest", "") for trial in sweep.trials()]
+            close_parent(sweep.workspace, run, ending, metrics=metrics, tags=tags, folder=folder, digests=digests)
     except UserError as error:
         return str(error)
     return ""

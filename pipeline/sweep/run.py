@@ -1,28 +1,28 @@
-"""The loop over a sweep's trials, several at once; a signal stops all and loses nothing."""
+"""A sweep from its first trial to its last line: several trials at once; a signal stops all and loses nothing."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
+from typer import echo
 
 from pipeline.sweep.devices import slots
-from pipeline.sweep.ranking import best, status
-from pipeline.sweep.ranking import result as stored
+from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
 from pipeline.sweep.space import Values, check, corners, with_values
-from pipeline.sweep.study import Result, Sweep
-from pipeline.sweep.trial import POLL_S, TrialProcess
+from pipeline.sweep.study import Result, Sweep, exclusive
+from pipeline.sweep.trial import POLL_S, TrialProcess, remove_clones
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
 from vaeline.io.progress import progress
 
+Log = Callable[[str], None]
+
 
 class Job(Protocol):
     """A trial at work, here or elsewhere."""
-
-    name: str
 
     def poll(self) -> Result | None:
         """None while it runs; then its result."""
@@ -30,21 +30,52 @@ class Job(Protocol):
     def stop(self) -> None:
         """End it."""
 
-    def last_line(self) -> str:
-        """What it printed last."""
+
+def run_sweep(sweep: Sweep, jobs: int, register: bool) -> bool:
+    """Run what is missing, rank, and report; returns whether no trial failed."""
+    again = f"vaeline sweep --name {sweep.name}"
+    with exclusive(sweep):
+        sweep.begin()
+        remove_clones(sweep)
+        echo(f"sweep {sweep.name}: {_summary(sweep)}, {jobs} at once; logs in {sweep.folder}/")
+        if away := report_to_mlflow(sweep):
+            echo(f"the sweep goes on without MLflow: {away}")
+        try:
+            run_trials_here(sweep, jobs, echo)
+            if register:
+                complete_best(sweep, echo)
+        except BaseException:
+            echo(f"stopped: {_summary(sweep)}; go on with: {again}")
+            raise
+        folder = write_reports(sweep)
+        if away := report_to_mlflow(sweep, folder):
+            echo(f"not in MLflow: {away}; try again with: {again}")
+    echo(f"{to_markdown(sweep)}\ntable, pictures:  {folder}/\nall experiments:  dvc exp show")
+    if chosen := best(sweep):
+        echo(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
+        echo("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
+    return sweep.count(TrialState.COMPLETE) == sweep.total
 
 
-Start = Callable[[FrozenTrial, int], Job]  # trial, place from 0 to jobs - 1
-Log = Callable[[str], None]
+def _summary(sweep: Sweep) -> str:
+    failed = sweep.count(TrialState.FAIL)
+    done = f"{sweep.count(TrialState.COMPLETE)} of {sweep.total} trials done"
+    return f"{done}, {failed} failed" if failed else done
 
 
-def run_trials(sweep: Sweep, start: Start, jobs: int, log: Log) -> None:
-    """Run what is missing, `jobs` at once; every result is stored as it comes.
+def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int, log: Log) -> None:
+    """Run what is missing, `jobs` at once, by `start(trial, place)`, 0 <= place < jobs; store results as they come.
 
     Whatever ends this early (Ctrl-C, SIGTERM, an error) stops the running trials first; they stay to be done.
     """
     running: dict[int, tuple[FrozenTrial, Job]] = {}  # by place
-    with progress(f"sweep {sweep.name}", sweep.total, "trials", done=count(sweep, TrialState.COMPLETE)) as bar:
+
+    def finish(trial: FrozenTrial, outcome: Result) -> None:
+        ended = sweep.finish(trial.number, outcome)
+        text = status(ended) if ended.value is None else f"done, {sweep.metric} {ended.value:.5g}"
+        log(f"{trial.user_attrs['name']}: {text} ({result(ended).get('seconds', 0):.0f} s)")
+
+    with progress(f"sweep {sweep.name}", sweep.total, "trials", done=sweep.count(TrialState.COMPLETE)) as bar:
         try:
             while True:
                 while len(running) < jobs and (trial := sweep.next_trial()):
@@ -53,69 +84,41 @@ def run_trials(sweep: Sweep, start: Start, jobs: int, log: Log) -> None:
                         check(sweep.baseline.params, [trial.user_attrs["values"]])  # drawn ones may contradict
                         running[place] = trial, start(trial, place)
                     except (UserError, OSError) as error:  # a full disk, a damaged repository
-                        _finish(sweep, trial, {"reason": "; ".join(str(error).splitlines())}, log)
+                        finish(trial, {"reason": "; ".join(str(error).splitlines())})
                     else:
-                        log(f"{_position(sweep, trial)}: running")
+                        log(f"{trial.user_attrs['name']}: running")
                 if not running:
                     return
                 time.sleep(POLL_S)
                 for place, (trial, job) in list(running.items()):
-                    if (result := job.poll()) is not None:
+                    if (outcome := job.poll()) is not None:
                         del running[place]
-                        _finish(sweep, trial, result, log)
-                lines = [f"{job.name}: {job.last_line()}" for _, job in running.values()]
-                bar.update(count(sweep, TrialState.COMPLETE), "; ".join(lines)[:100])
+                        finish(trial, outcome)
+                        bar.update(sweep.count(TrialState.COMPLETE))
         finally:
-            _stop(job for _, job in running.values())
-
-
-def _finish(sweep: Sweep, trial: FrozenTrial, result: Result, log: Log) -> None:
-    ended = sweep.finish(trial.number, result)
-    outcome = status(ended) if ended.value is None else f"done, {sweep.request.metric} {ended.value:.5g}"
-    log(f"{_position(sweep, ended)}: {outcome} ({stored(ended).get('seconds', 0):.0f} s)")
-
-
-def _position(sweep: Sweep, trial: FrozenTrial) -> str:
-    names = [other.user_attrs["name"] for other in sweep.trials()]
-    name = trial.user_attrs["name"]
-    return f"[{names.index(name) + 1:>{len(str(sweep.total))}}/{sweep.total}] {name}"
-
-
-def count(sweep: Sweep, state: TrialState) -> int:
-    """How many trials are in a state."""
-    return sum(trial.state == state for trial in sweep.trials())
-
-
-def _stop(jobs: Iterable[Job]) -> None:
-    """All at the same time: a training may take seconds to write its checkpoint."""
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda job: job.stop(), jobs))
+            with ThreadPoolExecutor() as pool:  # together: a training may take seconds to write its checkpoint
+                list(pool.map(lambda entry: entry[1].stop(), running.values()))
 
 
 def run_trials_here(sweep: Sweep, jobs: int, log: Log) -> None:
-    """Run what is missing on this machine, each trial on a device or a share of the cores."""
-    places = slots(jobs)
-    _prepare_data(sweep)
+    """Run what is missing on this machine, each trial on a device or a share of the cores.
 
-    def start(trial: FrozenTrial, place: int) -> Job:
-        attributes = trial.user_attrs
-        return TrialProcess(sweep, attributes["name"], attributes["values"], places[place], ("evaluate",))
-
-    run_trials(sweep, start, jobs, log)
-
-
-def _prepare_data(sweep: Sweep) -> None:
-    """Fetch and prepare once for each different section `data`, so that the trials find both in DVC's cache.
-
-    A failure is left to the trials, which meet it again and report it.
+    First fetch and prepare once for each different section `data`, so that the trials find both in DVC's cache. A
+    failure of that is left to the trials, which meet it again and report it.
     """
-    trials = sweep.trials()
+    places, trials = slots(jobs), sweep.trials()
     waiting: list[Values] = [t.user_attrs["values"] for t in trials if t.state == TrialState.WAITING]
     if len(trials) < sweep.total:  # a search has yet to draw
         waiting += islice(corners(sweep.space), 1)
     different = {value_digest(with_values(sweep.baseline.params, values)["data"]): values for values in waiting}
     for digest, values in different.items():
         TrialProcess(sweep, f"{sweep.name}-data-{digest[:6]}", values, slots(1)[0], ("prepare",), collect=False).wait()
+
+    def start(trial: FrozenTrial, place: int) -> Job:
+        attributes = trial.user_attrs
+        return TrialProcess(sweep, attributes["name"], attributes["values"], places[place], ("evaluate",))
+
+    run_trials(sweep, start, jobs, log)
 
 
 def complete_best(sweep: Sweep, log: Log) -> None:
@@ -128,8 +131,7 @@ def complete_best(sweep: Sweep, log: Log) -> None:
     if chosen is None or sweep.study.user_attrs.get("completed") == name:
         return
     log(f"the best, {name}: its remaining stages, and the registry's gate")
-    result = TrialProcess(sweep, name, chosen.user_attrs["values"], slots(1)[0]).wait()
-    if why := result.get("reason"):
+    if why := TrialProcess(sweep, name, chosen.user_attrs["values"], slots(1)[0]).wait().get("reason"):
         log(f"not registered: {why}; try again with: vaeline sweep --name {sweep.name}")
     else:
         sweep.study.set_user_attr("completed", name)

@@ -7,9 +7,7 @@ kept as JSON text, which tells 1, 1.0 and true apart and which every storage of 
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -36,13 +34,16 @@ def parse_space(assignments: Sequence[str], params: Any) -> Space:
     space: Space = {}
     mistakes: list[str] = []
     for assignment in assignments:
+        key, equals, text = assignment.partition("=")
         try:
-            key, distribution = _parse_assignment(assignment, params)
-            if key in space:
-                raise UserError(f"{key}: given twice")
-            space[key] = distribution
+            if not equals or not KEY.fullmatch(key) or not text.strip():
+                raise UserError(f"{assignment!r}: is no assignment; {FORM}")
+            distribution = _parse_values(key, text, params)
         except UserError as error:
             mistakes.append(str(error))
+            continue
+        mistakes += [f"{key}: given twice"] if key in space else []
+        space[key] = distribution
     mistakes += [
         f"{inner}: is inside {outer}, which is varied too"
         for inner, outer in itertools.permutations(space, 2)
@@ -53,28 +54,20 @@ def parse_space(assignments: Sequence[str], params: Any) -> Space:
     return space
 
 
-def _parse_assignment(assignment: str, params: Any) -> tuple[str, BaseDistribution]:
-    key, equals, text = assignment.partition("=")
-    if not equals or not KEY.fullmatch(key) or not text.strip():
-        raise UserError(f"{assignment!r}: is no assignment; {FORM}")
+def _parse_values(key: str, text: str, params: Any) -> BaseDistribution:
     if match := RANGE.fullmatch(text.strip()):
-        return key, _parse_range(key, match, params)
+        log, low, high = bool(match[1]), float(match[2]), float(match[3])
+        if low >= high or (log and low <= 0):
+            raise UserError(f"{key}: found {match[0]!r}, allowed: LOW below HIGH{', both above 0' if log else ''}")
+        for part in key.split("."):
+            params = params.get(part) if isinstance(params, dict) else None
+        if not isinstance(params, float) and not re.search(r"[.eE]", match[2] + match[3]):
+            return IntDistribution(int(low), int(high), log=log)
+        return FloatDistribution(low, high, log=log)
     values: list[Any] = parse_yaml(f"[{text}]", f"{key}: {text!r}")
-    if any(isinstance(value, str) and RANGE.fullmatch(value) for value in values):
-        raise UserError(f"{key}: found a range among values, {text!r}; {FORM}")
-    if not values:
-        raise UserError(f"{key}: found no value; {FORM}")
-    return key, CategoricalDistribution(tuple(dict.fromkeys(map(json.dumps, values))))
-
-
-def _parse_range(key: str, match: re.Match[str], params: Any) -> BaseDistribution:
-    log, low, high = bool(match[1]), float(match[2]), float(match[3])
-    if low >= high or (log and low <= 0):
-        raise UserError(f"{key}: found {match[0]!r}, allowed: LOW below HIGH{', both above 0' if log else ''}")
-    now = reduce(lambda section, part: section.get(part) if isinstance(section, dict) else None, key.split("."), params)
-    if all(re.fullmatch(r"[-+]?\d+", end) for end in (match[2], match[3])) and not isinstance(now, float):
-        return IntDistribution(int(low), int(high), log=log)
-    return FloatDistribution(low, high, log=log)
+    if not values or any(isinstance(value, str) and RANGE.fullmatch(value) for value in values):
+        raise UserError(f"{key}: found {text!r}, no values or a range among them; {FORM}")
+    return CategoricalDistribution(tuple(dict.fromkeys(map(json.dumps, values))))
 
 
 def to_values(params: Mapping[str, Any]) -> Values:
@@ -131,12 +124,6 @@ def check(params: Any, combinations: Iterable[Values]) -> None:
             lines |= dict.fromkeys(str(error).splitlines())
     if lines:
         raise UserError("\n".join(lines))
-
-
-def label(key: str, keys: Iterable[str]) -> str:
-    """A key's last part, or all of it where another key ends the same."""
-    last = key.rpartition(".")[2]
-    return last if Counter(other.rpartition(".")[2] for other in keys)[last] == 1 else key
 
 
 def show(value: Any) -> str:

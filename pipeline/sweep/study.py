@@ -15,31 +15,25 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.sweep.baseline import Baseline, read_baseline
-from pipeline.sweep.space import (
-    Space,
-    Values,
-    check,
-    corners,
-    grid,
-    label,
-    parse_space,
-    show,
-    to_params,
-    to_values,
-    varied,
-)
-from pipeline.sweep.storage import open_storage
+from pipeline.sweep.space import Values, check, corners, grid, parse_space, show, to_params, to_values, varied
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
-from vaeline.io.locks import acquire
+from vaeline.io.git import git, try_git
+from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import Workspace
+from vaeline.io.yaml_config import read_yaml
+from vaeline.tracking.connection import SQLITE, redact
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 MOST_CORNERS = 1024  # of a search space that are checked; a trial is checked anyway before it runs
-
+UPWARDS = re.compile(
+    r"elbo|reconstruction|active_units|psnr|mutual_information.*|.*accuracy.*|mig|disentanglement|informativeness"
+)
+DOWNWARDS = re.compile(r"nll|kl|mse|gap|bits_per_dimension.*|mmd|squared|total_correlation|frechet.*|prior_samples")
 
 Search = Literal["grid", "random", "bayesian"]
 
@@ -61,48 +55,92 @@ class Request:
     search: Search = "grid"
     trials: int = 0  # of a search
     seed: int = 1  # of a search
-    metric: str = "test.elbo"
-    maximise: bool = True
+    metric: str = "test.elbo"  # path in reports/metrics.json, or max:PATH, min:PATH
 
 
-@dataclass
+@dataclass(frozen=True)
+class Baseline:
+    """The working tree that every trial starts from: a commit, and the uncommitted changes of tracked files."""
+
+    commit: str
+    stash: str  # stash commit of the changes, empty where there are none
+    changes: str  # digest of the changes: the id of a stash commit depends on the time too
+    params: Any  # the content of params.yaml
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two baselines the same."""
+        return {"commit": self.commit, "changes": self.changes, "params": self.params}
+
+
+def read_baseline(workspace: Workspace) -> Baseline:
+    """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
+    root = workspace.root
+    git(root, "rev-parse", "--git-dir")  # Git's own error where there is no repository, or another user's
+    commit = try_git(root, "rev-parse", "--verify", "-q", "HEAD")
+    if not commit:
+        raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
+    workspace.state.mkdir(parents=True, exist_ok=True)
+    with locked(workspace.state / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
+        options = ("--binary", "--no-color", "--no-ext-diff")
+        diff = git(root, "diff", "HEAD", *options, "--", ":/", ":(exclude)dvc.lock")
+        stash = git(root, "stash", "create", "vaeline sweep")
+    return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(workspace.params))
+
+
+def parse_metric(text: str) -> tuple[str, bool]:
+    """The metric of `[max:|min:]METRIC`, and whether more is better. Raises UserError where that is not known."""
+    prefix, colon, metric = text.rpartition(":")
+    if colon and prefix in ("max", "min"):
+        return metric, prefix == "max"
+    for pattern, more_is_better in ((UPWARDS, True), (DOWNWARDS, False)):
+        if not colon and any(pattern.fullmatch(word) for word in text.split(".")):
+            return text, more_is_better
+    raise UserError(f"--metric: found {text!r}, whose direction is not known; allowed: max:METRIC or min:METRIC")
+
+
+def open_storage(address: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage at an SQLAlchemy address. Raises UserError where it cannot be used."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if address.startswith(SQLITE):
+        Path(address.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return optuna.storages.RDBStorage(address)
+    except (SQLAlchemyError, ImportError, StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the sweep's storage {redact(address)} cannot be used: {reason}") from None
+
+
 class Sweep:
     """A sweep: what was asked, on which baseline, and optuna's study of it."""
 
-    workspace: Workspace
-    name: str
-    request: Request
-    baseline: Baseline
-    storage: str  # address of optuna's storage
-
-    @property
-    def folder(self) -> Path:
-        """`.vaeline/sweeps/NAME/`: journal, logs, and the trials' clones while they run."""
-        return sweep_folder(self.workspace, self.name)
-
-    @cached_property
-    def space(self) -> Space:
-        """What is varied or fixed."""
-        return parse_space(self.request.assignments, self.baseline.params)
-
-    @cached_property
-    def total(self) -> int:
-        """How many trials there will be."""
-        return len(grid(self.space)) if self.request.search == "grid" else self.request.trials
+    def __init__(self, workspace: Workspace, name: str, request: Request, baseline: Baseline, storage: str) -> None:
+        """`storage`: SQLAlchemy address of optuna's storage. Raises UserError for a request that is wrong in itself."""
+        self.workspace, self.name, self.request = workspace, name, request
+        self.baseline, self.storage = baseline, storage
+        self.folder = workspace.state / "sweeps" / name  # logs, and the trials' clones while they run
+        self.metric, self.maximise = parse_metric(request.metric)
+        self.space = parse_space(request.assignments, baseline.params)
+        self.combinations = grid(self.space) if request.search == "grid" else []
+        self.total = len(self.combinations) or request.trials
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The study, made where it is missing."""
+        """The study, made where it is missing. Raises UserError where the storage cannot be used."""
         return optuna.create_study(
             storage=open_storage(self.storage),
             study_name=self.name,
-            direction="maximize" if self.request.maximise else "minimize",
+            direction="maximize" if self.maximise else "minimize",
             load_if_exists=True,
         )
 
     def trials(self) -> list[FrozenTrial]:
         """The latest trial of each name."""
         return list({t.user_attrs["name"]: t for t in self.study.trials if "name" in t.user_attrs}.values())
+
+    def count(self, state: TrialState) -> int:
+        """How many trials are in a state."""
+        return sum(trial.state == state for trial in self.trials())
 
     def begin(self) -> None:
         """Store a new sweep, or go on with a known one: what failed or was cut off waits again.
@@ -117,9 +155,8 @@ class Sweep:
             self.study.tell(trial.number, state=TrialState.FAIL)
         known = self.trials()
         waiting = [dict(trial.user_attrs) for trial in known if trial.state == TrialState.FAIL]
-        if self.request.search == "grid":
-            missing = enumerate(grid(self.space)[len(known) :], len(known))
-            waiting += [{"name": self._trial_name(number, values), "values": values} for number, values in missing]
+        for number, values in enumerate(self.combinations[len(known) :], len(known)):
+            waiting.append({"name": self._trial_name(number, values), "values": values})
         for attributes in waiting:
             attributes.pop("result", None)
             self.study.enqueue_trial(to_params(self.space, attributes["values"]), attributes)
@@ -141,7 +178,12 @@ class Sweep:
         if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             if drawn >= self.total:
                 return None
-            self.study.sampler = _sampler(self.request, drawn)
+            # each draw has its own random stream: a resumed search draws what it would have drawn
+            stream = (self.request.seed * 1_000_003 + drawn) % 2**32  # what a generator takes
+            if self.request.search == "random":
+                self.study.sampler = optuna.samplers.RandomSampler(seed=stream)
+            else:  # TPE (Bergstra et al. 2011); running trials count as bad ones, so that parallel ones keep apart
+                self.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
         trial = self.study.ask(self.space)
         if "name" not in trial.user_attrs:
             values = to_values(trial.params)
@@ -154,9 +196,9 @@ class Sweep:
         frozen = self.study.trials[number]
         if frozen.state.is_finished():
             return frozen
-        score = result.get("metrics", {}).get(self.request.metric)
+        score = result.get("metrics", {}).get(self.metric)
         if score is None:
-            result = {"reason": f"no {self.request.metric} in its metrics", **result}
+            result = {"reason": f"no {self.metric} in its metrics", **result}
         failed = "reason" in result
         # optuna's Trial of a number: `ask` alone makes one publicly, and another process may have asked
         optuna.Trial(self.study, frozen._trial_id).set_user_attr("result", result)
@@ -165,78 +207,68 @@ class Sweep:
 
     def _trial_name(self, number: int, values: Values) -> str:
         """`NAME-01-beta0.5-latent_dim8`: a part of a Git reference and of a file's name."""
-        keys = varied(self.space)
-        parts = [f"-{label(key, keys)}{_slug(values[key])}" for key in keys]
-        return f"{self.name}-{number + 1:02d}" + "".join(parts)[:100].rstrip(".-_")
-
-
-def sweep_folder(workspace: Workspace, name: str) -> Path:
-    """`.vaeline/sweeps/NAME/`."""
-    return workspace.state / "sweeps" / name
-
-
-def _storage_address(workspace: Workspace, name: str) -> str:
-    journal = (sweep_folder(workspace, name) / "journal.log").absolute()
-    return os.environ.get("VAELINE_SWEEP_STORAGE") or str(journal)
+        text = ""
+        for key in varied(self.space):
+            value = values[key]
+            kind = str(value["kind"] if isinstance(value, dict) and "kind" in value else show(value))
+            slug = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9.+-]+", "_", kind))[:24].strip("._")
+            text += f"-{key.rpartition('.')[2]}{slug}"
+        return f"{self.name}-{number + 1:02d}" + text[:100].rstrip(".-_")
 
 
 def plan_sweep(workspace: Workspace, request: Request, name: str = "") -> Sweep:
-    """A sweep of the working tree as it is, every combination checked. Raises UserError for whatever is wrong."""
+    """A sweep of the working tree as it is, every combination checked; a name alone stands for a known one.
+
+    Raises UserError for whatever is wrong.
+    """
+    if not request.assignments:
+        if not name:
+            raise UserError("nothing to vary: vaeline sweep KEY=VALUE,VALUE ..., or --name NAME to go on with a sweep")
+        if request != Request([]):
+            raise UserError("--name: goes on with the sweep as it was asked; leave out the other options but --jobs")
+        return load_sweep(workspace, name)
     baseline = read_baseline(workspace)
     if (request.search == "grid") != (request.trials == 0) or request.trials < 0:
         raise UserError("--trials: how many a search draws: needed by --search random and bayesian, and only by them")
-    space = parse_space(request.assignments, baseline.params)
     name = name or f"sweep-{value_digest(asdict(request) | baseline.identity)[:6]}"
     if not NAME.fullmatch(name):
         raise UserError(f"--name: found {name!r}, allowed: up to 40 letters, digits, - and _")
-    check(baseline.params, grid(space) if request.search == "grid" else islice(corners(space), MOST_CORNERS))
-    return Sweep(workspace, name, request, baseline, _storage_address(workspace, name))
+    sweep = Sweep(workspace, name, request, baseline, _storage_address(workspace, name))
+    check(baseline.params, sweep.combinations or islice(corners(sweep.space), MOST_CORNERS))
+    return sweep
 
 
 def load_sweep(workspace: Workspace, name: str, storage: str = "") -> Sweep:
     """A stored sweep on the working tree as it is. Raises UserError where there is none, or on another baseline."""
     address = storage or _storage_address(workspace, name)
-    if "://" not in address and not Path(address).exists():
-        raise UserError(
-            f"sweep {name}: no {address} here; for workers on several machines set VAELINE_SWEEP_STORAGE to a database"
-            if storage
-            else f"--name: there is no sweep {name!r} in {workspace.state / 'sweeps'}; to start it give KEY=VALUES"
-        )
+    start = "start it with KEY=VALUES; workers on several machines need a database, VAELINE_SWEEP_STORAGE"
+    missing = UserError(f"--name: there is no sweep {name!r} in {redact(address)}; {start}")
+    if address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
+        raise missing
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(address))
-        request = Request(**study.user_attrs["request"])
+        stored = optuna.load_study(study_name=name, storage=open_storage(address)).user_attrs
+        sweep = Sweep(workspace, name, Request(**stored["request"]), read_baseline(workspace), address)
     except KeyError:
-        raise UserError(f"--name: there is no sweep {name!r} in {address}; to start it give KEY=VALUES") from None
-    sweep = Sweep(workspace, name, request, read_baseline(workspace), address)
+        raise missing from None
     sweep.check_stored()
     return sweep
 
 
+def _storage_address(workspace: Workspace, name: str) -> str:
+    file = (workspace.state / "sweeps" / name / "study.db").absolute()
+    return os.environ.get("VAELINE_SWEEP_STORAGE") or f"{SQLITE}{file}"
+
+
 @contextmanager
 def exclusive(sweep: Sweep) -> Iterator[None]:
-    """One process runs a sweep. Raises UserError where another on this machine does."""
+    """One process runs a sweep. Raises UserError where another on this machine does, and where the storage fails."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     descriptor = acquire(sweep.folder / "lock", wait=False)
     if descriptor is None:
         raise UserError(f"sweep {sweep.name}: another process is running it")
     try:
         yield
+    except StorageInternalError as error:  # a full disk, a database that is gone
+        raise UserError(f"sweep {sweep.name}: its storage {redact(sweep.storage)} failed: {error.__cause__}") from None
     finally:
         os.close(descriptor)
-
-
-def _sampler(request: Request, number: int) -> optuna.samplers.BaseSampler:
-    """Sampler of one draw. Each number has its own random stream: a resumed search draws what it would have drawn.
-
-    Bayesian is TPE (Bergstra et al. 2011); trials that still run count as bad ones (constant liar), so that parallel
-    ones keep apart.
-    """
-    stream = (request.seed * 1_000_003 + number) % 2**32  # what a generator takes
-    if request.search == "random":
-        return optuna.samplers.RandomSampler(seed=stream)
-    return optuna.samplers.TPESampler(seed=stream, constant_liar=True)
-
-
-def _slug(value: Any) -> str:
-    kind = value["kind"] if isinstance(value, dict) and "kind" in value else show(value)
-    return re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9.+-]+", "_", str(kind)))[:24].strip("._")

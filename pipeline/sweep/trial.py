@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.services.child_processes import spawn, stop
@@ -47,20 +48,31 @@ class TrialProcess:
         `collect`: whether its experiment and metrics are wanted. Another process that runs the same trial here (a flow
         run that goes on with it) is waited for.
         """
-        self.name, self._sweep, self._collect = name, sweep, collect
+        self._sweep, self._name, self._collect = sweep, name, collect
         self._clone, self._log = sweep.folder / "work" / name, sweep.folder / f"{name}.log"
         self._lock = _lock_clone(self._clone)
+        root, baseline = sweep.workspace.root, sweep.baseline
         try:
-            root, baseline = sweep.workspace.root, sweep.baseline
-            self._project = make_clone(
-                root, self._clone, baseline.commit, stash=baseline.stash, cache=cache_folder(sweep.workspace)
-            ).absolute()
+            cache = cache_folder(sweep.workspace)
+            project = make_clone(root, self._clone, baseline.commit, stash=baseline.stash, cache=cache).absolute()
             changes = override_arguments(baseline.params, with_values(baseline.params, values))
-            command = ["dvc", "--cd", str(self._project), "exp", "run", "--name", name, *changes, *targets]
-            self._started = time.monotonic()
+            here = os.environ.get("PYTHONPATH", "")
+            context = RunContext.read().environment(
+                root=str(sweep.workspace.repository.absolute()),
+                sweep=sweep.name,
+                parent_run=sweep.study.user_attrs.get("parent_run"),
+                uploader_path=here,
+            )
+            own = {  # the clone's own code, whatever is edited meanwhile
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(project / "src"), str(project), here])),
+                "PYTHONUNBUFFERED": "1",
+                "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site"),  # goes with the clone
+            }
+            command = ["dvc", "--cd", str(project), "exp", "run", "--name", name, *changes, *targets]
+            self._project, self._started = project, time.monotonic()
             with self._log.open("a", encoding="utf-8") as output:
                 self._log_start = output.tell()  # bytes that earlier runs left
-                self._process = spawn(command, self._environment() | dict(environment), output)
+                self._process = spawn(command, {**os.environ, **context, **own, **environment}, output)
         except BaseException:
             self._remove_clone()
             raise
@@ -73,10 +85,21 @@ class TrialProcess:
         result = Result(seconds=round(time.monotonic() - self._started, 1))
         try:
             if code:
-                result["reason"] = "; ".join(error_line(self._tail(40_000), code).splitlines())
+                with self._log.open("rb") as file:
+                    file.seek(max(self._log_start, self._log.stat().st_size - 40_000))
+                    lines = file.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
+                lines = [line.rstrip() for line in lines if line.strip()]
+                result["reason"] = "; ".join(error_line(lines, code).splitlines())
             elif self._collect:
-                result |= _read_outputs(Workspace(self._project))
-                self._bring_back()
+                outputs = Workspace(self._project)
+                metrics = flatten_metrics(read_metrics(outputs.reports / "metrics.json"))
+                result["metrics"] = {name.replace("/", "."): value for name, value in metrics.items()}
+                with suppress(OSError):
+                    result["digest"] = model_digest(outputs.model)
+                commit = self._sweep.baseline.commit
+                ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{self._name}"  # by which DVC knows the experiment
+                root, project = self._sweep.workspace.root, str(self._project)
+                git(root, "fetch", "-q", "--no-write-fetch-head", project, f"+{ref}:{ref}")
         except UserError as error:
             result["reason"] = str(error)
         finally:
@@ -96,38 +119,6 @@ class TrialProcess:
         """End it, with everything it started; a training leaves its checkpoint."""
         stop(self._process)
         self._remove_clone()
-
-    def last_line(self) -> str:
-        """Last line of its log."""
-        return next(reversed(self._tail(2000)), "")
-
-    def _environment(self) -> dict[str, str]:
-        """The clone's own code, whatever is edited meanwhile; the repository's state."""
-        project, here = self._project, os.environ.get("PYTHONPATH", "")
-        context = RunContext.read().environment(
-            root=str(self._sweep.workspace.repository.absolute()),
-            sweep=self._sweep.name,
-            parent_run=self._sweep.study.user_attrs.get("parent_run"),
-            uploader_path=here,
-        )
-        return (os.environ | context) | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(project / "src"), str(project), here])),
-            "PYTHONUNBUFFERED": "1",
-            "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site"),  # goes with the clone
-        }
-
-    def _bring_back(self) -> None:
-        """Fetch the experiment's commit, under the reference by which DVC knows it."""
-        commit = self._sweep.baseline.commit
-        ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{self.name}"
-        git(self._sweep.workspace.root, "fetch", "-q", "--no-write-fetch-head", str(self._project), f"+{ref}:{ref}")
-
-    def _tail(self, size: int) -> list[str]:
-        """The lines of this run that are not empty, of the log's last `size` bytes; carriage returns end lines too."""
-        with self._log.open("rb") as file:
-            file.seek(max(self._log_start, self._log.stat().st_size - size))
-            text = file.read().decode("utf-8", "replace")
-        return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
 
     def _remove_clone(self) -> None:
         """Remove the clone, once: afterwards another may be at work in its place."""
@@ -151,13 +142,3 @@ def _lock_clone(clone: Path, wait: bool = True) -> int | None:
     locks = clone.parents[1] / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return acquire(locks / clone.name, wait=wait)
-
-
-def _read_outputs(project: Workspace) -> Result:
-    """The numbers of reports/metrics.json by their dotted paths, and the model's digest. Raises UserError."""
-    metrics = flatten_metrics(read_metrics(project.reports / "metrics.json"))
-    try:
-        digest = model_digest(project.model)
-    except OSError:
-        digest = ""
-    return Result(metrics={name.replace("/", "."): value for name, value in metrics.items()}, digest=digest)

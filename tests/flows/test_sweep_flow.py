@@ -92,8 +92,10 @@ def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: 
     ]
     assert [trial.value for trial in load_sweep(here, "far").trials()] == [-2.0, None]
 
-    lost = flows.trial_flow.fn("far", "/no/journal.log", 0)
-    assert str(lost.message).startswith("sweep far: no /no/journal.log here; for workers on several machines set VAEL")
+    lost = flows.trial_flow.fn("far", "sqlite:////no/study.db", 0)
+    assert str(lost.message).startswith(
+        "--name: there is no sweep 'far' in sqlite:////no/study.db; start it with KEY=VALUES; workers"
+    )
     (worker / "seed.txt").write_text("moved")
     assert "began on commit" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
 
@@ -125,6 +127,6 @@ def test_workers_share_the_trials_and_the_results_are_ranked_where_the_sweep_beg
     assert {*listed[0], *listed[1]} == {"far-01-beta2", "far-03-beta4", "far-04-beta5"}
 
     (repository / "params.yaml").write_text((repository / "params.yaml").read_text().replace("rows: 6", "rows: 7"))
-    (repository / ".vaeline" / "sweeps" / "far" / "journal.log").unlink()
+    (repository / ".vaeline" / "sweeps" / "far" / "study.db").unlink()
     moved = sweep(repository)
     assert len(lines_with(moved.stderr, "failed: sweep far: began on commit ", "with other params or uncommitted")) == 4

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.sweep.baseline import Baseline
-from pipeline.sweep.study import Request, Sweep
+from pipeline.sweep.study import Baseline, Request, Sweep
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
 from workspaces import ROOT, execute, make_toy
@@ -54,26 +53,25 @@ def make_sweep_repository(folder: Path) -> Path:
     return folder
 
 
-def make_sweep(folder: Path, request: Request = GRID, name: str = "s", **baseline: Any) -> Sweep:
-    """A sweep on a baseline that is no commit, its journal in `folder`; not begun."""
+def make_sweep(folder: Path, request: Request = GRID, **baseline: Any) -> Sweep:
+    """A sweep on a baseline that is no commit, its study in `folder`; not begun."""
     start = Baseline(**{"commit": "c" * 40, "stash": "", "changes": "", "params": PARAMS, **baseline})
-    return Sweep(Workspace(folder, folder), name, request, start, str(folder / "journal.log"))
+    return Sweep(Workspace(folder, folder), "s", request, start, f"sqlite:///{folder}/study.db")
 
 
-def make_scored_sweep(folder: Path, metric: str = "test.elbo", maximise: bool = True) -> Sweep:
+def make_scored_sweep(folder: Path, metric: str = "test.elbo") -> Sweep:
     """Four trials: the second has the best ELBO, the third failed."""
-    sweep = make_sweep(folder, Request(GRID.assignments, metric=metric, maximise=maximise))
+    sweep = make_sweep(folder, Request(GRID.assignments, metric=metric))
     sweep.begin()
     for elbo in (-3.25, -1.123456789012345, None, -2.0):
         trial = sweep.next_trial()
-        if trial is None:
-            break
-        kl = 0.25 * (1 + trial.number)
+        assert trial
         if elbo is None:
             sweep.finish(trial.number, {"reason": "diverged | at step 2"})
-        else:
-            metrics = {"test.elbo": elbo, "test.kl": kl, "test.reconstruction": elbo + kl, "test.nll": -elbo - 0.1}
-            sweep.finish(trial.number, {"metrics": metrics, "seconds": 3})
+            continue
+        kl = 0.25 * (1 + trial.number)
+        metrics = {"test.elbo": elbo, "test.kl": kl, "test.reconstruction": elbo + kl, "test.nll": -elbo - 0.1}
+        sweep.finish(trial.number, {"metrics": metrics, "seconds": 3})
     return sweep
 
 

@@ -21,13 +21,10 @@ def accelerators(machine: Path, count: int) -> None:
     program.chmod(0o755)
 
 
-def test_without_accelerators_the_cores_are_divided():
+def test_without_accelerators_the_cores_are_divided_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch):
     assert slots(2) == [{"VAELINE_THREADS": "3", "OMP_NUM_THREADS": "3"}] * 2
     assert slots(4)[0]["VAELINE_THREADS"] == "1"
     assert slots(9)[0]["VAELINE_THREADS"] == "1", "never none"
-
-
-def test_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VAELINE_THREADS", "5")
     assert slots(2) == [{"OMP_NUM_THREADS": "3"}] * 2
 

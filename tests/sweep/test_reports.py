@@ -1,13 +1,55 @@
+import csv
 import io
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from pipeline.sweep.reports import pictures
-from pipeline.sweep.study import Request
+from pipeline.sweep.reports import best, pictures, ranked, to_csv, to_markdown
+from pipeline.sweep.study import Request, parse_metric
 from sweep_repository import make_scored_sweep, make_sweep
+from vaeline.errors import UserError
 
 ALL = {"parallel_coordinates.png", "slice.png", "importances.png", "rate_distortion.png"}
+
+
+def test_the_best_comes_first_by_the_metrics_direction_and_what_failed_last(tmp_path: Path):
+    """Mistake 20."""
+    expected = {"max:test.elbo": [1, 3, 0, 2], "min:test.elbo": [0, 3, 1, 2], "test.nll": [1, 3, 0, 2]}
+    for folder, (metric, numbers) in enumerate(expected.items()):
+        sweep = make_scored_sweep(tmp_path / str(folder), metric)
+        assert [trial.number for trial in ranked(sweep)] == numbers
+        assert (chosen := best(sweep)) and chosen.number == numbers[0]
+    absent = make_scored_sweep(tmp_path / "absent", "max:test.absent")
+    assert best(absent) is None
+    assert to_markdown(absent).count("| failed: no test.absent in its metrics") == 3
+
+
+def test_well_known_metrics_have_a_direction_and_others_need_one():
+    for metric in ("validation.reconstruction", "test.active_units", "latent.probes.knn_accuracy.posterior_means"):
+        assert parse_metric(metric) == (metric, True)
+    for metric in ("test.nll", "test.bits_per_dimension_nll", "latent.frechet_cnn_features.prior_samples"):
+        assert parse_metric(metric) == (metric, False)
+    with pytest.raises(UserError, match=r"^--metric: found 'test.wonder', .* allowed: max:METRIC or min:METRIC$"):
+        parse_metric("test.wonder")
+    assert parse_metric("max:test.wonder") == ("test.wonder", True)
+    assert parse_metric("min:test.elbo") == ("test.elbo", False)
+
+
+def test_the_csv_has_every_metric_to_the_last_digit(tmp_path: Path):
+    table = list(csv.DictReader(io.StringIO(to_csv(make_scored_sweep(tmp_path)))))
+    assert [row["rank"] for row in table] == ["1", "2", "3", ""]
+    assert float(table[0]["test.elbo"]) == -1.123456789012345
+    assert (table[0]["train.beta"], table[0]["model.latent_dim"]) == ("0.5", "8")
+    assert (table[3]["status"], table[3]["reason"], table[3]["test.elbo"]) == ("failed", "diverged | at step 2", "")
+
+
+def test_the_table_shows_what_is_varied_the_metric_first_and_the_reason_of_a_failure(tmp_path: Path):
+    header, _, first, *_, last = to_markdown(make_scored_sweep(tmp_path, "test.nll")).splitlines()
+    assert header.split()[1:12:2] == ["rank", "trial", "train.beta", "model.latent_dim", "test.nll", "test.elbo"]
+    assert first.split()[1:10:2] == ["1", "s-02-beta0.5-latent_dim8", "0.5", "8", "1.0235"]
+    assert last.endswith("failed: diverged \\| at step 2 |")
+    assert len(header) == len(first) == len(last)
 
 
 def test_the_pictures_are_whole_and_the_same_every_time(tmp_path: Path):

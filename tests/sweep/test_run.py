@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,41 +6,38 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep import run
 from pipeline.sweep.study import Request, Result, Sweep
+from pipeline.sweep.trial import remove_clones
 from sweep_repository import make_sweep
+from vaeline.io.locks import locked
 
 
 class FakeJob:
     """A trial that ends when it is polled for the second time; its result is its test ELBO, minus its beta."""
 
-    running = 0
-    most = 0
-    stopped: list[str] = []  # noqa: RUF012
+    running: set[str]
+    most: int
+    stopped: list[str]
 
     def __init__(self, name: str, result: Result) -> None:
         self.name, self.result, self.polled = name, result, False
-        FakeJob.running += 1
-        FakeJob.most = max(FakeJob.most, FakeJob.running)
+        FakeJob.running.add(name)
+        FakeJob.most = max(FakeJob.most, len(FakeJob.running))
 
     def poll(self) -> Result | None:
         if not self.polled:
             self.polled = True
             return None
-        FakeJob.running -= 1
+        FakeJob.running.remove(self.name)
         return self.result
 
     def stop(self) -> None:
         FakeJob.stopped.append(self.name)
 
-    def last_line(self) -> str:
-        return "epoch 3"
-
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "POLL_S", 0.0)
-    for name, value in {"running": 0, "most": 0, "stopped": []}.items():
-        monkeypatch.setattr(FakeJob, name, value)
-    yield
+    FakeJob.running, FakeJob.most, FakeJob.stopped = set(), 0, []
 
 
 def start(trial: FrozenTrial, place: int) -> FakeJob:
@@ -63,14 +59,13 @@ def test_two_run_at_once_and_the_others_run_whatever_becomes_of_one(tmp_path: Pa
     run.run_trials(sweep, start, 2, lines.append)
     assert FakeJob.most == 2
     assert [trial.value for trial in sweep.trials()] == [None, -1.0, -2.0, None]
-    assert [run.count(sweep, state) for state in (TrialState.COMPLETE, TrialState.FAIL)] == [2, 2]
-    assert "[1/4] s-01-beta0.25: failed: no space left on device (0 s)" in lines
-    assert "[2/4] s-02-beta1: running" in lines
-    assert "[2/4] s-02-beta1: done, test.elbo -1 (0 s)" in lines
-    assert "[4/4] s-04-beta3: failed: diverged (0 s)" in lines
+    assert [sweep.count(state) for state in (TrialState.COMPLETE, TrialState.FAIL)] == [2, 2]
+    assert "s-01-beta0.25: failed: no space left on device (0 s)" in lines
+    assert "s-02-beta1: done, test.elbo -1 (0 s)" in lines
+    assert "s-04-beta3: failed: diverged (0 s)" in lines
     run.run_trials(begun(tmp_path, sweep.request), start, 2, lines.append)
-    assert lines.count("[2/4] s-02-beta1: running") == 1, "what is done does not run again"
-    assert lines.count("[4/4] s-04-beta3: running") == 2, "what failed does"
+    assert lines.count("s-02-beta1: running") == 1, "what is done does not run again"
+    assert lines.count("s-04-beta3: running") == 2, "what failed does"
 
 
 def test_what_ends_it_early_stops_the_running_trials_and_they_run_again(tmp_path: Path):
@@ -90,8 +85,8 @@ def test_what_ends_it_early_stops_the_running_trials_and_they_run_again(tmp_path
 
 def test_drawn_values_that_contradict_each_other_are_a_failed_trial(tmp_path: Path):
     request = Request(["train.warmup_epochs=1..5000", "train.epochs=2..3", "train.beta=1"], "random", trials=3)
-    sweep, lines = begun(tmp_path, request), list[str]()
-    run.run_trials(sweep, start, 1, lines.append)
+    sweep = begun(tmp_path, request)
+    run.run_trials(sweep, start, 1, lambda _: None)
     failed = [trial for trial in sweep.trials() if trial.value is None]
     assert failed
     assert all("must not exceed epochs" in trial.user_attrs["result"]["reason"] for trial in failed)
@@ -106,9 +101,7 @@ def test_only_the_best_is_completed_and_only_once(tmp_path: Path, monkeypatch: p
     class Complete:
         def __init__(self, sweep: Sweep, name: str, values: Any, environment: Any) -> None:
             completed.append(name)
-
-        def wait(self) -> Result:
-            return outcome.pop(0)
+            self.wait = lambda: outcome.pop(0)
 
     monkeypatch.setattr(run, "TrialProcess", Complete)
     run.complete_best(sweep, lines.append)
@@ -125,13 +118,20 @@ def test_data_are_prepared_once_for_each_different_section(tmp_path: Path, monke
 
     class Prepare:
         def __init__(self, sweep: Sweep, name: str, values: Any, environment: Any, targets: Any, collect: bool) -> None:
-            prepared.append(values)
+            prepared.append(values["data.validation"])
             assert (targets, collect) == (("prepare",), False)
-
-        def wait(self) -> Result:
-            return {"reason": "the trials meet it again"}
+            self.wait = lambda: {"reason": "the trials meet it again"}
 
     monkeypatch.setattr(run, "TrialProcess", Prepare)
     monkeypatch.setattr(run, "run_trials", lambda *_: None)
     run.run_trials_here(begun(tmp_path, Request(["data.validation=100,200", "train.beta=1,2"])), 1, print)
-    assert [values["data.validation"] for values in prepared] == [100, 200]
+    assert prepared == [100, 200]
+
+
+def test_a_clone_at_work_is_not_removed_and_what_a_killed_process_left_is(tmp_path: Path):
+    sweep = make_sweep(tmp_path)
+    for folder in ("work/working", "work/left", "locks"):
+        (sweep.folder / folder).mkdir(parents=True)
+    with locked(sweep.folder / "locks" / "working"):
+        remove_clones(sweep)
+    assert [path.name for path in (sweep.folder / "work").glob("*/")] == ["working"]

@@ -32,6 +32,9 @@ def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent
     parent = open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"})
     assert open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"}) == parent, "found again"
     assert open_parent(current_workspace(), "experiment", "second", {}) != parent
+    reports = current_workspace().reports / "sweeps" / "first"
+    reports.mkdir(parents=True)
+    (reports / "ranking.csv").write_text("rank\n1\n")
     train("orphan", "a" * 64)
     train("elsewhere", "b" * 64, **{"mlflow.parentRunId": "another"})
     train("unrelated", "c" * 64)
@@ -42,7 +45,7 @@ def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent
             "FINISHED",
             metrics={"best/test/elbo": -1.5},
             tags={"vaeline.sweep_best": "first-01"},
-            files={"ranking.csv": b"rank\n1\n"},
+            folder=reports,
             digests=["a" * 64, "b" * 64, ""],
         )
     client = connect(current_workspace())

@@ -1,9 +1,8 @@
 """A sweep in MLflow: one parent run over the trials' runs, with the ranking and the pictures.
 
-Every function may be repeated: the parent is found again by its tag, what it holds is written over.
+Both functions may be repeated: the parent is found again by its tag, what it holds is written over.
 """
 
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,9 +22,8 @@ def open_parent(workspace: Workspace, experiment: str, name: str, params: Mappin
         number = experiment_id(client, experiment, workspace)
         wanted = f"tags.`{SWEEP}` = '{name}' and tags.`{ROLE}` = 'parent'"
         if found := client.search_runs([number], wanted, max_results=1):
-            run_id = str(found[0].info.run_id)
-            client.update_run(run_id, status="RUNNING")
-            return run_id
+            client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
         tags = {SWEEP: name, ROLE: "parent", "mlflow.source.name": "vaeline sweep", "mlflow.source.type": "LOCAL"}
         run_id = str(client.create_run(number, tags=tags, run_name=name).info.run_id)
         for key, value in params.items():
@@ -40,27 +38,22 @@ def close_parent(
     *,
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
-    files: Mapping[str, bytes],
+    folder: Path,
     digests: Iterable[str],
 ) -> None:
     """Put the outcome into the parent run, and make its children the runs that trained the models `digests`.
 
     A run that has another parent keeps it. Raises UserError where the store is away.
     """
-    from mlflow.entities import Metric
-
     client = connect(workspace, TIMEOUT_S, 0)
-    now = int(time.time() * 1000)
     with one_line_errors():
-        client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
-        for key, value in tags.items():
-            client.set_tag(run_id, key, value)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-            client.log_artifacts(run_id, folder)
+        for key, value in metrics.items():
+            client.log_metric(run_id, key, value, int(time.time() * 1000), 0)
+        for key, text in tags.items():
+            client.set_tag(run_id, key, text)
+        client.log_artifacts(run_id, str(folder))
         experiments = [found.experiment_id for found in client.search_experiments()]
-        for digest in dict.fromkeys(filter(None, digests)):
+        for digest in set(filter(None, digests)):
             for run in client.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}'", max_results=10):
                 if not run.data.tags.keys() & {PARENT, ROLE}:  # made while the store was away, or before this sweep
                     client.set_tag(run.info.run_id, PARENT, run_id)
