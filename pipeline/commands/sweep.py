@@ -36,5 +36,5 @@ def sweep(
     from pipeline.sweep.study import Request, plan_sweep
 
     request = Request(assignments or [], search, trials, seed, metric)
-    if not run_sweep(plan_sweep(workspace, request, name), jobs, register):
+    if not run_sweep(plan_sweep(workspace, request, name), jobs, register, typer.echo):
         raise typer.Exit(1)

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
-from typer import echo
 
 from pipeline.sweep.devices import slots
 from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
@@ -31,29 +30,29 @@ class Job(Protocol):
         """End it."""
 
 
-def run_sweep(sweep: Sweep, jobs: int, register: bool) -> bool:
+def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
     """Run what is missing, rank, and report; returns whether no trial failed."""
     again = f"vaeline sweep --name {sweep.name}"
     with exclusive(sweep):
         sweep.begin()
         remove_clones(sweep)
-        echo(f"sweep {sweep.name}: {_summary(sweep)}, {jobs} at once; logs in {sweep.folder}/")
+        log(f"sweep {sweep.name}: {_summary(sweep)}, {jobs} at once; logs in {sweep.folder}/")
         if away := report_to_mlflow(sweep):
-            echo(f"the sweep goes on without MLflow: {away}")
+            log(f"the sweep goes on without MLflow: {away}")
         try:
-            run_trials_here(sweep, jobs, echo)
+            run_trials_here(sweep, jobs, log)
             if register:
-                complete_best(sweep, echo)
+                complete_best(sweep, log)
         except BaseException:
-            echo(f"stopped: {_summary(sweep)}; go on with: {again}")
+            log(f"stopped: {_summary(sweep)}; go on with: {again}")
             raise
         folder = write_reports(sweep)
         if away := report_to_mlflow(sweep, folder):
-            echo(f"not in MLflow: {away}; try again with: {again}")
-    echo(f"{to_markdown(sweep)}\ntable, pictures:  {folder}/\nall experiments:  dvc exp show")
+            log(f"not in MLflow: {away}; try again with: {again}")
+    log(f"{to_markdown(sweep)}\ntable, pictures:  {folder}/\nall experiments:  dvc exp show")
     if chosen := best(sweep):
-        echo(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
-        echo("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
+        log(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
+        log("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
     return sweep.count(TrialState.COMPLETE) == sweep.total
 
 
