@@ -18,6 +18,7 @@ from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
 from vaeline.registry.gate import Evidence
 from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags
+from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
 from vaeline.tracking.connection import connect
 
@@ -206,17 +207,15 @@ def test_the_champion_loads_by_alias_in_a_new_process_with_its_own_code(evaluate
         shutil.move(evaluated / path, elsewhere / path)
     command = [sys.executable, "-W", "ignore", "-c", CONSUMER, uri, NAME, str(elsewhere)]
     subprocess.run(command, check=True, cwd=elsewhere)
-    from vaeline.serving.pyfunc import Served
-
-    own = Served(load_model(elsewhere / "models"))
+    own = TrainedModel(load_model(elsewhere / "models"))
     answers = np.load(elsewhere / "answers.npz")
-    latents = own.answer(pixels, {"method": "encode"})
+    latents = own.encode(pixels)
     expected = {
-        "reconstruct": own.answer(pixels, {}),
+        "reconstruct": own.reconstruct(pixels),
         "encode": latents,
-        "decode": own.answer(latents, {"method": "decode"}),
-        "score": own.answer(pixels, {"method": "score", "seed": 3}),
-        "sample": own.answer(None, {"method": "sample", "n": 5, "seed": 3}),
+        "decode": own.decode(latents),
+        "score": own.score(pixels, seed=3),
+        "sample": own.sample(5, seed=3),
     }
     for method, answer in expected.items():
         assert answers[method].dtype == np.float32

@@ -2,15 +2,17 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
-from vaeline import config
+from model_sections import described, section
 from vaeline.core.objectives import elbo_terms
 from vaeline.serving.inference import TrainedModel
-from vaeline.serving.model_files import LoadedModel, load_model, save_model
+from vaeline.serving.model_files import load_model, save_model
 from vaeline.training.build import build_model
 
 with warnings.catch_warnings():
@@ -21,75 +23,64 @@ SHAPE = (1, 5, 4)
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
 
 
-def loaded(folder: Path, likelihood: config.Likelihood) -> LoadedModel:
-    network = config.Mlp(kind="mlp", hidden=[8])
-    section = config.Model(latent_dim=3, network=network, likelihood=likelihood)
-    data = {"digest": "d", "source": "digits", "binarise": "none"}
-    described = {"model": section.model_dump(), "objective": "elbo", "data": data}
-    save_model(folder, build_model(section, SHAPE, "elbo", seed=1), described)
-    return load_model(folder)
+def served(folder: Path, **likelihood: Any) -> Served:
+    model = section(likelihood=likelihood)
+    save_model(folder, build_model(model, SHAPE, "elbo", seed=1), described(model))
+    answering = Served()
+    answering.model = TrainedModel(load_model(folder))
+    return answering
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> LoadedModel:
-    return loaded(tmp_path, config.Gaussian(kind="gaussian", sigma=0.5))
+def gaussian(tmp_path: Path) -> Served:
+    return served(tmp_path, kind="gaussian", sigma=0.5)
 
 
-def test_each_method_is_that_of_the_trained_model(model: LoadedModel):
-    served, own = Served(model), TrainedModel(model)
-    latents = own.encode(PIXELS)
+@pytest.mark.parametrize("kind", ["gaussian", "continuous-bernoulli", "discretised-logistic"])
+def test_each_method_of_every_likelihood_is_that_of_the_trained_model(tmp_path: Path, kind: str):
+    answering = served(tmp_path, kind=kind)
+    own = answering.model
+    latents, images, scores = own.encode(PIXELS), own.reconstruct(PIXELS), own.score(PIXELS, seed=5)
     for params, given, expected in (
-        ({}, PIXELS, own.reconstruct(PIXELS)),
+        (None, PIXELS, images),
         ({"method": "encode"}, PIXELS, latents),
         ({"method": "decode"}, latents, own.decode(latents)),
-        ({"method": "score", "seed": 5}, PIXELS, own.score(PIXELS, seed=5)),
+        ({"method": "score", "seed": 5}, PIXELS, scores),
         ({"method": "sample", "n": 3, "seed": 1}, None, own.sample(3, seed=1)),
     ):
-        assert np.array_equal(served.answer(given, params), expected)
+        assert np.array_equal(answering.predict(None, given, params), expected)
+    assert (images.dtype, images.shape) == (np.float32, PIXELS.shape)
+    assert 0 <= images.min() <= images.max() <= 1
+    assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, object])
-def test_requests_may_have_any_dtype_or_be_lists(model: LoadedModel, dtype: type):
-    expected = Served(model).answer(PIXELS, {})
-    assert np.array_equal(Served(model).answer(PIXELS.astype(dtype), {}), expected)
-    assert np.array_equal(Served(model).answer(PIXELS.astype(dtype).tolist(), {}), expected)
+def test_requests_may_have_any_dtype_or_be_lists(gaussian: Served, dtype: type):
+    expected = gaussian.predict(None, PIXELS)
+    assert np.array_equal(gaussian.predict(None, PIXELS.astype(dtype)), expected)
+    assert np.array_equal(gaussian.predict(None, PIXELS.astype(dtype).tolist()), expected)
 
 
-def test_its_score_averages_to_the_elbo(model: LoadedModel):
+def test_its_score_averages_to_the_elbo(gaussian: Served):
     """One image scored by many seeds, against one draw of many copies from another generator."""
-    scores = np.concatenate([Served(model).answer(PIXELS[:1], {"method": "score", "seed": s}) for s in range(400)])
+    scores = np.concatenate([gaussian.predict(None, PIXELS[:1], {"method": "score", "seed": s}) for s in range(400)])
     copies = torch.from_numpy(PIXELS[:1]).expand(4000, *SHAPE)
-    generator = torch.Generator().manual_seed(1)
-    x = model.vae.likelihood.observe(copies, torch.rand(copies.shape, generator=generator))
-    elbo = elbo_terms(model.vae, x, torch.randn(4000, 3, generator=generator)).elbo.numpy()
+    generator, vae = torch.Generator().manual_seed(1), gaussian.model.loaded.vae
+    x = vae.likelihood.observe(copies, torch.rand(copies.shape, generator=generator))
+    elbo = elbo_terms(vae, x, torch.randn(4000, 3, generator=generator)).elbo.numpy()
     error = np.hypot(scores.std() / len(scores) ** 0.5, elbo.std() / len(elbo) ** 0.5)
     assert abs(scores.mean() - elbo.mean()) < 4 * error
 
 
-def test_an_unknown_method_is_reported_in_one_line(model: LoadedModel):
-    with pytest.raises(ValueError, match="method: found 'predict', allowed: reconstruct, encode"):
-        Served(model).answer(PIXELS, {"method": "predict"})
-
-
 @pytest.mark.parametrize(
-    "likelihood",
+    ("pixels", "method", "line"),
     [
-        config.ContinuousBernoulli(kind="continuous-bernoulli"),
-        config.DiscretisedLogistic(kind="discretised-logistic"),
+        (PIXELS / 255, "encode", r"^pixels: found other values than whole numbers"),
+        (PIXELS, "predict", "^method: found 'predict', allowed: reconstruct, encode"),
     ],
 )
-def test_every_likelihood_is_served(tmp_path: Path, likelihood: config.Likelihood):
-    served = Served(loaded(tmp_path, likelihood))
-    images = served.answer(PIXELS, {})
-    assert (images.dtype, images.shape) == (np.float32, PIXELS.shape)
-    assert 0 <= images.min() <= images.max() <= 1
-    assert np.isfinite(served.answer(PIXELS, {"method": "score"})).all()
-
-
-def test_errors_reach_a_servers_client(model: LoadedModel):
+def test_errors_reach_a_servers_client(gaussian: Served, pixels: np.ndarray, method: str, line: str):
     """MLflow's server answers exceptions other than its own with a general sentence and a stack trace."""
-    from mlflow.exceptions import MlflowException
-
-    with pytest.raises(MlflowException, match=r"^pixels: found other values than whole numbers") as raised:
-        Served(model).predict(None, PIXELS / 255, params={})
+    with pytest.raises(MlflowException, match=line) as raised:
+        gaussian.predict(None, pixels, {"method": method})
     assert raised.value.get_http_status_code() == 400

@@ -125,7 +125,7 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models.model import Model
 
-    from vaeline.serving.mlflow_package import describe, write_package
+    from vaeline.serving.mlflow_package import write_package
     from vaeline.serving.package import MANIFEST, SIGNATURE, seal
 
     run, digest = client.get_run(model.run_id), model.evidence.digest
@@ -141,7 +141,6 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
                 model_uuid=stored.model_id,
                 model_id=stored.model_id,
                 run_id=model.run_id,
-                metadata=describe(model.loaded),
             )
             write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
             client.log_model_artifacts(stored.model_id, str(folder))
@@ -201,7 +200,7 @@ def verify_package(uri: str, loaded: "LoadedModel", example: np.ndarray) -> None
     import mlflow.pyfunc
 
     from vaeline.serving.inference import TrainedModel
-    from vaeline.serving.mlflow_package import PARAMS
+    from vaeline.serving.pyfunc import PARAMS
 
     back, own = load.load(uri), TrainedModel(loaded)
     if back.digest != own.digest:

@@ -1,10 +1,9 @@
 """MLflow model folder of a model: safetensors, JSON and the code of pyfunc.py. Nothing in it is pickled."""
 
-import importlib.metadata
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -18,8 +17,7 @@ from vaeline.serving import pyfunc
 from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel
 from vaeline.serving.package import MODEL
 
-REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")
-PARAMS = {"method": "reconstruct", "n": 16, "seed": 0}
+REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")  # by the model's code
 
 
 def write_package(
@@ -34,6 +32,17 @@ def write_package(
 
     `example` is a few images, uint8 [N, C, H, W]; `reference` is the ELBOs of test images, for drift tests.
     """
+    pixels = {"dtype": "uint8", "shape": [-1, *loaded.vae.shape]}
+    latents = {"dtype": "float32", "shape": [-1, loaded.vae.latent_dim]}
+    inputs = {"reconstruct": pixels, "encode": pixels, "score": pixels, "decode": latents, "sample": None}
+    types = {"method": DataType.string, "n": DataType.long, "seed": DataType.long}
+    # a tensor has one shape and dtype in a signature, but here the method decides between pixels and latents: the
+    # input is left open, the model checks it itself, and the metadata hold what each method takes
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *loaded.vae.shape))]),
+        params=ParamSchema([ParamSpec(name, types[name], default) for name, default in pyfunc.PARAMS.items()]),
+    )
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / Path(MODEL).name  # whose name MLflow keeps
         staged.mkdir()
@@ -47,44 +56,16 @@ def write_package(
             python_model=pyfunc.__file__,
             artifacts={"model": str(staged)},
             code_paths=[str(Path(vaeline.__file__).parent)],
-            pip_requirements=requirements(),
-            signature=signature(loaded),
-            input_example=(example, PARAMS),
-            metadata=describe(loaded),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIRED],  # without +cpu
+            signature=signature,
+            input_example=(example, pyfunc.PARAMS),
+            metadata={
+                "model_digest": loaded.digest,
+                "data_digest": loaded.config.data.digest,
+                "methods": {method: {"input": given} for method, given in inputs.items()},
+            },
         )
     # MLflow imports the code where it lies, and Python would leave bytecode in __pycache__, which no manifest can
     # list and which would later run in the code's place: an empty file of that name prevents it
     for code in {path.parent for path in folder.rglob("*.py")}:
         (code / "__pycache__").write_bytes(b"")
-
-
-def requirements() -> list[str]:
-    """Packages that the model's code imports, pinned to the installed versions without local parts (2.14.1+cpu)."""
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in REQUIRED}
-    return [f"{name}=={version}" for name, version in versions.items()]
-
-
-def signature(loaded: LoadedModel) -> ModelSignature:
-    """MLflow's signature of the call.
-
-    A tensor has one shape and dtype in a signature, but here the method decides between pixels and latents: the
-    input is left open, the model checks it itself, and the metadata (see `describe`) hold what each method takes.
-    """
-    types = {"method": DataType.string, "n": DataType.long, "seed": DataType.long}
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *loaded.vae.shape))]),
-        params=ParamSchema([ParamSpec(name, types[name], default) for name, default in PARAMS.items()]),
-    )
-
-
-def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """Metadata for consumers: digests, and the input of each method."""
-    pixels = {"dtype": "uint8", "shape": [-1, *loaded.vae.shape]}
-    latents = {"dtype": "float32", "shape": [-1, loaded.vae.latent_dim]}
-    inputs = {"reconstruct": pixels, "encode": pixels, "score": pixels, "decode": latents, "sample": None}
-    return {
-        "model_digest": loaded.digest,
-        "data_digest": loaded.config.data.digest,
-        "methods": {method: {"input": given} for method, given in inputs.items()},
-    }

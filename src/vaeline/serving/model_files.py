@@ -15,7 +15,6 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config import Binarise
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
@@ -26,16 +25,15 @@ from vaeline.training.build import build_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
-Reader = Callable[[Path, int], bytes]
 Side = Annotated[int, Field(ge=1, le=65536)]
 
 
 class DataIdentity(Section):
-    """The data a model was trained on."""
+    """The data that a model was trained on."""
 
     digest: str
     source: str
-    binarise: Binarise
+    binarise: config.Binarise
 
 
 class Description(Section):
@@ -71,57 +69,47 @@ def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:
     write_files({folder / WEIGHTS: safetensors_save(tensors), folder / CONFIG: text.encode()})
 
 
-def load_model(folder: Path, device: str | torch.device = "cpu", read: Reader = read_bounded) -> LoadedModel:
+def load_model(
+    folder: Path, device: str | torch.device = "cpu", read: Callable[[Path, int], bytes] = read_bounded
+) -> LoadedModel:
     """Read a saved model, in evaluation mode and without gradients. Nothing large is read or allocated unasked.
 
     `read` gives the bytes of a file, at most so many. Raises UserError, naming the file, where one is missing, torn,
     too large or of another format, or where the tensors are not exactly those that config.json describes, finite and
     float32.
     """
-    described = read(folder / CONFIG, CONFIG_BYTES)
-    description = validate(Description, parse_json(described, str(folder / CONFIG)), str(folder / CONFIG))
-    vae = _without_memory(description, folder / CONFIG)
-    expected = vae.state_dict()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    path = folder / CONFIG
+    described = read(path, CONFIG_BYTES)
+    description = validate(Description, parse_json(described, str(path)), str(path))
+    try:
+        with torch.device("meta"):  # shapes and dtypes alone, however large
+            vae = build_model(description.model, description.shape, description.objective)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (RuntimeError, TypeError, OverflowError):  # more elements than 64 bits count
+        raise UserError(f"{path}: describes a model larger than any memory") from None
+    size = sum(tensor.nbytes for tensor in vae.state_dict().values())
     weights = read(folder / WEIGHTS, size + HEADER_BYTES)
-    vae.load_state_dict(_read_tensors(weights, folder / WEIGHTS, expected), assign=True)
+    vae.load_state_dict(_read_tensors(weights, folder / WEIGHTS, vae.state_dict()), assign=True)
     vae.requires_grad_(False).eval().to(device)
     contents = {WEIGHTS: weights, CONFIG: described}
     digest = value_digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     return LoadedModel(vae, description, digest)
 
 
-def _without_memory(description: Description, path: Path) -> VAE:
-    """The model on the meta device: shapes and dtypes alone, however large."""
-    try:
-        with torch.device("meta"):
-            return build_model(description.model, description.shape, description.objective)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (RuntimeError, TypeError, OverflowError):  # torch's words for more elements than 64 bits count
-        raise UserError(f"{path}: describes a model larger than any memory") from None
-
-
 def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    header = int.from_bytes(content[:8], "little")
-    if not 2 <= header <= min(HEADER_BYTES, len(content)) - 8:
-        raise UserError(f"{path}: is not a safetensors file: its header has {header} of {len(content)} bytes")
-    parse_json(content[8 : 8 + header], str(path))  # stricter than the library: no tensor twice
     try:
         tensors = safetensors_load(content)
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
+    parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], str(path))  # stricter: no tensor twice
     if tensors.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
     for name, tensor in tensors.items():
-        wanted = expected[name]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise UserError(f"{path}: tensor {name}: found {_kind(tensor)}, {CONFIG} wants {_kind(wanted)}")
+        found, wanted = (f"{each.dtype} {list(each.shape)}" for each in (tensor, expected[name]))
+        if found != wanted:
+            raise UserError(f"{path}: tensor {name}: found {found}, {CONFIG} wants {wanted}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor {name}: holds values that are not finite")
     return tensors
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -8,7 +8,6 @@ Methods reconstruct, encode and score take pixels, decode takes latents, sample 
 nested lists. MLflow checks no package before it runs this file: `vaeline.load` does, and runs none of it.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +18,37 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from vaeline.serving.inference import TrainedModel
-from vaeline.serving.model_files import LoadedModel, load_model
+from vaeline.serving.model_files import load_model
+
+PARAMS = {"method": "reconstruct", "n": 16, "seed": 0}
 
 
 class Served(PythonModel):
-    """A VAE behind MLflow's `predict`. Raises ValueError, in one line, for an input that it cannot read."""
+    """A VAE behind MLflow's `predict`."""
 
-    def __init__(self, loaded: LoadedModel | None = None) -> None:
-        if loaded is not None:
-            self.loaded = loaded
+    model: TrainedModel
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read model.safetensors and config.json."""
-        self.loaded = load_model(Path(context.artifacts["model"]))
+        self.model = TrainedModel(load_model(Path(context.artifacts["model"])))
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
         """Answer of the method `params["method"]`. Raises MlflowException, whose message alone a server passes on."""
+        chosen = PARAMS | (params or {})
         try:
-            return self.answer(model_input, params or {})
+            match chosen["method"]:
+                case "reconstruct" | "encode" | "decode":
+                    return getattr(self.model, chosen["method"])(model_input)
+                case "score":
+                    return self.model.score(model_input, int(chosen["seed"]))
+                case "sample":
+                    return self.model.sample(int(chosen["n"]), int(chosen["seed"]))
+            allowed = "reconstruct, encode, score, decode, sample"
+            raise ValueError(f"method: found {chosen['method']!r}, allowed: {allowed}")
         except ValueError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
-
-    def answer(self, model_input: Any, params: dict[str, Any]) -> np.ndarray:
-        """`predict` without MLflow's context."""
-        chosen = {"method": "reconstruct", "n": 16, "seed": 0, **params}
-        model = TrainedModel(self.loaded)
-        methods: dict[str, Callable[[], np.ndarray]] = {
-            "reconstruct": lambda: model.reconstruct(model_input),
-            "encode": lambda: model.encode(model_input),
-            "score": lambda: model.score(model_input, int(chosen["seed"])),
-            "decode": lambda: model.decode(model_input),
-            "sample": lambda: model.sample(int(chosen["n"]), int(chosen["seed"])),
-        }
-        if chosen["method"] not in methods:
-            raise ValueError(f"method: found {chosen['method']!r}, allowed: {', '.join(methods)}")
-        return methods[chosen["method"]]()
 
 
 set_model(Served())
