@@ -94,18 +94,18 @@ class TrainedModel:
         self, given: Values, read: Callable[[Tensor], Tensor], function: Callable[[Tensor, range], Tensor]
     ) -> Values:
         """Apply a function to a few rows at once, so that memory stays bounded; the answer is of the input's kind."""
-        vae, rows = self.loaded.vae, _real_numbers(given)
+        rows: Any = _real_numbers(given)
         home = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
         parts = []
         with torch.no_grad():
-            for places in [*batch_ranges(vae, len(rows))] or [range(0)]:
+            for places in [*batch_ranges(self.loaded.vae, len(rows))] or [range(0)]:
                 batch = rows[places.start : places.stop]
                 if not isinstance(batch, Tensor):  # a copy: it may be read-only
                     batch = torch.from_numpy(np.array(batch, np.uint8 if batch.dtype == np.uint8 else np.float64))
                 exact = torch.uint8 if batch.dtype == torch.uint8 else torch.float64
-                parts.append(function(read(batch.to(vae.device, exact)), places).to(home))
+                parts.append(function(read(batch.to(self.loaded.vae.device, exact)), places).to(home))
         answer = torch.cat(parts)
-        return answer if isinstance(rows, Tensor) else answer.numpy()
+        return answer if isinstance(given, Tensor) else answer.numpy()
 
     def _pixels(self, values: Tensor) -> Tensor:
         """Numbers [N, C, H, W] -> uint8."""
@@ -131,6 +131,7 @@ class TrainedModel:
 
 def _real_numbers(given: Any) -> Any:
     """An array or tensor of real numbers; JSON requests arrive as lists or with dtype object."""
+    rows: Any = given
     if isinstance(given, Tensor):
         rows, real = given.detach(), not given.is_complex()
     else:

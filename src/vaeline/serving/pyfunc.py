@@ -20,7 +20,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
 
-PARAMS = {"method": "reconstruct", "n": 16, "seed": 0}
+PARAMS: dict[str, Any] = {"method": "reconstruct", "n": 16, "seed": 0}
 
 
 class Served(PythonModel):
@@ -39,8 +39,12 @@ class Served(PythonModel):
         chosen = PARAMS | (params or {})
         try:
             match chosen["method"]:
-                case "reconstruct" | "encode" | "decode":
-                    return getattr(self.model, chosen["method"])(model_input)
+                case "reconstruct":
+                    return self.model.reconstruct(model_input)
+                case "encode":
+                    return self.model.encode(model_input)
+                case "decode":
+                    return self.model.decode(model_input)
                 case "score":
                     return self.model.score(model_input, int(chosen["seed"]))
                 case "sample":
