@@ -78,9 +78,9 @@ def doctor() -> None:
     from pipeline.commands.doctor import examine
 
     levels = set()
-    for finding in examine(workspace):
-        typer.echo(str(finding))
-        levels.add(finding.level)
+    for level, name, found in examine(workspace):
+        typer.echo(f"{level:<4}  {name:<8}  {found}")
+        levels.add(level)
     if "fail" in levels:
         raise typer.Exit(1)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pipeline.report.outputs import measured, with_errors
+from pipeline.report.summary import measured, with_errors
 from vaeline.registry.lineage import Changes, Lineage
 
 MOST_FILES = 20  # changed or untracked ones

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.report.outputs import registration
+from pipeline.report.summary import registration
 from pipeline.services.servers import MLFLOW, running
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file

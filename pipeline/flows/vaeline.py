@@ -22,7 +22,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed, Failed
 
 from pipeline.flows import registered
-from pipeline.report import outputs, summary
+from pipeline.report import summary
 from pipeline.services import flow_run_processes
 from pipeline.services.dvc_command import (
     Outcome,
@@ -126,7 +126,7 @@ def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict
     found = registered.registered(workspace)
     if found is None:
         return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
-    decision = outputs.registration(workspace)["decision"]
+    decision = summary.registration(workspace)["decision"]
     current = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
     links = registered.links(workspace, found)
     lines = [f"- [{what}]({address})" for what, address in links.items()]

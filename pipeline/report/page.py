@@ -3,27 +3,27 @@
 It is content: no run id, version, time, host or path; `vaeline trace` reports those of a registered model.
 """
 
-import base64
-import io
+import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report import curves
-from pipeline.report.outputs import HEADLINE, measured, registration, sheets, with_errors
-from vaeline.config import Params
+from pipeline.report.summary import data_uri, headline, registration, with_errors
+from vaeline.config import Params, Train
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace
+from vaeline.plotting.charts import MOST_BARS, Picture, Points, bars, chart, known, lines
 from vaeline.theory.claim import read_claims
 from vaeline.tracking.provenance import flatten_metrics, flatten_params
-from vaeline.training.history import best, read_history
+from vaeline.training.history import Epoch, best, read_history
 
-MOST_BYTES = 200_000  # of a PNG file on the page; a larger one becomes a smaller WebP
-LONGEST, QUALITY = 1400, 80  # pixels, WebP's
-CAPTIONS = {
+SIZE = (3.6, 2.4)  # of a chart, inches
+CAPTIONS = {  # of the stage sample's sheets
     "prior_samples": "Samples drawn from the prior",
     "reconstructions": "Test images and their reconstructions",
     "interpolation": "Interpolations between test images",
@@ -35,16 +35,9 @@ CAPTIONS = {
 def render(workspace: Workspace, params: Params) -> str:
     """The page as HTML; the template escapes every text. Raises UserError where an output is missing or damaged."""
     reports = workspace.reports
-    report, rows, decision = (
-        read_metrics(reports / "metrics.json"),
-        read_history(reports / "history.csv"),
-        registration(workspace),
-    )
-    model = json.loads((workspace.model / "config.json").read_text(encoding="utf-8"))
-    order = list(CAPTIONS)
-    named = sorted(
-        sheets(workspace), key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem)
-    )
+    report, rows = read_metrics(reports / "metrics.json"), read_history(reports / "history.csv")
+    decision, samples = registration(workspace), reports / "samples"
+    data = json.loads((workspace.model / "config.json").read_text(encoding="utf-8"))["data"]
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -52,48 +45,69 @@ def render(workspace: Workspace, params: Params) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"source": data_uri, "minus": lambda text: text.replace("-", "−")}
+    source = partial(data_uri, most_bytes=200_000, longest=1400)
+    environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("run.html").render(
         title=f"{params.register_.name}: {decision.get('decision', 'not registered')}",
         registration=decision,
         gate=_pairs(decision.get("gate", {})),
         report=report,
-        numbers=[
-            (label, measured(report["test"][key], report["test"].get(f"{key}_se")), unit)
-            for key, (label, unit) in HEADLINE.items()
-            if key in report["test"]
-        ],
-        curves=curves.training_curves(rows, params.train),
-        constants=curves.constants(rows),
+        numbers=headline(report["test"]),
+        curves=training_curves(rows, params.train),
         kept=best(rows, params.train.beta).epoch,
-        kl=curves.kl_bars(reports / "kl_per_dimension.csv"),
+        kl=kl_bars(reports / "kl_per_dimension.csv"),
         latent=_pairs(report.get("latent", {})),
-        sheets=[(CAPTIONS.get(path.stem, path.stem), path.read_bytes()) for path in named],
+        sheets=[(caption, (samples / f"{name}.png").read_bytes()) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
-        origin={
-            "model digest": model_digest(workspace.model),
-            "data digest": model["data"]["digest"],
-            "data": model["data"]["source"],
-        },
+        origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
         params=sorted(flatten_params(params).items()),
     )
 
 
-def data_uri(png: bytes) -> str:
-    """A picture as the page holds it."""
-    if len(png) <= MOST_BYTES:
-        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    from PIL import Image
+def training_curves(rows: Sequence[Epoch], options: Train) -> list[Picture]:
+    """The bound, its terms, and σ and β where they changed, by epoch; the kept epoch is marked."""
+    bound = "IWAE bound" if options.objective == "iwae" else "ELBO"
+    found: list[tuple[str, str, Mapping[str, Points]]] = []
+    for key, title in (("elbo", bound), ("reconstruction", "Reconstruction term"), ("kl", "KL")):
+        by_split = {
+            split: [(row.epoch, getattr(row, f"{split}_{key}")) for row in rows] for split in ("train", "validation")
+        }
+        found.append((title, "nats per image", by_split))
+    for key, title, unit in (("sigma", "σ of the likelihood", "pixels on [0, 1]"), ("beta", "β, the KL's weight", "")):
+        if len({getattr(row, key) for row in rows}) > 1:
+            found.append((title, unit, {key: [(row.epoch, getattr(row, key)) for row in rows]}))
+    pictures = []
+    for title, unit, series in found:
+        if ends := [f"{name} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in known(series).items()]:
+            caption = f"{title}{f', {unit}' if unit else ''}, by epoch: {'; '.join(ends)}"
+            draw = partial(_draw_curve, title=title, unit=unit, series=series, kept=best(rows, options.beta).epoch)
+            pictures.append(chart(title, caption, draw, size=SIZE))
+    return pictures
 
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
-        picture.thumbnail((LONGEST, LONGEST))
-        picture.save(buffer, format="WEBP", quality=QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+def _draw_curve(axes: Any, title: str, unit: str, series: Mapping[str, Points], kept: int) -> None:
+    lines(axes, series, kept)
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
+
+
+def kl_bars(path: Path) -> Picture | None:
+    """The KL of each latent dimension, from reports/kl_per_dimension.csv; None where it has no such parts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        values = {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(file)}
+    if not values:
+        return None
+    shown = f"the largest {MOST_BARS} of {len(values)}" if len(values) > MOST_BARS else f"all {len(values)}"
+    most = f"the largest {max(values.values()):.4g} nats"
+    caption = f"KL of each latent dimension on the test split by falling size, {shown}; {most}"
+
+    def draw(axes: Any) -> None:
+        bars(axes, values)
+        axes.set(title="KL of each latent dimension", ylabel="nats")
+
+    return chart("kl", caption, draw, size=SIZE)
 
 
 def _pairs(numbers: Mapping[str, Any]) -> dict[str, str]:
     """Names and values of nested numbers, each with its standard error."""
-    return {
-        name.replace("/", " ").replace("_", " "): text for name, text in with_errors(flatten_metrics(numbers)).items()
-    }
+    values = with_errors(flatten_metrics(numbers)).items()
+    return {name.replace("/", " ").replace("_", " "): text for name, text in values}

@@ -1,66 +1,119 @@
-"""Summary of a run, read from its outputs: for the end of `vaeline run`, Prefect's artifact, MLflow's description."""
+"""Numbers and decision of a run from its outputs, as text: for the page, the end of `vaeline run`, Prefect, MLflow."""
 
 import base64
 import io
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.outputs import HEADLINE, measured, registration, sheets, with_errors
+from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import Workspace
 
-THUMBNAIL = 480  # pixels, the longer side of a picture in the artifact
+HEADLINE = {  # of the test split: label, unit
+    "elbo": ("ELBO", "nats per image"),
+    "reconstruction": ("reconstruction term", "nats per image"),
+    "kl": ("KL to the prior", "nats per image"),
+    "nll": ("NLL, −log p(x)", "nats per image"),
+    "gap": ("log p(x) − ELBO", "nats per image"),
+    "bits_per_dimension": ("bits/dim by the ELBO", "bits per pixel value"),
+    "bits_per_dimension_nll": ("bits/dim by the NLL", "bits per pixel value"),
+    "active_units": ("active units", "latent dimensions"),
+    "psnr": ("PSNR", "dB"),
+    "mse": ("MSE", "pixels on [0, 1]"),
+}
+QUALITY = 80  # of a WebP
+
+
+def measured(value: object, error: object = None) -> str:
+    """A number as text, with its standard error where it has one, both to the error's second digit."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    if not isinstance(error, float) or not math.isfinite(error) or error <= 0:
+        return f"{value:.5g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def with_errors(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers as text, each with the standard error that stands beside it as `*_se`."""
+    names = [name for name in numbers if not name.endswith("_se")]
+    return {name: measured(numbers[name], numbers.get(f"{name}_se")) for name in names}
+
+
+def headline(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Label, value and unit of the test split's main numbers."""
+    values = with_errors(test)
+    return [(label, values[key], unit) for key, (label, unit) in HEADLINE.items() if key in values]
+
+
+def registration(workspace: Workspace) -> dict[str, Any]:
+    """The decision of the stage register; empty where it has not run. Raises UserError where it is something else."""
+    path = workspace.reports / "registration.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not what the stage register writes; run it again (dvc repro --force register)")
+    return content
 
 
 def summary(workspace: Workspace, version: str | None = None) -> str:
     """Where to look after a run, as lines of text."""
-    lines, reports = [], workspace.reports
-    if report := _report(workspace):
+    lines, reports, report = [], workspace.reports, _report(workspace)
+    if report:
         values = with_errors(report["test"])
         width = max(map(len, values))
         lines += [f"test split, {report.get('protocol')} ({reports / 'metrics.json'}):"]
         lines += [f"  {name:<{width}}  {value}" for name, value in values.items()]
-    if found := sheets(workspace):
-        lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in found)})")
+    if sheets := _sheets(workspace):
+        lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in sheets)})")
     if (reports / "index.html").exists():
         lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
     if decision := registration(workspace):
-        lines.append(f"model:    {verdict(decision, version)}")
+        lines.append(f"model:    {_verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")
     return "\n".join(lines) + "\n"
 
 
-def verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
-    """The registration in one line; promoted models are loaded by their alias."""
-    name, word = decision["name"], decision["decision"]
-    text = f"{name}{f' version {version}' if version else ''}: {word} ({'; '.join(decision['reasons'])})"
-    return f'{text}, mlflow.pyfunc.load_model("models:/{name}@champion")' if word == "promoted" else text
-
-
 def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     """The summary as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
-    parts = ["## Stages", _table("stage", "outcome", outcomes)]
-    if report := _report(workspace):
-        parts += ["## Test split", str(report.get("protocol")), _table("metric", "value", with_errors(report["test"]))]
+    parts, report = ["## Stages", _table(("stage", "outcome"), outcomes.items())], _report(workspace)
+    if report:
+        values = with_errors(report["test"]).items()
+        parts += ["## Test split", str(report.get("protocol")), _table(("metric", "value"), values)]
     if decision := registration(workspace):
-        parts += ["## Registration", verdict(decision), f"model digest `{decision['digest']}`"]
+        parts += ["## Registration", _verdict(decision), f"model digest `{decision['digest']}`"]
     if (page := workspace.reports / "index.html").exists():
         parts += ["## Report", f"`{page}`, also an artifact of the model's MLflow run"]
-    parts += [f"## {path.stem.replace('_', ' ').capitalize()}\n\n{_inline(path)}" for path in sheets(workspace)]
+    for path in _sheets(workspace):
+        source = data_uri(path.read_bytes(), most_bytes=20_000, longest=480)
+        parts += [f"## {path.stem.replace('_', ' ').capitalize()}", f"![{path.stem}]({source})"]
     return "\n\n".join(parts)
 
 
 def note(report: Mapping[str, Any]) -> str:
     """The headline numbers as Markdown: the description of the run and of the version in MLflow."""
-    test = report["test"]
-    rows = [
-        f"| {label} | {measured(test[key], test.get(f'{key}_se'))} | {unit} |"
-        for key, (label, unit) in HEADLINE.items()
-        if key in test
-    ]
     where = "Curves, pictures and the theory: artifact `reports/index.html` of the run."
-    return "\n".join(["| test split | | |", "| --- | --- | --- |", *rows, "", f"Pixels: {report['protocol']}. {where}"])
+    return f"{_table(('test split', '', ''), headline(report['test']))}\n\nPixels: {report['protocol']}. {where}"
+
+
+def data_uri(png: bytes, most_bytes: int, longest: int) -> str:
+    """A picture inside a text; one of more bytes becomes a WebP of at most `longest` pixels a side."""
+    if len(png) <= most_bytes:
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.thumbnail((longest, longest))
+        picture.save(buffer, format="WEBP", quality=QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _report(workspace: Workspace) -> dict[str, Any]:
@@ -68,16 +121,16 @@ def _report(workspace: Workspace) -> dict[str, Any]:
     return read_metrics(path) if path.exists() else {}
 
 
-def _table(first: str, second: str, rows: Mapping[str, object]) -> str:
-    lines = [f"| {first} | {second} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
-    return "\n".join(lines)
+def _sheets(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.reports / "samples").glob("*.png"))
 
 
-def _inline(path: Path) -> str:
-    from PIL import Image
+def _verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
+    """The registration in one line; promoted models are loaded by their alias."""
+    name, word = decision["name"], decision["decision"]
+    text = f"{name}{f' version {version}' if version else ''}: {word} ({'; '.join(decision['reasons'])})"
+    return f'{text}, mlflow.pyfunc.load_model("models:/{name}@champion")' if word == "promoted" else text
 
-    with Image.open(path) as picture:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG", optimize=True)
-    return f"![{path.stem}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))

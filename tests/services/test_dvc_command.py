@@ -102,11 +102,11 @@ def test_a_folder_that_a_killed_dvc_left_in_its_run_cache_is_no_obstacle(toy: Pa
     entry.unlink()  # as if killed between making the folder and writing into it
     (toy / "raw.txt").unlink()
     (toy / "dvc.lock").unlink()
-    assert doctor.dvc(HERE).level == "fail"
+    assert doctor.dvc(HERE)[0] == "fail"
     lines: list[str] = []
     assert reproduce(HERE, "fetch", lines.append, {}) == "ran"
     assert [line for line in lines if line.endswith("left empty by a DVC that was killed; removed")]
-    assert doctor.dvc(HERE).level == "ok"
+    assert doctor.dvc(HERE)[0] == "ok"
 
 
 def test_another_dvc_at_work_is_waited_for(toy: Path):

@@ -22,11 +22,6 @@ def test_the_mean_of_groups_is_the_elbo_at_1_and_one_iwae_at_all():
     assert torch.allclose(bounds.bound_at(weights, 5), by_hand)
 
 
-def test_rungs_end_with_all_samples():
-    assert bounds.rungs(1000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-    assert bounds.rungs(7) == [1, 2, 5, 7]
-
-
 def test_the_gap_of_a_model_with_its_true_posterior_is_zero_and_else_the_divergence():
     pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05)
     pca.bias.fill_(0.5)

@@ -23,7 +23,6 @@ class Picture:
     png: bytes
 
 
-Panel = Callable[[Any], object]  # draws on a matplotlib.axes.Axes
 Points = Sequence[tuple[float, float | None]]  # x, y; None: not known
 
 SIZE = (4.6, 3.5)  # inches
@@ -53,8 +52,10 @@ STYLE: Any = {
 }
 
 
-def chart(name: str, caption: str, *panels: Panel, size: tuple[float, float] = SIZE) -> Picture:
-    """Panels side by side, each drawn by its function, whatever the user's matplotlib settings are."""
+def chart(
+    name: str, caption: str, draw: Callable[..., object], panels: int = 1, size: tuple[float, float] = SIZE
+) -> Picture:
+    """Panels side by side, whatever the user's matplotlib settings are; `draw` gets a matplotlib.axes.Axes for each."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -62,10 +63,9 @@ def chart(name: str, caption: str, *panels: Panel, size: tuple[float, float] = S
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(size[0] * len(panels), size[1]), layout="constrained")
+        figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
         FigureCanvasAgg(figure)
-        for panel, axes in zip(panels, np.ravel(figure.subplots(1, len(panels))), strict=True):
-            panel(axes)
+        draw(*np.ravel(figure.subplots(1, panels)))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return Picture(name, caption, buffer.getvalue())

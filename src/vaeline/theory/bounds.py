@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from vaeline.theory.context import Context
 
 DECODED = 500  # images decoded at once
 BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples
+RUNGS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]  # k of the climb
 ANNEALED_IMAGES, CHAINS, TEMPERATURES, LEAPFROG = 12, 8, 40, 5
 NO_BOUND = "Does not apply: the trained model is a plain autoencoder. It has no q(z|x), so no ELBO and no p(x)."
 GAP = Claim(
@@ -43,12 +45,20 @@ def gap(context: Context) -> Claim:
     draws = _weights(context, x, BOUND_DRAWS, "bound")  # apart, so that no gap is positive by construction
     elbo = draws.mean(0)
     gaps, errors = log_p - elbo, (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
-    climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in rungs(samples)}
-    annealed = _annealed(context, x)
-    difference = annealed[0] - log_p[: len(annealed[0])]
-    difference_se = (annealed[1].square() + log_p_se[: len(difference)].square()).sqrt()
-    mean, below = Measured.of(gaps), int((gaps < -2 * errors).sum())
-    smallest = int(gaps.argmin())
+    steps = [k for k in RUNGS if k < samples] + [samples]
+    climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in steps}
+    annealed = annealed_log_likelihood(
+        context.model,
+        x[:ANNEALED_IMAGES],
+        linear_temperatures(TEMPERATURES),
+        torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed()),
+        chains=CHAINS,
+        leapfrog_steps=LEAPFROG,
+        start="posterior",
+    )
+    difference = annealed.log_likelihood.cpu() - log_p[:ANNEALED_IMAGES]
+    difference_se = (annealed.standard_error.cpu().square() + log_p_se[:ANNEALED_IMAGES].square()).sqrt()
+    mean, below, smallest = Measured.of(gaps), int((gaps < -2 * errors).sum()), int(gaps.argmin())
     words = (
         f"{len(images)} test images. ELBO {Measured.of(elbo).text()}, log p(x) {Measured.of(log_p).text()} nats per "
         f"image (importance sampling, k = {samples}; the ± are those of the sample of images). Gap "
@@ -69,13 +79,9 @@ def gap(context: Context) -> Claim:
         **Measured.of(difference).numbers("annealed_minus_importance"),
         "annealed_minus_importance_median": float(difference.median()),
     }
-    picture = chart(
-        "gap",
-        "Left: IWAE-k above the ELBO. Middle: the gap of each image. Right: annealing against importance sampling.",
-        lambda axes: _climb(axes, climb),
-        lambda axes: _histogram(axes, gaps),
-        lambda axes: _opinions(axes, difference, difference_se),
-    )
+    caption = "Left: IWAE-k above the ELBO. Middle: each image's gap. Right: annealing against importance sampling."
+    draw = partial(_draw_gap, climb=climb, gaps=gaps, difference=difference, errors=difference_se)
+    picture = chart("gap", caption, draw, panels=3)
     return replace(GAP, words=words, numbers=numbers, pictures=(picture,))
 
 
@@ -97,12 +103,6 @@ def second_opinion(difference: Tensor, errors: Tensor, samples: int) -> str:
     )
 
 
-def rungs(samples: int) -> list[int]:
-    """1, 2, 5, 10, 20, ... and the last, `samples`."""
-    steps = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-    return [k for k in steps if k < samples] + [samples]
-
-
 def bound_at(weights: Tensor, k: int) -> Tensor:
     """IWAE-k from log weights [K, B]: its mean over K // k disjoint groups, [B]."""
     groups = len(weights) // k
@@ -122,40 +122,21 @@ def _weights(context: Context, x: Tensor, samples: int, stream: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _annealed(context: Context, x: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x) and its standard error of the first images, from q(z|x) on: [A], [A]."""
-    generator = torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed())
-    found = annealed_log_likelihood(
-        context.model,
-        x[:ANNEALED_IMAGES],
-        linear_temperatures(TEMPERATURES),
-        generator,
-        chains=CHAINS,
-        leapfrog_steps=LEAPFROG,
-        start="posterior",
-    )
-    return found.log_likelihood.cpu(), found.standard_error.cpu()
-
-
-def _climb(axes: Any, climb: dict[int, Measured]) -> None:
-    values, errors = [m.value for m in climb.values()], [m.se for m in climb.values()]
-    axes.errorbar(list(climb), values, errors, marker="o", markersize=3, capsize=2)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.annotate("ELBO", (1, 0), (0, -10), textcoords="offset points")
-    axes.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
-    axes.margins(y=0.12)
-
-
-def _histogram(axes: Any, gaps: Tensor) -> None:
-    axes.hist(gaps.numpy(), bins=30, color="C2")
-    axes.axvline(0, color=INK, linewidth=1.2)
-    axes.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
-
-
-def _opinions(axes: Any, difference: Tensor, errors: Tensor) -> None:
-    axes.errorbar(range(len(difference)), difference.numpy(), 2 * errors.numpy(), fmt="o", markersize=3, capsize=2)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set(xlabel="image", ylabel="nats", title="AIS - IS, ± 2 standard errors")
+def _draw_gap(
+    left: Any, middle: Any, right: Any, climb: dict[int, Measured], gaps: Tensor, difference: Tensor, errors: Tensor
+) -> None:
+    values, bars = [m.value for m in climb.values()], [m.se for m in climb.values()]
+    left.errorbar(list(climb), values, bars, marker="o", markersize=3, capsize=2)
+    left.axhline(0, color=INK, linewidth=0.8)
+    left.annotate("ELBO", (1, 0), (0, -10), textcoords="offset points")
+    left.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
+    left.margins(y=0.12)
+    middle.hist(gaps.numpy(), bins=30, color="C2")
+    middle.axvline(0, color=INK, linewidth=1.2)
+    middle.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
+    right.errorbar(range(len(difference)), difference.numpy(), 2 * errors.numpy(), fmt="o", markersize=3, capsize=2)
+    right.axhline(0, color=INK, linewidth=0.8)
+    right.set(xlabel="image", ylabel="nats", title="AIS - IS, ± 2 standard errors")
 
 
 def terms(context: Context) -> Claim:
@@ -166,9 +147,8 @@ def terms(context: Context) -> Claim:
     with torch.no_grad():
         found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
     by_terms, by_densities = found.elbo.double().cpu(), _weights(context, x, BOUND_DRAWS, "densities").mean(0)
-    difference = Measured.of(by_terms - by_densities)
-    elbo, rate = Measured.of(by_terms), Measured.of(found.kl)
-    reconstruction = Measured.of(found.reconstruction)
+    elbo, difference = Measured.of(by_terms), Measured.of(by_terms - by_densities)
+    reconstruction, rate = Measured.of(found.reconstruction), Measured.of(found.kl)
     words = (
         f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is the information in the latents about an image; the more of it, the "
@@ -184,39 +164,31 @@ def terms(context: Context) -> Claim:
         **difference.numbers("terms_minus_densities"),
         "kl_per_dimension": per_dimension,
     }
-    picture = chart(
-        "terms",
-        "Left: the bound and its reconstruction term by epoch. Middle: rate and distortion. Right: KL by dimension.",
-        lambda axes: _curves(axes, context),
-        lambda axes: _rate_distortion(axes, context, rate.value, -reconstruction.value),
-        lambda axes: _bars(axes, per_dimension),
-    )
+    caption = "Left: the bound and its reconstruction by epoch. Middle: rate and distortion. Right: KL by dimension."
+    test = (rate.value, -reconstruction.value)
+    draw = partial(_draw_terms, context=context, test=test, per_dimension=per_dimension)
+    picture = chart("terms", caption, draw, panels=3)
     return replace(TERMS, words=words, numbers=numbers, pictures=(picture,))
 
 
-def _curves(axes: Any, context: Context) -> None:
-    epochs = [row.epoch for row in context.history]
-    bound = "ELBO" if context.objective == "elbo" else context.objective.upper()
-    styles = {"train": "--", "validation": "-"}
-    for split, style in styles.items():
+def _draw_terms(
+    left: Any, middle: Any, right: Any, context: Context, test: tuple[float, float], per_dimension: list[float]
+) -> None:
+    history, bound = context.history, context.objective.upper()
+    for split, style in (("train", "--"), ("validation", "-")):
         for key, name, colour in (("elbo", bound, "C0"), ("reconstruction", "reconstruction", "C1")):
-            values = [getattr(row, f"{split}_{key}") for row in context.history]
-            axes.plot(epochs, values, style, marker=".", color=colour, label=f"{name}, {split}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", ylabel="nats per image", title="Training")
-    axes.legend()
-
-
-def _rate_distortion(axes: Any, context: Context, rate: float, distortion: float) -> None:
-    pairs = [(row.validation_kl, row.validation_reconstruction) for row in context.history]
-    known = [(r, -d) for r, d in pairs if r is not None and d is not None]
-    axes.plot(*zip(*known, strict=True), marker=".", label="validation, by epoch") if known else None
-    axes.plot([rate], [distortion], "*", color=INK, markersize=9, label="test")
-    axes.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
-    axes.legend()
-
-
-def _bars(axes: Any, per_dimension: list[float]) -> None:
-    axes.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="C2")
+            values = [getattr(row, f"{split}_{key}") for row in history]
+            epochs = [row.epoch for row in history]
+            left.plot(epochs, values, style, marker=".", color=colour, label=f"{name}, {split}")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.set(xlabel="epoch", ylabel="nats per image", title="Training")
+    left.legend()
+    known = [(r.validation_kl, -r.validation_reconstruction) for r in history if r.validation_kl is not None]
+    if known:
+        middle.plot(*zip(*known, strict=True), marker=".", label="validation, by epoch")
+    middle.plot(*test, "*", color=INK, markersize=9, label="test")
+    middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
+    middle.legend()
+    right.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="C2")
     name = "latent dimension, by KL" if len(per_dimension) > 1 else "this prior does not factorise: one KL"
-    axes.set(xlabel=name, ylabel="mean KL, nats", title="Where the rate goes")
+    right.set(xlabel=name, ylabel="mean KL, nats", title="Where the rate goes")

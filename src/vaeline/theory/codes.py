@@ -17,7 +17,7 @@ from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
-from vaeline.theory.claim import Claim, Table
+from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
 from vaeline.training import checkpoint
 from vaeline.training.settings import Settings
@@ -39,36 +39,31 @@ class Coded:
 
     model: VAE
     train_codes: Tensor  # z ~ q(z|x), for an autoencoder the code itself
-    held_out: Tensor
     train_means: Tensor
+    held_out: Tensor
     held_out_means: Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Draws of a model's latents, decoded. `hole` is near generative precision, `reach` near recall, both 1 at best."""
-
-    name: str
-    images: Tensor  # [M, C, H, W]
-    frechet: float
-    hole: float  # median distance of draws to the nearest code, over that of held-out codes
-    reach: float  # median distance of held-out codes to the nearest draw, over that to the nearest code
 
 
 def latent_space(context: Context) -> Claim:
     """A plain autoencoder and a VAE of the trained model's shape, trained briefly alike, sampled alike."""
     data, test = context.taken(context.train, context.options.training_images), context.taken(context.test, COMPARED)
-    coded = {}
-    for name, objective in (("VAE", "elbo"), ("AE", "autoencoder")):
-        coded[name] = _coded(context, _train(context, data, objective), data, test, name)
     features, kind = _features(context, data)
     real = features(_expected(context, test.pixels))
 
     def distance(images: Tensor) -> float:
         return probes.frechet_distance(features(images), real)
 
-    found = [_sampled(coded[name], f"{name}, {how}", z, distance) for name, how, z in _draws(coded, context)]
-    distances = {"held-out images": distance(_expected(context, context.taken(context.validation, len(test)).pixels))}
+    coded = {}
+    for name, objective in (("VAE", "elbo"), ("AE", "autoencoder")):
+        coded[name] = _coded(context, _train(context, data, objective), data, test, name)
+    noise = context.normal("draws", *coded["AE"].held_out.shape).cpu()
+    draws = {f"{name}, N(0, I)": (c, noise) for name, c in coded.items()}
+    draws |= {f"{name}, N(m, S) of its codes": (c, fitted(c.train_codes, noise)) for name, c in coded.items()}
+    images = {name: _decoded(c.model, z) for name, (c, z) in draws.items()}
+    samples = {name: {"frechet": distance(images[name]), **_nearness(c, z)} for name, (c, z) in draws.items()}
+
+    held_out = context.taken(context.validation, len(test))
+    distances = {"held-out images": distance(_expected(context, held_out.pixels))}
     for name, c in coded.items():
         distances[f"{name}, reconstructions"] = distance(_decoded(c.model, c.held_out_means))
     for name, c in coded.items():
@@ -77,55 +72,51 @@ def latent_space(context: Context) -> Claim:
     if not context.model.deterministic:
         z = context.model.prior.sample(context.normal("trained prior", len(test), context.model.latent_dim))
         distances["trained model, its prior"] = distance(_decoded(context.model, z))
-    accuracy = {name: _neighbours(c, data, test) for name, c in coded.items()} if test.labels is not None else {}
-    rows = [(s.name, f"{s.frechet:.2f}", f"{s.hole:.2f}", f"{s.reach:.2f}") for s in found]
+    accuracy = {name: _accuracy(c, data, test) for name, c in coded.items()} if test.labels is not None else {}
+    numbers = {
+        "training_images": len(data),
+        "epochs": context.options.epochs,
+        "compared": len(test),
+        "frechet_features": kind,
+        "samples": samples,
+        "frechet": distances,
+        **{f"knn_accuracy_{name.lower()}": value for name, value in accuracy.items()},
+    }
+    rows = [(name, *(f"{value:.2f}" for value in found.values())) for name, found in samples.items()]
     rows += [(name, f"{value:.2f}", "", "") for name, value in distances.items()]
     return Claim(
         "sampling",
         "An autoencoder's code has no meaning by itself; a VAE's latent space is a distribution",
         "AE:   max log p(x|z = f(x))                              nothing determines where the codes f(x) lie\n"
         "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         the codes, all together, fill N(0, I)",
-        _words(context, found, distances, accuracy, kind, len(data)),
-        {
-            "training_images": len(data),
-            "epochs": context.options.epochs,
-            "compared": len(test),
-            "frechet_features": kind,
-            "samples": {s.name: {"frechet": s.frechet, "hole": s.hole, "reach": s.reach} for s in found},
-            "frechet": distances,
-            **{f"knn_accuracy_{name.lower()}": value for name, value in accuracy.items()},
-        },
-        Table(("images from", "Frechet distance to test images", "hole", "reach"), tuple(rows)),
-        (_sample_sheet(context, found, test), _path_sheet(context, coded, test), _scatter(coded)),
+        _words(numbers, accuracy),
+        numbers,
+        (("images from", "Frechet distance to test images", "hole", "reach"), *rows),
+        _pictures(context, coded, images, test),
     )
 
 
-def _words(
-    context: Context,
-    found: list[Samples],
-    distances: dict[str, float],
-    accuracy: dict[str, float],
-    kind: str,
-    trained_on: int,
-) -> tuple[str, ...]:
-    vae, plain, vae_fitted, fitted = found
-    better, other = ("VAE", "autoencoder") if vae_fitted.frechet < fitted.frechet else ("autoencoder", "VAE")
-    midway = {name: distances[f"{name}, midpoints"] / distances[f"{name}, reconstructions"] for name in ("VAE", "AE")}
+def _words(numbers: dict[str, Any], accuracy: dict[str, float]) -> list[str]:
+    vae, plain, vae_fitted, fitted = numbers["samples"].values()
+    far = numbers["frechet"]
+    better, other = ("VAE", "autoencoder") if vae_fitted["frechet"] < fitted["frechet"] else ("autoencoder", "VAE")
+    midway = {name: far[f"{name}, midpoints"] / far[f"{name}, reconstructions"] for name in ("VAE", "AE")}
     words = [
-        f"Both have the trained model's shape and were trained alike: {trained_on:,} images, {context.options.epochs} "
-        "epochs, the same batches. The VAE of this section is not the trained model: it is as briefly trained as the "
-        "autoencoder.",
-        f"Decoded N(0, I): Frechet distance {vae.frechet:.2f} for the VAE, {plain.frechet:.2f} for the autoencoder, "
-        f"whose training does not put codes there (held-out images: {distances['held-out images']:.2f}). A Gaussian "
-        "with the mean and covariance of the codes, N(m, S), measured after training, makes a generative model of an "
-        f"autoencoder too (Ghosh et al. 2020, arXiv:1903.12436): {fitted.frechet:.2f}, and {vae_fitted.frechet:.2f} "
-        f"for the VAE. By this measure the {better} is better than the {other}. Features: {kind}.",
+        f"Both have the trained model's shape and were trained alike: {numbers['training_images']:,} images, "
+        f"{numbers['epochs']} epochs, the same batches. The VAE of this section is not the trained model: it is as "
+        "briefly trained as the autoencoder.",
+        f"Decoded N(0, I): Frechet distance {vae['frechet']:.2f} for the VAE, {plain['frechet']:.2f} for the "
+        f"autoencoder, whose training does not put codes there (held-out images: {far['held-out images']:.2f}). A "
+        "Gaussian with the mean and covariance of the codes, N(m, S), measured after training, makes a generative "
+        f"model of an autoencoder too (Ghosh et al. 2020, arXiv:1903.12436): {fitted['frechet']:.2f}, and "
+        f"{vae_fitted['frechet']:.2f} for the VAE. By this measure the {better} is better than the {other}. Features: "
+        f"{numbers['frechet_features']}.",
         "Hole (near generative precision): the distance of a draw to the nearest code of a training image, over that "
-        f"of a held-out code; 1 where draws lie where codes lie. N(0, I): {vae.hole:.2f} for the VAE, "
-        f"{plain.hole:.2f} for the autoencoder; N(m, S) of its codes: {fitted.hole:.2f}. Reach (near recall): the "
-        "distance of a held-out code to the nearest draw, over that to the nearest code; large where draws never come: "
-        f"{vae.reach:.2f}, {plain.reach:.2f} and {fitted.reach:.2f}. Only a distribution of codes has both near 1; the "
-        "VAE's are not quite N(0, I) either: see its N(m, S).",
+        f"of a held-out code; 1 where draws lie where codes lie. N(0, I): {vae['hole']:.2f} for the VAE, "
+        f"{plain['hole']:.2f} for the autoencoder; N(m, S) of its codes: {fitted['hole']:.2f}. Reach (near recall): "
+        "the distance of a held-out code to the nearest draw, over that to the nearest code; large where draws never "
+        f"come: {vae['reach']:.2f}, {plain['reach']:.2f} and {fitted['reach']:.2f}. Only a distribution of codes has "
+        "both near 1; the VAE's are not quite N(0, I) either: see its N(m, S).",
         "Half-way between the codes of two test images the Frechet distance is that of reconstructions times "
         f"{midway['VAE']:.1f} for the VAE, {midway['AE']:.1f} for the autoencoder.",
     ]
@@ -134,25 +125,15 @@ def _words(
             f"k-NN accuracy on the codes' means: {accuracy['VAE']:.1%} for the VAE, {accuracy['AE']:.1%} for the "
             "autoencoder. What an autoencoder lacks is not information in the code: it is a distribution of codes."
         )
-    return tuple(words)
+    return words
 
 
 def _train(context: Context, data: Split, objective: str) -> VAE:
     """A model trained by the training library, on the same images in the same order."""
-    options = config.Train.model_validate(
-        {
-            "objective": objective,
-            "beta": 1.0,
-            "warmup_epochs": 0,
-            "free_bits": 0.0,
-            "epochs": context.options.epochs,
-            "batch_size": BATCH,
-            "learning_rate": RATE,
-            "gradient_clip": 100.0,
-            "patience": context.options.epochs,
-            "seed": context.options.seed,
-        }
-    )
+    epochs, seed = context.options.epochs, context.options.seed
+    fixed = {"beta": 1.0, "warmup_epochs": 0, "free_bits": 0.0, "batch_size": BATCH, "learning_rate": RATE}
+    fixed |= {"gradient_clip": 100.0, "patience": epochs}
+    options = config.Train.model_validate({"objective": objective, "epochs": epochs, "seed": seed, **fixed})
     splits = Splits(data.pixels, context.taken(context.validation, VALIDATION).pixels, context.binarise)
     section = context.section.model_copy(update={"prior": config.StandardNormal(kind="standard-normal")})
     settings = Settings(checkpoint_seconds=1e9, log_every=2**31)
@@ -164,22 +145,14 @@ def _train(context: Context, data: Split, objective: str) -> VAE:
 
 @torch.no_grad()
 def _coded(context: Context, model: VAE, data: Split, test: Split, name: str) -> Coded:
-    codes, means = [], []
+    found = []
     for split, images, training in (("train", data, True), ("test", test, False)):
         parts = [model.encode(x) for x in _batches(context, images.pixels, f"codes {split}", training=training)]
         mean = torch.cat([part.mean for part in parts])
         spread = torch.exp(0.5 * torch.cat([part.log_variance for part in parts]))
         noise = context.normal(f"codes {name} {split}", *mean.shape)
-        means.append(mean.cpu())
-        codes.append((mean if model.deterministic else mean + spread * noise).cpu())
-    return Coded(model, codes[0], codes[1], means[0], means[1])
-
-
-def _draws(coded: dict[str, Coded], context: Context) -> list[tuple[str, str, Tensor]]:
-    """N(0, I) for both, and for both the Gaussian with their codes' mean and covariance."""
-    noise = context.normal("draws", *coded["AE"].held_out.shape).cpu()
-    plain = [(name, "N(0, I)", noise) for name in coded]
-    return plain + [(name, "N(m, S) of its codes", fitted(c.train_codes, noise)) for name, c in coded.items()]
+        found += [(mean if model.deterministic else mean + spread * noise).cpu(), mean.cpu()]
+    return Coded(model, *found)
 
 
 def fitted(codes: Tensor, noise: Tensor) -> Tensor:
@@ -189,16 +162,16 @@ def fitted(codes: Tensor, noise: Tensor) -> Tensor:
     return codes.mean(0) + noise @ root
 
 
-def _sampled(coded: Coded, name: str, z: Tensor, distance: Callable[[Tensor], float]) -> Samples:
-    images, codes = _decoded(coded.model, z), coded.train_codes[: len(z)]
-    usual = _nearest(coded.held_out, codes)
-    reach = _nearest(coded.held_out, z) / usual
-    return Samples(name, images, distance(images), hole=_nearest(z, codes) / usual, reach=reach)
+def _nearness(coded: Coded, z: Tensor) -> dict[str, float]:
+    """Of draws z [M, Z] to the codes, both 1 at best: near generative precision (`hole`) and recall (`reach`)."""
 
+    def nearest(points: Tensor, among: Tensor) -> float:
+        """Median distance of points [N, Z] to the nearest of others [M, Z]."""
+        return float(torch.cat([torch.cdist(p, among).min(1).values for p in torch.split(points, ROWS)]).median())
 
-def _nearest(points: Tensor, among: Tensor) -> float:
-    """The median distance of points [N, Z] to the nearest of others [M, Z]."""
-    return float(torch.cat([torch.cdist(p, among).min(1).values for p in torch.split(points, ROWS)]).median())
+    codes = coded.train_codes[: len(z)]
+    usual = nearest(coded.held_out, codes)
+    return {"hole": nearest(z, codes) / usual, "reach": nearest(coded.held_out, z) / usual}
 
 
 @torch.no_grad()
@@ -218,7 +191,6 @@ def _expected(context: Context, pixels: Pixels) -> Tensor:
 
 def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor], str]:
     """What a Frechet distance is taken of: a classifier's features, or principal components without labels."""
-    seed = context.options.seed
     images = torch.cat([probes.shrink(x.cpu()) for x in _batches(context, data.pixels, "features", training=True)])
 
     def small(x: Tensor) -> Tensor:
@@ -228,49 +200,41 @@ def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor]
         return probes.shrink(x)
 
     if data.labels is not None:
-        classifier = probes.train_classifier(images, torch.from_numpy(data.labels), seed)
+        classifier = probes.train_classifier(images, torch.from_numpy(data.labels), context.options.seed)
         return lambda x: probes.classifier_features(classifier, small(x)), "of a small classifier trained here"
     mean, axes = probes.principal_components(images.flatten(1), COMPONENTS)
     return lambda x: (small(x).flatten(1) - mean) @ axes, f"{axes.shape[1]} principal components of the pixels"
 
 
-def _neighbours(coded: Coded, data: Split, test: Split) -> float:
+def _accuracy(coded: Coded, data: Split, test: Split) -> float:
     predicted = probes.knn_predict(coded.train_means, torch.from_numpy(data.labels), coded.held_out_means)
     return float((predicted == torch.from_numpy(test.labels)).double().mean())
 
 
-def _sample_sheet(context: Context, found: list[Samples], test: Split) -> Picture:
-    rows = [("test images", _expected(context, test.pixels[:COLUMNS]))]
-    rows += [(s.name, part) for s in found for part in torch.split(s.images[:COLUMNS], COLUMNS)]
-    caption = "The same noise, decoded. The VAE was trained so that N(0, I) is where its codes are."
-    return image_rows("samples", caption, "Decoded draws", rows)
-
-
-def _path_sheet(context: Context, coded: dict[str, Coded], test: Split) -> Picture:
-    rows = []
+def _pictures(context: Context, coded: dict[str, Coded], images: dict[str, Tensor], test: Split) -> tuple[Picture, ...]:
+    """Decoded draws, interpolations, and the codes' two widest principal directions with N(0, I) as circles."""
+    draws = [("test images", _expected(context, test.pixels[:COLUMNS]))]
+    draws += [(name, drawn[:COLUMNS]) for name, drawn in images.items()]
+    paths = []
     for pair in range(SHOWN_PAIRS):
         x = context.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
-        rows += [(name, sampling.interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
-    caption = "Two pairs of test images: the straight line between their codes, decoded."
-    return image_rows("interpolations", caption, "Interpolations", rows)
+        paths += [(name, sampling.interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
 
-
-def _scatter(coded: dict[str, Coded]) -> Picture:
-    """The two widest principal directions of the codes, with N(0, I) drawn as circles."""
-
-    def panel(name: str, c: Coded) -> Callable[[Any], None]:
-        directions = probes.principal_components(c.train_codes, 2)[1]
-        flat = ((c.train_codes[:1500]) @ directions).numpy()
-
-        def draw(axes: Any) -> None:
+    def draw(*panels: Any) -> None:
+        angle = np.linspace(0, 2 * np.pi, 200)
+        for axes, (name, c) in zip(panels, coded.items(), strict=True):
+            flat = (c.train_codes[:1500] @ probes.principal_components(c.train_codes, 2)[1]).numpy()
             axes.plot(flat[:, 0], flat[:, -1], ".", markersize=2, alpha=0.5)
-            angle = np.linspace(0, 2 * np.pi, 200)
             for radius in (1, 2, 3):
                 axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=INK, linewidth=0.9)
             axes.set_aspect("equal", adjustable="datalim")
             axes.set(title=f"{name}: codes", xlabel="first principal direction", ylabel="second")
 
-        return draw
-
-    caption = "Codes of training images (dots) and N(0, I) at one, two and three standard deviations (circles)."
-    return chart("codes", caption, *(panel(name, c) for name, c in coded.items()))
+    samples = "The same noise, decoded. The VAE was trained so that N(0, I) is where its codes are."
+    lines = "Two pairs of test images: the straight line between their codes, decoded."
+    codes = "Codes of training images (dots) and N(0, I) at one, two and three standard deviations (circles)."
+    return (
+        image_rows("samples", samples, "Decoded draws", draws),
+        image_rows("interpolations", lines, "Interpolations", paths),
+        chart("codes", codes, draw, panels=2),
+    )

@@ -11,7 +11,7 @@ from vaeline.core.model import VAE
 from vaeline.core.networks import Shape
 from vaeline.core.residual import factor, latent_shape
 from vaeline.plotting.charts import Picture, image_rows
-from vaeline.theory.claim import Claim, Table
+from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
 from vaeline.training.build import build_model
 from vaeline.training.scale import scale_factor
@@ -34,7 +34,13 @@ def latent_diffusion(context: Context) -> Claim:
         model = _model(network, context.model.shape)
     with torch.device("meta"):  # sizes, no numbers
         large = _sizes(LARGE, _model(LARGE, LARGE_SHAPE))
-    here, (scale, spread) = _sizes(network, model), _scale(context, model)
+    here = _sizes(network, model)
+    parts = (context.train.take(IMAGES, context.options.seed + n, in_order=True).pixels for n in (0, 1))
+    splits = (Splits(part, part, context.binarise) for part in parts)
+    scale, other = (scale_factor(model, split, context.options.seed, context.device) for split in splits)
+    spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
+    title = "The same components make up Stable Diffusion's autoencoder"
+    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
     words = (
         f"The encoder, the Gaussian posterior, the reparameterised sample and the KL (with a small weight there) are "
         f"those of every other section; only the network is convolutional and the latents keep their places. First "
@@ -44,13 +50,11 @@ def latent_diffusion(context: Context) -> Claim:
         f"the training images: {scale:.4f} here, 0.18215 in Stable Diffusion; the variance of the scaled latents is "
         f"{spread:.4f}. Stage train writes it into models/config.json of every model with this network.",
     )
+    numbers = {"here": here | {"scale_factor": scale, "scaled_variance": spread}, "stable_diffusion_size": large}
     header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
     rows = (_row(here, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
-    numbers = {"here": here | {"scale_factor": scale, "scaled_variance": spread}, "stable_diffusion_size": large}
     pictures = (_maps(context, model, here["latents"], here["factor"]),)
-    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
-    title = "The same components make up Stable Diffusion's autoencoder"
-    return Claim("latent_diffusion", title, equation, words, numbers, Table(header, rows), pictures)
+    return Claim("latent_diffusion", title, equation, words, numbers, (header, *rows), pictures)
 
 
 def small(shape: Shape) -> config.Residual:
@@ -60,11 +64,9 @@ def small(shape: Shape) -> config.Residual:
 
 
 def _model(network: config.Residual, shape: Shape) -> VAE:
-    latents = latent_shape(shape, network.channels, network.latent_channels)
-    section = config.Model.model_validate(
-        {"latent_dim": math.prod(latents), "network": network, "likelihood": {"kind": "gaussian"}}
-    )
-    return build_model(section, shape, "elbo", seed=0).requires_grad_(False)
+    dimensions = math.prod(latent_shape(shape, network.channels, network.latent_channels))
+    section = {"latent_dim": dimensions, "network": network, "likelihood": {"kind": "gaussian"}}
+    return build_model(config.Model.model_validate(section), shape, "elbo", seed=0).requires_grad_(False)
 
 
 def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
@@ -80,12 +82,10 @@ def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
     }
 
 
-def _scale(context: Context, model: VAE) -> tuple[float, float]:
-    """The scale factor over some training images, and the variance of other images' latents times it."""
-    seed, device = context.options.seed, context.device
-    images = [context.train.take(IMAGES, seed + n, in_order=True).pixels for n in (0, 1)]
-    first, second = (scale_factor(model, Splits(part, part, context.binarise), seed, device) for part in images)
-    return first, (first / second) ** 2
+def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
+    shape, latents, f, compression, encoder, decoder = sizes.values()
+    image, latents = " × ".join(map(str, shape)), " × ".join(map(str, latents))
+    return image, str(f), latents, f"{compression:.1f}", f"{encoder:,}", f"{decoder:,}", scale
 
 
 @torch.no_grad()
@@ -97,13 +97,5 @@ def _maps(context: Context, model: VAE, latents: list[int], factor: int) -> Pict
     grey = ((means - low) / (high - low)).nan_to_num(0.5)
     large = grey.repeat_interleave(factor, 2).repeat_interleave(factor, 3)  # [N, c, H, W]
     rows = [(f"latents, channel {i}", part.expand_as(x)) for i, part in enumerate(torch.split(large, 1, dim=1), 1)]
-    caption = (
-        "Latents keep their places: the posterior's mean, each channel from its least (black) to its greatest value."
-    )
+    caption = "Latents keep their places: posterior means, each channel from its least (black) to its greatest value."
     return image_rows("latents", caption, "Images and their latents", [("test images", x), *rows])
-
-
-def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
-    image, latents = (" × ".join(map(str, sizes[key])) for key in ("shape", "latents"))
-    parameters = (f"{sizes['encoder_parameters']:,}", f"{sizes['decoder_parameters']:,}")
-    return image, str(sizes["factor"]), latents, f"{sizes['compression']:.1f}", *parameters, scale

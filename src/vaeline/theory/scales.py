@@ -1,8 +1,8 @@
 """Claims on scales: why the encoder emits log σ², and that the squared error is a Gaussian likelihood."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from vaeline import config
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
-from vaeline.core.model import VAE
 from vaeline.plotting.charts import INK, chart
-from vaeline.theory.claim import Claim, Table
+from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
 from vaeline.training.build import build_model
 
-Head = Literal["log σ²", "σ", "softplus"]
-HEADS: tuple[Head, ...] = ("log σ²", "σ", "softplus")
+HEADS = ("log σ²", "σ", "softplus")
 STEPS, BATCH, RATE = 250, 64, 3e-3
 SMALL = config.Mlp(kind="mlp", hidden=[64], activation="silu")
 SMALL_LATENTS = 10
@@ -28,28 +26,17 @@ LEAST_SIGMA = 1e-6  # in whose place a σ that is none is put, so that training 
 RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
 
 
-@dataclass(frozen=True)
-class TrainingTrace:
-    """A short training with one head."""
-
-    invalid: Tensor  # [steps]: the share of the batch's σ that are not positive
-    elbo: Measured  # over the last fifth of the steps
-
-    @property
-    def steps(self) -> int:
-        """How many had an invalid σ."""
-        return int((self.invalid > 0).sum())
-
-
 def log_variance(context: Context) -> Claim:
     """The same small model under the same steps, its encoder's numbers read in three ways."""
     traces = {head: train_head(context, head) for head in HEADS}
-    naive = traces["σ"]
-    first = int((naive.invalid > 0).int().argmax()) + 1 if naive.steps else None
+    steps = {head: int((invalid > 0).sum()) for head, (invalid, _) in traces.items()}
+    first = int((traces["σ"][0] > 0).int().argmax()) + 1 if steps["σ"] else None
+    title = "log σ² is any real number; σ is not"
+    equation = "z = μ + exp(½ log σ²) ε,   KL = ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²)"
     words = (
         f"A small MLP VAE on these images, {STEPS} steps of {BATCH} images, the same weights, batches and noise; only "
         "the reading of the encoder's second half differs, and all three start at σ ≈ 1. σ itself is not positive in "
-        f"{naive.steps} of {STEPS} steps"
+        f"{steps['σ']} of {STEPS} steps"
         + (f", from step {first} on: log σ is then NaN, and the training is over. " if first else ". ")
         + f"(Here a σ that is none is replaced by {LEAST_SIGMA:g}, to let it go on.)",
         "log σ² can be any real number, and so can what a network emits. softplus is positive but reaches 0 in float32 "
@@ -57,38 +44,38 @@ def log_variance(context: Context) -> Claim:
         f"{LOG_VARIANCE_BOUND:g}: the identity near 0, and σ always from {math.exp(-LOG_VARIANCE_BOUND / 2):.1e} to "
         f"{math.exp(LOG_VARIANCE_BOUND / 2):.1e}.",
     )
-    rows = tuple((head, str(c.steps), f"{float(c.invalid.max()):.1%}", c.elbo.text()) for head, c in traces.items())
-    numbers = {
-        "steps": STEPS,
-        "heads": {
-            head: {"invalid_steps": c.steps, "largest_invalid_share": float(c.invalid.max()), **c.elbo.numbers("elbo")}
-            for head, c in traces.items()
-        },
-        "first_invalid_step": first,
-        "kl_of_raw": {head: {f"{raw:g}": _kl_of(head, raw) for raw in RAW} for head in (*HEADS, "log σ² unbounded")},
-    }
-    picture = chart(
-        "log_variance",
-        "Left: the share of σ that are not positive. Right: the KL of a raw number; a line ends where it is infinite.",
-        lambda axes: _shares(axes, traces),
-        _kl_by_raw,
-    )
-    equation = "z = μ + exp(½ log σ²) ε,   KL = ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²)"
-    title = "log σ² is any real number; σ is not"
-    header = ("encoder emits", f"steps of {STEPS} with σ ≤ 0", "largest share of σ ≤ 0", "ELBO at the end, nats")
-    return Claim("log_variance", title, equation, words, numbers, Table(header, rows), (picture,))
+    numbers: dict[str, Any] = {"steps": STEPS, "heads": {}, "first_invalid_step": first, "kl_of_raw": {}}
+    rows = [("encoder emits", f"steps of {STEPS} with σ ≤ 0", "largest share of σ ≤ 0", "ELBO at the end, nats")]
+    for head, (invalid, elbo) in traces.items():
+        largest = float(invalid.max())
+        shares = {"invalid_steps": steps[head], "largest_invalid_share": largest}
+        numbers["heads"][head] = shares | elbo.numbers("elbo")
+        rows.append((head, str(steps[head]), f"{largest:.1%}", elbo.text()))
+    for head in (*HEADS, "log σ² unbounded"):
+        values = _kl_values(head, torch.tensor(RAW)).tolist()
+        numbers["kl_of_raw"][head] = {f"{raw:g}": value for raw, value in zip(RAW, values, strict=True)}
+    caption = "Left: the share of σ that are not positive. Right: KL of a raw number; a line ends where it is infinite."
+    picture = chart("log_variance", caption, partial(_draw_heads, traces=traces), panels=2)
+    return Claim("log_variance", title, equation, words, numbers, rows, (picture,))
 
 
-def read_head(raw: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def read_head(raw: Tensor, head: str) -> tuple[Tensor, Tensor]:
     """log σ² and which σ are not positive, of raw numbers of any shape."""
     if head == "log σ²":
         return bounded_log_variance(raw), torch.zeros_like(raw, dtype=torch.bool)
-    sigma = 1 + raw if head == "σ" else F.softplus(raw + math.log(math.e - 1))
+    sigma = _sigma(raw, head)
     return 2 * torch.log(sigma.clamp(min=LEAST_SIGMA)), sigma <= 0
 
 
-def train_head(context: Context, head: Head) -> TrainingTrace:
-    """Adam on the ELBO of a small VAE whose encoder's second half is read as `head`."""
+def _sigma(raw: Tensor, head: str) -> Tensor:
+    return 1 + raw if head == "σ" else F.softplus(raw + math.log(math.e - 1))
+
+
+def train_head(context: Context, head: str) -> tuple[Tensor, Measured]:
+    """Adam on the ELBO of a small VAE whose encoder's second half is read as `head`.
+
+    Returns the share of each batch's σ that are not positive, [steps], and the ELBO over the last fifth of the steps.
+    """
     normal = config.StandardNormal(kind="standard-normal")
     section = context.section.model_copy(update={"network": SMALL, "latent_dim": SMALL_LATENTS, "prior": normal})
     model = build_model(section, context.model.shape, "elbo", context.options.seed).to(context.device)
@@ -99,57 +86,44 @@ def train_head(context: Context, head: Head) -> TrainingTrace:
     invalid, bounds = [], []
     for step in range(STEPS):
         x = context.observed(images[order[step].numpy()], f"heads {step}", training=True)
-        bound, wrong = _bound(model, x, noise[step], head)
+        mean, raw = model.encoder(x).chunk(2, dim=1)
+        log_of_variance, wrong = read_head(raw, head)
+        posterior = DiagonalGaussian(mean, log_of_variance)
+        reconstruction = model.likelihood.log_prob(x, model.decode(posterior.rsample(noise[step])))
+        bound = reconstruction - posterior.kl_to_standard_normal().sum(1)
         optimiser.zero_grad()
         (-bound.mean()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimiser.step()
         invalid.append(wrong.float().mean())
         bounds.append(bound.detach().mean())
-    return TrainingTrace(torch.stack(invalid).cpu(), Measured.of(torch.stack(bounds[-STEPS // 5 :])))
-
-
-def _bound(model: VAE, x: Tensor, noise: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    mean, raw = model.encoder(x).chunk(2, dim=1)
-    log_of_variance, wrong = read_head(raw, head)
-    posterior = DiagonalGaussian(mean, log_of_variance)
-    reconstruction = model.likelihood.log_prob(x, model.decode(posterior.rsample(noise)))
-    return reconstruction - posterior.kl_to_standard_normal().sum(1), wrong
-
-
-def _kl_of(head: str, raw: float) -> float | None:
-    """The KL of one dimension with mean 0, in float32; None where it is not a number or infinite."""
-    value = _kl_values(head, torch.tensor([raw]))[0].item()
-    return value if math.isfinite(value) else None
+    return torch.stack(invalid).cpu(), Measured.of(torch.stack(bounds[-STEPS // 5 :]))
 
 
 def _kl_values(head: str, raw: Tensor) -> Tensor:
+    """KL of one dimension with mean 0, in float32."""
     if head.startswith("log σ²"):
         log_of_variance = bounded_log_variance(raw) if head == "log σ²" else raw
         return 0.5 * (torch.exp(log_of_variance) - 1 - log_of_variance)
-    sigma = 1 + raw if head == "σ" else F.softplus(raw + math.log(math.e - 1))
+    sigma = _sigma(raw, head)
     return 0.5 * (sigma.square() - 1) - torch.log(sigma)
 
 
-def _shares(axes: Any, traces: dict[Head, TrainingTrace]) -> None:
-    for head, trace in traces.items():
+def _draw_heads(left: Any, right: Any, traces: dict[str, tuple[Tensor, Measured]]) -> None:
+    for head, (invalid, _) in traces.items():
         style = "--" if head == "softplus" else "-"
-        axes.plot(range(1, STEPS + 1), 100 * trace.invalid.numpy(), style, label=head)
-    axes.set(xlabel="step", ylabel="% of σ not positive", title="The same steps, three readings")
-    axes.legend()
-
-
-def _kl_by_raw(axes: Any) -> None:
+        left.plot(range(1, STEPS + 1), 100 * invalid.numpy(), style, label=head)
+    left.set(xlabel="step", ylabel="% of σ not positive", title="The same steps, three readings")
     raw = torch.linspace(-150, 150, 3001)
     names = {"log σ²": "log σ², bounded", "log σ² unbounded": "log σ², not bounded"}
-    styles = {"log σ² unbounded": "--"}
     for head in (*HEADS, "log σ² unbounded"):
-        values = _kl_values(head, raw)
+        style, values = "--" if head == "log σ² unbounded" else "-", _kl_values(head, raw)
         values = torch.where(torch.isfinite(values), values, math.nan).clamp(min=1e-3)
-        axes.plot(raw.numpy(), values.numpy(), styles.get(head, "-"), label=names.get(head, head), linewidth=1.4)
-    axes.set(yscale="log", ylim=(1e-2, 1e18), xlabel="the number that the network emits", ylabel="KL, nats")
-    axes.set_title("KL of one dimension, μ = 0, float32")
-    axes.legend()
+        right.plot(raw.numpy(), values.numpy(), style, label=names.get(head, head), linewidth=1.4)
+    right.set(yscale="log", ylim=(1e-2, 1e18), xlabel="the number that the network emits", ylabel="KL, nats")
+    right.set_title("KL of one dimension, μ = 0, float32")
+    left.legend()
+    right.legend()
 
 
 def squared_error(context: Context) -> Claim:
@@ -165,8 +139,7 @@ def squared_error(context: Context) -> Claim:
         return Claim("squared_error", title, equation, (f"Does not apply: the likelihood is {kind}.",))
     on_train, exact = _errors(context, context.taken(context.train, context.options.images * 10), "train")
     on_test, _ = _errors(context, context.tested(context.options.images)[0], "test")
-    sigma = float(likelihood.sigma)
-    best, best_test = root(Measured.of(on_train)), root(Measured.of(on_test))
+    sigma, best, best_test = float(likelihood.sigma), _root(on_train), _root(on_test)
     how = "learned" if likelihood.learned else "fixed in the params, not learned"
     words = (
         f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
@@ -182,9 +155,20 @@ def squared_error(context: Context) -> Claim:
         **best_test.numbers("root_mean_squared_error_test"),
         "largest_relative_difference": exact,
     }
-    caption = "The cost of a pixel as a function of σ: it is least at √MSE, where training is to put σ."
-    caption = caption if likelihood.learned else "The cost of a pixel as a function of σ: it is least at √MSE."
-    picture = chart("squared_error", caption, lambda axes: _cost(axes, best.value, sigma, how))
+    caption = "The cost of a pixel as a function of σ: it is least at √MSE, where training puts a σ that is learned."
+
+    def draw(axes: Any) -> None:
+        low, high = sorted((best.value, sigma))
+        sigmas = np.exp(np.linspace(math.log(low / 3), math.log(high * 3), 300))
+        axes.plot(sigmas, best.value**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
+        axes.axvline(best.value, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best.value:.4f}")
+        label = f"σ = {sigma:.4f}, {how.split(maxsplit=1)[0]}"
+        axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=label)
+        axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats")
+        axes.set_title("Cost of a pixel")
+        axes.legend()
+
+    picture = chart("squared_error", caption, draw)
     return Claim("squared_error", title, equation, words, numbers, pictures=(picture,))
 
 
@@ -208,16 +192,8 @@ def _errors(context: Context, images: Any, stream: str) -> tuple[Tensor, float]:
     return torch.cat(errors), largest
 
 
-def root(measured: Measured) -> Measured:
-    """The square root, and its standard error to first order."""
-    value = math.sqrt(measured.value)
-    return replace(measured, value=value, se=measured.se / (2 * value))
-
-
-def _cost(axes: Any, best: float, sigma: float, how: str) -> None:
-    sigmas = np.exp(np.linspace(math.log(min(best, sigma) / 3), math.log(max(best, sigma) * 3), 300))
-    axes.plot(sigmas, best**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
-    axes.axvline(best, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best:.4f}")
-    axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=f"σ = {sigma:.4f}, {how.split(maxsplit=1)[0]}")
-    axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats", title="Cost of a pixel")
-    axes.legend()
+def _root(errors: Tensor) -> Measured:
+    """Square root of the mean, and its standard error to first order."""
+    mean = Measured.of(errors)
+    value = math.sqrt(mean.value)
+    return Measured(value, mean.se / (2 * value))
