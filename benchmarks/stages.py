@@ -47,7 +47,7 @@ def write():
 atexit.register(write)
 if part == "start":
     import_module(f"pipeline.stages.{stage}").main = lambda: None
-runner.run_stage(stage, os.getppid())
+runner.main(stage)
 """
 IMPORTING = """
 import importlib, sys

@@ -18,8 +18,8 @@ from vaeline.io.workspace import current_workspace
 from vaeline.tracking.outbox import RunOutbox
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_training_run
+from vaeline.training.history import Tracker
 from vaeline.training.splits import Splits
-from vaeline.training.tracker import NullTracker, Tracker
 from vaeline.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def rows() -> list[Row]:
     splits = Splits(pixels, pixels[:1000], "none")
     ratios, openings = [], []
     with _private_store(), one_thread():
-        _seconds(params, splits, NullTracker())  # warms up
+        _seconds(params, splits, Tracker())  # warms up
         for pair in range(PAIRS):
             begin = time.perf_counter()
             run = open_training_run(current_workspace(), f"benchmark-{pair}", run_start(current_workspace(), params))
@@ -44,7 +44,7 @@ def rows() -> list[Row]:
             run.close()
             openings.append(opened + time.perf_counter() - begin)
             _wait_for_uploader(run.outbox)
-            ratios.append(tracked / _seconds(params, splits, NullTracker()))
+            ratios.append(tracked / _seconds(params, splits, Tracker()))
     ratio, opening = statistics.median(ratios), statistics.median(openings)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
     return [

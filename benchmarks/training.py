@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.row import Row
 from vaeline import config
-from vaeline.training.settings import Settings
+from vaeline.training.device import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 

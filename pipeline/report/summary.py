@@ -67,10 +67,7 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
     """Where to look after a run, as lines of text."""
     lines, reports, report = [], workspace.reports, _report(workspace)
     if report:
-        values = with_errors(report["test"])
-        width = max(map(len, values))
-        lines += [f"test split, {report.get('protocol')} ({reports / 'metrics.json'}):"]
-        lines += [f"  {name:<{width}}  {value}" for name, value in values.items()]
+        lines += test_lines(report)
     if sheets := _sheets(workspace):
         lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in sheets)})")
     if (reports / "index.html").exists():
@@ -79,6 +76,14 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
         lines.append(f"model:    {_verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")
     return "\n".join(lines) + "\n"
+
+
+def test_lines(report: Mapping[str, Any]) -> list[str]:
+    """The test split's numbers, in nats per image unless named otherwise, and how they were measured."""
+    values = with_errors(report["test"])
+    width = max(map(len, values))
+    heading = f"test split, {report.get('protocol')} (reports/metrics.json):"
+    return [heading, *(f"  {name:<{width}}  {value}" for name, value in values.items())]
 
 
 def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:

@@ -15,19 +15,12 @@ def load_trained(workspace: Workspace, device: torch.device) -> LoadedModel:
     test split of other data may hold its training images.
     """
     loaded, manifest = load_model(workspace.model, device), read_manifest(workspace.prepared)
-    model, prepared = workspace.model / CONFIG, workspace.prepared / "manifest.json"
+    of = f"{workspace.model / CONFIG}: was trained on"
     if loaded.config.shape != manifest.shape:
-        raise UserError(
-            f"{model}: is a model of {_shape(loaded.config.shape)} images, {prepared} has {_shape(manifest.shape)}; "
-            "run `dvc repro train`"
-        )
+        found, now = (" x ".join(map(str, shape)) for shape in (loaded.config.shape, manifest.shape))
+        raise UserError(f"{of} {found} images, data/prepared has {now}; run `dvc repro train`")
     if loaded.config.data.digest != (digest := manifest_digest(workspace.prepared)):
         raise UserError(
-            f"{model}: was trained on the data {loaded.config.data.digest[:12]}, {prepared} is {digest[:12]}; "
-            "run `dvc repro train`"
+            f"{of} the data {loaded.config.data.digest[:12]}, data/prepared is {digest[:12]}; run `dvc repro train`"
         )
     return loaded
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape))

@@ -38,12 +38,15 @@ EXAMPLES = 2  # images stored with the model as an input example
 
 def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
-    workspace = current_workspace()
+    workspace, device = current_workspace(), pick_device()
     params, report = read_params(workspace.params), read_metrics(workspace.reports / "metrics.json")
     loaded, test = load_trained(workspace, torch.device("cpu")), load_split(workspace.prepared, "test")
-    evidence, client = gather_evidence(loaded, report), connect(workspace)
+    evidence, client, reference = gather_evidence(loaded, report), connect(workspace), None
     start = run_start(workspace, params)
     with one_line_errors(), open_model_run(workspace, loaded.digest, start, upload=False) as tracker:
+        if not loaded.vae.deterministic:  # ELBOs stored with the model: see `vaeline.evaluation.drift`
+            here = TrainedModel(replace(loaded, vae=copy.deepcopy(loaded.vae).to(device)))
+            reference = here.score(test[spread_evenly(len(test))], REFERENCE_SEED)
         model = NewModel(
             name=params.register_.name,
             folder=workspace.model,
@@ -51,7 +54,7 @@ def main() -> None:
             example=np.array(test[:EXAMPLES]),
             evidence=evidence,
             run_id=upload_now(tracker.outbox, client, workspace),
-            reference=reference_scores(loaded, test),
+            reference=reference,
         )
         registration = register(client, workspace, model, gate_evaluator(workspace, params, test))
         tracker.tags({"vaeline.decision": registration.decision})
@@ -65,16 +68,20 @@ def main() -> None:
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     """Evidence for the gate. Raises UserError where the report lacks it."""
-    has_elbo = loaded.config.objective != "autoencoder"
-    units = _number(report, "test", "active_units") if has_elbo else 0
+    metrics, elbo, units = flatten_metrics(report), math.nan, 0
+    if loaded.config.objective != "autoencoder":
+        for name in ("validation/elbo", "test/active_units"):
+            if name not in metrics:
+                raise UserError(f"reports/metrics.json: {name}: is no number; run the stage evaluate again")
+        elbo, units = metrics["validation/elbo"], int(metrics["test/active_units"])
     return Evidence(
         digest=loaded.digest,
         data_digest=loaded.config.data.digest,
         likelihood=loaded.config.model.likelihood.kind,
         objective=loaded.config.objective,
-        validation_elbo=_number(report, "validation", "elbo") if has_elbo else math.nan,
-        active_units=int(units) if math.isfinite(units) else 0,
-        metrics=flatten_metrics(report),
+        validation_elbo=elbo,
+        active_units=units,
+        metrics=metrics,
     )
 
 
@@ -91,25 +98,3 @@ def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEv
         section.minimum_active_units, section.margin, section.confidence, section.psnr_tolerance
     )
     return GateEvaluator(thresholds, manifest_digest(workspace.prepared), measure)
-
-
-def reference_scores(loaded: LoadedModel, test: np.ndarray) -> np.ndarray | None:
-    """ELBOs stored with the model, of images spread evenly over the test split: see `vaeline.evaluation.drift`.
-
-    None where the model has no ELBO, or not a finite one for each of them.
-    """
-    if loaded.vae.deterministic:
-        return None
-    device = pick_device()
-    model = TrainedModel(replace(loaded, vae=copy.deepcopy(loaded.vae).to(device)))
-    elbo = model.score(test[spread_evenly(len(test))], REFERENCE_SEED)
-    return elbo if len(elbo) > 1 and np.isfinite(elbo).all() else None
-
-
-def _number(report: dict[str, Any], split: str, name: str) -> float:
-    """One number of the report. Raises UserError where it is missing."""
-    section = report.get(split)
-    value = section.get(name) if isinstance(section, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"reports/metrics.json: {split}.{name}: found {value!r}, allowed: a number")
-    return float(value)

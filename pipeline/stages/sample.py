@@ -1,7 +1,6 @@
 """Stage sample: the model and a few test images -> sheets of pictures in `reports/samples`."""
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +8,12 @@ from torch import Tensor
 
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
-from vaeline.core import sampling
 from vaeline.core.batches import batch_ranges, pixel_batches
+from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.metrics import most_informative
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
+from vaeline.core.sampling import barycentric_weights, decoded
 from vaeline.data.prepared import load_split
 from vaeline.io.atomic_write import write_folder
 from vaeline.io.workspace import current_workspace
@@ -24,7 +24,6 @@ from vaeline.training.device import pick_device, reproducible
 
 log = logging.getLogger(__name__)
 
-SHEETS = ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals")
 SPAN = 3.0  # standard deviations that a traversal goes either way
 
 
@@ -35,145 +34,87 @@ def main() -> None:
     with reproducible(device):
         sheets = draw(trained.vae, load_split(workspace.prepared, "test"), params.sample)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}
-    folder = workspace.reports / "samples"
-    write_folder(folder, {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
-    for name, pixels in drawn.items():
-        log.info("%s: %d x %d pixels", folder / f"{name}.png", pixels.shape[1], pixels.shape[0])
+    write_folder(workspace.reports / "samples", {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
+    log.info("%s: %s", workspace.reports / "samples", ", ".join(drawn))
     with open_model_run(workspace, trained.digest, run_start(workspace, params)) as run:
         for name, pixels in drawn.items():
             run.image(name, pixels, 0)
 
 
+@torch.no_grad()
 def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     """All sheets by name; `section.seed` chooses the images, again and again where the split has too few."""
+    columns, steps, pairs = section.columns, section.steps, max(1, section.rows // 2)
     order = np.random.default_rng(section.seed).permutation(len(test))
-    pairs = max(1, section.rows // 2)
-    count = max(pairs * section.columns, 2 * section.rows, 3)
-    images: Pixels = np.asarray(test[np.resize(order, count)])
-    drawn = (
-        prior_samples(model, section),
-        reconstructions(model, images[: pairs * section.columns], section.columns),
-        interpolation(model, images[: 2 * section.rows], section.steps),
-        mixtures(model, images[:3], section.steps),
-        traversals(model, images[:1], test, section),
-    )
-    return dict(zip(SHEETS, drawn, strict=True))
+    images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows, 3))])
+    codes = torch.cat([posterior.mean for posterior in _posteriors(model, images)])  # [N, Z]
+    code = "code" if model.deterministic else "posterior mean"
 
-
-def prior_samples(model: VAE, section: Sample) -> Sheet:
-    """rows x columns expected images of z ~ p(z)."""
-    generator = torch.Generator().manual_seed(section.seed)
-    noise = torch.randn(section.rows * section.columns, model.latent_dim, generator=generator).to(model.device)
-    images = _pixels(*(sampling.prior_samples(model, noise[part]) for part in _slices(model, len(noise))))
+    noise = torch.randn(section.rows * columns, len(codes[0]), generator=torch.Generator().manual_seed(section.seed))
+    samples = _pixels(model, model.prior.sample(noise.to(model.device)))
     prior = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z), the learned prior"
     title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
     if model.deterministic:
         title = "Decoded N(0, I)\nan autoencoder's code has no such prior"
-    return grid(title, [("", row) for row in _rows(images, section.columns)])
+    sheets = {"prior_samples": grid(title, [("", samples[i : i + columns]) for i in range(0, len(samples), columns)])}
 
-
-def reconstructions(model: VAE, images: Pixels, columns: int) -> Sheet:
-    """Test images, each above the decoder's mean at its posterior mean."""
     rows = []
-    for originals in _rows(images, columns):
-        decoded = _pixels(sampling.reconstructions(model, _observed(model, originals)))
-        rows += [("original", originals), ("reconstruction", decoded)]
-    title = f"Reconstructions of test images\nbelow each, the decoder's mean at {_code(model, 'its')}"
-    return grid(title, rows, group=2)
+    for i in range(0, pairs * columns, columns):
+        rows += [("original", images[i : i + columns]), ("reconstruction", _pixels(model, codes[i : i + columns]))]
+    title = f"Reconstructions of test images\nbelow each, the decoder's mean at its {code}"
+    sheets["reconstructions"] = grid(title, rows, group=2)
+
+    fractions, rows = torch.linspace(0, 1, steps).to(codes), []
+    for i in range(0, 2 * section.rows, 2):
+        between = _pixels(model, torch.lerp(codes[i], codes[i + 1], fractions[:, None]))
+        rows.append(("", np.concatenate([images[i : i + 1], between, images[i + 1 : i + 2]])))
+    headers = ["test image", *(f"{fraction:.2f}" for fraction in fractions.tolist()), "test image"]
+    title = f"Interpolation between test images\nthe decoder's mean on the straight line between their {code}s"
+    sheets["interpolation"] = grid(title, rows, headers)
+
+    mixed = _pixels(model, barycentric_weights(steps).to(codes) @ codes[:3])
+    title = "Mixtures of three test images, which stand outside the corners\nthe decoder's mean at weighted means of"
+    sheets["mixtures"] = triangle(f"{title} their {code}s", mixed, images[:3])
+    return sheets | {"traversals": _traversals(model, codes[:1], test, section)}
 
 
-def interpolation(model: VAE, images: Pixels, steps: int) -> Sheet:
-    """One row a pair of test images: the first, `steps` images on the line between their codes, the second."""
-    rows = []
-    for pair in _rows(images, 2):
-        between = _pixels(sampling.interpolate(model, _observed(model, pair), steps))
-        rows.append(("", np.concatenate([pair[:1], between, pair[1:]])))
-    title = (
-        f"Interpolation between test images\nthe decoder's mean on the straight line between {_code(model, 'their')}"
-    )
-    return grid(
-        title, rows, ["test image", *(f"{fraction:.2f}" for fraction in np.linspace(0, 1, steps)), "test image"]
-    )
+def _traversals(model: VAE, code: Tensor, test: Pixels, section: Sample) -> Sheet:
+    """One row a latent dimension, the most informative first: by the mean KL to N(0, I) over the test split.
 
-
-def mixtures(model: VAE, images: Pixels, side: int) -> Sheet:
-    """A triangle of weighted means of three test images' codes, the images outside its corners."""
-    weights, x = sampling.barycentric_weights(side), _observed(model, images)
-    mixed = _pixels(*(sampling.mixtures(model, x, weights[part]) for part in _slices(model, len(weights))))
-    title = "Mixtures of three test images, which stand outside the corners\n"
-    return triangle(f"{title}the decoder's mean at weighted means of {_code(model, 'their')}", mixed, images)
-
-
-def traversals(model: VAE, image: Pixels, test: Pixels, section: Sample) -> Sheet:
-    """One row a latent dimension, the most informative first; all of them where there are fewer than asked for."""
-    dimensions, x = informative_dimensions(model, test)[: section.traversals], _observed(model, image)
-    across = np.linspace(-SPAN, SPAN, section.steps)
-    rows = []
-    for z in dimensions:
-        values = torch.from_numpy(z.centre + z.spread * across)
-        rows.append((z.label, _pixels(sampling.traversals(model, x, torch.tensor([z.index]), values))))
-    count = "all" if len(dimensions) == model.latent_dim else f"the {len(dimensions)} most informative of"
-    unit = "" if _standard(model) else " standard deviations of the codes about their mean"
+    An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
+    the posterior's, and about the codes' own centre in units of their own spread.
+    """
+    posteriors, across = _posteriors(model, test), torch.linspace(-SPAN, SPAN, section.steps, dtype=torch.float64)
+    standard = isinstance(model.prior, StandardNormal) and not model.deterministic
+    codes = torch.cat([posterior.mean for posterior in posteriors]).double()  # [N, Z]
+    centre, spread = codes.mean(0), codes.std(0, correction=0)
+    if standard:
+        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
+        order, labels = most_informative(kl), [f"KL {mean:.1f} nats" for mean in kl.mean(0).tolist()]
+        centre, spread = torch.zeros_like(centre), torch.ones_like(spread)
+    else:
+        variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
+        order = (spread.square() / variance).argsort(descending=True, stable=True)
+        labels = [f"spread {deviation:.2f}" for deviation in spread.tolist()]
+    rows, shown = [], order[: section.traversals].tolist()
+    for z in shown:
+        path = code.repeat(section.steps, 1)
+        path[:, z] = centre[z] + spread[z] * across.to(codes.device)
+        rows.append((f"z{z}  {labels[z]}", _pixels(model, path)))
+    count = "all" if len(shown) == model.latent_dim else f"the {len(shown)} most informative of"
+    unit = "" if standard else " standard deviations of the codes about their mean"
     title = (
         f"Traversals of {count} {model.latent_dim} latent dimensions\n"
         f"one at a time from -{SPAN:g} to {SPAN:g}{unit}, the others as for a test image"
     )
-    return grid(title, rows, [f"{value:.1f}" for value in across])
+    return grid(title, rows, [f"{value:.1f}" for value in across.tolist()])
 
 
-@dataclass(frozen=True)
-class Dimension:
-    """A latent dimension to traverse: where its codes lie, and the label of its row."""
-
-    index: int
-    label: str
-    centre: float = 0.0
-    spread: float = 1.0
+def _posteriors(model: VAE, images: Pixels) -> list[DiagonalGaussian]:
+    return [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, images)]
 
 
-@torch.no_grad()
-def informative_dimensions(model: VAE, test: Pixels) -> list[Dimension]:
-    """All latent dimensions by falling mean KL to N(0, I) over the test split.
-
-    An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
-    the posterior's, and with the codes' own centre and spread.
-    """
-    posteriors = [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, test)]
-    if _standard(model):
-        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
-        means = kl.mean(0).tolist()
-        return [Dimension(z, f"z{z}  KL {means[z]:.1f} nats") for z in most_informative(kl).tolist()]
-    codes = torch.cat([posterior.mean for posterior in posteriors]).double()
-    variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
-    order = (codes.var(0, correction=0) / variance).argsort(descending=True, stable=True).tolist()
-    centre, spread = codes.mean(0).tolist(), codes.std(0, correction=0).tolist()
-    return [Dimension(z, f"z{z}  spread {spread[z]:.2f}", centre[z], spread[z]) for z in order]
-
-
-def _standard(model: VAE) -> bool:
-    """Whether codes are compared with N(0, I)."""
-    return isinstance(model.prior, StandardNormal) and not model.deterministic
-
-
-def _code(model: VAE, whose: str) -> str:
-    """What stands for `its` image, or for `their` images, in latent space."""
-    if model.deterministic:
-        return "its code" if whose == "its" else "their codes"
-    return "its posterior's mean" if whose == "its" else "their posteriors' means"
-
-
-def _observed(model: VAE, images: Pixels) -> Tensor:
-    """uint8 images as the encoder sees them, without noise."""
-    return model.likelihood.observe(torch.from_numpy(np.array(images)).to(model.device), None)
-
-
-def _pixels(*means: Tensor) -> Pixels:
-    return to_pixels(torch.cat(means).cpu().numpy())
-
-
-def _rows(images: Pixels, columns: int) -> list[Pixels]:
-    return [images[start : start + columns] for start in range(0, len(images), columns)]
-
-
-def _slices(model: VAE, count: int) -> list[slice]:
-    return [slice(part.start, part.stop) for part in batch_ranges(model, count)]
+def _pixels(model: VAE, z: Tensor) -> Pixels:
+    """Expected images at latents [N, Z]."""
+    parts = [decoded(model, z[part.start : part.stop]) for part in batch_ranges(model, len(z))]
+    return to_pixels(torch.cat(parts).cpu().numpy())

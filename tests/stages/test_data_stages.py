@@ -16,6 +16,7 @@ from vaeline.data.prepared import SPLITS, load_split, read_manifest
 
 ROOT = Path(__file__).parents[2]
 RUNNER = str(ROOT / "pipeline" / "stages" / "runner.py")
+PREPARED = Path("data/prepared")
 SHAPES = {"kind": "shapes", "count": 2000, "size": 32}
 
 
@@ -36,17 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_digits_go_from_scikit_learn_to_prepared_arrays(folder: Path) -> None:
-    write_params(folder, source={"kind": "digits"}, validation=0.15)
-    fetch.main()
-    prepare.main()
-    manifest = read_manifest(folder / "data/prepared")
-    assert sum(split.count for split in manifest.splits.values()) + manifest.duplicates_dropped == 1797
-    assert [len(load_split(folder / "data/prepared", name)) for name in SPLITS[1:]] == [270, 270]
-    assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepared", "raw"]
-
-
-def test_a_mistake_is_one_line_and_leaves_nothing(folder: Path) -> None:
+def test_digits_go_from_scikit_learn_to_prepared_arrays_and_a_mistake_leaves_nothing(folder: Path) -> None:
     write_params(folder, source={"kind": "digits"}, validation=10_000)
     fetch.main()
     done = run(folder, sys.executable, RUNNER, "prepare")
@@ -56,6 +47,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing(folder: Path) -> None:
         "allowed: at most 898"
     ]
     assert [path.name for path in (folder / "data").iterdir()] == ["raw"]
+    write_params(folder, source={"kind": "digits"}, validation=0.15)
+    prepare.main()
+    manifest = read_manifest(PREPARED)
+    assert sum(split.count for split in manifest.splits.values()) + manifest.duplicates_dropped == 1797
+    assert [len(load_split(PREPARED, name)) for name in SPLITS[1:]] == [270, 270]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder: Path) -> None:
@@ -75,12 +71,12 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_arrays(folder: Path) ->
     write_params(folder, source=SHAPES, validation=100)
     fetch.main()
     prepare.main()
-    before = (folder / "data/prepared/manifest.json").read_bytes()
+    before = (PREPARED / "manifest.json").read_bytes()
     write_params(folder, source=SHAPES, validation=200)
     done = run(folder, "sh", "-c", f"ulimit -f 2000; exec {sys.executable} {RUNNER} prepare")  # 1 MB a file
     assert done.returncode == 1 and "File too large" in done.stderr
-    assert (folder / "data/prepared/manifest.json").read_bytes() == before
-    assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepared", "raw"]
+    assert (PREPARED / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in Path("data").iterdir()) == ["prepared", "raw"]
 
 
 def test_all_of_fashion_mnist_becomes_fifty_ten_and_ten_thousand(
@@ -92,9 +88,9 @@ def test_all_of_fashion_mnist_becomes_fifty_ten_and_ten_thousand(
         fetch.main()
     assert f"fashion-mnist: taken from {fashion_mnist}" in caplog.text
     prepare.main()
-    manifest = read_manifest(folder / "data/prepared")
+    manifest = read_manifest(PREPARED)
     assert [manifest.splits[name].count for name in SPLITS] == [50_000, 10_000, 10_000]
     assert manifest.duplicates_dropped == 0 and manifest.shape == (1, 28, 28)
-    images = np.concatenate([load_split(folder / "data/prepared", name) for name in ("train", "validation")])
+    images = np.concatenate([load_split(PREPARED, name) for name in ("train", "validation")])
     assert images.mean() / 255 == pytest.approx(0.2860, abs=5e-5)  # published normalisation of the 60,000
     assert images.std() / 255 == pytest.approx(0.3530, abs=5e-5)

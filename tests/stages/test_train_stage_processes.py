@@ -5,16 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torch.distributed.launcher.api import LaunchConfig
 
-from pipeline.stages import training_processes
 from pipeline.stages.training_processes import launch
 from train_stage import COMMAND, edit, environment, outputs, run, steps, workspace  # noqa: F401
 from uploads import outbox_runs
@@ -45,31 +40,6 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
 
-def listening(*processes: psutil.Process) -> set[str]:
-    """The addresses on which these processes accept connections."""
-    found = [connection for process in processes for connection in process.net_connections("tcp")]
-    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
-
-
-def test_the_processes_meet_on_loopback_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    addresses: set[str] = set()
-
-    def launched(config: LaunchConfig, _: str) -> Callable[..., None]:
-        endpoint = {"endpoint": config.rdzv_endpoint, "backend": config.rdzv_backend, "run_id": config.run_id}
-        rendezvous = get_rendezvous_handler(
-            RendezvousParameters(**endpoint, min_nodes=1, max_nodes=1, **config.rdzv_configs)
-        )
-        info = rendezvous.next_rendezvous()
-        addresses.update({info.bootstrap_store_info.master_addr}, listening(psutil.Process()))
-        return lambda *_: None
-
-    monkeypatch.setenv("VAELINE_THREADS", "1")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    monkeypatch.setattr(training_processes, "elastic_launch", launched)
-    launch(2, Workspace(tmp_path, tmp_path))
-    assert addresses == {"127.0.0.1"}
-
-
 def test_two_processes_train_what_one_trains(workspace: Path):
     assert run(workspace, VAELINE_THREADS="1").returncode == 0
     one = history(workspace)
@@ -86,7 +56,8 @@ def test_a_group_that_is_stopped_or_loses_a_process_ends_as_one_and_resumes_to_t
     edit(workspace, "train", epochs=600, patience=600)
     process = start(workspace)
     zero, other = workers(process)
-    assert listening(psutil.Process(process.pid), zero, other) == {"127.0.0.1"}
+    listening = [c for p in (psutil.Process(process.pid), zero, other) for c in p.net_connections("tcp")]
+    assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
     other.send_signal(signal.SIGTERM)  # to one: all stop, with a checkpoint
     assert process.wait(60) == 143
     assert not psutil.pid_exists(other.pid)
@@ -97,7 +68,7 @@ def test_a_group_that_is_stopped_or_loses_a_process_ends_as_one_and_resumes_to_t
     assert process.wait(60) == 1
     (line,) = [line for line in (workspace / "said").read_text().splitlines() if line.startswith("error: ")]
     assert line.startswith("error: process 1 of the group ended with exit code -9: ")
-    assert line.endswith("stderr.log)")
+    assert line.endswith("train-processes/1.log)")
 
     process = start(workspace)
     zero, other = workers(process)
@@ -130,7 +101,6 @@ def test_torchrun_starts_the_same_processes(workspace: Path):
     assert outputs(workspace) == ours
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch leaves its log files open
 def test_a_process_that_cannot_start_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("VAELINE_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

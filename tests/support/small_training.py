@@ -1,6 +1,5 @@
 """Trainings small enough for a test."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from vaeline import config
 from vaeline.config import Binarise
 from vaeline.training import checkpoint
-from vaeline.training.settings import Settings
+from vaeline.training.device import Settings
+from vaeline.training.history import Tracker
 from vaeline.training.splits import Splits
-from vaeline.training.step import Batch, StepConfig
-from vaeline.training.tracker import Tracker
+from vaeline.training.step import Batch
 from vaeline.training.trainer import Result, train
 
 CPU = torch.device("cpu")
@@ -119,7 +118,6 @@ def batch(count: int = 16, latent_dim: int = 3, seed: int = 0) -> Batch:
     return Batch(pixels, uniform, torch.randn(count, latent_dim, generator=generator))
 
 
-def step_config(**changes: Any) -> StepConfig:
-    """Rate 0.01, beta 1, no free bits, nothing clipped."""
-    plain = StepConfig(learning_rate=0.01, beta=torch.ones(()), free_bits=0.0, gradient_clip=1e9)
-    return dataclasses.replace(plain, **changes)
+def step_config(beta: float = 1.0, **changes: Any) -> tuple[config.Train, float, torch.Tensor]:
+    """Section `train`, rate 0.01 and the KL's weight; no free bits, nothing clipped."""
+    return options(**{"gradient_clip": 1e9} | changes), 0.01, torch.tensor(beta)

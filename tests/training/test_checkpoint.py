@@ -2,14 +2,23 @@ import fcntl
 import logging
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import vaeline
+from small_training import CPU
+from vaeline.config import parse_params
+from vaeline.io.yaml_config import read_yaml
 from vaeline.training import checkpoint
-from vaeline.training.checkpoint import Checkpoint
+from vaeline.training.checkpoint import Checkpoint, training_key
+
+CONTENT = read_yaml(Path(__file__).parents[2] / "params.yaml")
 
 
 def numbered(step: int) -> Checkpoint:
@@ -22,6 +31,7 @@ def newest(folder: Path) -> int | None:
 
 
 def test_a_checkpoint_gives_back_tensors_and_progress_to_the_last_bit(tmp_path: Path):
+    assert checkpoint.read(tmp_path / "absent") is None
     tensors = {"a": torch.randn(3, 4), "b": torch.tensor(1 / 3, dtype=torch.float64), "c": torch.arange(5)}
     progress = {"step": 7, "rows": [{"elbo": -1 / 3, "kl": None}]}
     checkpoint.write(tmp_path, 7, Checkpoint(tensors, progress))
@@ -30,11 +40,6 @@ def test_a_checkpoint_gives_back_tensors_and_progress_to_the_last_bit(tmp_path: 
     assert found.progress == progress
     assert found.tensors.keys() == tensors.keys()
     assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in tensors.items())
-
-
-def test_where_there_is_none_nothing_is_found(tmp_path: Path):
-    assert checkpoint.read(tmp_path) is None
-    assert checkpoint.read(tmp_path / "absent") is None
 
 
 def test_mistake_18_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path):
@@ -57,15 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path: Path, damage:
     assert f"{path}: is damaged" in caplog.text
 
 
-def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path):
-    checkpoint.write(tmp_path, 1, numbered(1))
-    (tmp_path / ".step.4999999.part").write_bytes(b"half")
-    assert newest(tmp_path) == 1
-    checkpoint.write(tmp_path, 2, numbered(2))
-    assert not (tmp_path / ".step.4999999.part").exists()
-
-
-def test_where_there_is_no_room_the_old_checkpoint_stays_intact(tmp_path: Path):
+def test_what_a_crash_or_a_full_disk_left_half_written_does_not_count(tmp_path: Path):
     checkpoint.write(tmp_path, 1, numbered(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -74,8 +71,11 @@ def test_where_there_is_no_room_the_old_checkpoint_stays_intact(tmp_path: Path):
             checkpoint.write(tmp_path, 2, numbered(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert newest(tmp_path) == 1
     assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / ".step.4999999.part").write_bytes(b"half")
+    assert newest(tmp_path) == 1
+    checkpoint.write(tmp_path, 2, numbered(2))
+    assert not (tmp_path / ".step.4999999.part").exists()
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
@@ -90,14 +90,38 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
         assert folder.is_dir()
 
 
-def test_only_folders_that_are_old_and_not_locked_are_removed(tmp_path: Path):
-    for name in ("old", "held", "new"):
+def test_only_folders_that_are_old_are_removed(tmp_path: Path):
+    for name in ("old", "new", "going"):
         checkpoint.write(tmp_path / name, 1, numbered(1))
-    for path in [*(tmp_path / "old").iterdir(), *(tmp_path / "held").iterdir(), tmp_path / "old", tmp_path / "held"]:
+    for path in [*(tmp_path / "old").iterdir(), tmp_path / "old"]:
         os.utime(path, (time.time() - 2 * checkpoint.ABANDONED_S,) * 2)
-    (tmp_path / "new" / "just renamed").symlink_to("gone")  # as if another training had taken it away meanwhile
-    with checkpoint.owned(tmp_path / "held"):
-        checkpoint.drop_abandoned(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "new"]
+    (tmp_path / "going" / "just renamed").symlink_to("gone")  # as if another training had taken it away meanwhile
     checkpoint.drop_abandoned(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["going", "new"]
+
+
+def key(section: str = "sample", data: str = "d", **changes: Any) -> str:
+    return training_key(parse_params(CONTENT | {section: CONTENT[section] | changes}), data, CPU)
+
+
+def test_a_training_is_named_by_its_params_data_machine_and_code(monkeypatch: pytest.MonkeyPatch):
+    keys = [key(), key("model", latent_dim=7), key("train", beta=4.0), key(data="e")]
+    assert key() == key("sample", rows=3) == keys[0]  # what training does not read
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "identity", lambda device, processes: {"threads": 3})
+        keys.append(key())
+    monkeypatch.setattr(checkpoint, "SOURCES", checkpoint.SOURCES[1:])
+    assert len({*keys, key()}) == 6
+
+
+def test_the_key_covers_all_torch_code_that_training_loads():
+    package = Path(vaeline.__file__).parent
+    code = (
+        "import sys, vaeline.training.trainer; "
+        "print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n.startswith('vaeline.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    loaded = {Path(line) for line in done.stdout.split()}
+    covered = {path for pattern in checkpoint.SOURCES for path in package.glob(pattern)}
+    plain = {package / "config.py", package / "errors.py", package / "data/__init__.py", *package.glob("io/*.py")}
+    assert loaded - covered <= plain

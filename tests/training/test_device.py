@@ -3,33 +3,41 @@ import torch
 
 from small_training import CPU
 from vaeline.errors import UserError
-from vaeline.training.device import identity, keep_freed_memory, pick_device, reproducible
-
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+from vaeline.training.device import Settings, identity, keep_freed_memory, number, pick_device, reproducible
 
 
-@without_cuda
-def test_cuda_asked_for_but_absent_is_one_clear_line(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_cuda_the_device_is_the_cpu_or_one_clear_line(monkeypatch: pytest.MonkeyPatch):
+    for wanted in ("auto", "cpu"):
+        monkeypatch.setenv("VAELINE_DEVICE", wanted)
+        assert pick_device() == CPU
     monkeypatch.setenv("VAELINE_DEVICE", "cuda")
     with pytest.raises(UserError, match=r"^VAELINE_DEVICE: is 'cuda', but .* allowed here: cpu, auto$"):
         pick_device()
 
 
-@without_cuda
-@pytest.mark.parametrize("wanted", ["auto", "cpu"])
-def test_without_cuda_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch, wanted: str):
-    monkeypatch.setenv("VAELINE_DEVICE", wanted)
-    assert pick_device() == CPU
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    assert Settings.from_environment() == Settings(checkpoint_seconds=20.0, log_every=50)
+    monkeypatch.setenv("VAELINE_CHECKPOINT_SECONDS", "1.5")
+    monkeypatch.setenv("VAELINE_LOG_EVERY", "7")
+    assert Settings.from_environment() == Settings(checkpoint_seconds=1.5, log_every=7)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("VAELINE_DEVICE", "gpu"), ("VAELINE_THREADS", "0"), ("VAELINE_THREADS", "-1"), ("VAELINE_THREADS", "two")],
+    ("name", "allowed", "values"),
+    [
+        ("VAELINE_CHECKPOINT_SECONDS", "must be a number from 0", ["-1", "soon", "nan", "inf"]),
+        ("VAELINE_LOG_EVERY", "must be a whole number from 1", ["0", "2.5"]),
+        ("VAELINE_THREADS", "must be a whole number from 1 to 1024", ["0", "-1", "two", "1025"]),
+        ("VAELINE_NPROC", "must be a whole number from 1 to 1024", ["0", "2.5", "1025"]),
+        ("VAELINE_DEVICE", "allowed: cpu, cuda, auto", ["gpu"]),
+    ],
 )
-def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=rf"^{name}: .*{value}"):
-        pick_device()
+def test_a_wrong_setting_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: str, allowed: str, values: list[str]):
+    for value in values:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^{name}: {allowed}.* found '{value}'$"):
+            (pick_device(), Settings.from_environment(), number("VAELINE_NPROC", 1))
 
 
 def test_threads_are_set_and_part_of_the_identity(monkeypatch: pytest.MonkeyPatch):
@@ -43,14 +51,10 @@ def test_threads_are_set_and_part_of_the_identity(monkeypatch: pytest.MonkeyPatc
 
 
 def test_reproducible_numerics_last_as_long_as_the_block():
+    keep_freed_memory()
     tiny = torch.full((2,), 1e-30)
     with reproducible(CPU):
         assert torch.are_deterministic_algorithms_enabled()
         assert (tiny * 1e-10).tolist() == [0.0, 0.0]
     assert not torch.are_deterministic_algorithms_enabled()
     assert (tiny * 1e-10).min() > 0
-
-
-def test_keeping_freed_memory_is_harmless():
-    keep_freed_memory()
-    assert torch.ones(1000).sum() == 1000

@@ -1,8 +1,9 @@
 """Two real processes over gloo against one: the same steps, but for rounding."""
 
 import multiprocessing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,61 +16,74 @@ from vaeline import config
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
 from vaeline.training.build import build_model
+from vaeline.training.device import Settings
 from vaeline.training.process_group import ProcessGroup
 from vaeline.training.randomness import Noise
-from vaeline.training.settings import Settings
-from vaeline.training.splits import Splits
+from vaeline.training.splits import Splits, validate
 from vaeline.training.trainer import Result, train
-from vaeline.training.validation import validate
 
 PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
 PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 TOLERANCE = 2e-4  # relative: float32 sums in another order, over some tens of steps
 
 
-@dataclass(frozen=True)
-class Job:
-    """A training, by one process or by one of a group."""
+class Job(NamedTuple):
+    """A training, by one process or by one of a group; the last batch of an epoch has one image."""
 
-    folder: Path
-    section: config.Train = field(default_factory=lambda: options(epochs=4))
-    data: Splits = field(default_factory=lambda: splits(97))  # the last batch of an epoch has one image
-    model: config.Model = field(default_factory=model)
+    section: config.Train = options(epochs=4)
+    data: Splits = splits(97)
+    model: config.Model = model()
 
-    def train(self, group: ProcessGroup) -> Result:
+    def train(self, group: ProcessGroup, folder: Path) -> Result:
         """Every process in a folder of its own: only that of rank zero is written."""
-        recorder, own = Recorder(), self.folder / f"{group.size}-{group.rank}"
-        settings = Settings(checkpoint_seconds=0.0, log_every=3)
-        result = train(
-            self.model,
-            self.section,
-            self.data,
-            device=CPU,
-            checkpoints=own,
-            tracker=recorder,
-            settings=settings,
-            group=group,
-        )
+        recorder, own = Recorder(), folder / f"{group.size}-{group.rank}"
+        how: dict[str, Any] = {"settings": Settings(checkpoint_seconds=0.0, log_every=3), "group": group}
+        result = train(self.model, self.section, self.data, device=CPU, checkpoints=own, tracker=recorder, **how)
         assert (own.exists(), bool(recorder.points), bool(recorder.images)) == (group.is_rank_zero,) * 3
         return result
 
-    def join(self, rank: int) -> None:
-        """Train as one of two, and keep what came of it."""
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", f"file://{self.folder / 'store'}", rank=rank, world_size=2)
-        result = self.train(ProcessGroup(rank, 2))
-        save_file(result.model.state_dict(), self.folder / f"weights-{rank}")
-        dist.destroy_process_group()
+
+BINARY = Job(
+    options(epochs=3, objective="iwae", samples=3, estimator="doubly-reparameterised"),
+    splits(97, binarise="dynamic"),
+    model(config.Bernoulli(kind="bernoulli")),
+)
 
 
-def together(task: object, *arguments: object) -> list[int | None]:
-    """Run `task(*arguments, rank)` in two processes; their exit codes."""
-    processes = [PROCESSES.Process(target=task, args=(*arguments, rank)) for rank in (0, 1)]
+def validation(group: ProcessGroup) -> list[float]:
+    vae = build_model(model(), (1, 8, 8), "elbo", seed=1)
+    return list(asdict(validate(vae, open_images(bumps(1203, seed=3), CPU), Noise(1, CPU), group=group)).values())
+
+
+def join(folder: Path, job: Job, rank: int) -> None:
+    """Validate, train and diverge as one of two, and keep what came of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
+    group = ProcessGroup(rank, 2)
+    np.save(folder / f"{rank}.npy", np.array(validation(group)))
+    save_file(job.train(group, folder).model.state_dict(), folder / f"weights-{rank}")
+    with pytest.raises(UserError, match="training diverged: the loss or its gradient is not finite at step"):
+        job._replace(section=job.section.model_copy(update={"learning_rate": 1e30})).train(group, folder / "diverged")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("job", [Job(), BINARY], ids=["elbo-gaussian", "iwae-bernoulli-dynamic"])
+def test_mistake_8_two_processes_take_the_steps_that_one_takes_and_validate_and_diverge_together(
+    tmp_path: Path, job: Job
+):
+    processes = [PROCESSES.Process(target=join, args=(tmp_path, job, rank)) for rank in (0, 1)]
     for process in processes:
         process.start()
+    alone = job.train(ProcessGroup(), tmp_path)
     for process in processes:
         process.join(120)
-    return [process.exitcode for process in processes]
+    assert [process.exitcode for process in processes] == [0, 0]
+    found = [np.load(tmp_path / f"{rank}.npy").tolist() for rank in (0, 1)]
+    assert found[0] == found[1] == pytest.approx(validation(ProcessGroup()), rel=1e-13)
+    zero, other = (load_file(tmp_path / f"weights-{rank}") for rank in (0, 1))
+    assert all(torch.equal(zero[name], other[name]) for name in zero)
+    for name, tensor in alone.model.state_dict().items():
+        torch.testing.assert_close(zero[name], tensor, rtol=TOLERANCE * 10, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -82,53 +96,6 @@ def test_a_group_takes_each_row_of_a_batch_once(size: int, count: int):
     assert all(len(range(count)[rows]) >= 1 for rows, _ in places)
 
 
-BINARY = Job(
-    Path(),
-    options(epochs=3, objective="iwae", samples=3, estimator="doubly-reparameterised"),
-    splits(97, binarise="dynamic"),
-    model(config.Bernoulli(kind="bernoulli")),
-)
-
-
-@pytest.mark.parametrize("job", [Job(Path()), BINARY], ids=["elbo-gaussian", "iwae-bernoulli-dynamic"])
-def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, job: Job):
-    job = Job(tmp_path, job.section, job.data, job.model)
-    alone = job.train(ProcessGroup())
-    assert together(job.join) == [0, 0]
-    zero, other = (load_file(tmp_path / f"weights-{rank}") for rank in (0, 1))
-    assert all(torch.equal(zero[name], other[name]) for name in zero)
-    for name, tensor in alone.model.state_dict().items():
-        torch.testing.assert_close(zero[name], tensor, rtol=TOLERANCE * 10, atol=TOLERANCE)
-
-
-def evaluate(folder: Path, rank: int) -> None:
-    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
-    np.save(folder / f"{rank}.npy", np.array(validation(ProcessGroup(rank, 2))))
-    dist.destroy_process_group()
-
-
-def validation(group: ProcessGroup) -> list[float]:
-    vae = build_model(model(), (1, 8, 8), "elbo", seed=1)
-    return list(asdict(validate(vae, open_images(bumps(1203, seed=3), CPU), Noise(1, CPU), group=group)).values())
-
-
-def test_mistake_8_a_group_reduces_its_evaluation_exactly(tmp_path: Path):
-    assert together(evaluate, tmp_path) == [0, 0]
-    found = [np.load(tmp_path / f"{rank}.npy").tolist() for rank in (0, 1)]
-    assert found[0] == found[1] == pytest.approx(validation(ProcessGroup()), rel=1e-13)
-
-
-def diverge(folder: Path, rank: int) -> None:
-    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
-    with pytest.raises(UserError, match="training diverged: the loss or its gradient is not finite at step"):
-        Job(folder, options(learning_rate=1e30)).train(ProcessGroup(rank, 2))
-    dist.destroy_process_group()
-
-
-def test_a_loss_that_is_not_finite_ends_every_process_at_the_same_step(tmp_path: Path):
-    assert together(diverge, tmp_path) == [0, 0]
-
-
 def test_a_group_refuses_free_bits(tmp_path: Path):
-    with pytest.raises(UserError, match=r"^train\.free_bits: .* 2 processes .*allowed: 0$"):
-        Job(tmp_path, options(free_bits=0.1)).train(ProcessGroup(0, 2))
+    with pytest.raises(UserError, match=r"^train\.free_bits: .* 2 processes.*allowed: 0$"):
+        Job(options(free_bits=0.1)).train(ProcessGroup(0, 2), tmp_path)

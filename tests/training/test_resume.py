@@ -4,20 +4,17 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from small_training import Recorder, bumps, model, options, splits, train_small
-from vaeline import config
+from small_training import Recorder, bumps, model, options, train_small
+from vaeline.config import Train
 from vaeline.serving.model_files import save_model
+from vaeline.training.device import Settings
 from vaeline.training.history import to_csv
-from vaeline.training.settings import Settings
 from vaeline.training.splits import Splits
 
-EPOCHS = options(epochs=4)  # of 7 steps each
 PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
 PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 
@@ -25,43 +22,30 @@ PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 class KillingTracker(Recorder):
     """Kills its process at a step, or while a checkpoint is being written after it."""
 
-    def __init__(self, at: int | None, while_writing: bool) -> None:
+    def __init__(self, at: int, while_writing: bool) -> None:
         super().__init__()
         self.at, self.while_writing = at, while_writing
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        if step != self.at:
-            return
-        if not self.while_writing:
+        if step == self.at and self.while_writing:
+            os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # the file is there, unsynced, unnamed
+        elif step == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
-        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # the file is there, unsynced, unnamed
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a process does: train, perhaps be killed, write the outputs."""
-
-    folder: Path
-    at: int | None = None
-    while_writing: bool = False
-    every: float = 0.0
-    data: Splits = field(default_factory=splits)
-    section: config.Train = EPOCHS
-
-    def __call__(self) -> None:
-        settings = Settings(checkpoint_seconds=self.every, log_every=1)
-        tracker = KillingTracker(self.at, self.while_writing)
-        folder = self.folder / "checkpoints"
-        result = train_small(folder, self.section, self.data, tracker=tracker, settings=settings)
-        data = {"digest": "0", "source": "bumps", "binarise": self.data.binarise}
-        params = model().model_dump(mode="json")
-        save_model(self.folder, result.model, {"model": params, "objective": self.section.objective, "data": data})
-        (self.folder / "history.csv").write_text(to_csv(result.history))
+def train_and_save(folder: Path, section: Train, at: int, while_writing: bool, every: float) -> None:
+    """Train, perhaps be killed, write the outputs; after some epochs of 7 steps the validation bound gets worse."""
+    data, settings = Splits(bumps(100, 1), 255 - bumps(30, 2), "none"), Settings(every, log_every=1)
+    result = train_small(folder / "c", section, data, tracker=KillingTracker(at, while_writing), settings=settings)
+    identity = {"digest": "0", "source": "bumps", "binarise": "none"}
+    description = {"model": model().model_dump(mode="json"), "objective": "elbo", "data": identity}
+    save_model(folder, result.model, description)
+    (folder / "history.csv").write_text(to_csv(result.history))
 
 
-def run(folder: Path, **job: Any) -> int:
-    """Do a job in a process of its own; returns its exit code, -9 for SIGKILL."""
-    process = PROCESSES.Process(target=Job(folder, **job))
+def run(folder: Path, section: Train, at: int = 0, while_writing: bool = False, every: float = 0.0) -> int:
+    """Train in a process of its own; returns its exit code, -9 for SIGKILL."""
+    process = PROCESSES.Process(target=train_and_save, args=(folder, section, at, while_writing, every))
     process.start()
     process.join(120)
     assert process.exitcode is not None
@@ -70,6 +54,19 @@ def run(folder: Path, **job: Any) -> int:
 
 def outputs(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("model.safetensors", "history.csv")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The outputs of a training that ends without a stop, by patience."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, SECTION, every=1e9) == 0
+    rows = (folder / "history.csv").read_text().splitlines()[1:]
+    assert len(rows) < SECTION.epochs
+    return outputs(folder)
+
+
+SECTION = options(epochs=30, patience=3)
 
 
 @pytest.mark.parametrize(
@@ -82,23 +79,11 @@ def outputs(folder: Path) -> list[bytes]:
     ids=["between-steps", "while-writing", "steps-lost"],
 )
 def test_a_killed_training_goes_on_to_the_same_bytes(
-    tmp_path: Path, kills: list[int], while_writing: bool, every: float
+    whole: list[bytes], tmp_path: Path, kills: list[int], while_writing: bool, every: float
 ):
-    assert run(tmp_path / "whole", every=1e9) == 0
-    killed = [run(tmp_path / "killed", at=at, while_writing=while_writing, every=every) for at in kills]
+    """Mistake 18: a resumed training that takes its last weights for the best, or forgets how long it has waited."""
+    killed = [run(tmp_path, SECTION, at, while_writing, every) for at in kills]
     assert killed == [-signal.SIGKILL] * len(kills)
-    assert not (tmp_path / "killed" / "history.csv").exists()
-    assert run(tmp_path / "killed", every=every) == 0
-    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
-
-
-def test_patience_and_best_weights_survive_a_kill(tmp_path: Path):
-    """Mistake 18: a resumed training that takes its last weights for the best."""
-    data = Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")  # gets worse after some epochs
-    more = {"data": data, "section": options(epochs=30, patience=3)}
-    assert run(tmp_path / "whole", every=1e9, **more) == 0
-    rows = (tmp_path / "whole" / "history.csv").read_text().splitlines()[1:]
-    assert len(rows) < 30
-    assert run(tmp_path / "killed", at=7 * len(rows) - 3, **more) == -signal.SIGKILL
-    assert run(tmp_path / "killed", **more) == 0
-    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    assert not (tmp_path / "history.csv").exists()
+    assert run(tmp_path, SECTION, every=every) == 0
+    assert outputs(tmp_path) == whole

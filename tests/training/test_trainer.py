@@ -11,48 +11,46 @@ from small_training import CPU, TRAIN, Recorder, bumps, model, options, same_wei
 from vaeline import config
 from vaeline.config import Binarise
 from vaeline.core.likelihoods import Bernoulli
+from vaeline.core.priors import Mixture
 from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
-from vaeline.training import checkpoint, interruption, trainer
+from vaeline.training import checkpoint, trainer
+from vaeline.training.device import Settings
 from vaeline.training.history import best
-from vaeline.training.meter import Averages
 from vaeline.training.randomness import Noise
-from vaeline.training.settings import Settings
-from vaeline.training.splits import Splits
-from vaeline.training.step import Batch
+from vaeline.training.splits import Splits, validate
+from vaeline.training.step import Averages, Batch
 from vaeline.training.trainer import Result
-from vaeline.training.validation import validate
 
-GOLDEN = {"elbo": -32.662044, "kl": 0.40677482, "sigma": 0.31397343}
+GOLDEN = {"validation_elbo": -32.662044, "validation_kl": 0.40677482, "sigma": 0.31397343}
 EVERY_STEP = Settings(checkpoint_seconds=1e9, log_every=1)
+BERNOULLI = model(config.Bernoulli(kind="bernoulli"))
 
 
-def test_the_golden_run_comes_to_the_recorded_bound(tmp_path: Path):
-    result = train_small(tmp_path)
-    assert [row.step for row in result.history] == [7, 14, 21]
-    last = result.history[-1]
-    assert last.validation_elbo == pytest.approx(GOLDEN["elbo"], rel=1e-4)
-    assert last.validation_kl == pytest.approx(GOLDEN["kl"], rel=1e-4)
-    assert last.sigma == pytest.approx(GOLDEN["sigma"], rel=1e-4)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A training of the default params: 3 epochs of 7 steps."""
+    return train_small(tmp_path_factory.mktemp("plain"))
 
 
-def test_two_trainings_of_the_same_params_are_the_same_to_the_last_bit(tmp_path: Path):
-    first = train_small(tmp_path / "a")
+def test_the_golden_run_comes_to_the_recorded_bound(plain: Result):
+    assert [row.step for row in plain.history] == [7, 14, 21]
+    assert {name: getattr(plain.history[-1], name) for name in GOLDEN} == pytest.approx(GOLDEN, rel=1e-4)
+
+
+def test_a_training_depends_on_its_seed_alone_and_not_on_how_its_images_are_read(
+    plain: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(99)
     torch.rand(3)
-    np.random.default_rng(5)
-    second = train_small(tmp_path / "b")
-    assert same_weights(first, second)
-    assert first.history == second.history
-    assert not same_weights(first, train_small(tmp_path / "c", options(seed=2)))
-
-
-def test_images_read_from_their_file_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    resident = train_small(tmp_path / "a")
+    again = train_small(tmp_path / "a")
+    assert same_weights(plain, again)
+    assert plain.history == again.history
+    assert not same_weights(plain, train_small(tmp_path / "b", options(seed=2)))
     monkeypatch.setattr(batches, "_free_bytes", lambda device: 0)
     assert isinstance(batches.open_images(bumps(3, 1), CPU), batches.Streamed)
-    assert same_weights(train_small(tmp_path / "b"), resident)
+    assert same_weights(plain, train_small(tmp_path / "c"))
 
 
 @pytest.fixture
@@ -69,8 +67,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return batches
 
 
-def test_every_image_is_seen_once_an_epoch_and_in_another_order_each_time(tmp_path: Path, seen: list[Batch]):
-    """Mistakes 8 and 11: the same order in every epoch; a short last batch that is dropped."""
+def test_every_image_is_seen_once_an_epoch_in_another_order_and_dequantised_anew(tmp_path: Path, seen: list[Batch]):
+    """Mistakes 7, 8 and 11: no noise for densities; the same order in every epoch; a short last batch dropped."""
     train_small(tmp_path, options(epochs=2))
     assert [len(batch.pixels) for batch in seen] == 2 * ([16] * 6 + [4])
     images = [image.tobytes() for batch in seen for image in batch.pixels.to(torch.uint8).numpy()]
@@ -78,27 +76,19 @@ def test_every_image_is_seen_once_an_epoch_and_in_another_order_each_time(tmp_pa
     assert sorted(first) == sorted(second) == sorted(file)
     assert first != second
     assert file not in (first, second)
-
-
-def test_mistake_7_a_density_is_trained_on_pixels_dequantised_anew_at_every_step(tmp_path: Path, seen: list[Batch]):
-    train_small(tmp_path, options(epochs=2))
     noise = torch.cat([batch.uniform for batch in seen])
     assert noise.shape == (200, 1, 8, 8)
     assert len(noise.unique()) > 0.8 * noise.numel()  # of 2^16 values
     assert 0 < noise.min() < noise.max() < 1
 
 
-def getting_worse() -> Splits:
-    """A validation split that is the negative of what there is to learn."""
-    return Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")
-
-
-def test_the_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path):
+def test_patience_ends_a_training_whose_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path):
     """Mistake 2: the last weights, or those of another epoch than the best, in place of the best."""
-    result = train_small(tmp_path, options(epochs=8), getting_worse())
+    data = Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")  # to validate: the negative of what is learnt
+    result = train_small(tmp_path, options(epochs=50, patience=2), data)
     assert result.best == best(result.history, 1.0)
-    assert result.best.epoch < result.history[-1].epoch == 8
-    found = validate(result.model, Resident(getting_worse().validation, CPU), Noise(TRAIN.seed, CPU))
+    assert len(result.history) == result.best.epoch + 2 < 50
+    found = validate(result.model, Resident(data.validation, CPU), Noise(TRAIN.seed, CPU))
     assert found.reconstruction - found.kl == pytest.approx(result.best.validation_elbo, rel=1e-6)
 
 
@@ -114,11 +104,6 @@ def test_mistake_2_weights_are_chosen_under_the_last_weight_of_the_kl_and_not_th
     result = trained("a", (-21.0, 1.0), (-15.0, 3.0), (-30.0, 3.0))
     assert result.best.epoch == 1
     assert same_weights(result, trained("b", (-1.0, 0.0), (-9.0, 0.0), (-9.0, 0.0)))
-
-
-def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path):
-    result = train_small(tmp_path, options(epochs=50, patience=2), getting_worse())
-    assert len(result.history) == result.best.epoch + 2 < 50
 
 
 def test_mistake_12_reported_bounds_have_neither_beta_nor_warm_up_nor_free_bits(tmp_path: Path):
@@ -144,19 +129,18 @@ def test_mistake_12_reported_bounds_have_neither_beta_nor_warm_up_nor_free_bits(
         {"batch_size": 20},
         {"learning_rate": 0.001},
         {"gradient_clip": 0.5},
-        {"seed": 2},
     ],
     ids=str,
 )
-def test_mistake_13_every_option_changes_the_training(tmp_path: Path, changes: dict[str, float]):
-    assert not same_weights(train_small(tmp_path / "a"), train_small(tmp_path / "b", options(**changes)))
+def test_mistake_13_every_option_changes_the_training(plain: Result, tmp_path: Path, changes: dict[str, float]):
+    assert not same_weights(plain, train_small(tmp_path, options(**changes)))
 
 
-def test_metrics_and_pictures_reach_the_tracker(tmp_path: Path):
+def test_metrics_and_pictures_reach_the_tracker_and_the_means_of_an_epochs_parts_add_up_to_its_row(tmp_path: Path):
+    """Mistake 8: a mean of batch means, the last of them short."""
     recorder = Recorder()
     result = train_small(tmp_path, tracker=recorder, settings=Settings(log_every=5))
-    names = ("elbo", "reconstruction", "kl", "sigma", "beta", "learning_rate", "images_per_second")
-    for name in names:
+    for name in ("elbo", "reconstruction", "kl", "sigma", "beta", "learning_rate", "images_per_second"):
         assert sorted(recorder.values(f"train/{name}")) == [5, 7, 10, 14, 15, 20, 21]
     for name in ("elbo", "reconstruction", "kl"):
         expected = {row.step: getattr(row, f"validation_{name}") for row in result.history}
@@ -164,40 +148,29 @@ def test_metrics_and_pictures_reach_the_tracker(tmp_path: Path):
     assert [(key, step, image.shape, image.dtype) for key, step, image in recorder.images] == [
         ("samples", step, (64, 64), np.uint8) for step in (7, 14, 21)
     ]
-
-
-def test_the_reported_means_of_an_epochs_parts_add_up_to_its_row(tmp_path: Path):
-    """Mistake 8: a mean of batch means, the last of them short."""
-    recorder = Recorder()
-    result = train_small(tmp_path, options(epochs=1), tracker=recorder, settings=Settings(log_every=2))
     parts = recorder.values("train/reconstruction")
-    weights = {2: 32, 4: 32, 6: 32, 7: 4}
-    mean = sum(parts[step] * count for step, count in weights.items()) / 100
+    mean = (80 * parts[5] + 20 * parts[7]) / 100
     assert mean == pytest.approx(result.history[0].train_reconstruction, rel=1e-9)
 
 
 def test_an_autoencoder_has_no_elbo_and_no_kl(tmp_path: Path):
     recorder = Recorder()
     result = train_small(tmp_path, options(objective="autoencoder"), tracker=recorder, settings=EVERY_STEP)
-    assert {(row.train_elbo, row.train_kl, row.validation_elbo, row.validation_kl) for row in result.history} == {
-        (None, None, None, None)
-    }
+    bounds = [(row.train_elbo, row.train_kl, row.validation_elbo, row.validation_kl) for row in result.history]
+    assert set(bounds) == {(None, None, None, None)}
     assert recorder.values("train/elbo") == recorder.values("train/kl") == recorder.values("validation/elbo") == {}
     assert result.best.validation_reconstruction == max(row.validation_reconstruction for row in result.history)
-    assert not list(result.model.named_buffers())
     assert result.model.deterministic
 
 
 def test_dynamic_binarisation_draws_the_training_pixels_anew_each_epoch(tmp_path: Path, seen: list[Batch]):
-    data = splits(binarise="dynamic")
-    section = options(batch_size=100, epochs=200, learning_rate=1e-4, patience=200)
-    train_small(tmp_path, section, data, model_section=model(config.Bernoulli(kind="bernoulli")))
+    data, section = splits(2000, binarise="dynamic"), options(batch_size=2000, epochs=10, learning_rate=1e-4)
+    train_small(tmp_path, section, data, model_section=BERNOULLI)
     drawn = [Bernoulli().observe(batch.pixels, batch.uniform) for batch in seen]
     images = torch.stack([epoch.flatten(1).sum(1).sort().values for epoch in drawn])
     assert set(torch.cat(drawn).unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(images[0], images[1])
-    expected = data.train.mean() / 255
-    assert torch.stack(drawn).mean().item() == pytest.approx(expected, rel=5e-3)
+    assert torch.stack(drawn).mean().item() == pytest.approx(data.train.mean() / 255, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -208,15 +181,36 @@ def test_mistake_10_a_bernoulli_refuses_grey_pixels(tmp_path: Path, binarise: Bi
     parts = {"train": data.train, "validation": data.validation}
     parts[spoilt] = bumps(len(parts[spoilt]), seed=3)
     with pytest.raises(UserError, match=f"the {spoilt} split has grey pixels"):
-        train_small(
-            tmp_path,
-            data=Splits(parts["train"], parts["validation"], binarise),
-            model_section=model(config.Bernoulli(kind="bernoulli")),
-        )
+        train_small(tmp_path, data=Splits(**parts, binarise=binarise), model_section=BERNOULLI)
+
+
+@pytest.mark.parametrize(
+    "prior", [config.Vamp(kind="vamp", components=7), config.Mixture(kind="mixture", components=2)], ids=str
+)
+def test_a_learned_prior_is_trained_with_its_model_the_same_way_twice(tmp_path: Path, prior: config.Prior) -> None:
+    section = model(prior=prior)
+    first = train_small(tmp_path / "a", model_section=section)
+    assert same_weights(first, train_small(tmp_path / "b", model_section=section))
+    short = train_small(tmp_path / "c", options(epochs=1), model_section=section)
+    for one, other in zip(first.model.prior.parameters(), short.model.prior.parameters(), strict=True):
+        assert not torch.equal(one, other)
+    assert isinstance(first.model.prior, Mixture)
+    assert first.history[-1].validation_elbo > first.history[0].validation_elbo
+
+
+def test_pseudo_inputs_start_at_different_training_images(tmp_path: Path) -> None:
+    data, prior = splits(), config.Vamp(kind="vamp", components=7)
+    started, pixels = data.some(7, seed=1), torch.from_numpy(data.train) / 255
+    matches = (started[:, None] == pixels[None]).flatten(2).all(2)  # [7, N]
+    assert matches.any(1).all()
+    assert matches.any(0).sum() == 7
+    assert len(data.some(250, seed=1)) == 250
+    slow = train_small(tmp_path, options(epochs=1, learning_rate=1e-9), data, model_section=model(prior=prior))
+    torch.testing.assert_close(slow.model.prior.pseudo_inputs.detach(), started)
 
 
 def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     real, calls = trainer.step, []
 
@@ -232,40 +226,38 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
     assert len(calls) == 11
     monkeypatch.setattr(trainer, "step", real)
     assert checkpoint.read(tmp_path).progress["step"] == 10
-    assert same_weights(train_small(tmp_path), train_small(tmp_path / "whole"))
+    assert same_weights(train_small(tmp_path), plain)
 
 
 def test_an_interrupt_that_a_shell_has_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interruption.deferred() as noted:
+        with trainer.deferred_signals() as received:
             os.kill(os.getpid(), signal.SIGINT)
-        assert noted.number is None
+        assert received == []
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_follows_a_flush_of_what_was_reported_before_it(tmp_path: Path):
-    class Careful(Recorder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.newest: list[int] = []
+    newest: list[int] = []
 
+    class Careful(Recorder):
         def flush(self) -> None:
             found = checkpoint.read(tmp_path)
-            self.newest.append(found.progress["step"] if found else 0)
+            newest.append(found.progress["step"] if found else 0)
 
-    tracker = Careful()
-    train_small(tmp_path, tracker=tracker, settings=Settings(checkpoint_seconds=0, log_every=1))
-    steps = max(step for step, _ in tracker.points)
-    assert tracker.newest[:steps] == list(range(steps))
+    train_small(tmp_path, tracker=Careful(), settings=Settings(checkpoint_seconds=0, log_every=1))
+    assert newest[:21] == list(range(21))
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-@pytest.mark.parametrize("at", [4, 7, 12])
+@pytest.mark.parametrize(
+    ("number", "error", "at"),
+    [(signal.SIGTERM, SystemExit, 4), (signal.SIGTERM, SystemExit, 7), (signal.SIGINT, KeyboardInterrupt, 12)],
+)
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
-    tmp_path: Path, number: signal.Signals, error: type[BaseException], at: int
+    plain: Result, tmp_path: Path, number: signal.Signals, error: type[BaseException], at: int
 ):
     class Killer(Recorder):
         def metrics(self, values, step):
@@ -282,6 +274,5 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     recorder = Recorder()
     resumed = train_small(tmp_path, tracker=recorder, settings=EVERY_STEP)
     assert min(recorder.values("train/elbo")) == at + 1
-    whole = train_small(tmp_path / "whole")
-    assert same_weights(resumed, whole)
-    assert resumed.history == whole.history
+    assert same_weights(resumed, plain)
+    assert resumed.history == plain.history

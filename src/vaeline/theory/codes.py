@@ -20,7 +20,7 @@ from vaeline.plotting.charts import INK, Picture, chart, image_rows
 from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
 from vaeline.training import checkpoint
-from vaeline.training.settings import Settings
+from vaeline.training.device import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 

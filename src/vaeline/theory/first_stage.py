@@ -14,8 +14,7 @@ from vaeline.plotting.charts import Picture, image_rows
 from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
 from vaeline.training.build import build_model
-from vaeline.training.scale import scale_factor
-from vaeline.training.splits import Splits
+from vaeline.training.splits import Splits, scale_factor
 
 SMALL_CHANNELS = (16, 32, 64, 64)  # as many of them as the image can be halved
 IMAGES, COLUMNS = 256, 10

@@ -21,13 +21,13 @@ from vaeline.io.workspace import Workspace
 from vaeline.tracking.outbox import Event, Outbox, RunOutbox, digest_of
 from vaeline.tracking.provenance import RunStart, headline_metrics
 from vaeline.tracking.uploader import start_uploader
-from vaeline.training.history import read_history
+from vaeline.training.history import Tracker, read_history
 
 log = logging.getLogger(__name__)
 
 
-class RunTracker:
-    """One open run. Implements `vaeline.training.tracker.Tracker`.
+class RunTracker(Tracker):
+    """One open run.
 
     A point (metric, step) or picture (key, step) that the run already has is not added again: a training resumed
     from a checkpoint repeats some steps. Never raises because of tracking: a full disk costs one warning.

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in one file whose name holds its SHA-256. Nothing is ever unpickled.
 
-A file is written beside the others under a temporary name, synced, renamed, and the folder synced: a crash leaves
-the old ones and nothing half-written that counts. The last two are kept; a damaged one is passed over.
+A file is written under a temporary name, synced, renamed, and the folder synced: a crash leaves the old ones and
+nothing half-written that counts. The last two are kept; a damaged one is passed over.
 """
 
 import fcntl
@@ -18,17 +18,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+import vaeline
+from vaeline.config import Params
 from vaeline.io.atomic_write import write_file
+from vaeline.io.digests import file_digest, value_digest
 from vaeline.io.locks import has_path
+from vaeline.training.device import identity
 
 log = logging.getLogger(__name__)
 
+SOURCES = ("core/*.py", "training/*.py", "data/batches.py")  # the modules that define a training
 NAME = re.compile(r"step-(\d{12})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
 ABANDONED_S = 14 * 24 * 3600  # without a new checkpoint
+
+
+def training_key(params: Params, data_digest: str, device: torch.device, processes: int = 1) -> str:
+    """Name of a training and its checkpoints' folder: 32 hex digits of everything that the result depends on."""
+    package = Path(vaeline.__file__).parent
+    code = {str(path.relative_to(package)): file_digest(path) for pattern in SOURCES for path in package.glob(pattern)}
+    sections = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json")}
+    return value_digest(sections | {"data": data_digest, "code": code, "machine": identity(device, processes)})[:32]
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,7 @@ def unpack(content: bytes) -> Checkpoint:
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     """Add a checkpoint and drop all but the last two. Raises OSError (a full disk); then the old ones stay."""
     content = pack(checkpoint)
-    path = folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
-    write_file(path, content)
+    write_file(folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 
@@ -63,21 +76,29 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 def read(folder: Path) -> Checkpoint | None:
     """The newest sound checkpoint, on the CPU; None where there is none."""
     for path in _newest_first(folder):
-        match, content = NAME.fullmatch(path.name), path.read_bytes()
-        if match and hashlib.sha256(content).hexdigest() == match[2]:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() in path.name:
             return unpack(content)
         log.warning("%s: is damaged; going back to the checkpoint before it", path)
     return None
 
 
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone, waiting for one that trains the same (a kernel lock, see `io.locks`)."""
+    """Hold the folder for this process alone (a kernel lock), waiting for one that trains the same."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            _lock(descriptor, folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process trains the same (it holds %s): waiting for it", folder)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             if has_path(descriptor, folder):  # its last owner may have removed it
                 yield
                 return
@@ -91,31 +112,8 @@ def remove(folder: Path) -> None:
 
 
 def drop_abandoned(root: Path) -> None:
-    """Remove the folders of trainings without a new checkpoint for two weeks that no process holds."""
+    """Remove the folders of trainings without a new checkpoint for two weeks."""
     for folder in root.glob("*/"):
-        with suppress(FileNotFoundError, BlockingIOError):  # another training at work there: it is not abandoned
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-            if time.time() - newest > ABANDONED_S:
-                _remove_free(folder)
-
-
-def _remove_free(folder: Path) -> None:
-    """Remove a folder that no process holds. Raises BlockingIOError where one does."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove(folder)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("another process trains the same (it holds %s): waiting for it", folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+        with suppress(FileNotFoundError):  # another training at work there: it is not abandoned
+            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED_S:
+                remove(folder)

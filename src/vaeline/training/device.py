@@ -1,17 +1,44 @@
-"""Where computation runs, and the numerics it runs with. `VAELINE_DEVICE` and `VAELINE_THREADS` decide."""
+"""What the environment decides: device, threads and the intervals of reports; and the numerics of a device."""
 
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.utils import deterministic
 
 from vaeline.errors import UserError
-from vaeline.training.settings import whole_number
 
+N = TypeVar("N", int, float)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How often training writes and reports; the result does not depend on it."""
+
+    checkpoint_seconds: float = 20.0  # VAELINE_CHECKPOINT_SECONDS
+    log_every: int = 50  # steps; VAELINE_LOG_EVERY
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """Raises UserError where a variable is no number or not allowed."""
+        seconds = number("VAELINE_CHECKPOINT_SECONDS", cls.checkpoint_seconds, least=0, most=10**9)
+        return cls(seconds, number("VAELINE_LOG_EVERY", cls.log_every, most=10**9))
+
+
+def number(name: str, default: N, least: int = 1, most: int = 1024) -> N:
+    """An environment variable of the default's type, from `least` to `most`. Raises UserError for anything else."""
+    text = os.environ.get(name) or str(default)
+    with suppress(ValueError):
+        value = type(default)(text)
+        if least <= value <= most:
+            return value
+    whole = "whole number" if isinstance(default, int) else "number"
+    raise UserError(f"{name}: must be a {whole} from {least} to {most}, found {text!r}")
 
 
 def pick_device() -> torch.device:
@@ -20,7 +47,7 @@ def pick_device() -> torch.device:
     Raises UserError for another value, and where CUDA is asked for but absent.
     """
     if os.environ.get("VAELINE_THREADS"):
-        torch.set_num_threads(whole_number("VAELINE_THREADS", 1, most=1024))
+        torch.set_num_threads(number("VAELINE_THREADS", 1))
     wanted = os.environ.get("VAELINE_DEVICE") or "auto"
     if wanted not in ("cpu", "cuda", "auto"):
         raise UserError(f"VAELINE_DEVICE: allowed: cpu, cuda, auto; found {wanted!r}")
@@ -32,14 +59,13 @@ def pick_device() -> torch.device:
 
 def identity(device: torch.device, processes: int = 1) -> dict[str, str | int]:
     """What of the machine can change a result's last digits."""
-    shared: dict[str, str | int] = {"torch": str(torch.__version__)} | (
-        {"processes": processes} if processes > 1 else {}
-    )
+    found: dict[str, str | int] = {"torch": str(torch.__version__)}
+    if processes > 1:
+        found["processes"] = processes
     if device.type == "cuda":
-        return shared | {"device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
-    capability = torch.backends.cpu.get_cpu_capability()
-    threads = torch.get_num_threads()
-    return shared | {"device": f"cpu {capability}", "precision": "float32", "threads": threads}
+        return found | {"device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return found | {"device": f"cpu {capability}", "precision": "float32", "threads": threads}
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""What each epoch came to, which epoch is best, and when to stop: pure functions of the rows."""
+"""What training reports: the rows of reports/history.csv, which of them is best, when to stop; and the tracker."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from vaeline.config import Train
 from vaeline.errors import UserError
@@ -15,9 +18,8 @@ class Epoch:
     """One row of reports/history.csv. All in nats per image; the ELBO is never weighted, warmed up or regularised.
 
     Under objective iwae the ELBO's columns hold the bound that is trained, IWAE-k with the k of the params: more than
-    reconstruction - KL, which stay the terms of the ELBO.
-    The train columns are means over the epoch's images, under weights that moved meanwhile. An autoencoder has no
-    ELBO and no KL.
+    reconstruction - KL, which stay the terms of the ELBO. The train columns are means over the epoch's images, under
+    weights that moved meanwhile. An autoencoder has no ELBO and no KL.
     """
 
     epoch: int  # from 1
@@ -31,6 +33,22 @@ class Epoch:
     sigma: float | None  # pixels on [0, 1]; where the likelihood has one
     beta: float  # the KL's weight at the last step
     learning_rate: float  # at the last step
+
+
+class Tracker:
+    """Receiver of reports, which drops them all: the base of those that keep them.
+
+    `step` counts optimiser steps. Every method returns at once (`flush` may wait for a disk) and never raises.
+    """
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Named numbers."""
+
+    def image(self, key: str, image: npt.NDArray[np.uint8], step: int) -> None:
+        """A picture, H x W or H x W x 3."""
+
+    def flush(self) -> None:
+        """Everything reported so far survives a power failure after this; a checkpoint follows."""
 
 
 def score(row: Epoch, beta: float) -> float:
@@ -57,17 +75,6 @@ def is_over(rows: Sequence[Epoch], options: Train) -> bool:
     return rows[-1].epoch >= options.epochs or waited >= options.patience
 
 
-def summary(row: Epoch, options: Train) -> str:
-    """The epoch in one line."""
-    start = f"epoch {row.epoch}/{options.epochs}: "
-    if row.validation_elbo is None:
-        return f"{start}reconstruction {row.train_reconstruction:.2f}, validation {row.validation_reconstruction:.2f}"
-    if options.objective == "iwae":
-        return f"{start}IWAE-{options.samples} {row.train_elbo:.2f}, validation {row.validation_elbo:.2f}"
-    terms = f"{row.validation_reconstruction:.2f} - KL {row.validation_kl:.2f}"
-    return f"{start}ELBO {row.train_elbo:.2f}, validation {row.validation_elbo:.2f} = {terms}"
-
-
 def to_csv(rows: Sequence[Epoch]) -> str:
     """The rows as CSV with a header; numbers in full, an empty field where there is none."""
     text = io.StringIO()
@@ -79,15 +86,14 @@ def to_csv(rows: Sequence[Epoch]) -> str:
 
 def read_history(path: Path) -> list[Epoch]:
     """The rows of reports/history.csv; raises UserError where the file is missing or has other columns."""
+    kinds = {"epoch": int, "step": int}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_epoch(row) for row in csv.DictReader(file)]
+            return [
+                Epoch(**{name: kinds.get(name, float)(text) if text else None for name, text in row.items()})  # type: ignore[arg-type]
+                for row in csv.DictReader(file)
+            ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; run the stage train") from None
     except (ValueError, TypeError):
         raise UserError(f"{path}: is not what the stage train writes; run it again") from None
-
-
-def _epoch(row: dict[str, str]) -> Epoch:
-    whole = ("epoch", "step")
-    return Epoch(**{name: int(text) if name in whole else float(text) if text else None for name, text in row.items()})  # type: ignore[arg-type]

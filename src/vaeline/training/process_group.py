@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=5)  # of a message
+STORE = "VAELINE_GROUP_STORE"  # variable: URL of the file in which the processes meet, in place of torchrun's server
 
 
 class PeerLostError(Exception):
@@ -52,8 +53,10 @@ class ProcessGroup:
         if self.is_single:
             return list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _peers():
+        try:
             dist.all_reduce(flat)
+        except RuntimeError as error:  # of gloo and NCCL, which have no class of their own for it
+            raise PeerLostError(f"process {self.rank} ends: it lost another process of the group") from error
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -62,28 +65,15 @@ class ProcessGroup:
         return flag if self.is_single else bool(self.all_reduce([torch.full((), float(flag), device=device)])[0].item())
 
     def broadcast(self, content: bytes, device: torch.device) -> bytes:
-        """Rank zero's content, in every process."""
-        if self.is_single:
-            return content
-        size = torch.full((), len(content), dtype=torch.int64, device=device)
-        with _peers():
-            dist.broadcast(size, 0)
-        if not size.item():
+        """Rank zero's content, in every process: a sum to which the others add zeros."""
+        own = content if self.is_rank_zero else b""
+        (size,) = self.all_reduce([torch.tensor(len(own), device=device)])
+        data = torch.zeros(int(size.item()), dtype=torch.uint8, device=device)
+        if not len(data):
             return b""
-        data = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
-        if self.is_rank_zero:
-            data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        with _peers():
-            dist.broadcast(data, 0)
-        return data.cpu().numpy().tobytes()
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # of gloo and NCCL, which have no class of their own for it
-        raise PeerLostError(f"process {dist.get_rank()} ends: it lost another process of the group") from error
+        if own:
+            data.copy_(torch.frombuffer(bytearray(own), dtype=torch.uint8))
+        return self.all_reduce([data])[0].cpu().numpy().tobytes()
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -95,8 +85,10 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield SINGLE_PROCESS
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    backend, method = "nccl" if device.type == "cuda" else "gloo", os.environ.get(STORE, "env://")
+    dist.init_process_group(backend, method, rank=group.rank, world_size=group.size, timeout=TIMEOUT)
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+        yield group
     finally:
         dist.destroy_process_group()

@@ -18,11 +18,10 @@ def permutation(seed: int, epoch: int, count: int) -> Tensor:
 
 
 class Noise:
-    """Draws noise on a device, from an explicit generator that is seeded anew for each (stream, number)."""
+    """Generator of noise on a device, seeded anew for each (stream, number)."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.seed = seed
-        self.generator = torch.Generator(device)
+        self.seed, self.generator = seed, torch.Generator(device)
 
     def restart(self, stream: str, number: int) -> None:
         """What follows is a function of (seed, stream, number)."""
@@ -35,7 +34,7 @@ class Noise:
     def uniform(self, shape: torch.Size) -> Tensor:
         """Uniform on (0, 1), float32: the midpoints of 2^16 equal bins, three times as fast as torch.rand.
 
-        As fine as float32 can tell: (v + noise) / 256 steps by 2^-24.
+        As fine as float32 can resolve: (v + noise) / 256 steps by 2^-24.
         """
         count = shape.numel()
         draws = torch.empty(-(-count // 4), dtype=torch.int64, device=self.generator.device)

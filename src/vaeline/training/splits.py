@@ -1,4 +1,4 @@
-"""The data that training sees."""
+"""The two splits that training sees, the bound on the validation split, the scale of the training split's latents."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 from vaeline.config import Binarise
-from vaeline.data.batches import CHUNK, Pixels
+from vaeline.core.gradients import Bound, estimate
+from vaeline.core.model import VAE
+from vaeline.core.objectives import elbo_terms
+from vaeline.data.batches import CHUNK, ImageSource, Pixels, open_images
 from vaeline.errors import UserError
-from vaeline.training.randomness import permutation
+from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
+from vaeline.training.randomness import Noise, permutation
+from vaeline.training.step import Averages, precision
+
+# images at once: it, the samples and the seed fix the noise, whatever train.batch_size is
+VALIDATION_BATCH, SCALE_BATCH = 500, 100
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What training sees: two splits, [N, C, H, W] each. The test split is none of its business."""
+    """What training sees, [N, C, H, W] each; never the test split."""
 
     train: Pixels
     validation: Pixels
@@ -37,3 +45,61 @@ class Splits:
                         f"model.likelihood.kind: is 'bernoulli', but the {name} split has grey pixels; allowed: black "
                         "and white ones (set data.binarise to static or dynamic), or another likelihood"
                     )
+
+
+@torch.no_grad()
+def validate(
+    model: VAE,
+    images: ImageSource,
+    noise: Noise,
+    bound: Bound = "elbo",
+    samples: int = 1,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Averages:
+    """The bound that is trained: the ELBO at one posterior sample an image, or IWAE with `samples` of them.
+
+    An autoencoder takes none. The same noise at each call. Sums per image in float64, divided by the number of
+    images: no mean of batch means. Pixels are not binarised anew: under the Bernoulli they are binary already.
+    A group distributes whole batches over its processes.
+    """
+    iwae = bound == "iwae"
+    sums = torch.zeros(3, dtype=torch.float64, device=noise.generator.device)
+    batches = torch.split(torch.arange(len(images)), max(1, VALIDATION_BATCH // (samples if iwae else 1)))
+    own = range(group.rank, len(batches), group.size)
+    for number, pixels in zip(own, images.batches([batches[number] for number in own]), strict=True):
+        noise.restart("validation", number)
+        shape = (samples, len(pixels), model.latent_dim) if iwae else (len(pixels), model.latent_dim)
+        normal = None if model.deterministic else noise.normal(*shape)
+        uniform = noise.uniform(pixels.shape) if model.likelihood.uses_noise else None
+        x = model.likelihood.observe(pixels.to(torch.float32), uniform)
+        with precision(x.device):
+            if iwae and normal is not None:
+                found = estimate(model, x, normal, "pathwise", bound="iwae")
+                terms, gain = found.terms, found.bound - found.terms.elbo
+            else:
+                terms = elbo_terms(model, x, normal)
+                gain = torch.zeros_like(terms.reconstruction)
+            sums += torch.stack([terms.reconstruction, terms.kl, gain]).double().sum(1)
+    return Averages.of([*group.all_reduce([sums])[0].tolist(), len(images)])
+
+
+@torch.no_grad()
+def scale_factor(model: VAE, splits: Splits, seed: int, device: torch.device) -> float:
+    """1 / (standard deviation of z ~ q(z|x) over the training images and latents): z times it has variance 1.
+
+    For training another model on the latents (latent diffusion). One sample an image, sums in float64 (Rombach et al.
+    2022, arXiv:2112.10752, appendix G, who take the first batch). The model ends on the CPU.
+    """
+    images, noise = open_images(splits.train, device), Noise(seed, device)
+    draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    model.to(device)
+    for number, pixels in enumerate(images.batches(torch.split(torch.arange(len(images)), SCALE_BATCH))):
+        noise.restart("scale", number)
+        normal = noise.normal(len(pixels), model.latent_dim)
+        x = model.likelihood.observe(pixels.to(torch.float32), noise.uniform(pixels.shape) if draws_uniform else None)
+        z = model.encode(x).rsample(normal).double()  # [B, Z]
+        sums += torch.stack([z.sum(), z.square().sum(), torch.full_like(sums[0], z.numel())])
+    model.cpu()
+    total, squares, count = sums.tolist()
+    return float((squares / count - (total / count) ** 2) ** -0.5)

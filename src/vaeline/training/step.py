@@ -1,6 +1,12 @@
-"""One step of training: a batch goes in, the state moves. Nothing random, no clock, no wait for the device."""
+"""One step of training: a batch goes in, the state moves. Nothing random, no clock, no wait for the device.
 
-from collections.abc import Callable
+`step` calls two private functions of PyTorch, for speed; tests hold them against the public ones. `torch.optim.Adam`
+with fused=True gives the same bits but took 0.20 ms a step more (0.53 in place of 0.33 ms with 16 hidden units, 4.00
+in place of 3.78 ms with 400, one thread, batch 128); `nn.utils.get_total_norm` 0.05 ms.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -8,11 +14,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vaeline.config import Train
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
-from vaeline.training.torch_internals import fused_adam, total_norm
+
+RISE = 0.25  # the part of training in which the learning rate rises
+START, END = 1 / 20, 1 / 1000  # of the peak
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}  # Kingma & Ba 2015
 
 
 @dataclass(frozen=True)
@@ -26,15 +36,23 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class StepConfig:
-    """What a step does with its batch; only the rate and beta change as training goes on."""
+class Averages:
+    """Means over images, in nats, of the ELBO's terms and of the bound's gain over the ELBO at the same samples."""
 
-    learning_rate: float
-    beta: Tensor  # scalar, the KL's weight
-    free_bits: float
-    gradient_clip: float  # the largest norm of the gradient of the mean loss
-    bound: Bound = "elbo"
-    estimator: Estimator = "pathwise"  # of the bound's gradient
+    reconstruction: float
+    kl: float
+    gain: float  # 0 unless the bound is IWAE-k
+
+    @classmethod
+    def of(cls, totals: Sequence[float]) -> "Averages":
+        """From the sums over images of the three, and the number of images."""
+        *sums, images = totals
+        return cls(*(value / images for value in sums))
+
+    @property
+    def bound(self) -> float:
+        """The bound itself."""
+        return self.reconstruction - self.kl + self.gain
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,8 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not copies."""
         named = {f"model/{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
-        for kind, tensors in (("first", self.first), ("second", self.second)):
-            named |= {f"{kind}/{i}": tensor for i, tensor in enumerate(tensors)}
+        named |= {f"first/{i}": tensor for i, tensor in enumerate(self.first)}
+        named |= {f"second/{i}": tensor for i, tensor in enumerate(self.second)}
         return named | {"count": self.count, "totals": self.totals}
 
     @torch.no_grad()
@@ -78,29 +96,74 @@ class State:
             tensor.copy_(tensors[name])
 
 
-def step(state: State, batch: Batch, config: StepConfig, group: ProcessGroup = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
-    """Maximise the objective by one step of Adam, with the gradient clipped to a norm.
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """The learning rate of step 0 ... steps - 1: a linear rise to the peak, then half a cosine down.
+
+    Smith & Topin 2018 (arXiv:1708.07120), with a cosine in place of their second line.
+    """
+    position = (step + 0.5) / steps
+    if position < RISE:
+        return peak * (START + (1 - START) * position / RISE)
+    cosine = 0.5 * (1 + math.cos(math.pi * (position - RISE) / (1 - RISE)))
+    return peak * (END + (1 - END) * cosine)
+
+
+def kl_weight(step: int, warmup_steps: int, beta: float) -> float:
+    """The KL's weight at a step: from 0 linearly to beta over the warm-up, then beta."""
+    return beta * min(1.0, step / warmup_steps) if warmup_steps else beta
+
+
+def bound_of(options: Train) -> Bound:
+    """The bound that is trained and reported; an autoencoder's is the ELBO without a KL."""
+    return "iwae" if options.objective == "iwae" else "elbo"
+
+
+def step(
+    state: State, batch: Batch, options: Train, learning_rate: float, beta: Tensor, group: ProcessGroup = SINGLE_PROCESS
+) -> tuple[Tensor, Tensor]:
+    """Maximise the objective by one step of Adam, with the gradient clipped to a norm; `beta` is the KL's weight.
 
     Returns the loss in nats per image and the gradient's norm before clipping, scalars left on the device; on CUDA the
-    next step overwrites them.
-
-    Where the loss or its gradient is not finite, the state keeps its parameters and moments, now and from then on.
-    A group's loss is the mean over all its images, its gradient the sum over ranks of fraction * gradient.
+    next step overwrites them. Where one of them is not finite, the state keeps its parameters and moments, now and from
+    then on. A group's loss is the mean over all its images, its gradient the sum over ranks of fraction * gradient.
     """
     losses = _losses(state.totals.device.type)
-    loss, sums = losses(
-        state.model, batch, config.beta, config.free_bits, bound=config.bound, estimator=config.estimator
-    )
+    how = {"bound": bound_of(options), "estimator": options.estimator}
+    loss, sums = losses(state.model, batch, beta, options.free_bits, **how)
     gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
     loss = loss.detach()
-    if not group.is_single:
-        sums = sums * float(batch.fraction > 0)
-        weighted = [loss * batch.fraction, sums, *(g * batch.fraction for g in gradients)]
-        loss, sums, *gradients = group.all_reduce(weighted)
-    norm = _update(state, gradients, loss, config)
     with torch.no_grad():
+        if not group.is_single:
+            sums = sums * float(batch.fraction > 0)
+            weighted = [loss * batch.fraction, sums, *(g * batch.fraction for g in gradients)]
+            loss, sums, *gradients = group.all_reduce(weighted)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch.maximum(state.failed, (~torch.isfinite(loss + norm)).to(torch.float32), out=state.failed)
+        excess = (norm / options.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
+        clips = norm.device.type != "cpu" or excess.item() != 1.0  # on the CPU to look costs less than to divide by 1
+        state.count.add_(1 - state.failed)
+        torch._fused_adam_(
+            state.parameters,
+            gradients,
+            state.first,
+            state.second,
+            [],
+            [state.count] * len(gradients),
+            lr=learning_rate,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=excess if clips else None,
+            found_inf=state.failed,
+            **ADAM,
+        )
         state.totals.add_(sums)
     return loss, norm
+
+
+@cache
+def _losses(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`losses`, on CUDA compiled and, forward and backward, captured in CUDA graphs."""
+    return losses if device == "cpu" else torch.compile(losses, mode="reduce-overhead", dynamic=False)
 
 
 def losses(
@@ -134,32 +197,3 @@ def losses(
 def precision(device: torch.device) -> torch.autocast | nullcontext[None]:
     """bfloat16 matrix products on CUDA, float32 elsewhere; the likelihood and the KL are float32 on both."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-@cache
-def _losses(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`losses`, on CUDA compiled and, forward and backward, captured in CUDA graphs."""
-    if device == "cpu":
-        return losses
-    return torch.compile(losses, mode="reduce-overhead", dynamic=False)
-
-
-@torch.no_grad()
-def _update(state: State, gradients: list[Tensor], loss: Tensor, config: StepConfig) -> Tensor:
-    """Adam in one fused call, which also clips and, where `state.failed`, does nothing; returns the norm."""
-    norm = total_norm(gradients)
-    torch.maximum(state.failed, (~torch.isfinite(loss + norm)).to(torch.float32), out=state.failed)
-    excess = (norm / config.gradient_clip).clamp(min=1.0)  # the gradient is divided by it
-    clips = norm.device.type != "cpu" or excess.item() != 1.0  # on the CPU to look costs less than to divide by 1
-    state.count.add_(1 - state.failed)
-    fused_adam(
-        state.parameters,
-        gradients,
-        state.first,
-        state.second,
-        state.count,
-        learning_rate=config.learning_rate,
-        divisor=excess if clips else None,
-        skip=state.failed,
-    )
-    return norm
