@@ -87,7 +87,7 @@ def test_a_worktree_runs_its_own_code_and_a_copy_without_code_is_refused(origina
     assert density((tree / "probe.json").read_text()) == DENSITY
     shutil.rmtree(tree / "src")
     done = execute(*runner, cwd=tree, check=False)
-    library = original / "src" / "vaeline" / "__init__.py"
+    library = original / "src" / "vaeline"
     assert (done.returncode, done.stderr) == (
         1,
         f"error: {tree}: stage probe would run the vaeline of {library}, not the one beside dvc.yaml\n",
