@@ -13,6 +13,7 @@ import pytest
 
 from vaeline import config
 from vaeline.io.yaml_config import read_yaml
+from vaeline.training.checkpoint import SOURCES as KEYED
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"vaeline": ROOT / "src", "pipeline": ROOT}
@@ -219,6 +220,13 @@ def test_a_change_in_tracking_or_in_a_data_source_retrains_nothing():
     assert not [name for name in names if name.startswith("tracking/")]
     allowed = {"data/prepared.py", "data/batches.py", "data/sources/dataset.py"}
     assert {name for name in names if name.startswith("data/")} <= allowed
+
+
+def test_a_trainings_key_covers_all_torch_code_that_training_loads():
+    package = ROOT / "src" / "vaeline"
+    covered = {path for pattern in KEYED for path in package.glob(pattern)}
+    plain = {package / "config.py", package / "errors.py", *package.glob("io/*.py")}
+    assert {file_of(module) for module in reached("vaeline.training.trainer", re.compile(DOOR))} <= covered | plain
 
 
 def test_importing_a_package_imports_no_module_of_it_and_no_library():

@@ -67,18 +67,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder: Path) -
     assert "the disk is full" in done.stderr and "data/raw" in done.stderr
 
 
-def test_a_write_that_fails_in_the_middle_leaves_the_old_arrays(folder: Path) -> None:
-    write_params(folder, source=SHAPES, validation=100)
-    fetch.main()
-    prepare.main()
-    before = (PREPARED / "manifest.json").read_bytes()
-    write_params(folder, source=SHAPES, validation=200)
-    done = run(folder, "sh", "-c", f"ulimit -f 2000; exec {sys.executable} {RUNNER} prepare")  # 1 MB a file
-    assert done.returncode == 1 and "File too large" in done.stderr
-    assert (PREPARED / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in Path("data").iterdir()) == ["prepared", "raw"]
-
-
 def test_all_of_fashion_mnist_becomes_fifty_ten_and_ten_thousand(
     folder: Path, fashion_mnist: Path, monkeypatch, caplog
 ) -> None:

@@ -38,16 +38,6 @@ def test_the_version_belongs_to_the_run_of_the_training_that_an_uploader_still_f
     until(lambda: is_free(run.outbox) and run.outbox.is_sent())
 
 
-def test_with_the_store_away_it_ends_in_one_clear_line(evaluated: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"tracking store http://127\.0\.0\.1:9 .*Connection refused") as raised:
-        stage.main()
-    assert len(str(raised.value).splitlines()) == 1
-    assert "s3cr3t" not in str(raised.value)
-    assert not Path("reports/registration.json").exists()
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [

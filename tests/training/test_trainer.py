@@ -11,7 +11,6 @@ from small_training import CPU, TRAIN, Recorder, bumps, model, options, same_wei
 from vaeline import config
 from vaeline.config import Binarise
 from vaeline.core.likelihoods import Bernoulli
-from vaeline.core.priors import Mixture
 from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
@@ -182,20 +181,6 @@ def test_mistake_10_a_bernoulli_refuses_grey_pixels(tmp_path: Path, binarise: Bi
     parts[spoilt] = bumps(len(parts[spoilt]), seed=3)
     with pytest.raises(UserError, match=f"the {spoilt} split has grey pixels"):
         train_small(tmp_path, data=Splits(**parts, binarise=binarise), model_section=BERNOULLI)
-
-
-@pytest.mark.parametrize(
-    "prior", [config.Vamp(kind="vamp", components=7), config.Mixture(kind="mixture", components=2)], ids=str
-)
-def test_a_learned_prior_is_trained_with_its_model_the_same_way_twice(tmp_path: Path, prior: config.Prior) -> None:
-    section = model(prior=prior)
-    first = train_small(tmp_path / "a", model_section=section)
-    assert same_weights(first, train_small(tmp_path / "b", model_section=section))
-    short = train_small(tmp_path / "c", options(epochs=1), model_section=section)
-    for one, other in zip(first.model.prior.parameters(), short.model.prior.parameters(), strict=True):
-        assert not torch.equal(one, other)
-    assert isinstance(first.model.prior, Mixture)
-    assert first.history[-1].validation_elbo > first.history[0].validation_elbo
 
 
 def test_pseudo_inputs_start_at_different_training_images(tmp_path: Path) -> None:
