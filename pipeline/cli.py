@@ -1,18 +1,21 @@
 """The command `vaeline` in a workspace. A command imports what it needs when it runs, so that each starts fast."""
 
-from typing import Annotated, NoReturn
+import logging
+import os
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from pipeline.commands import lineage, operate, registry, sweep
+from pipeline.commands import lineage, registry
 from pipeline.services.environment import enter_workspace, prepare_environment
-from vaeline.command import consume
+from vaeline.command.main import command_line
 from vaeline.command.program import run_and_leave, run_program
 from vaeline.config import read_params
-from vaeline.io.workspace import current_workspace
+from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace, current_workspace
 
-app = consume.command_line("Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect.")
-for topic in (registry, lineage, operate, sweep):
+app = command_line("Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect.")
+for topic in (registry, lineage):
     app.add_typer(topic.app)
 
 
@@ -50,6 +53,37 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
 
 
 @app.command()
+def sweep(
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUES...", help="train.beta=0.5,1,2 or train.beta=log:0.1..10")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at once, each on its own device or share of the cores.")] = 1,
+    search: Annotated[
+        Literal["grid", "random", "bayesian"], typer.Option(help="grid: every combination; the others draw --trials.")
+    ] = "grid",
+    trials: Annotated[int, typer.Option(min=0, help="How many a search draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of a search.")] = 1,
+    metric: Annotated[
+        str, typer.Option(help="What ranks: a path in reports/metrics.json; max:PATH or min:PATH.")
+    ] = "test.elbo",
+    name: Annotated[str, typer.Option(help="Of the sweep; without KEY=VALUES: go on with this one.")] = "",
+    register: Annotated[bool, typer.Option(help="Complete the best trial, through the registry's gate.")] = True,
+) -> None:
+    """Run every combination of params as a DVC experiment, several at once, and rank them.
+
+    The same command again, or --name NAME alone, runs only what is missing. Exit code 1 where a trial failed.
+    """
+    workspace = enter_workspace()
+    prepare_environment()
+    from pipeline.sweep.run import run_sweep
+    from pipeline.sweep.study import Request, plan_sweep
+
+    request = Request(assignments or [], search, trials, seed, metric)
+    if not run_sweep(plan_sweep(workspace, request, name), jobs, register, typer.echo):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui() -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
     prepare_environment()
@@ -59,6 +93,57 @@ def ui() -> None:
         serve(current_workspace(), typer.echo)
     except KeyboardInterrupt:
         typer.echo("stopped")
+
+
+@app.command()
+def up(host: Annotated[str, typer.Option(help="Other than loopback: passwords are required.")] = "127.0.0.1") -> None:
+    """Start MLflow's server, Prefect's and a worker, with the deployments of prefect.yaml, and return."""
+    workspace = enter_workspace()
+    prepare_environment()
+    from pipeline.services.up import up
+
+    up(workspace, typer.echo, host)
+
+
+@app.command()
+def down() -> None:
+    """Stop what `vaeline up` started; a training that it stops goes on after the next `vaeline up`."""
+    workspace = enter_workspace()
+    from pipeline.services.up import down
+
+    down(workspace, typer.echo)
+
+
+@app.command()
+def deploy() -> None:
+    """Register the deployments of prefect.yaml with the server at PREFECT_API_URL, or that of `vaeline up`."""
+    _use_prefect_server()
+    from pipeline.services.worker import deploy
+
+    deploy()
+
+
+@app.command()
+def worker() -> None:
+    """Run deployments in this clone, going on with what a killed worker left."""
+    workspace = _use_prefect_server()
+    from pipeline.services.worker import work
+
+    work(workspace)
+
+
+def _use_prefect_server() -> Workspace:
+    """Set PREFECT_API_URL, which Prefect reads when it is imported."""
+    workspace = enter_workspace()
+    prepare_environment()
+    from pipeline.services.servers import known_prefect
+
+    api = known_prefect(workspace)
+    if api is None:
+        raise UserError("PREFECT_API_URL: not set; name a Prefect server, or use `vaeline up`, which starts one")
+    os.environ["PREFECT_API_URL"] = api
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return workspace
 
 
 @app.command()

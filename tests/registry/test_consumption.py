@@ -19,7 +19,7 @@ import vaeline
 from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
 from registry_fixture import ROOT
-from vaeline.command import consume
+from vaeline.command import main as consume
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED
 from vaeline.serving.inference import TrainedModel

@@ -1,14 +1,18 @@
-"""The entry point `vaeline`: in a workspace the whole command line with its code, elsewhere verify, score, export."""
+"""The command `vaeline`: verify, score, export for those who use a model; in a workspace the whole command line."""
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from vaeline.command.consume import command_line
+import vaeline
 from vaeline.command.program import run_program, use_code_of
+from vaeline.errors import UserError
+from vaeline.io.workspace import Workspace, current_workspace
+
+DRIFT = 3  # exit code of `score`
 
 
 class LightGroup(TyperGroup):
@@ -17,14 +21,90 @@ class LightGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            have = ", ".join(self.commands)
-            typer.echo(
-                f"error: {args[0]}: this installation has {have}; run other commands in a clone of the project's "
-                "repository, after `make setup`",
-                err=True,
-            )
+            have = f"this installation has {', '.join(self.commands)}"
+            clone = "run other commands in a clone of the project's repository, after `make setup`"
+            typer.echo(f"error: {args[0]}: {have}; {clone}", err=True)
             raise typer.Exit(2)
         return super().resolve_command(ctx, args)
+
+
+def command_line(about: str, group: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """A command line with verify, score, export and --version."""
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"vaeline {vaeline.__version__}")
+            raise typer.Exit
+
+    app = typer.Typer(
+        cls=group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    @app.callback(help=about)
+    def options(
+        version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
+    ) -> None: ...
+
+    for command in (verify, score, export):
+        app.command()(command)
+    return app
+
+
+def verify(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
+) -> None:
+    """Check all of a stored model: files, digests, signature, registry entry. Exit code 1 where anything is off."""
+    from vaeline.registry import load
+
+    typer.echo("\n".join(load.verify(uri)))
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
+    folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
+) -> None:
+    """Write a model as ONNX, for use without torch: encoder.onnx, decoder.onnx, and model.json, their description.
+
+    Both graphs are compared with torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
+    """
+    from vaeline.serving.onnx_export import TOLERANCE, export_onnx
+
+    encoder, decoder = export_onnx(vaeline.load(model).loaded, folder)
+    within = f"encoder within {encoder:.1e}, decoder within {decoder:.1e}"
+    typer.echo(f"{folder}: {within} of torch (allowed: {TOLERANCE:.0e})")
+
+
+def score(
+    images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
+    model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
+    out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile among the test images")] = Path(
+        "scores.csv"
+    ),
+    level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
+    seed: Annotated[int, typer.Option(help="of the ELBO's noise")] = 0,
+    fit: Annotated[bool, typer.Option("--fit", help="resize and convert a folder's images to the model's")] = False,
+) -> None:
+    """Score images by their ELBO, and test whether they look like the data that the model was tested on.
+
+    Exit code 0: they do. 3: drift. 1: an error. 2: wrong usage.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"--level: found {level}, allowed: above 0 and below 1")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed: found {seed}, allowed: 0 to 2^63 - 1")
+    if not model:
+        from vaeline.config import read_params
+
+        params = Workspace(current_workspace().repository).params
+        if not params.is_file():
+            raise UserError("--model: is needed outside a repository with params.yaml: --model models:/NAME@champion")
+        model = f"models:/{read_params(params).register_.name}@champion"
+    from vaeline.serving.scoring import score_images
+    from vaeline.training.device import pick_device
+
+    verdict = score_images(vaeline.load(model, pick_device()), model, images, out, level, seed, fit, typer.echo)
+    if verdict.drift:
+        raise typer.Exit(DRIFT)
 
 
 app = command_line("Use trained variational autoencoders. A clone of the repository has more commands.", LightGroup)
@@ -32,23 +112,12 @@ app = command_line("Use trained variational autoencoders. A clone of the reposit
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 error, one line on stderr, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
-    root = find_workspace()
-    if root is None:
-        run_program(app)
-    use_code_of(root)
-    import_module("pipeline.cli").main()
-    raise AssertionError("pipeline.cli.main does not return")
-
-
-def find_workspace() -> Path | None:
-    """The nearest folder upwards with dvc.yaml and the pipeline's code; None where there is none."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it was deleted
-        return None
-    return next(
-        (f for f in (here, *here.parents) if (f / "dvc.yaml").is_file() and (f / "pipeline/cli.py").is_file()), None
-    )
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "pipeline/cli.py").is_file():
+            use_code_of(folder)
+            import_module("pipeline.cli").main()
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from vaeline.errors import UserError
@@ -75,7 +74,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -84,48 +83,34 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except Exception as error:
-        lines = explain(error)
-        if lines is None:
+        if (lines := explain(error)) is None:
             raise
         for line in lines:
             print(f"error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     finally:
-        _end_at_once()
+        for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
     sys.exit(0)
 
 
 def explain(error: BaseException) -> list[str] | None:
     """One line for each thing that the user can fix; None where the error is a bug."""
+    kind, number, name = type(error).__name__, getattr(error, "errno", None), getattr(error, "filename", None)
     if isinstance(error, UserError):
         return str(error).splitlines()
-    if _disk_is_full(error):
-        name = getattr(error, "filename", None)
+    if number in FULL_DISK or (
+        (isinstance(error, OSError | RuntimeError) or kind == "SafetensorError")
+        and any(message in str(error) for message in FULL_DISK_MESSAGES)
+    ):
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
-    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
-        return [f"{error.filename}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
+    if isinstance(error, OSError) and number in FORBIDDEN and name:
+        return [f"{name}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, libraries in EXTRAS.items() if library in libraries), None)
-        return [f"{library}: is not installed; pip install 'vaeline[{extra}]'"] if extra else None
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        extras = [extra for extra, libraries in EXTRAS.items() if library in libraries]
+        return [f"{library}: is not installed; pip install 'vaeline[{extras[0]}]'"] if extras else None
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return True
-    io_error = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
-    return io_error and any(message in str(error) for message in FULL_DISK_MESSAGES)
-
-
-def _end_at_once() -> None:
-    """While Python takes itself down, a signal ends it without a traceback."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
