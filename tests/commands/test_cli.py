@@ -17,13 +17,10 @@ from vaeline.errors import UserError
 from workspaces import execute
 
 
-def test_help_lists_the_commands():
+def test_help_lists_the_commands_and_the_version_is_the_packages():
     text = vaeline("--help")
     for command in ("run", "up", "down", "deploy", "worker", "ui", "sync", "doctor", "sweep", "promote", "verify"):
         assert re.search(rf"^\s+{command}\s", text, re.MULTILINE)
-
-
-def test_version_is_the_packages():
     assert vaeline("--version") == f"vaeline {library.__version__}\n"
     assert f'version = "{library.__version__}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
