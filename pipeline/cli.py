@@ -8,13 +8,12 @@ import typer
 
 from pipeline.commands import lineage, registry
 from pipeline.services.environment import enter_workspace, prepare_environment
-from vaeline.command.main import command_line
-from vaeline.command.program import run_and_leave, run_program
+from vaeline.command.main import app
+from vaeline.command.program import run_program
 from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 
-app = command_line("Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect.")
 for topic in (registry, lineage):
     app.add_typer(topic.app)
 
@@ -31,7 +30,7 @@ def run() -> None:
     prepare_environment()
     from pipeline.flows.run import main
 
-    run_and_leave(main)
+    main()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

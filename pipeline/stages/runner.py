@@ -50,7 +50,7 @@ def main(name: str) -> NoReturn:
     for ours in ("vaeline", "pipeline"):
         logging.getLogger(ours).setLevel(logging.INFO)
     stage = import_module(f"pipeline.stages.{name}")  # while signals still end it at once
-    program.run_and_leave(run)
+    program.run_program(run)
 
 
 if __name__ == "__main__":

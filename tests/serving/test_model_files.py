@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,19 +53,14 @@ def test_mistake_7_sigma_is_what_the_params_say(sigma: float | str, expected: fl
     assert any(parameter is vae.likelihood.log_sigma for parameter in vae.parameters()) == (sigma == "learned")
 
 
-def test_the_same_model_is_saved_as_the_same_bytes(tmp_path: Path, folder: Path) -> None:
-    model = section()
-    save_model(tmp_path / "again", build_model(model, SHAPE, "elbo", seed=1), dict(reversed(described(model).items())))
+def test_the_same_model_is_saved_as_the_same_bytes_and_another_weight_is_another_digest(tmp_path: Path, folder: Path):
+    model, again, other = section(), tmp_path / "again", tmp_path / "other"
+    save_model(again, build_model(model, SHAPE, "elbo", seed=1), dict(reversed(described(model).items())))
+    save_model(other, build_model(model, SHAPE, "elbo", seed=2), described(model))
     for name in (WEIGHTS, CONFIG):
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
-    assert load_model(tmp_path / "again").digest == load_model(folder).digest
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    assert load_model(again).digest == load_model(folder).digest == model_digest(folder) != load_model(other).digest
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]  # no temporary file stays
-
-
-def test_another_weight_is_another_digest(folder: Path, tmp_path: Path) -> None:
-    model = section()
-    save_model(tmp_path / "other", build_model(model, SHAPE, "elbo", seed=2), described(model))
-    assert load_model(tmp_path / "other").digest != load_model(folder).digest
 
 
 def test_weights_follow_the_seed_and_the_global_generator_is_left_alone() -> None:
@@ -109,19 +103,12 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 NAME = "decoder.0.bias"
-BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {  # more in package_damage.py
     "no config": (CONFIG, "cannot be read", lambda folder: (folder / CONFIG).unlink()),
     "no weights": (WEIGHTS, "cannot be read", lambda folder: (folder / WEIGHTS).unlink()),
     "torn config": (CONFIG, "is not JSON", cut(CONFIG)),
     "binary config": (CONFIG, "is not JSON", lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00")),
-    "config is a list": (CONFIG, "found", lambda folder: (folder / CONFIG).write_text("[]")),
     "torn weights": (WEIGHTS, "is not a safetensors file", cut(WEIGHTS)),
-    "empty weights": (WEIGHTS, "is not a safetensors file", lambda folder: (folder / WEIGHTS).write_bytes(b"")),
-    "a pickle": (
-        WEIGHTS,
-        "is not a safetensors file",
-        lambda folder: torch.save({"a": torch.ones(2)}, folder / WEIGHTS),
-    ),
     "format": (CONFIG, "format", change_json(lambda c: c.update(format=2))),
     "no format": (CONFIG, "format: missing", change_json(lambda c: c.pop("format"))),
     "unknown key": (CONFIG, "extra: unknown key", change_json(lambda c: c.update(extra=1))),
@@ -133,7 +120,6 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "another objective": (WEIGHTS, "tensor ", change_json(lambda c: c.update(objective="autoencoder"))),
     "missing tensor": (WEIGHTS, NAME, change_tensors(lambda t: t.pop(NAME))),
     "extra tensor": (WEIGHTS, "intruder", change_tensors(lambda t: t.update(intruder=torch.ones(1)))),
-    "wrong shape": (WEIGHTS, NAME, change_tensors(lambda t: t.update({NAME: torch.ones(3)}))),
     "wrong dtype": (WEIGHTS, "float64", change_tensors(lambda t: t.update({NAME: t[NAME].double()}))),
     "not finite": (WEIGHTS, "not finite", change_tensors(lambda t: t[NAME].fill_(torch.nan))),
 }
@@ -157,25 +143,6 @@ def test_only_a_key_of_params_yaml_can_be_removed_by_dvc(folder: Path) -> None:
         load_model(folder)
     with pytest.raises(UserError, match=r"extra: unknown key; .* \(to remove it: -S '~extra'\)"):
         config.parse_params({"extra": 1})
-
-
-def test_the_digest_is_that_of_the_files(folder: Path) -> None:
-    assert load_model(folder).digest == model_digest(folder)
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere"):
-        load_model(tmp_path / "nowhere")
-
-
-def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = shutil.copytree(folder, folder.parent / "reference")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    model = section()
-    with pytest.raises(OSError, match="No space"):
-        save_model(folder, build_model(model, SHAPE, "elbo", seed=2), described(model))
-    assert load_model(folder).digest == load_model(reference).digest
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
 
 
 @pytest.mark.parametrize("prior", [VAMP, MIXTURE], ids=["vamp", "mixture"])
@@ -222,14 +189,10 @@ def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str)
 @pytest.mark.parametrize(
     ("latent_dim", "channels", "line"),
     [
-        (
-            24,
-            [4, 6, 6, 6],
-            "model.network: its channels halve the image 3 times: height and width must be divisible by 8",
-        ),
+        (24, [4, 6, 6, 6], "model.network: its channels halve the image 3 times: .* must be divisible by 8"),
         (10, [4, 6, 6], r"model.latent_dim: must be 24 \(latent_channels x height x width = 2 x 4 x 3\).* found 10"),
     ],
 )
-def test_latents_that_do_not_fit_the_images_are_told(latent_dim: int, channels: list[int], line: str) -> None:
+def test_latents_that_do_not_fit_the_images_are_reported(latent_dim: int, channels: list[int], line: str) -> None:
     with pytest.raises(UserError, match=line):
         build_model(residual(latent_dim, channels), (3, 16, 12), "elbo")

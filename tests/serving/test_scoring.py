@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline import config
+from model_sections import described, section
+from vaeline.data.sources.images import read_folder
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED, Verdict
 from vaeline.serving.inference import TrainedModel
@@ -25,22 +26,15 @@ def noise(count: int, seed: int, shape: tuple[int, int, int] = SHAPE) -> np.ndar
 
 
 def trained(
-    folder: Path,
-    likelihood: str = "gaussian",
-    objective: str = "elbo",
-    shape: tuple[int, int, int] = SHAPE,
+    folder: Path, likelihood: str = "gaussian", objective: str = "elbo", shape: tuple[int, int, int] = SHAPE
 ) -> TrainedModel:
     """A model to which noise is familiar."""
-    section = config.Model.model_validate(
-        {"latent_dim": 3, "network": {"kind": "mlp", "hidden": [8]}, "likelihood": {"kind": likelihood}}
-    )
-    data = {"digest": "d" * 64, "source": "npz", "binarise": "none"}
-    described = {"model": section.model_dump(), "objective": objective, "data": data}
-    save_model(folder, build_model(section, shape, objective, seed=1), described)
-    model = TrainedModel(load_model(folder))
+    model = section(likelihood={"kind": likelihood})
+    save_model(folder, build_model(model, shape, objective, seed=1), described(model, objective))
+    loaded = TrainedModel(load_model(folder))
     if objective == "autoencoder" or likelihood == "bernoulli":
-        return replace(model, reference=np.arange(10.0))
-    return replace(model, reference=model.score(noise(300, seed=1, shape=shape), REFERENCE_SEED).astype(np.float64))
+        return replace(loaded, reference=np.arange(10.0))
+    return replace(loaded, reference=loaded.score(noise(300, seed=1, shape=shape), REFERENCE_SEED).astype(np.float64))
 
 
 @pytest.fixture
@@ -95,60 +89,31 @@ def test_other_images_are_drift(model: TrainedModel, tmp_path: Path, lines: list
     assert [row["image"] for row in rows(tmp_path / "scores.csv")] == [str(index) for index in range(60)]
 
 
-def test_class_folders_are_read_too_and_named_with_their_class(model: TrainedModel, tmp_path: Path, lines: list[str]):
-    (tmp_path / "new").mkdir()
-    for name in ("a", "b"):
-        write_images(tmp_path / "new" / name, noise(2, seed=ord(name)))
-    run(model, tmp_path / "new", lines)
-    names = [row["image"] for row in rows(tmp_path / "scores.csv")]
-    assert names == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "line"),
-    [
-        (
-            noise(2, 1, (1, 6, 8)),
-            r"its images are 8 x 6 pixels in L; the model's: 6 x 8 pixels in L \(--fit makes them so",
-        ),
-        (noise(2, 1, (3, 8, 6)), r"its images are 6 x 8 pixels in RGB; the model's: 6 x 8 pixels in L"),
-    ],
-)
+@pytest.mark.parametrize("shape", [(1, 6, 8), (3, 8, 6)])
 def test_images_of_another_kind_are_reported_in_one_line(
-    model: TrainedModel, tmp_path: Path, lines: list[str], pixels: np.ndarray, line: str
+    model: TrainedModel, tmp_path: Path, lines: list[str], shape: tuple[int, int, int]
 ):
-    with pytest.raises(UserError, match=line) as raised:
+    pixels, kind = noise(2, 1, shape), {1: "8 x 6 pixels in L", 3: "6 x 8 pixels in RGB"}[shape[0]]
+    line = rf"its images are {kind}; the model's: 6 x 8 pixels in L"
+    with pytest.raises(UserError, match=rf"{line} \(--fit makes them so\)$"):
         run(model, write_images(tmp_path / "new", pixels), lines)
-    assert len(str(raised.value).splitlines()) == 1
     np.savez(tmp_path / "new.npz", images=np.moveaxis(pixels, 1, 3))
-    with pytest.raises(UserError, match=r"new.npz: its images are"):
+    with pytest.raises(UserError, match=rf"new.npz: {line}$"):
         run(model, tmp_path / "new.npz", lines)
     assert not (tmp_path / "scores.csv").exists()
 
 
-def test_fit_resizes_and_converts_as_preparing_the_data_does(tmp_path: Path, lines: list[str]):
-    from vaeline.data.sources.images import read_folder
-
-    model = trained(tmp_path / "model", shape=(1, 8, 8))
-    folder = write_images(tmp_path / "new", noise(3, 1, (3, 20, 30)))
+def test_fit_resizes_and_converts_class_folders_as_preparing_the_data_does(tmp_path: Path, lines: list[str]):
+    model, folder = trained(tmp_path / "model", shape=(1, 8, 8)), tmp_path / "new"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_images(folder / name, noise(2, ord(name), (3, 20, 30)))
     run(model, folder, lines, fit=True)
     prepared = read_folder(folder, 8, "L")[0].pixels
+    names = [row["image"] for row in rows(tmp_path / "scores.csv")]
+    assert names == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
     found = [float(row["elbo"]) for row in rows(tmp_path / "scores.csv")]
     np.testing.assert_allclose(found, model.score(prepared, 0), rtol=1e-5)
-
-
-def test_an_image_of_another_mode_is_reported_with_how_to_be_read(
-    model: TrainedModel, tmp_path: Path, lines: list[str]
-):
-    (tmp_path / "new").mkdir()
-    Image.new("RGBA", (6, 8)).save(tmp_path / "new" / "a.png")
-    with pytest.raises(UserError, match=r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"):
-        run(model, tmp_path / "new", lines)
-
-
-def test_fit_cannot_make_images_that_are_not_square(model: TrainedModel, tmp_path: Path, lines: list[str]):
-    with pytest.raises(UserError, match="--fit: makes square images; the model's: 6 x 8 pixels in L"):
-        run(model, write_images(tmp_path / "new", noise(2, 1)), lines, fit=True)
 
 
 def test_grey_images_are_refused_by_a_model_of_black_and_white(tmp_path: Path, lines: list[str]):
@@ -170,16 +135,20 @@ def test_without_a_reference_the_scores_are_written_but_no_verdict_is_given(
     assert lines == []
 
 
-def test_a_plain_autoencoder_has_no_elbo(tmp_path: Path, lines: list[str]):
-    with pytest.raises(UserError, match="models:/m@champion: is a plain autoencoder"):
-        run(trained(tmp_path / "model", objective="autoencoder"), tmp_path, lines)
-
-
-def test_what_is_not_there_or_cannot_be_written_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
-    with pytest.raises(
-        UserError, match=r"nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an .npz"
-    ):
-        run(model, tmp_path / "nowhere", lines)
+def test_what_cannot_be_scored_or_written_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
+    (tmp_path / "rgba").mkdir()
+    Image.new("RGBA", (6, 8)).save(tmp_path / "rgba" / "a.png")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"file/scores.csv: cannot be written"):
-        run(model, write_images(tmp_path / "new", noise(3, 1)), lines, out=tmp_path / "file" / "scores.csv")
+    fine, autoencoder = (
+        write_images(tmp_path / "new", noise(3, 1)),
+        trained(tmp_path / "plain", objective="autoencoder"),
+    )
+    for scored, images, options, line in (
+        (model, tmp_path / "rgba", {}, r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"),
+        (model, fine, {"fit": True}, "--fit: makes square images; the model's: 6 x 8 pixels in L"),
+        (model, tmp_path / "nowhere", {}, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
+        (model, fine, {"out": tmp_path / "file" / "scores.csv"}, r"file/scores.csv: cannot be written"),
+        (autoencoder, fine, {}, "models:/m@champion: is a plain autoencoder"),
+    ):
+        with pytest.raises(UserError, match=line):
+            run(scored, images, lines, **options)

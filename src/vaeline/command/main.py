@@ -15,41 +15,38 @@ from vaeline.io.workspace import Workspace, current_workspace
 DRIFT = 3  # exit code of `score`
 
 
-class LightGroup(TyperGroup):
-    """Commands that need no workspace; any other is answered with where it is found, exit code 2."""
+class Commands(TyperGroup):
+    """Commands; any other is answered with those that there are, exit code 2."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            have = f"this installation has {', '.join(self.commands)}"
-            clone = "run other commands in a clone of the project's repository, after `make setup`"
-            typer.echo(f"error: {args[0]}: {have}; {clone}", err=True)
+            have = f"unknown command; allowed here: {', '.join(self.commands)}"
+            typer.echo(f"error: {args[0]}: {have}; a clone of the project's repository has more", err=True)
             raise typer.Exit(2)
         return super().resolve_command(ctx, args)
 
 
-def command_line(about: str, group: type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A command line with verify, score, export and --version."""
-
-    def print_version(wanted: bool) -> None:
-        if wanted:
-            typer.echo(f"vaeline {vaeline.__version__}")
-            raise typer.Exit
-
-    app = typer.Typer(
-        cls=group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
-
-    @app.callback(help=about)
-    def options(
-        version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
-    ) -> None: ...
-
-    for command in (verify, score, export):
-        app.command()(command)
-    return app
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, where wanted."""
+    if wanted:
+        typer.echo(f"vaeline {vaeline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
+) -> None:
+    """Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect."""
+
+
+@app.command()
 def verify(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
 ) -> None:
@@ -59,6 +56,7 @@ def verify(
     typer.echo("\n".join(load.verify(uri)))
 
 
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
     folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
@@ -74,6 +72,7 @@ def export(
     typer.echo(f"{folder}: {within} of torch (allowed: {TOLERANCE:.0e})")
 
 
+@app.command()
 def score(
     images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
     model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
@@ -105,9 +104,6 @@ def score(
     verdict = score_images(vaeline.load(model, pick_device()), model, images, out, level, seed, fit, typer.echo)
     if verdict.drift:
         raise typer.Exit(DRIFT)
-
-
-app = command_line("Use trained variational autoencoders. A clone of the repository has more commands.", LightGroup)
 
 
 def main() -> NoReturn:

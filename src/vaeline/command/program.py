@@ -34,22 +34,6 @@ def use_code_of(root: Path) -> None:
             del sys.modules[name]
 
 
-def run_and_leave(main: Callable[[], None]) -> NoReturn:
-    """Run `main` as `run_program` does; when it was stopped by a signal, end without Python's own shutdown.
-
-    All is closed then. That shutdown takes more than a second with torch, and minutes where Prefect's threads go on
-    sending to a temporary server that is gone.
-    """
-    try:
-        run_program(main)
-    except SystemExit as end:
-        if end.code in (130, 143):
-            logging.shutdown()
-            print(end="", flush=True)  # noqa: T201
-            os._exit(int(end.code))
-        raise
-
-
 def set_process_defaults() -> None:
     """Set what libraries read from the environment when they are loaded; call it before torch is imported.
 
@@ -67,7 +51,9 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
 
     `UserError`, a full disk, a file of another user and exhausted memory are one line each; any other
-    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
+    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed;
+    then the process ends without Python's own shutdown, which takes more than a second with torch, and minutes where
+    Prefect's threads go on sending to a temporary server that is gone.
     """
     set_process_defaults()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, every child ends with 0
@@ -81,7 +67,11 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        _leave(130)
+    except SystemExit as end:
+        if end.code in (130, 143):
+            _leave(end.code)
+        raise
     except Exception as error:
         if (lines := explain(error)) is None:
             raise
@@ -93,6 +83,12 @@ def run_program(main: Callable[[], None]) -> NoReturn:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
     sys.exit(0)
+
+
+def _leave(code: int) -> NoReturn:
+    logging.shutdown()
+    print(end="", flush=True)  # noqa: T201
+    os._exit(code)
 
 
 def explain(error: BaseException) -> list[str] | None:
