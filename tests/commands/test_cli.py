@@ -56,7 +56,7 @@ def test_sync_and_down_with_nothing_to_do(toy: Path):
     [
         (
             ("up", "--host", "0.0.0.0"),
-            "--host 0.0.0.0: other machines .*; set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT",
+            "--host 0.0.0.0: .*; set MLFLOW_FLASK_SERVER_SECRET_KEY and PREFECT_SERVER_API",
         ),
         (("worker",), "PREFECT_API_URL: not set"),
         (("deploy",), "PREFECT_API_URL: not set"),
