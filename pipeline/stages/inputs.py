@@ -9,10 +9,9 @@ from vaeline.serving.model_files import CONFIG, LoadedModel, load_model
 
 
 def load_trained(workspace: Workspace, device: torch.device) -> LoadedModel:
-    """The trained model, on a device.
+    """The trained model, on a device. Raises UserError where it is missing or damaged.
 
-    Raises UserError where it is missing or damaged, or where `data/prepared` is not what it was trained on: the
-    test split of other data may hold its training images.
+    So too where `data/prepared` is not what it was trained on: the test split may hold its training images.
     """
     loaded, manifest = load_model(workspace.model, device), read_manifest(workspace.prepared)
     of = f"{workspace.model / CONFIG}: was trained on"

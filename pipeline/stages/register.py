@@ -87,14 +87,12 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
 
 def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEvaluator:
     """Gate with the thresholds of the params, that scores models on this test split, on this machine's device."""
-    device, section, scoring = pick_device(), params.register_, params.evaluate
+    device, limits, scoring = pick_device(), params.register_, params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
         model = copy.deepcopy(loaded.vae).to(device)
         with reproducible(device):
             return score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
 
-    thresholds = GateThresholds(
-        section.minimum_active_units, section.margin, section.confidence, section.psnr_tolerance
-    )
+    thresholds = GateThresholds(limits.minimum_active_units, limits.margin, limits.confidence, limits.psnr_tolerance)
     return GateEvaluator(thresholds, manifest_digest(workspace.prepared), measure)

@@ -101,12 +101,9 @@ def _traversals(model: VAE, code: Tensor, test: Pixels, section: Sample) -> Shee
         path = code.repeat(section.steps, 1)
         path[:, z] = centre[z] + spread[z] * across.to(codes.device)
         rows.append((f"z{z}  {labels[z]}", _pixels(model, path)))
-    count = "all" if len(shown) == model.latent_dim else f"the {len(shown)} most informative of"
     unit = "" if standard else " standard deviations of the codes about their mean"
-    title = (
-        f"Traversals of {count} {model.latent_dim} latent dimensions\n"
-        f"one at a time from -{SPAN:g} to {SPAN:g}{unit}, the others as for a test image"
-    )
+    title = f"Traversals of the {len(shown)} most informative of {model.latent_dim} latent dimensions\n"
+    title += f"one at a time from -{SPAN:g} to {SPAN:g}{unit}, the others as for a test image"
     return grid(title, rows, [f"{value:.1f}" for value in across.tolist()])
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sys
+from functools import partial
 
 import torch
 
@@ -52,17 +53,16 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
     if group.broadcast(key.encode(), device) != key.encode():
         raise UserError(f"process {group.rank} of {group.size}: its params, data, code or device are not rank zero's")
     checkpoints, history = workspace.state / "checkpoints" / key, workspace.reports / "history.csv"
+    ours = partial(train, params.model, params.train, splits, device=device, checkpoints=checkpoints, group=group)
     if not group.is_rank_zero:
-        train(params.model, params.train, splits, device=device, checkpoints=checkpoints, group=group)
+        ours()
         return
     with checkpoint.owned(checkpoints):
         checkpoint.drop_abandoned(checkpoints.parent)
         resume = checkpoint.read(checkpoints) is not None or not _is_committed(workspace, key)
         with open_training_run(workspace, key, run_start(workspace, params), resume=resume) as run:
             run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, group.size).items()})
-            result = train(
-                params.model, params.train, splits, device=device, checkpoints=checkpoints, tracker=run, group=group
-            )
+            result = ours(tracker=run)
             scale = {}
             if isinstance(params.model.network, Residual):  # its latents are spatial: for models of them
                 scale = {"scale_factor": scale_factor(result.model, splits, params.train.seed, device)}

@@ -1,7 +1,6 @@
-"""Launcher of a stage that runs as several processes on this machine, in the environment that torchrun gives them.
+"""Launcher of a stage that runs as several processes on this machine; torchrun starts them on several.
 
-torchrun itself can start them on several machines; each then needs the repository and data/prepared, and the result is
-on the machine of rank zero.
+Each machine then needs the repository and data/prepared, and the result is on that of rank zero.
 """
 
 import os
@@ -23,11 +22,10 @@ TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def launch(size: int, workspace: Workspace, stage: str = "train") -> None:
-    """Run a stage by `size` processes, which end with this one; output of rank zero is shown, of others logged.
+    """Run a stage by `size` processes, which end with this one and with each other; output of rank zero is shown.
 
-    They meet in a file, so that nobody listens but gloo, on loopback. Where one fails, or this one receives a signal,
-    all are terminated. Raises UserError where another rank failed; SystemExit with the exit code of rank zero where
-    that one did, having reported why.
+    They meet in a file: gloo alone listens, on loopback. Raises UserError where another rank failed; SystemExit with
+    the exit code of rank zero where that one did, having reported why.
     """
     logs, processes = workspace.state.absolute() / "train-processes", []
     shutil.rmtree(logs, ignore_errors=True)

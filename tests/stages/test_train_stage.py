@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -85,22 +84,6 @@ def test_mistake_18_checkpoints_stay_until_the_result_is_in_place(workspace: Pat
         assert steps(workspace)
     train.main()
     assert not steps(workspace)
-
-
-def test_a_signal_in_the_last_moments_of_training_is_not_lost(workspace: Path):
-    code = "from pipeline.stages import runner\nfrom vaeline.training import trainer\nimport os, signal\n\
-end = trainer._Training.finish_epoch\n\
-def finish(self, *more):\n    end(self, *more)\n    len(self.rows) == 3 and os.kill(os.getpid(), signal.SIGTERM)\n\
-trainer._Training.finish_epoch = finish\nrunner.main('train')"
-    stopped = subprocess.run(
-        [sys.executable, "-c", code], cwd=workspace, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert stopped.returncode == 143
-    assert "Traceback" not in stopped.stderr
-    assert not (workspace / "models").exists()
-    resumed = run(workspace)
-    assert resumed.returncode == 0
-    assert "epoch" not in resumed.stderr, "nothing is computed again"
 
 
 def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(workspace: Path):

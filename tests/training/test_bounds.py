@@ -37,7 +37,7 @@ def several(samples: int, count: int = 16) -> Batch:
 @pytest.mark.parametrize(("bound", "estimator"), COMBINATIONS)
 def test_every_parameter_moves_and_the_bound_is_what_is_added_up(bound: Bound, estimator: Estimator):
     """Mistake 5: the surrogate reported as the bound; and mistake 13: a parameter that nothing trains."""
-    state, item = State.start(build_model(model(), SHAPE, bound, 1)), several(4)
+    state, item = State(build_model(model(), SHAPE, bound, 1)), several(4)
     before = [parameter.detach().clone() for parameter in state.parameters]
     with torch.no_grad():
         log_w = log_weights(state.model, state.model.likelihood.observe(item.pixels, item.uniform), item.normal)

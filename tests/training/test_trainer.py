@@ -187,8 +187,7 @@ def test_pseudo_inputs_start_at_different_training_images(tmp_path: Path) -> Non
     data, prior = splits(), config.Vamp(kind="vamp", components=7)
     started, pixels = data.some(7, seed=1), torch.from_numpy(data.train) / 255
     matches = (started[:, None] == pixels[None]).flatten(2).all(2)  # [7, N]
-    assert matches.any(1).all()
-    assert matches.any(0).sum() == 7
+    assert (matches.any(1).sum(), matches.any(0).sum()) == (7, 7)
     assert len(data.some(250, seed=1)) == 250
     slow = train_small(tmp_path, options(epochs=1, learning_rate=1e-9), data, model_section=model(prior=prior))
     torch.testing.assert_close(slow.model.prior.pseudo_inputs.detach(), started)
@@ -205,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_
         return real(state, Batch(pixels, batch.uniform, batch.normal), *rest)
 
     monkeypatch.setattr(trainer, "step", poisoned)
-    expected = r"^training diverged: .* not finite at step 11 \(epoch 2\); lower train.learning_rate \(now 0.004\)"
+    expected = r"^training diverged: .* not finite at step 11; lower train.learning_rate"
     with pytest.raises(UserError, match=expected):
         train_small(tmp_path, settings=Settings(checkpoint_seconds=0.0))
     assert len(calls) == 11
@@ -237,27 +236,27 @@ def test_a_checkpoint_follows_a_flush_of_what_was_reported_before_it(tmp_path: P
     assert newest[:21] == list(range(21))
 
 
-@pytest.mark.parametrize(
-    ("number", "error", "at"),
-    [(signal.SIGTERM, SystemExit, 4), (signal.SIGTERM, SystemExit, 7), (signal.SIGINT, KeyboardInterrupt, 12)],
-)
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(
-    plain: Result, tmp_path: Path, number: signal.Signals, error: type[BaseException], at: int
-):
+@pytest.mark.parametrize("at", [4, 7, 12, 21])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(plain: Result, tmp_path: Path, at: int):
+    """After a step, the last of an epoch, and when all that is left is the last epoch's picture."""
+    number, error = (signal.SIGINT, KeyboardInterrupt) if at == 12 else (signal.SIGTERM, SystemExit)
+
     class Killer(Recorder):
         def metrics(self, values, step):
-            super().metrics(values, step)
-            if step == at and "train/elbo" in values:
+            if step == at < 21 and "train/elbo" in values:
                 os.kill(os.getpid(), number)
 
-    handler = signal.getsignal(number)
+        def image(self, key, image, step):
+            if step == at == 21:
+                os.kill(os.getpid(), number)
+
+    handler, recorder = signal.getsignal(number), Recorder()
     with pytest.raises(error) as caught:
         train_small(tmp_path, tracker=Killer(), settings=EVERY_STEP)
     assert signal.getsignal(number) is handler
     assert error is KeyboardInterrupt or caught.value.code == 143
     assert checkpoint.read(tmp_path).progress["step"] == at
-    recorder = Recorder()
     resumed = train_small(tmp_path, tracker=recorder, settings=EVERY_STEP)
-    assert min(recorder.values("train/elbo")) == at + 1
+    assert min(recorder.values("train/elbo"), default=22) == at + 1, "nothing is computed again"
     assert same_weights(resumed, plain)
     assert resumed.history == plain.history

@@ -1,7 +1,6 @@
-"""Checkpoints: safetensors and JSON in one file whose name holds its SHA-256. Nothing is ever unpickled.
+"""Checkpoints: safetensors and JSON in one file, written whole, whose name holds its SHA-256. Nothing is unpickled.
 
-A file is written under a temporary name, synced, renamed, and the folder synced: a crash leaves the old ones and
-nothing half-written that counts. The last two are kept; a damaged one is passed over.
+The last two are kept; a damaged one is passed over.
 """
 
 import fcntl

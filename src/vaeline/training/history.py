@@ -15,16 +15,15 @@ from vaeline.errors import UserError
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of reports/history.csv. All in nats per image; the ELBO is never weighted, warmed up or regularised.
+    """One row of reports/history.csv: means over images in nats, never weighted, warmed up or regularised.
 
-    Under objective iwae the ELBO's columns hold the bound that is trained, IWAE-k with the k of the params: more than
-    reconstruction - KL, which stay the terms of the ELBO. The train columns are means over the epoch's images, under
-    weights that moved meanwhile. An autoencoder has no ELBO and no KL.
+    Under objective iwae the ELBO's columns hold the bound that is trained, IWAE-k: more than reconstruction - KL, which
+    stay the terms of the ELBO. The train columns are under weights that moved meanwhile.
     """
 
     epoch: int  # from 1
     step: int  # optimiser steps so far
-    train_elbo: float | None
+    train_elbo: float | None  # like the KL, None for an autoencoder
     train_reconstruction: float
     train_kl: float | None
     validation_elbo: float | None
@@ -52,10 +51,9 @@ class Tracker:
 
 
 def score(row: Epoch, beta: float) -> float:
-    """What the best weights have most of: the validation bound with the KL's weight that training ends with.
+    """Criterion of the best weights: the validation bound, its KL weighted by beta; an autoencoder's reconstruction.
 
-    With beta = 1 the bound itself, for an autoencoder the reconstruction. Choosing under another weight than the
-    trained one would take weights of half-way through a warm-up for the result.
+    Under a warm-up's weight of the KL the choice would fall on weights of half-way through it.
     """
     if row.validation_elbo is None or row.validation_kl is None:
         return row.validation_reconstruction

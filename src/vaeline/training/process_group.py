@@ -1,7 +1,7 @@
-"""Several processes that train one model (torchrun): each takes its rows of every batch, sums are all-reduced.
+"""Several processes that train one model: each takes its rows of every batch, sums are all-reduced.
 
-All draw the whole batch's noise and see the same order of images, so that a group of any size takes the steps that
-one process takes, but for rounding. A single process sends no messages.
+All draw the whole batch's noise and see the same order of images: a group takes the steps of one process, but for
+rounding.
 """
 
 import os
@@ -40,11 +40,7 @@ class ProcessGroup:
         return self.size == 1
 
     def rows(self, count: int) -> tuple[slice, float]:
-        """This process's rows of a batch of `count`, and their fraction of it: together each row once.
-
-        Where a batch has fewer rows than the group processes, some get its first row, with a fraction of 0: there
-        must be something to compute.
-        """
+        """This process's rows of a batch of `count`, and their fraction of it; where there are none, one and 0."""
         start, stop = self.rank * count // self.size, (self.rank + 1) * count // self.size
         return (slice(start, stop), (stop - start) / count) if start < stop else (slice(0, 1), 0.0)
 
@@ -76,14 +72,14 @@ class ProcessGroup:
         return self.all_reduce([data])[0].cpu().numpy().tobytes()
 
 
-SINGLE_PROCESS = ProcessGroup()
+SINGLE = ProcessGroup()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """The group that torchrun's RANK and WORLD_SIZE describe (NCCL on GPUs, gloo on CPUs), or a single process."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield SINGLE_PROCESS
+    if "RANK" not in os.environ:
+        yield SINGLE
         return
     group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     backend, method = "nccl" if device.type == "cuda" else "gloo", os.environ.get(STORE, "env://")

@@ -32,10 +32,7 @@ class Noise:
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
     def uniform(self, shape: torch.Size) -> Tensor:
-        """Uniform on (0, 1), float32: the midpoints of 2^16 equal bins, three times as fast as torch.rand.
-
-        As fine as float32 can resolve: (v + noise) / 256 steps by 2^-24.
-        """
+        """Midpoints of 2^16 equal bins of (0, 1), as fine as (v + noise) / 256 in float32; a third of rand's time."""
         count = shape.numel()
         draws = torch.empty(-(-count // 4), dtype=torch.int64, device=self.generator.device)
         draws.random_(-(2**63), None, generator=self.generator)

@@ -11,7 +11,7 @@ from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.batches import CHUNK, ImageSource, Pixels, open_images
 from vaeline.errors import UserError
-from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
+from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, permutation
 from vaeline.training.step import Averages, precision
 
@@ -49,18 +49,11 @@ class Splits:
 
 @torch.no_grad()
 def validate(
-    model: VAE,
-    images: ImageSource,
-    noise: Noise,
-    bound: Bound = "elbo",
-    samples: int = 1,
-    group: ProcessGroup = SINGLE_PROCESS,
+    model: VAE, images: ImageSource, noise: Noise, bound: Bound = "elbo", samples: int = 1, group: ProcessGroup = SINGLE
 ) -> Averages:
-    """The bound that is trained: the ELBO at one posterior sample an image, or IWAE with `samples` of them.
+    """The bound that is trained, mean over images: the ELBO at one posterior sample each, or IWAE with `samples`.
 
-    An autoencoder takes none. The same noise at each call. Sums per image in float64, divided by the number of
-    images: no mean of batch means. Pixels are not binarised anew: under the Bernoulli they are binary already.
-    A group distributes whole batches over its processes.
+    The same noise at each call. Sums in float64; a group distributes whole batches over its processes.
     """
     iwae = bound == "iwae"
     sums = torch.zeros(3, dtype=torch.float64, device=noise.generator.device)
@@ -85,10 +78,9 @@ def validate(
 
 @torch.no_grad()
 def scale_factor(model: VAE, splits: Splits, seed: int, device: torch.device) -> float:
-    """1 / (standard deviation of z ~ q(z|x) over the training images and latents): z times it has variance 1.
+    """1 / (standard deviation of z ~ q(z|x) over the training images and latents), for latent diffusion.
 
-    For training another model on the latents (latent diffusion). One sample an image, sums in float64 (Rombach et al.
-    2022, arXiv:2112.10752, appendix G, who take the first batch). The model ends on the CPU.
+    Rombach et al. 2022 (arXiv:2112.10752), appendix G, who take the first batch. The model ends on the CPU.
     """
     images, noise = open_images(splits.train, device), Noise(seed, device)
     draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"

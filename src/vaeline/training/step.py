@@ -1,8 +1,8 @@
 """One step of training: a batch goes in, the state moves. Nothing random, no clock, no wait for the device.
 
-`step` calls two private functions of PyTorch, for speed; tests hold them against the public ones. `torch.optim.Adam`
-with fused=True gives the same bits but took 0.20 ms a step more (0.53 in place of 0.33 ms with 16 hidden units, 4.00
-in place of 3.78 ms with 400, one thread, batch 128); `nn.utils.get_total_norm` 0.05 ms.
+`step` calls two private functions of PyTorch, for speed; tests hold them against the public ones, of the same bits.
+`torch.optim.Adam` took 0.20 ms a step more (0.53 in place of 0.33 ms with 16 hidden units, one thread, batch 128),
+`nn.utils.get_total_norm` 0.05 ms.
 """
 
 import math
@@ -18,7 +18,7 @@ from vaeline.config import Train
 from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
-from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
+from vaeline.training.process_group import SINGLE, ProcessGroup
 
 RISE = 0.25  # the part of training in which the learning rate rises
 START, END = 1 / 20, 1 / 1000  # of the peak
@@ -55,32 +55,20 @@ class Averages:
         return self.reconstruction - self.kl + self.gain
 
 
-@dataclass(frozen=True)
 class State:
-    """All that a step changes, in place."""
+    """All that a step changes, in place: before the first step, on the model's device."""
 
-    model: VAE
-    parameters: list[Tensor]
-    first: list[Tensor]  # Adam's running means of the gradient
-    second: list[Tensor]  # and of its square
-    count: Tensor  # scalar, Adam's steps so far
-    totals: Tensor  # [4] float64: sums of reconstruction, KL and gain, and the images, of this epoch so far
-    failed: Tensor  # scalar, 1 from the first loss or gradient on that is not finite: nothing moves any more
-
-    @classmethod
-    def start(cls, model: VAE) -> "State":
-        """Before the first step, on the model's device."""
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        device = parameters[0].device
-        return cls(
-            model,
-            parameters,
-            first=[torch.zeros_like(p, requires_grad=False) for p in parameters],
-            second=[torch.zeros_like(p, requires_grad=False) for p in parameters],
-            count=torch.zeros((), device=device),
-            totals=torch.zeros(4, dtype=torch.float64, device=device),
-            failed=torch.zeros((), device=device),
-        )
+    def __init__(self, model: VAE) -> None:
+        self.model = model
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.first = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # Adam's mean of the gradient
+        self.second = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # and of its square
+        device = self.parameters[0].device
+        self.count = torch.zeros((), device=device)  # Adam's steps so far
+        # sums of reconstruction, KL and gain, and the images, of this epoch so far
+        self.totals = torch.zeros(4, dtype=torch.float64, device=device)
+        # 1 from the first loss or gradient on that is not finite: nothing moves any more
+        self.failed = torch.zeros((), device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not copies."""
@@ -119,7 +107,7 @@ def bound_of(options: Train) -> Bound:
 
 
 def step(
-    state: State, batch: Batch, options: Train, learning_rate: float, beta: Tensor, group: ProcessGroup = SINGLE_PROCESS
+    state: State, batch: Batch, options: Train, learning_rate: float, beta: Tensor, group: ProcessGroup = SINGLE
 ) -> tuple[Tensor, Tensor]:
     """Maximise the objective by one step of Adam, with the gradient clipped to a norm; `beta` is the KL's weight.
 

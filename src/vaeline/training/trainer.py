@@ -24,7 +24,7 @@ from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
 from vaeline.training.device import Settings, keep_freed_memory, reproducible
 from vaeline.training.history import Epoch, Tracker
-from vaeline.training.process_group import SINGLE_PROCESS, ProcessGroup
+from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.splits import Splits, validate
 from vaeline.training.step import Averages, Batch, State, bound_of, kl_weight, one_cycle, step
@@ -32,13 +32,14 @@ from vaeline.training.step import Averages, Batch, State, bound_of, kl_weight, o
 log = logging.getLogger(__name__)
 
 SAMPLES = 64  # images in the picture that shows a training's progress
+LOWER = "lower train.learning_rate or train.gradient_clip"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A trained model, on the CPU, with the weights of its best epoch."""
+    """Outcome of a training."""
 
-    model: VAE
+    model: VAE  # on the CPU, with the weights of the best epoch
     history: list[Epoch]
     best: Epoch
 
@@ -52,7 +53,7 @@ def train(
     checkpoints: Path,
     tracker: Tracker | None = None,
     settings: Settings | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE,
 ) -> Result:
     """Train a model of these params, resuming from the newest checkpoint in `checkpoints` if there is one.
 
@@ -102,7 +103,7 @@ class _Training:
         self, model: VAE, options: config.Train, splits: Splits, group: ProcessGroup, checkpoints: Path
     ) -> None:
         self.options, self.group, self.checkpoints = options, group, checkpoints
-        self.model, self.state = model, State.start(model)
+        self.model, self.state = model, State(model)
         self.device = self.state.totals.device
         self.images = open_images(splits.train, self.device)
         self.validation = open_images(splits.validation, self.device)
@@ -120,7 +121,7 @@ class _Training:
         self.saved = time.monotonic()
 
     def run(self) -> Result:
-        """Resume, train to the end, and return the model with its best weights."""
+        """Train to the end, and return the model with its best weights."""
         with deferred_signals() as self.signals:
             self.resume()
             quiet = not self.group.is_rank_zero
@@ -165,7 +166,16 @@ class _Training:
         batches = torch.split(order, self.options.batch_size)[self.step - done * self.steps_per_epoch :]
         pixels = self.images.batches([batch[self.group.rows(len(batch))[0]] for batch in batches])
         for batch, own in zip(batches, pixels, strict=True):
-            self.take_step(own, len(batch))
+            self.noise.restart("step", self.step)
+            rows, fraction = self.group.rows(len(batch))
+            normal = uniform = None  # drawn for the whole batch in every process of a group
+            if not self.model.deterministic:
+                normal = self.noise.normal(*self.samples, len(batch), self.model.latent_dim)[..., rows, :]
+            if self.draws_uniform:
+                uniform = self.noise.uniform(torch.Size((len(batch), *own.shape[1:])))[rows]
+            item = Batch(own.to(torch.float32), uniform, normal, fraction)
+            step(self.state, item, self.options, *self.schedule(self.step), self.group)
+            self.step += 1
             is_due = self.step % self.settings.log_every == 0 or self.step % self.steps_per_epoch == 0
             if is_due or self.device.type == "cpu":  # elsewhere a look waits for the device
                 self.refuse_failure()
@@ -190,26 +200,13 @@ class _Training:
         rate = one_cycle(number, self.steps, self.options.learning_rate)
         return rate, torch.full((), beta, device=self.device)
 
-    def take_step(self, pixels: Tensor, images: int) -> None:
-        """One step on a batch of so many images, of which these, uint8 [B, C, H, W], are here."""
-        self.noise.restart("step", self.step)
-        rows, fraction = self.group.rows(images)
-        normal = uniform = None  # of the whole batch, in every process of a group
-        if not self.model.deterministic:
-            normal = self.noise.normal(*self.samples, images, self.model.latent_dim)[..., rows, :]
-        if self.draws_uniform:
-            uniform = self.noise.uniform(torch.Size((images, *pixels.shape[1:])))[rows]
-        batch = Batch(pixels.to(torch.float32), uniform, normal, fraction)
-        step(self.state, batch, self.options, *self.schedule(self.step), self.group)
-        self.step += 1
-
     def finish_epoch(self) -> None:
         """Validate, add a row, keep the weights if they are the best so far, report."""
         options, model, number = self.options, self.model, len(self.rows) + 1
         trained = Averages.of(self.state.totals.tolist())
         held_out = validate(model, self.validation, self.noise, bound_of(options), options.samples, self.group)
         if not math.isfinite(held_out.bound):
-            raise self.diverged(f"the validation bound is not finite after epoch {number}")
+            raise UserError(f"training diverged: the validation bound is not finite after epoch {number}; {LOWER}")
         bound, (rate, beta) = not model.deterministic, self.schedule(self.step - 1)
         row = Epoch(
             epoch=number,
@@ -224,16 +221,14 @@ class _Training:
             beta=beta.item(),
             learning_rate=rate,
         )
-        self.rows.append(row)
+        self.rows, self.reported = [*self.rows, row], None
         self.state.totals.zero_()
-        self.reported = None
         if history.best(self.rows, options.beta) is row:
             self.best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         names = ("elbo", "reconstruction", "kl") if bound else ("reconstruction",)
         self.tracker.metrics({f"validation/{name}": getattr(row, f"validation_{name}") for name in names}, self.step)
         self.noise.restart("samples", 0)
-        samples = sample_sheet(model, self.noise.normal(SAMPLES, model.latent_dim))
-        self.tracker.image("samples", samples, self.step)
+        self.tracker.image("samples", sample_sheet(model, self.noise.normal(SAMPLES, model.latent_dim)), self.step)
         name = {"elbo": "ELBO", "iwae": f"IWAE-{options.samples}"}.get(options.objective, "reconstruction")
         means = f"{name} {trained.bound:.2f}, validation {held_out.bound:.2f} with a KL of {held_out.kl:.2f}"
         self.progress.line(f"epoch {number}/{options.epochs}: {means}, {self.speed:,.0f} images/s")
@@ -256,12 +251,5 @@ class _Training:
     def refuse_failure(self) -> None:
         """Raise UserError if a loss or gradient was not finite; the state is still that before the step."""
         if self.state.failed.item():
-            good = int(self.state.count.item())
-            epoch = good // self.steps_per_epoch + 1
-            raise self.diverged(f"the loss or its gradient is not finite at step {good + 1} (epoch {epoch})")
-
-    def diverged(self, what: str) -> UserError:
-        """The error of a training that came to this."""
-        rate, clip = self.options.learning_rate, self.options.gradient_clip
-        remedy = f"lower train.learning_rate (now {rate:g}) or train.gradient_clip (now {clip:g})"
-        return UserError(f"training diverged: {what}; {remedy}")
+            number = int(self.state.count.item()) + 1
+            raise UserError(f"training diverged: the loss or its gradient is not finite at step {number}; {LOWER}")
