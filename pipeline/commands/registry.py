@@ -35,7 +35,7 @@ def history(name: Name) -> None:
     """Show the champions of a registered model: since when, by whom and why."""
     with _registry() as (client, _):
         from pipeline.commands.tables import history_table, show
-        from vaeline.registry.operations import read_history
+        from vaeline.registry.champion_history import read_history
         from vaeline.registry.versions import find_models
 
         entries = read_history(find_models(client, name)[0])
@@ -58,18 +58,17 @@ def promote(
     if not force:
         enter_workspace()  # whose data judge it
     with _registry() as (client, workspace):
-        from vaeline.registry.operations import promote_by_force, promote_by_gate
+        from vaeline.registry.champion import promote
 
-        if force:
-            decision = promote_by_force(client, workspace, name, version, reason.strip())
-        else:
+        evaluator = None
+        if not force:
             from pipeline.stages.register import gate_evaluator
             from vaeline.config import read_params
             from vaeline.data.prepared import load_split
 
             test = load_split(workspace.prepared, "test")
             evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
-            decision = promote_by_gate(client, workspace, name, version, evaluator)
+        decision = promote(client, workspace, name, version, evaluator, reason.strip())
     if decision is None:
         typer.echo(f"{name} version {version} is the champion already")
     else:
@@ -80,7 +79,7 @@ def promote(
 def rollback(name: Name, reason: Reason = "") -> None:
     """Make the champion before the present one champion again; once more goes further back."""
     with _registry() as (client, workspace):
-        from vaeline.registry.operations import rollback
+        from vaeline.registry.champion import rollback
 
         before, now = rollback(client, workspace, name, reason.strip())
     typer.echo(f"{name} version {now} is champion again{f', version {before} is not any more' if before else ''}")

@@ -22,9 +22,7 @@ from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.registry.champion import GateEvaluator
 from vaeline.registry.gate import Evidence, GateThresholds
-from vaeline.registry.lineage import trace_digest
-from vaeline.registry.notes import annotate
-from vaeline.registry.registration import NewModel, register
+from vaeline.registry.registration import NewModel, annotate, register, training_code
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import LoadedModel
 from vaeline.tracking.connection import connect, one_line_errors
@@ -55,15 +53,14 @@ def main() -> None:
             evidence=evidence,
             run_id=upload_now(tracker.outbox, client, workspace),
             reference=reference,
+            code=training_code(tracker.outbox),
         )
         registration = register(client, workspace, model, gate_evaluator(workspace, params, test))
         tracker.tags({"vaeline.decision": registration.decision})
         content = json.dumps(asdict(registration), indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
-        lineage = trace_digest(client, registration.name, registration.digest)
-        upload_now(tracker.outbox, client, workspace)
-        if lineage is not None:
-            annotate(client, lineage, summary.note(report))
+        run_id = upload_now(tracker.outbox, client, workspace)
+        annotate(client, registration.name, registration.digest, run_id, summary.note(report))
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

@@ -1,24 +1,35 @@
-"""What `vaeline reproduce` refuses before it computes, and the clone in which it does."""
+"""What `vaeline reproduce` refuses before it computes, the clone in which it does, and what it compares."""
 
 import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from package_damage import canary, code
 from pipeline.commands import reproduction
+from pipeline.commands.reproduction import differences
 from vaeline.errors import UserError
+from vaeline.io.digests import file_digest
 from vaeline.io.workspace import Workspace
-from vaeline.registry.lineage import Changes, Lineage
+from vaeline.registry.lineage import Lineage
+from vaeline.registry.load import verified
+from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import CUT
 from workspaces import ROOT, execute
 
-LINEAGE = Lineage("m", "1", (), {"vaeline.git_dirty": "false"}, run_id="r")
 
-
-def of(**tags: str) -> Lineage:
-    return replace(LINEAGE, tags={**LINEAGE.tags, **{f"vaeline.{key}": value for key, value in tags.items()}})
+def lineage(diff: bytes | None = None, signed: bool = False, **changes: Any) -> Lineage:
+    """Of a run; changes of its commit, dirty flag, params and so on."""
+    files = {} if diff is None else {"files": {"params.yaml": {}}}
+    code = {"commit": "", "dirty": diff is not None, "diff": files, "untracked": []}
+    content = {"mlflow_run": {"id": "r"}, "machine": {}, "versions": {}, "params": {}, "data": {}}
+    content["code"] = code | {key: changes.pop(key) for key in code.keys() & changes.keys()}
+    return Lineage("models:/m/1", content | changes, diff, signed)
 
 
 @pytest.fixture
@@ -44,34 +55,55 @@ def head(root: Path) -> str:
 
 
 def params_of(root: Path) -> dict[str, str]:
-    code = reproduction.READ_PARAMS
-    found: dict[str, str] = json.loads(execute("python", "-c", code, cwd=root, env={"PYTHONPATH": "src"}).stdout)
+    program = reproduction.READ_PARAMS
+    found: dict[str, str] = json.loads(execute("python", "-c", program, cwd=root, env={"PYTHONPATH": "src"}).stdout)
     return found
 
 
-def refused(lineage: Lineage) -> str:
-    """The error instead of a computation; nothing stays behind."""
-    with pytest.raises(UserError) as raised, reproduction.reproduced(lineage, Workspace(), lambda _: None):
+def refused(lineage: Lineage, run_changes: bool = False, lines: list[str] | None = None) -> str:
+    """The error, in one line, instead of a computation; nothing stays behind."""
+    log = (lines if lines is not None else []).append
+    with (
+        pytest.raises(UserError) as raised,
+        reproduction.reproduced(lineage, Workspace(), log, run_changes=run_changes),
+    ):
         pass
     assert not list(Path.cwd().parent.glob("vaeline-reproduce-*"))
     assert execute("git", "status", "--short", cwd=Path.cwd()).stdout == ""
+    assert len(str(raised.value).splitlines()) == 1
     return str(raised.value)
 
 
 def test_what_was_not_recorded_is_an_error_before_anything_is_computed(repository: Path):
-    assert "names no commit" in refused(LINEAGE)
-    assert "names no commit" in refused(replace(of(git_commit=head(repository)), run_id=""))
-    assert f"its commit {'a' * 40} is not in this clone; `git fetch --all`" in refused(of(git_commit="a" * 40))
-    dirty = of(git_commit=head(repository), git_dirty="true")
-    assert "which its run r does not hold" in refused(dirty)
-    assert "more than 1,000,000 bytes" in refused(replace(dirty, changes=Changes(b"diff" + CUT)))
+    assert "names no commit" in refused(lineage())
+    assert "names no commit" in refused(lineage(commit=head(repository), mlflow_run={"id": ""}))
+    assert f"its commit {'a' * 40} is not in this clone; `git fetch --all`" in refused(lineage(commit="a" * 40))
+    assert "which its run r does not hold" in refused(lineage(commit=head(repository), dirty=True))
+    assert "more than 1,000,000 bytes" in refused(lineage(b"diff" + CUT, commit=head(repository)), True)
     nonsense = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
-    assert "do not fit its commit: git: x: No such file" in refused(replace(dirty, changes=Changes(nonsense)))
+    assert "do not fit its commit: git: x: No such file" in refused(lineage(nonsense, commit=head(repository)), True)
+    other = lineage(commit=head(repository), params=params_of(repository) | {"train.beta": "4.0"})
+    assert refused(other) == "the checkout's params.yaml: train.beta: 1.0, the run had 4.0"
 
 
-def test_other_params_than_the_runs_are_refused_before_anything_is_computed(repository: Path):
-    lineage = replace(of(git_commit=head(repository)), params=params_of(repository) | {"train.beta": "4.0"})
-    assert refused(lineage) == "the checkout's params.yaml: train.beta: 1.0, the run had 4.0"
+def test_changes_that_no_trusted_key_signed_are_shown_and_run_only_if_asked_for(repository: Path, tmp_path: Path):
+    """Mistake 17: code from a tracking store runs on the machine of whoever reproduces a model."""
+    (repository / "src").unlink()
+    (repository / "src").mkdir()
+    (repository / "src/vaeline.py").write_bytes(code(tmp_path / "x") + b"# \x1b[2J\n")
+    execute("git", "add", "-A", cwd=repository)
+    diff = subprocess.run(["git", "diff", "HEAD"], capture_output=True, check=True).stdout
+    execute("git", "reset", "-q", "--hard", cwd=repository)
+    hostile, lines = lineage(diff, commit=head(repository), params=params_of(repository)), []
+    assert refused(hostile, lines=lines).endswith("read them, then --run-changes runs them")
+    assert any("os.mkdir" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+    assert not canary(tmp_path / "x").exists()
+    for path in ("../../evil", ".git/hooks/post-checkout", "/tmp/evil"):
+        new = f"diff --git a/{path} b/{path}\nnew file mode 100755\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+evil\n"
+        assert "do not fit its commit" in refused(replace(hostile, diff=new.encode()), True)
+    assert "cannot be read by the checkout's own code" in refused(hostile, True)
+    assert canary(tmp_path / "x").exists(), "the test's own proof that it would have run"
 
 
 def test_the_runs_own_changes_bring_its_params_back(repository: Path, monkeypatch: pytest.MonkeyPatch):
@@ -79,16 +111,13 @@ def test_the_runs_own_changes_bring_its_params_back(repository: Path, monkeypatc
     text = params.read_text()
     params.write_text(text.replace("beta: 1.0 ", "beta: 4.0 "))
     diff = subprocess.run(["git", "diff", "HEAD"], capture_output=True, check=True).stdout
-    lineage = replace(
-        of(git_commit=head(repository), git_dirty="true", git_untracked='["new.py"]'),
-        params=params_of(repository),
-        changes=Changes(diff),
-    )
+    machine = {"device": "cpu X", "threads": "3", "processes": "$(evil)"}
+    given = {"params": params_of(repository), "untracked": ["new.py"], "machine": machine}
+    signed = lineage(diff, signed=True, commit=head(repository), **given)
     params.write_text(text)
     monkeypatch.setattr(reproduction, "stream", lambda *_: (0, []))
-    lineage = replace(lineage, tags={**lineage.tags, "vaeline.machine.device": "cpu X", "vaeline.machine.threads": "3"})
     lines: list[str] = []
-    with reproduction.reproduced(lineage, Workspace(), lines.append) as project:
+    with reproduction.reproduced(signed, Workspace(), lines.append) as project:
         assert "beta: 4.0" in (project / "params.yaml").read_text()
         assert str(project / ".dvc" / "cache") in (project / ".dvc" / "config.local").read_text()
     assert not project.exists()
@@ -98,7 +127,48 @@ def test_the_runs_own_changes_bring_its_params_back(repository: Path, monkeypatc
         "VAELINE_DEVICE=cpu, as recorded",
         "not kept, as git did not track them: new.py",
     ]
-    with reproduction.reproduced(lineage, Workspace(), lines.append, keep=True) as project:
+    with reproduction.reproduced(signed, Workspace(), lines.append, keep=True) as project:
         pass
     assert project.exists()
     assert lines[-1] == f"kept: {project.parent}"
+
+
+def test_each_difference_has_its_size_and_what_may_be_the_cause(package: Path, tmp_path: Path):
+    made = tmp_path / "made"
+    for name in ("data/prepared", "models", "reports"):
+        (made / name).mkdir(parents=True)
+    manifest, history = made / "data/prepared/manifest.json", made / "reports/history.csv"
+    manifest.write_text(json.dumps({"splits": {"train": {"count": 3}}}))
+    history.write_text("epoch,elbo\n1,-2.25\n2,-1\n")
+    for file in ("model.safetensors", "config.json"):
+        (made / "models" / file).write_bytes((package / "artifacts/model" / file).read_bytes())
+    run = Outbox(Workspace(made, made)).create("k")
+    run.append("tags", values={"vaeline.machine.torch": "2", "vaeline.machine.threads": "1"})
+    data = {"digest": file_digest(manifest)}
+    same = replace(lineage(data=data), package=verified(package))
+    assert differences(same, history.read_bytes(), made) == []
+
+    tensors, config = load_file(made / "models/model.safetensors"), made / "models/config.json"
+    name = "decoder.0.bias"
+    tensors[name] = tensors[name] + np.float32(0.5)
+    save_file(tensors, made / "models/model.safetensors")
+    config.write_text(config.read_text().replace('"source": "digits"', '"source": "mnist"'))
+    machine = {"torch": "1", "threads": "1"}
+    other = replace(lineage(data={"digest": "d" * 64, "images": {"train": 5}}, machine=machine), package=same.package)
+    found = differences(other, b"epoch,elbo\n1,-2\n", made)
+    assert found[0].startswith("data/prepared: digest ")
+    assert found[1] == "data/prepared: train has 3 images, had 5"
+    assert found[2].startswith("models: digest ")
+    assert found[3:] == [
+        "models/config.json: data.source: 'mnist', was 'digits'",
+        f"models/model.safetensors: 1 of {len(tensors)} tensors differ, by at most 0.5 ({name})",
+        "reports/history.csv: 2 epochs, were 1",
+        "reports/history.csv: elbo differs by at most 0.25",
+        "the machine: torch is 2, was 1",
+    ]
+    assert differences(same, None, made)[-1] == "the machine that trained it is not recorded"
+    alike = replace(lineage(data=data, machine={"torch": "2", "threads": "1"}), package=same.package)
+    assert differences(alike, b"\xff", made)[-2:] == [
+        "reports/history.csv: cannot be compared with that of the run",
+        "the machines are alike: threads 1, torch 2",
+    ]

@@ -1,5 +1,6 @@
 """Registration by the stage `register`: versions, aliases, tags, and the champion in a consumer's process."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from packages import EXAMPLE
 from pipeline.stages import register as stage
 from registry_fixture import NAME
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
 from vaeline.registry.gate import Evidence
-from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags
+from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags, training_code
+from vaeline.registry.smoke import predict, smoke_test
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
+from vaeline.serving.package import TrainingCode
 from vaeline.tracking.connection import connect
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import open_model_run, open_training_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,13 +173,13 @@ def test_a_package_that_does_not_load_back_leaves_no_version(evaluated: Path, mo
     """Mistake 17: a version that is found before its package is whole."""
     client, digest = connect(current_workspace()), load_model(Path("models")).digest
 
-    def fail(*given: object) -> None:
+    def fail(*given: object, **named: object) -> None:
         (version,) = versions(client)
         assert version.tags == {UNFINISHED_TAG: digest}, "it is not found by its digest yet"
         raise UserError("broken")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="broken"):
-        patch.setattr("vaeline.registry.registration.verify_package", fail)
+        patch.setattr("vaeline.registry.registration.verified", fail)
         stage.main()
     assert versions(client) == []
     assert not Path("reports/registration.json").exists()
@@ -193,6 +199,38 @@ def test_a_champion_that_was_set_by_hand_stays_unchanged(evaluated: Path):
     connect(current_workspace()).set_registered_model_alias(NAME, "champion", "1")
     stage.main()
     assert registration()["decision"] == "unchanged"
+
+
+def test_a_package_must_load_and_predict_in_a_fresh_process_before_it_is_uploaded(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Mistake 17: the caller's PYTHONPATH in that process. A model whose own code is broken passes every number."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")  # run by a Python that has it in its path
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    expected = TrainedModel(load_model(package / "artifacts/model")).reconstruct(EXAMPLE)
+    smoke_test(package, EXAMPLE, expected)
+    with pytest.raises(ValueError, match="reconstructs other images than the model that was trained"):
+        predict(package, EXAMPLE, expected + 0.01)
+    with pytest.raises(UserError, match="no answer within 1 s"):
+        smoke_test(package, EXAMPLE, expected, seconds=1)
+    (package / "code/vaeline/serving/model_files.py").write_text("raise RuntimeError('no such thing')\n")
+    with pytest.raises(UserError, match=r"does not load and predict in a fresh process: .*no such thing"):
+        smoke_test(package, EXAMPLE, expected)
+
+
+def test_the_code_that_trained_a_model_is_sealed_with_it(evaluated: Path):
+    """As this machine recorded it: what the tracking store says of a run is not signed."""
+    workspace, tags = current_workspace(), {"vaeline.git_commit": "c" * 40}
+    for seed, diff in ((1, b"changes"), (2, b"")):
+        with open_training_run(workspace, str(seed), RunStart("e", "r", tags=tags, diff=diff)) as run:
+            run.finish_training(load_model(Path("models")).digest)
+        expected = hashlib.sha256(diff).hexdigest() if diff else None
+        assert training_code(run.outbox) == TrainingCode(commit="c" * 40, diff=expected)
+    stage.main()
+    manifest = load.verified(f"models:/{NAME}/1").manifest
+    assert manifest.code == TrainingCode(commit="c" * 40, diff=None)
+    with open_model_run(workspace, "0" * 64, RunStart("e", "r", tags=tags), upload=False) as elsewhere:
+        assert training_code(elsewhere.outbox) is None
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from registry_fixture import NAME
 from vaeline.io.workspace import current_workspace
-from vaeline.registry.operations import read_history
+from vaeline.registry.champion_history import read_history
 from vaeline.registry.versions import find_models, find_versions
 from vaeline.serving.model_files import load_model
 from vaeline.tracking.connection import connect

@@ -55,7 +55,7 @@ def trained(**values: object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def digits(store: Path, smoke_test_in_process: None) -> Path:
+def digits(store: Path, no_smoke_test: None) -> Path:
     text = (ROOT / "params.yaml").read_text()
     for pattern, value in TINY.items():
         text, count = re.subn(pattern, value, text)

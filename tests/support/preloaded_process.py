@@ -114,7 +114,7 @@ def act(what: str, sabotage: Sabotage) -> None:
     for name in {"theory": ["all_sections"], "evaluate": ["latent_report"]}.get(what, []):
         cache_result(stage, name)
     if what == "register":
-        smoke_by_fork(stage, sabotage)
+        smoke_by_fork(sabotage)
     sabotage.install()
     runner.main(what)
 
@@ -133,27 +133,23 @@ def cache_result(stage: Any, name: str) -> None:
     setattr(stage, name, once)
 
 
-def smoke_by_fork(stage: Any, sabotage: Sabotage) -> None:
+def smoke_by_fork(sabotage: Sabotage) -> None:
     """The smoke test in a forked process instead of a new one, which takes seconds to import MLflow."""
-    from dataclasses import replace
+    from vaeline.registry import registration, smoke
 
-    from vaeline.registry import smoke
-
-    real = stage.gate_evaluator
-
-    def forked(client: Any, version: Any) -> str | None:
-        child = os.fork()
-        if child:
-            return "failed" if os.waitpid(child, 0)[1] else None
+    def forked(*given: Any) -> None:
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+            return
         sabotage.root = "/nowhere"
         code = 1
         try:
-            smoke.predict(f"models:/{version.name}/{version.version}")
+            smoke.predict(*given)
             code = 0
         finally:
             os._exit(code)
 
-    stage.gate_evaluator = lambda *arguments: replace(real(*arguments), smoke_test=forked)
+    registration.smoke_test = forked
 
 
 if __name__ == "__main__":

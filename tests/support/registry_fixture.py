@@ -24,26 +24,9 @@ def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
-def smoke_in_process(client: Any, version: Any) -> str | None:
-    """The smoke test without its process: the checks of `smoke_test`, then `smoke.py`."""
-    from vaeline.registry import smoke
-    from vaeline.registry.stored import load_version
-
-    try:
-        load_version(client, version)
-        smoke.predict(f"models:/{version.name}/{version.version}")
-    except Exception as error:
-        return str(error)
-    return None
-
-
 def patch_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the stage and the commands run the smoke test in this process."""
-    from pipeline.stages import register
-
-    build = register.gate_evaluator
-    monkeypatch.setattr(register, "gate_evaluator", lambda *given: replace(build(*given), smoke_test=smoke_in_process))
-    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
+    """No smoke test of new packages, whose process takes six seconds: tests/registry/test_registration.py has it."""
+    monkeypatch.setattr("vaeline.registry.registration.smoke_test", lambda *given: None)
 
 
 class FilledRegistry:
@@ -58,19 +41,18 @@ class FilledRegistry:
         test = load_split(self.workspace.prepared, "test")
         evaluator = gate_evaluator(self.workspace, read_params(self.workspace.params), test)
         thresholds = replace(evaluator.thresholds, minimum_active_units=0)  # nothing is trained here
-        self.evaluator = replace(evaluator, thresholds=thresholds, smoke_test=lambda client, version: None)
+        self.evaluator = replace(evaluator, thresholds=thresholds)
 
     def run_gate(self, number: int, client: Any = None, evaluator: Any = None) -> Any:
         """Decide on a version as the stage does, through another client where one is given."""
-        from vaeline.registry.champion import run_gate
-        from vaeline.registry.stored import load_version
+        from vaeline.registry.champion import load_version, run_gate
 
         version, evaluator = self.client.get_model_version(NAME, str(number)), evaluator or self.evaluator
-        candidate = evaluator.candidate(load_version(self.client, version))
+        candidate = evaluator.candidate(load_version(version).loaded)
         return run_gate(client or self.client, version, candidate, evaluator)
 
     def rollback(self, reason: str = "") -> tuple[str | None, str]:
-        from vaeline.registry.operations import rollback
+        from vaeline.registry.champion import rollback
 
         return rollback(self.client, self.workspace, NAME, reason)
 
@@ -89,7 +71,8 @@ class FilledRegistry:
 
     def weights(self, number: int) -> Path:
         """The stored file of a version. It is shared: restore what you change."""
-        import mlflow
+        return self.folder(number) / "artifacts/model/model.safetensors"
 
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}"))
-        return next(folder.rglob("model.safetensors"))
+    def folder(self, number: int) -> Path:
+        """The package of a version. It is shared: restore what you change."""
+        return Path(self.client.get_model_version_download_uri(NAME, str(number)).removeprefix("file://"))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from packages import make_keys, make_package
-from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, patch_smoke_test, smoke_in_process
+from registry_fixture import NAME, ROOT, START, FilledRegistry, enter, patch_smoke_test
 from vaeline import config
 from vaeline.io.digests import file_digest
 from vaeline.io.workspace import current_workspace
@@ -53,8 +53,8 @@ def store(repository: Path, empty_store: Path) -> Path:
 
 
 @pytest.fixture
-def smoke_test_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smoke test loads and predicts in this process: a fresh one costs six seconds each time."""
+def no_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New packages are not loaded in a fresh process."""
     patch_smoke_test(monkeypatch)
 
 
@@ -114,7 +114,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def evaluated(store: Path, outputs: Callable[..., Path], smoke_test_in_process: None) -> Path:
+def evaluated(store: Path, outputs: Callable[..., Path], no_smoke_test: None) -> Path:
     """A repository with a trained and evaluated model, and an empty store."""
     return outputs(folder=store.parents[1])
 
@@ -152,6 +152,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         enter(patch, root)
+        patch_smoke_test(patch)
         patch.setenv("VAELINE_UPLOADER", "off")
         (root / ".vaeline").mkdir()
         shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
@@ -170,7 +171,6 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
 @pytest.fixture
 def filled(published: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> FilledRegistry:
     """The published versions in a repository of their own; the stored models are shared."""
-    monkeypatch.setattr("vaeline.registry.operations.smoke_test", smoke_in_process)
     for part in ("data", "models", "reports", "params.yaml"):
         whole = published / part
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)

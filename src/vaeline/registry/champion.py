@@ -1,26 +1,31 @@
-"""Champion of a registered model: the gate run on a candidate, and the move of the alias.
+"""Champion of a registered model: the gate run on a candidate, the commands of a person, and the move of the alias.
 
 On one machine a lock serialises promotions. MLflow has no compare-and-set for aliases: the champion is read again
-right before the move (a changed one ends the promotion) and after it (another machine's move is logged).
+right before the move (a changed one ends the promotion) and after it (another machine's move is logged). Every model
+that may become champion is read by `vaeline.registry.load`, whatever the registry says of it.
 """
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vaeline.errors import TransientError, UserError
 from vaeline.evaluation.comparison import Scores
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
 from vaeline.registry import champion_history as history
+from vaeline.registry import load
 from vaeline.registry.champion_history import Action, Entry
-from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide, incomparable
-from vaeline.registry.stored import load_version, smoke_test
-from vaeline.registry.versions import CHAMPION, DIGEST_TAG, find_champion
+from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide
+from vaeline.registry.versions import CHAMPION, DIGEST_TAG, find_champion, find_models, find_version, find_versions
+from vaeline.serving.inference import TrainedModel
 from vaeline.tracking.connection import SQLITE
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from vaeline.serving.model_files import LoadedModel
 
 CHALLENGER = "challenger"
+FORCE = "--force --reason TEXT"
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +47,6 @@ class GateEvaluator:
     thresholds: GateThresholds
     data_digest: str
     score: Callable[["LoadedModel"], Scores]
-    smoke_test: Callable[["MlflowClient", "ModelVersion"], str | None] = smoke_test  # the error, or None
 
     def candidate(self, loaded: "LoadedModel", evidence: Evidence | None = None) -> Candidate:
         """Model with its scores; without scores where it has no ELBO or belongs to other data."""
@@ -59,35 +64,21 @@ class GateEvaluator:
             )
         return Candidate(evidence, scores)
 
-    def decide(
-        self,
-        client: "MlflowClient",
-        version: "ModelVersion",
-        challenger: Candidate,
-        champion: "ModelVersion | None",
-    ) -> Decision:
-        """Gate's decision against the champion, whose stored model is scored again, and then the smoke test."""
-        decision = decide(challenger, self._champion(client, champion, challenger.evidence), self.thresholds)
-        if decision.promote and (error := self.smoke_test(client, version)):
-            return Decision(False, (f"does not load and predict in a fresh process: {error}",), decision.numbers)
-        return decision
-
-    def _champion(
-        self, client: "MlflowClient", champion: "ModelVersion | None", challenger: Evidence
-    ) -> Candidate | Unreadable | None:
-        """The champion by its stored model, since its tags may be missing or stale."""
+    def decide(self, challenger: Candidate, champion: "ModelVersion | None") -> Decision:
+        """Gate's decision against the champion's stored model, scored again: its tags may be missing or stale."""
         if champion is None:
-            return None
+            return decide(challenger, None, self.thresholds)
         try:
-            found = self.candidate(load_version(client, champion))
+            return decide(challenger, self.candidate(load_version(champion).loaded), self.thresholds)
+        except TransientError:
+            raise
         except UserError as error:
-            return Unreadable(str(error))
-        return replace(found, scores=None) if incomparable(challenger, found.evidence) else found
+            return decide(challenger, Unreadable(str(error)), self.thresholds)
 
 
 @dataclass(frozen=True)
 class RegistryState:
-    """History and champion of a registered model at one moment."""
+    """History of a registered model at one moment, and its champion's version number."""
 
     entries: tuple[Entry, ...]
     champion: "ModelVersion | None"  # None where the alias is not set, or its version is gone
@@ -102,6 +93,15 @@ def read_state(client: "MlflowClient", name: str) -> RegistryState:
     """State of the registered model `name`."""
     entries = tuple(history.read(client.get_registered_model(name).tags))
     return RegistryState(entries, find_champion(client, name))
+
+
+def load_version(version: "ModelVersion", where: str = "") -> TrainedModel:
+    """Verified model of a version. The UserError's message starts with `where`, and names no folder of this place."""
+    try:
+        return load.load(f"models:/{version.name}/{version.version}")
+    except UserError as error:
+        line = re.sub(r"(?<!models:)(?:file:/+)?/(?:[^\s/:'\"]+/)+", "", " ".join(str(error).split()))
+        raise type(error)(f"{where}{line[:300]}") from None
 
 
 @contextmanager
@@ -122,23 +122,74 @@ def run_gate(
     The caller holds the lock. A crash between any two steps leaves the old champion; a repetition continues from there.
     """
     state = read_state(client, version.name)
-    decision = evaluator.decide(client, version, challenger, state.champion)
+    decision = evaluator.decide(challenger, state.champion)
     if decision.promote and history.is_rolled_back(state.entries, state.current, str(version.version)):
         reason = f"it was rolled back; `vaeline promote {version.name} VERSION` makes it champion again"
         decision = Decision(False, (reason,), decision.numbers)
     if decision.promote:
-        set_champion(client, version, history_entry("promote", version, state, decision), decision)
+        set_champion(client, version, _entry("promote", version, state, decision), decision)
         return decision
     _write_decision(client, version, decision)
-    history.record(client, version.name, history_entry("reject", version, state, decision))
+    history.record(client, version.name, _entry("reject", version, state, decision))
     client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     return decision
 
 
-def history_entry(action: Action, version: "ModelVersion", state: RegistryState, decision: Decision) -> Entry:
-    """History entry of a decision."""
-    digest = version.tags.get(DIGEST_TAG, "")
-    return Entry(action, str(version.version), state.current, digest, decision.reasons, decision.numbers)
+def promote(
+    client: "MlflowClient",
+    workspace: Workspace,
+    name: str,
+    number: int,
+    evaluator: GateEvaluator | None,
+    reason: str = "",
+) -> Decision | None:
+    """Make a version champion if the gate accepts it now, or, without an evaluator, by force, for a person's reason.
+
+    None where it is champion already. Raises UserError, with the gate's reasons, where it is not made champion.
+    """
+    with registry_lock(client, workspace):
+        version, state, where = find_version(client, name, number), read_state(client, name), f"{name} version {number}"
+        if state.current == str(number):
+            return None
+        model = _load_usable(version, f"{where}: cannot be used: ")
+        if evaluator is None:
+            decision = Decision(True, (f"forced: {reason}",))
+        else:
+            if (digest := model.config.data.digest) != evaluator.data_digest:
+                raise UserError(
+                    f"{where}: its data is {digest[:12]}, data/prepared is {evaluator.data_digest[:12]}: "
+                    f"the gate cannot compare it; `dvc checkout` its data, or {FORCE}"
+                )
+            decision = evaluator.decide(evaluator.candidate(model.loaded), state.champion)
+            if not decision.promote:
+                reasons = "; ".join(decision.reasons)
+                raise UserError(f"{where}: rejected by the gate: {reasons} ({FORCE} overrules)")
+        entry = replace(_entry("promote", version, state, decision), forced=evaluator is None, reason=reason)
+        set_champion(client, version, entry, decision)
+    return decision
+
+
+def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: str = "") -> tuple[str | None, str]:
+    """Make the previous champion champion again; returns the versions from and to.
+
+    Repeated, it goes further back. Deleted versions are skipped. Raises UserError where there is none to go back to,
+    or where it cannot be used.
+    """
+    with registry_lock(client, workspace):
+        (model,) = find_models(client, name)
+        existing = {str(version.version): version for version in find_versions(client, model.name)}
+        state = read_state(client, name)
+        current = state.current
+        before = [number for number in history.champions(state.entries, current) if number != current]
+        target = next((existing[number] for number in reversed(before) if number in existing), None)
+        if target is None:
+            held = f"version {current} is champion and" if current else "no version is champion and"
+            raise UserError(f"{name}: {held} no previous champion is left: nothing to go back to")
+        way_out = f"the previous champion, cannot be used (`vaeline promote {name} VERSION {FORCE}` chooses another): "
+        _load_usable(target, f"{name} version {target.version}, {way_out}")
+        decision = Decision(True, (f"back from version {current}" if current else "the alias was gone",))
+        set_champion(client, target, replace(_entry("rollback", target, state, decision), reason=reason))
+        return current, str(target.version)
 
 
 def set_champion(
@@ -149,7 +200,7 @@ def set_champion(
     Raises TransientError, with nothing changed, where the champion is no longer the one that the entry names.
     """
     name = version.name
-    if (current := _current(client, name)) != entry.before:
+    if (current := read_state(client, name).current) != entry.before:
         raise TransientError(
             f"{name}: the champion was version {entry.before or 'none'} and is version {current or 'none'} now, set by "
             "another machine meanwhile: nothing was changed, try again"
@@ -161,21 +212,28 @@ def set_champion(
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, version.version)
     history.confirm(client, name, key)
-    if (current := _current(client, name)) != entry.version:
+    if (current := read_state(client, name).current) != entry.version:
         log.warning(
             "%s: version %s became champion, but another machine set version %s at the same time; see vaeline history",
             *(name, entry.version, current or "none"),
         )
 
 
-def _current(client: "MlflowClient", name: str) -> str | None:
-    champion = find_champion(client, name)
-    return None if champion is None else str(champion.version)
+def _load_usable(version: "ModelVersion", where: str) -> TrainedModel:
+    model = load_version(version, where)
+    if not np.isfinite(model.reconstruct(np.zeros((1, *model.config.shape), np.uint8))).all():
+        raise UserError(f"{where}its reconstructions are not finite")
+    return model
+
+
+def _entry(action: Action, version: "ModelVersion", state: RegistryState, decision: Decision) -> Entry:
+    digest = version.tags.get(DIGEST_TAG, "")
+    return Entry(action, str(version.version), state.current, digest, decision.reasons, decision.numbers)
 
 
 def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:
     """Set the decision, its reasons and numbers as the version's tags."""
-    result, reasons = "promoted" if decision.promote else "rejected", "; ".join(decision.reasons)
+    result = "promoted" if decision.promote else "rejected"
     tags = {
         "vaeline.reasons": json.dumps(decision.reasons),
         "vaeline.gate": json.dumps(decision.numbers, allow_nan=False),
@@ -183,4 +241,4 @@ def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: D
     }
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, key, value)
-    log.info("%s version %s: %s (%s)", version.name, version.version, result, reasons)
+    log.info("%s version %s: %s (%s)", version.name, version.version, result, "; ".join(decision.reasons))

@@ -11,14 +11,16 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vaeline.registry.versions import CHAMPION
 from vaeline.tracking.provenance import user
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 PREFIX, CARRIED_OUT = "vaeline.history.", "vaeline.carried_out."
 Action = Literal["promote", "reject", "rollback"]
@@ -50,10 +52,40 @@ class Entry:
 
 
 def read(tags: Mapping[str, str]) -> list[Entry]:
-    """Entries among a registered model's tags, in order; logs a warning for tags that are none."""
-    keys = sorted((key for key in tags if key.startswith(PREFIX)), key=_order)
-    found = [(_parse(key, tags[key]), key.replace(PREFIX, CARRIED_OUT, 1) in tags) for key in keys]
-    return [replace(entry, confirmed=confirmed) for entry, confirmed in found if entry is not None]
+    """Entries among a registered model's tags, in order of time, then of the key's random part, so that all agree.
+
+    Logs a warning for tags that are none.
+    """
+    found = []
+    for key in sorted((key for key in tags if key.startswith(PREFIX)), key=lambda key: (_time(key), key)):
+        try:
+            content: dict[str, Any] = json.loads(tags[key])
+            if content["action"] not in get_args(Action):
+                raise ValueError(content["action"])
+            entry = Entry(
+                action=content["action"],
+                version=str(content["version"]),
+                before=None if content["from"] is None else str(content["from"]),
+                digest=str(content["digest"]),
+                reasons=tuple(map(str, content["reasons"])),
+                numbers={name: float(number) for name, number in content["numbers"].items()},
+                forced=bool(content["forced"]),
+                reason=str(content["reason"]),
+                user=str(content["who"]),
+                time=str(content["time"]),
+                key=key,
+                confirmed=key.replace(PREFIX, CARRIED_OUT, 1) in tags,
+            )
+            found.append(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            log.warning("the tag %r is not an entry of the history", key)
+    return found
+
+
+def read_history(model: "RegisteredModel") -> list[tuple[Entry, bool]]:
+    """Entries in order, and whether each took effect."""
+    entries = read(model.tags)
+    return list(zip(entries, carried_out(entries, model.aliases.get(CHAMPION)), strict=True))
 
 
 def record(client: "MlflowClient", name: str, entry: Entry) -> str:
@@ -65,8 +97,7 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
     alike = [old for old in entries if (old.moves if entry.moves else old.version == entry.version)]
     if alike and alike[-1] == entry and not alike[-1].confirmed:
         return alike[-1].key
-    latest = _order(entries[-1].key)[0] if entries else 0
-    now = max(time.time_ns() // 1_000_000, latest + 1)
+    now = max(time.time_ns() // 1_000_000, _time(entries[-1].key) + 1 if entries else 0)
     key = f"{PREFIX}{now}-{secrets.token_hex(4)}"
     content = {
         "time": datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds"),
@@ -127,30 +158,6 @@ def is_rolled_back(entries: Sequence[Entry], current: str | None, version: str) 
     return result
 
 
-def _order(key: str) -> tuple[int, str]:
-    """Sort key: the time, then the random part, so that all readers see one order."""
+def _time(key: str) -> int:
     moment = key.removeprefix(PREFIX).partition("-")[0]
-    return int(moment) if moment.isascii() and moment.isdigit() else 0, key
-
-
-def _parse(key: str, value: str) -> Entry | None:
-    try:
-        content: dict[str, Any] = json.loads(value)
-        if content["action"] not in get_args(Action):
-            raise ValueError(content["action"])
-        return Entry(
-            action=content["action"],
-            version=str(content["version"]),
-            before=None if content["from"] is None else str(content["from"]),
-            digest=str(content["digest"]),
-            reasons=tuple(map(str, content["reasons"])),
-            numbers={name: float(number) for name, number in content["numbers"].items()},
-            forced=bool(content["forced"]),
-            reason=str(content["reason"]),
-            user=str(content["who"]),
-            time=str(content["time"]),
-            key=key,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("the tag %s is not an entry of the history", key)
-        return None
+    return int(moment) if moment.isascii() and moment.isdigit() and len(moment) < 15 else 0  # ms since the epoch

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import TypeGuard
 
 import numpy as np
 
@@ -66,34 +67,38 @@ class Decision:
 
 def decide(challenger: Candidate, champion: Candidate | Unreadable | None, thresholds: GateThresholds) -> Decision:
     """Promote a sound model that is better than the champion on the same data, or the first sound one."""
-    if isinstance(champion, Candidate) and champion.evidence.digest == challenger.evidence.digest:
+    model = challenger.evidence
+    if isinstance(champion, Candidate) and champion.evidence.digest == model.digest:
         return Decision(False, ("it is the champion already",))
-    failures, numbers = list(_own_failures(challenger, thresholds)), _own_numbers(challenger)
+    failures = list(_own_failures(challenger, thresholds))
+    numbers: dict[str, float] = {"active_units": model.active_units}
+    if _finite(challenger.scores):
+        elbo = challenger.scores.elbo
+        numbers |= {"images": len(elbo), "elbo": float(elbo.mean()), "psnr": challenger.scores.psnr}
     if champion is None:
         return Decision(not failures, tuple(failures) or ("no champion before it",), numbers)
+    differences = []
     if isinstance(champion, Unreadable):
-        failures.append(f"not compared: the champion cannot be read: {champion.reason}; {WAY_OUT}")
-        return Decision(False, tuple(failures), numbers)
-    failures += incomparable(challenger.evidence, champion.evidence)
-    if challenger.scores is None or champion.scores is None:
-        return Decision(False, tuple(failures), numbers)
-    if not _finite(champion.scores):
-        failures.append(f"not compared: the champion's scores on the test split are not finite; {WAY_OUT}")
-    if not _finite(challenger.scores) or not _finite(champion.scores):
+        differences.append(f"the champion cannot be read: {champion.reason}")
+    else:
+        other = champion.evidence
+        if model.data_digest != other.data_digest:
+            differences.append(f"its data is {model.data_digest[:12]}, the champion's {other.data_digest[:12]}")
+        if model.likelihood != other.likelihood:
+            differences.append(f"its likelihood is {model.likelihood}, the champion's {other.likelihood}")
+        if other.objective == "autoencoder":
+            differences.append("the champion is an autoencoder, which has no ELBO")
+        if champion.scores is not None and not _finite(champion.scores):
+            differences.append("the champion's scores on the test split are not finite")
+    failures += [f"not compared: {difference}; {WAY_OUT}" for difference in differences]
+    if (
+        differences
+        or isinstance(champion, Unreadable)
+        or not _finite(challenger.scores)
+        or not _finite(champion.scores)
+    ):
         return Decision(False, tuple(failures), numbers)
     return _compare(challenger.scores, champion.scores, thresholds, failures, numbers)
-
-
-def incomparable(challenger: Evidence, champion: Evidence) -> list[str]:
-    """Reasons why two models cannot be compared; empty where they can."""
-    found = []
-    if challenger.data_digest != champion.data_digest:
-        found.append(f"its data is {challenger.data_digest[:12]}, the champion's {champion.data_digest[:12]}")
-    if challenger.likelihood != champion.likelihood:
-        found.append(f"its likelihood is {challenger.likelihood}, the champion's {champion.likelihood}")
-    if champion.objective == "autoencoder":
-        found.append("the champion is an autoencoder, which has no ELBO")
-    return [f"not compared: {difference}; {WAY_OUT}" for difference in found]
 
 
 def _own_failures(model: Candidate, thresholds: GateThresholds) -> Iterator[str]:
@@ -113,16 +118,8 @@ def _own_failures(model: Candidate, thresholds: GateThresholds) -> Iterator[str]
         yield f"{evidence.active_units} active units, register.minimum_active_units is {least}"
 
 
-def _finite(scores: Scores) -> bool:
-    return bool(np.isfinite(scores.elbo).all()) and math.isfinite(scores.psnr)
-
-
-def _own_numbers(model: Candidate) -> dict[str, float]:
-    numbers: dict[str, float] = {"active_units": model.evidence.active_units}
-    if model.scores is not None and _finite(model.scores):
-        numbers |= {"images": len(model.scores.elbo), "elbo": float(model.scores.elbo.mean())}
-        numbers["psnr"] = model.scores.psnr
-    return numbers
+def _finite(scores: Scores | None) -> TypeGuard[Scores]:
+    return scores is not None and bool(np.isfinite(scores.elbo).all()) and math.isfinite(scores.psnr)
 
 
 def _compare(

@@ -1,191 +1,121 @@
-"""Lineage of a registered model, read from the tracking store: code, params, data, machine, run, decision."""
+"""Lineage of a registered model: code, params, data, machine, run, decision, and the package that was verified.
 
-import json
-import re
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+What the tracking store says of a run is a claim: only the package's manifest says, where it knows, which code trained
+the model.
+"""
+
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from vaeline.registry.versions import UNKNOWN, find_by_digest, find_version_at
-from vaeline.tracking.provenance import CUT
+from vaeline.errors import UserError
+from vaeline.io.git import git_bytes
+from vaeline.io.safe_read import parse_json, read_bounded
+from vaeline.registry.load import available, verified
+from vaeline.registry.versions import UNKNOWN, find_version_at, json_tag
+from vaeline.serving.package import Package
+from vaeline.serving.signatures import trusted_signers
+from vaeline.tracking.provenance import CUT, MAXIMUM_DIFF
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
 DIFF, HISTORY, METRICS = "git/uncommitted.diff", "reports/history.csv", "reports/metrics.json"  # artifacts of a run
 MACHINE = "vaeline.machine."
-T = TypeVar("T", list[Any], dict[str, Any])
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Uncommitted changes of tracked files."""
-
-    content: bytes = field(repr=False)  # input of `git apply`
-
-    @property
-    def cut(self) -> bool:
-        """Whether it was too large to be kept whole."""
-        return self.content.endswith(CUT)
-
-    def files(self) -> dict[str, tuple[int, int]]:
-        """Lines added and removed, by file."""
-        found: dict[str, tuple[int, int]] = {}
-        name, in_hunk = "", False
-        for line in self.content.decode("utf-8", "replace").splitlines():
-            if start := re.fullmatch(r'diff --git "?a/.* "?b/(.*?)"?', line):
-                name, in_hunk = start[1], False
-                found[name] = (0, 0)
-            elif line.startswith("@@"):
-                in_hunk = True
-            elif in_hunk and line[:1] in ("+", "-"):
-                added, removed = found[name]
-                found[name] = (added + (line[0] == "+"), removed + (line[0] == "-"))
-        return found
+LARGEST_ARTIFACT = 32 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Origin of a version; empty where the store has nothing."""
+    """Origin of a version."""
 
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]  # the version's over the run's
-    run_id: str = ""
-    run_name: str = ""
-    experiment_id: str = ""
-    status: str = ""
-    started: int | None = None  # ms since the epoch
-    ended: int | None = None
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    evaluation: Mapping[str, Any] = field(default_factory=dict)  # reports/metrics.json: with standard errors
-    dataset: Mapping[str, Any] = field(default_factory=dict)  # name, shape, images by split
-    changes: Changes | None = None
+    uri: str  # by number, which unlike an alias never moves
+    content: dict[str, Any]  # plain values for JSON; empty where the store has nothing
+    diff: bytes | None = None  # uncommitted changes of tracked files, as `git apply` takes them
+    signed: bool = False  # a trusted key's owner signed which commit and diff it was
+    package: Package | None = None
 
     @property
-    def uri(self) -> str:
-        """Address by number, which unlike an alias never moves."""
-        return f"models:/{self.name}/{self.version}"
-
-    def tag(self, name: str) -> str:
-        """Tag `vaeline.<name>`; empty where there is none."""
-        return self.tags.get(f"vaeline.{name}", "")
-
-    @property
-    def dirty(self) -> bool:
-        """Whether tracked files differed from the commit."""
-        return self.tag("git_dirty") == "true"
-
-    @property
-    def untracked(self) -> list[str]:
-        """Files that git did not follow; their content was not kept."""
-        return [str(name) for name in _json(self.tag("git_untracked"), list)]
-
-    @property
-    def reasons(self) -> list[str]:
-        """Reasons of the gate's decision."""
-        return [str(reason) for reason in _json(self.tag("reasons"), list)]
-
-    @property
-    def gate(self) -> dict[str, Any]:
-        """Numbers of the gate's decision."""
-        return _json(self.tag("gate"), dict)
-
-    @property
-    def versions(self) -> dict[str, Any]:
-        """Versions of Python and the packages."""
-        return _json(self.tag("versions"), dict)
-
-    @property
-    def machine(self) -> dict[str, str]:
-        """Properties of the machine that can change a result's last digits, see `vaeline.training.device.identity`."""
-        return {key.removeprefix(MACHINE): value for key, value in self.tags.items() if key.startswith(MACHINE)}
-
-    def content(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        changes = self.changes
-        files = {name: {"added": a, "removed": r} for name, (a, r) in changes.files().items()} if changes else {}
-        diff = {"bytes": len(changes.content), "cut": changes.cut, "files": files} if changes else None
-        code = {"commit": self.tag("git_commit"), "dirty": self.dirty, "diff": diff, "untracked": self.untracked}
-        run = {"id": self.run_id, "name": self.run_name, "experiment_id": self.experiment_id, "status": self.status}
-        return {
-            "model": {
-                "uri": self.uri,
-                "name": self.name,
-                "version": self.version,
-                "aliases": list(self.aliases),
-                **{key: self.tag(key) for key in ("model_digest", "likelihood", "objective", "manifest")},
-            },
-            "decision": {"decision": self.tag("decision"), "reasons": self.reasons, "gate": self.gate},
-            "code": code,
-            "data": {"digest": self.tag("data_digest"), **self.dataset},
-            "dvc_experiment": self.tag("dvc_experiment"),
-            "prefect_flow_run": self.tag("flow_run_id"),
-            "mlflow_run": {**run, "started": self.started, "ended": self.ended, "made_from": self.tag("made_from")},
-            "machine": self.machine,
-            "versions": self.versions,
-            "metrics": dict(self.metrics),
-            "evaluation": dict(self.evaluation),
-            "params": dict(self.params),
-        }
+    def cut(self) -> bool:
+        """Whether the diff was too large to be kept whole."""
+        return self.diff is not None and self.diff.endswith(CUT)
 
 
 def trace(client: "MlflowClient", uri: str) -> Lineage:
     """Lineage of the model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises UserError where there is no such model, and MLflow's errors where the store is away.
+    Raises UserError where there is no such model, where its package cannot be verified, or where its run names other
+    code than its manifest, and MLflow's errors where the store is away.
     """
-    return describe(client, find_version_at(client, uri))
-
-
-def trace_digest(client: "MlflowClient", name: str, digest: str) -> Lineage | None:
-    """Lineage of the version of `name` with this model digest; None where there is none."""
-    version = find_by_digest(client, name, digest)
-    return describe(client, version) if version else None
-
-
-def describe(client: "MlflowClient", version: "ModelVersion") -> Lineage:
-    """Lineage of a version; little is known where its run was deleted, or it was registered by hand."""
+    version = find_version_at(client, uri)
     name, number = str(version.name), str(version.version)
-    aliases = client.get_registered_model(name).aliases
-    own_aliases = tuple(sorted(alias for alias, target in aliases.items() if str(target) == number))
-    run = _run(client, version.run_id)
-    if run is None:
-        return Lineage(name, number, own_aliases, dict(version.tags))
-    tags = {**run.data.tags, **version.tags}
-    diff = artifact(client, run.info.run_id, DIFF) if tags.get("vaeline.git_dirty") == "true" else None
-    return Lineage(
-        name,
-        number,
-        own_aliases,
-        tags,
-        run_id=run.info.run_id,
-        run_name=run.info.run_name or "",
-        experiment_id=run.info.experiment_id,
-        status=run.info.status,
-        started=run.info.start_time,
-        ended=run.info.end_time,
-        params=dict(run.data.params),
-        metrics={key: value for key, value in run.data.metrics.items() if not key.startswith("system/")},
-        dataset=_dataset(run),
-        evaluation=_json(artifact(client, run.info.run_id, METRICS) or b"", dict),
-        changes=None if diff is None else Changes(diff),
+    uri = f"models:/{name}/{number}"
+    package = verified(uri)
+    run, code = _run(client, version.run_id), package.manifest.code
+    tags = {**(run.data.tags if run else {}), **version.tags}
+
+    def tag(key: str) -> str:
+        return str(tags.get(f"vaeline.{key}", ""))
+
+    dirty = bool(code.diff) if code else tag("git_dirty") == "true"
+    diff = (
+        artifact(client, run, DIFF, MAXIMUM_DIFF + len(CUT)) if run and (dirty or tag("git_dirty") == "true") else None
     )
+    if code is not None:
+        found = code.diff if diff is None else hashlib.sha256(diff).hexdigest()  # None: it is not there
+        if (tag("git_commit") or code.commit, found) != (code.commit, code.diff):
+            raise UserError(f"{uri}: its run's commit or {DIFF} is not what its manifest names: it was changed")
+    evaluation = artifact(client, run, METRICS) if run else None
+    aliases = client.get_registered_model(name).aliases
+    content = {
+        "model": {
+            "uri": uri,
+            "name": name,
+            "version": number,
+            "aliases": sorted(alias for alias, target in aliases.items() if str(target) == number),
+            **{key: tag(key) for key in ("model_digest", "likelihood", "objective", "manifest")},
+        },
+        "decision": {
+            "decision": tag("decision"),
+            "reasons": [str(reason) for reason in json_tag(tags, "reasons", list)],
+            "gate": json_tag(tags, "gate", dict),
+        },
+        "code": {
+            "commit": code.commit if code else tag("git_commit"),
+            "dirty": dirty,
+            "diff": None if diff is None else {"bytes": len(diff), "cut": diff.endswith(CUT), "files": _files(diff)},
+            "untracked": [str(path) for path in json_tag(tags, "git_untracked", list)],
+        },
+        "data": {"digest": package.manifest.data_digest, **_dataset(run)},
+        "dvc_experiment": tag("dvc_experiment"),
+        "prefect_flow_run": tag("flow_run_id"),
+        "mlflow_run": {
+            "id": run.info.run_id if run else "",
+            "name": (run.info.run_name or "") if run else "",
+            "experiment_id": run.info.experiment_id if run else "",
+            "status": run.info.status if run else "",
+            "started": run.info.start_time if run else None,  # ms since the epoch
+            "ended": run.info.end_time if run else None,
+            "made_from": tag("made_from"),
+        },
+        "machine": {key.removeprefix(MACHINE): value for key, value in tags.items() if key.startswith(MACHINE)},
+        "versions": json_tag(tags, "versions", dict),
+        "metrics": {k: v for k, v in run.data.metrics.items() if not k.startswith("system/")} if run else {},
+        "evaluation": json_tag({"vaeline.": (evaluation or b"").decode("utf-8", "replace")}, "", dict),
+        "params": dict(run.data.params) if run else {},
+    }
+    signed = code is not None and trusted_signers() is not None
+    return Lineage(uri, content, diff, signed, package)
 
 
-def artifact(client: "MlflowClient", run_id: str, path: str) -> bytes | None:
-    """Content of a run's artifact; None where it has none of that name."""
-    folder = path.rpartition("/")[0]
-    if path not in {entry.path for entry in client.list_artifacts(run_id, folder)}:
+def artifact(client: "MlflowClient", run: "Run", path: str, most: int = LARGEST_ARTIFACT) -> bytes | None:
+    """Content of a run's artifact; None where it has none of that name. Raises UserError for a larger one."""
+    if path not in {entry.path for entry in client.list_artifacts(run.info.run_id, path.rpartition("/")[0])}:
         return None
-    with tempfile.TemporaryDirectory() as temporary:
-        return Path(client.download_artifacts(run_id, path, temporary)).read_bytes()
+    with available(f"{run.info.artifact_uri}/{path}") as file:
+        return read_bounded(file, most)
 
 
 def _run(client: "MlflowClient", run_id: str | None) -> "Run | None":
@@ -199,22 +129,25 @@ def _run(client: "MlflowClient", run_id: str | None) -> "Run | None":
         return None
 
 
-def _dataset(run: "Run") -> dict[str, Any]:
+def _files(diff: bytes) -> dict[str, dict[str, int]]:
+    """Lines added and removed, by file; empty where the diff is cut."""
+    try:
+        rows = git_bytes(Path(), "apply", "--numstat", "-z", "-", stdin=diff).decode("utf-8", "replace").split("\0")
+    except UserError:
+        return {}
+    found = [row.split("\t", 2) for row in rows if row]
+    return {name: {"added": int(a) if a != "-" else 0, "removed": int(r) if r != "-" else 0} for a, r, name in found}
+
+
+def _dataset(run: "Run | None") -> dict[str, Any]:
     """Name, shape and counts of the run's first readable dataset input."""
-    for given in run.inputs.dataset_inputs if run.inputs else ():
+    for given in run.inputs.dataset_inputs if run and run.inputs else ():
         try:
-            features = json.loads(json.loads(given.dataset.schema or "")["mlflow_tensorspec"]["features"])
-            counts = json.loads(given.dataset.profile or "")
-            return {"name": given.dataset.name, "shape": features[0]["tensor-spec"]["shape"][1:], "images": counts}
-        except (ValueError, KeyError, TypeError, IndexError):
+            schema = parse_json((given.dataset.schema or "").encode(), "schema")["mlflow_tensorspec"]["features"]
+            shape = parse_json(schema.encode(), "features")[0]["tensor-spec"]["shape"][1:]
+            counts = parse_json((given.dataset.profile or "").encode(), "profile")
+            images = {str(split): int(count) for split, count in counts.items()}
+            return {"name": given.dataset.name, "shape": [int(side) for side in shape], "images": images}
+        except (UserError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             continue
     return {}
-
-
-def _json(text: str | bytes, kind: type[T]) -> T:
-    """Parsed JSON of the given kind; empty where it is something else."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return kind()
-    return value if isinstance(value, kind) else kind()

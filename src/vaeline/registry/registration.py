@@ -1,6 +1,6 @@
 """Registration of a model: one version a model digest, and the alias champion on the best."""
 
-import json
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from vaeline.registry import load
-from vaeline.registry.champion import GateEvaluator, registry_lock, run_gate
+from vaeline.registry.champion import GateEvaluator, load_version, registry_lock, run_gate
 from vaeline.registry.gate import Evidence
+from vaeline.registry.load import verified
+from vaeline.registry.smoke import smoke_test
 from vaeline.registry.versions import (
     CHAMPION,
     DATA_TAG,
@@ -24,7 +24,11 @@ from vaeline.registry.versions import (
     find_by_digest,
     find_champion,
     find_versions,
+    json_tag,
 )
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.package import MANIFEST, SIGNATURE, RegisteredAs, TrainingCode, seal
+from vaeline.tracking.outbox import RunOutbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 TEST_METRICS = ("elbo", "nll", "psnr")  # shown as tags of a version
 UNFINISHED_TAG = "vaeline.unfinished"  # on a version whose package is not sealed yet: the model's digest
+OWN_TAGS = {"vaeline.outbox", "vaeline.decision", DIGEST_TAG}  # of a run, which its version does not take over
+NOTE, NOTE_DIGEST = "mlflow.note.content", "vaeline.note"  # tags: the description, the digest of the one written here
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class NewModel:
     evidence: Evidence
     run_id: str
     reference: np.ndarray | None = None  # ELBOs of test images, nats, for drift tests
+    code: TrainingCode | None = None
 
 
 @dataclass(frozen=True)
@@ -68,17 +75,21 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
     The alias moves last: after the upload, and after the model was loaded back. The decision is kept as tags of the
     version; for a model that already is the champion it is read from there, so that a repetition has the same result.
     """
+    digest, name = model.evidence.digest, model.name
     with registry_lock(client, workspace):
-        version = find_by_digest(client, model.name, model.evidence.digest) or publish(client, model)
+        version = _registered(client, model) or publish(client, model)
         for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
-            client.set_model_version_tag(model.name, version.version, key, value)
-        champion = find_champion(client, model.name)
+            client.set_model_version_tag(name, version.version, key, value)
+        champion = find_champion(client, name)
         if champion is not None and int(champion.version) == int(version.version):
-            log.info("%s version %s is the champion already", model.name, version.version)
-            return _recorded(model, version)
+            log.info("%s version %s is the champion already", name, version.version)
+            if version.tags.get("vaeline.decision") != "promoted":  # the alias was set by hand
+                return Registration(digest, name, "unchanged", ("it is the champion already",), {})
+            reasons, numbers = json_tag(version.tags, "reasons", list), json_tag(version.tags, "gate", dict)
+            return Registration(digest, name, "promoted", tuple(map(str, reasons)), numbers)
         decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
     result = "promoted" if decision.promote else "rejected"
-    return Registration(model.evidence.digest, model.name, result, decision.reasons, decision.numbers)
+    return Registration(digest, name, result, decision.reasons, decision.numbers)
 
 
 def evidence_tags(evidence: Evidence) -> dict[str, str]:
@@ -95,6 +106,16 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
     }
 
 
+def training_code(run: RunOutbox) -> TrainingCode | None:
+    """Code that a run trained with, as this machine recorded it; None where it trained elsewhere, or without git."""
+    (_, start), *_ = run.read(limit=1)
+    commit = start["tags"].get("vaeline.git_commit")
+    if not start["training"] or not commit:
+        return None
+    digest = hashlib.sha256(run.file(start["digest"])).hexdigest() if "digest" in start else None
+    return TrainingCode(commit=commit, diff=digest)
+
+
 def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     """Upload a model, make its version, seal the package under the number received, and load it back.
 
@@ -103,9 +124,9 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     """
     from mlflow.exceptions import MlflowException
 
-    name, digest, description = model.name, model.evidence.digest, _usage(model.name)
+    name, digest = model.name, model.evidence.digest
     try:
-        client.create_registered_model(name, description=description)
+        client.create_registered_model(name, description=_usage(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -113,24 +134,52 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
         if old.tags.get(UNFINISHED_TAG) == digest:
             client.delete_model_version(name, old.version)
     version = _upload(client, model)
-    first = find_by_digest(client, name, digest)
+    first = _registered(client, model)
     if first is None or int(first.version) == int(version.version):
         return client.get_model_version(name, version.version)
     client.delete_model_version(name, version.version)
     return first
 
 
+def annotate(client: "MlflowClient", name: str, digest: str, run_id: str, text: str) -> None:
+    """Put `text` on top of the pages of a model's run and version in MLflow; text that a user wrote there stays."""
+    tags = client.get_run(run_id).data.tags
+    if not tags.get(NOTE) or tags.get(NOTE_DIGEST) == _digest(tags[NOTE]):
+        client.set_tag(run_id, NOTE, text)
+        client.set_tag(run_id, NOTE_DIGEST, _digest(text))
+    version = find_by_digest(client, name, digest)
+    if version is None:
+        return
+    before = version.description or ""
+    usage = before.rpartition("\n\n---\n\n")[2]
+    after = f"{text}\n\n---\n\n{usage}" if usage else text
+    if after != before and (before == usage or version.tags.get(NOTE_DIGEST) == _digest(before)):
+        client.update_model_version(name, version.version, after)
+        client.set_model_version_tag(name, version.version, NOTE_DIGEST, _digest(after))
+
+
+def _registered(client: "MlflowClient", model: NewModel) -> "ModelVersion | None":
+    """Version that holds this model. Raises UserError where one is tagged with its digest and cannot be verified."""
+    version = find_by_digest(client, model.name, model.evidence.digest)
+    if version is not None:
+        where = f"{model.name} version {version.version}: is tagged as this model; delete it, and register again: "
+        load_version(version, where)
+    return version
+
+
 def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
-    """Store the package under the model's run and make a finished version of it."""
+    """Store the package under the model's run and make a finished version of it.
+
+    It is loaded by MLflow before anything is uploaded, and without running its code afterwards.
+    """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models.model import Model
 
     from vaeline.serving.mlflow_package import write_package
-    from vaeline.serving.package import MANIFEST, SIGNATURE, seal
 
-    run, digest = client.get_run(model.run_id), model.evidence.digest
+    run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
     stored = client.create_logged_model(
-        run.info.experiment_id, model.name, model.run_id, {DIGEST_TAG: digest}, run.data.params, "vae"
+        run.info.experiment_id, name, model.run_id, {DIGEST_TAG: digest}, run.data.params, "vae"
     )
     version, uri = None, f"models:/{stored.model_id}"
     try:
@@ -143,68 +192,46 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
                 run_id=model.run_id,
             )
             write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
+            smoke_test(folder, model.example, TrainedModel(model.loaded).reconstruct(model.example))
             client.log_model_artifacts(stored.model_id, str(folder))
             version = client.create_model_version(
-                *(model.name, uri, model.run_id, {UNFINISHED_TAG: digest}),
-                description=_usage(model.name),
+                *(name, uri, model.run_id, {UNFINISHED_TAG: digest}),
+                description=_usage(name),
                 model_id=stored.model_id,
             )
-            manifest = seal(folder, model.name, int(version.version), model.loaded)
+            serial = int(version.version)
+            manifest = seal(folder, name, serial, model.loaded, model.code)
             seals.mkdir()
             for file in (MANIFEST, SIGNATURE):
                 if (folder / file).exists():
                     shutil.copyfile(folder / file, seals / file)
             client.log_model_artifacts(stored.model_id, str(seals))
-        verify_package(uri, model.loaded, model.example)
+        verified(uri, registered=RegisteredAs(name, serial, {MANIFEST_TAG: manifest, DIGEST_TAG: digest}))
         tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.")}
         tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}
-        for key in sorted(tags.keys() - {"vaeline.outbox", DIGEST_TAG}):
-            client.set_model_version_tag(model.name, version.version, key, tags[key])
+        for key in sorted(tags.keys() - OWN_TAGS):
+            client.set_model_version_tag(name, version.version, key, tags[key])
         client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
         client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
-        client.set_model_version_tag(model.name, version.version, DIGEST_TAG, digest)
-        client.delete_model_version_tag(model.name, version.version, UNFINISHED_TAG)
+        client.set_model_version_tag(name, version.version, DIGEST_TAG, digest)
+        client.delete_model_version_tag(name, version.version, UNFINISHED_TAG)
     except BaseException:
         client.finalize_logged_model(stored.model_id, LoggedModelStatus.FAILED)
         if version is not None:
-            client.delete_model_version(model.name, version.version)
+            client.delete_model_version(name, version.version)
         raise
     return version
 
 
-def _recorded(model: NewModel, version: "ModelVersion") -> Registration:
-    """Decision that made this version champion; `unchanged` where the alias was set by hand."""
-    digest, name = model.evidence.digest, model.name
-    if version.tags.get("vaeline.decision") != "promoted":
-        return Registration(digest, name, "unchanged", ("it is the champion already",), {})
-    reasons, numbers = (json.loads(version.tags.get(f"vaeline.{key}", "[]")) for key in ("reasons", "gate"))
-    return Registration(digest, name, "promoted", tuple(reasons), dict(numbers))
-
-
 def _usage(name: str) -> str:
     uri = f"models:/{name}@{CHAMPION}"
-    loading = f'mlflow.pyfunc.load_model("{uri}")'
     return (
         f'`vaeline.load("{uri}")`, which checks every file first, or, without vaeline:\n\n'
-        f'`{loading}.predict(pixels, params={{"method": "reconstruct"}})`\n\n'
+        f'`mlflow.pyfunc.load_model("{uri}").predict(pixels, params={{"method": "reconstruct"}})`\n\n'
         "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
         "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
     )
 
 
-def verify_package(uri: str, loaded: "LoadedModel", example: np.ndarray) -> None:
-    """Load an uploaded model back, as `vaeline.load` does it and by MLflow.
-
-    Raises UserError where other files came back, or other numbers come out.
-    """
-    import mlflow.pyfunc
-
-    from vaeline.serving.inference import TrainedModel
-    from vaeline.serving.pyfunc import PARAMS
-
-    back, own = load.load(uri), TrainedModel(loaded)
-    if back.digest != own.digest:
-        raise UserError(f"{uri}: the model that came back has digest {back.digest}, {own.digest} was sent")
-    served = mlflow.pyfunc.load_model(uri)
-    if not np.array_equal(served.predict(example, params=PARAMS), own.reconstruct(example), equal_nan=True):
-        raise UserError(f"{uri}: the model that came back reconstructs other images than the one that was sent")
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

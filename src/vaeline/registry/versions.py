@@ -1,9 +1,11 @@
 """Look-up of registered models and their versions. Errors name what there is."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
+from vaeline.io.safe_read import parse_json
 from vaeline.tracking.connection import redact
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ CHAMPION = "champion"  # alias
 DIGEST_TAG, DATA_TAG, MANIFEST_TAG = "vaeline.model_digest", "vaeline.data_digest", "vaeline.manifest"
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9]\d{0,8}))")
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for names, numbers, aliases
+
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 def find_models(client: "MlflowClient", name: str | None = None) -> "list[RegisteredModel]":
@@ -77,3 +81,12 @@ def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
         if error.error_code not in UNKNOWN:
             raise
         return None
+
+
+def json_tag(tags: Mapping[str, str], name: str, kind: type[T]) -> T:
+    """JSON of the tag `vaeline.NAME`; empty where it is something else, as anyone may have written it."""
+    try:
+        value = parse_json(tags.get(f"vaeline.{name}", "").encode(), name)
+    except UserError:
+        return kind()
+    return value if isinstance(value, kind) else kind()

@@ -1,10 +1,11 @@
 """Package: the folder of a registered model, with MANIFEST.json, which lists what it consists of.
 
 The manifest holds the SHA-256 and size of every other file, the registered name, the version's number (`serial`), the
-digests of model and data and, where it is signed, the signer; MANIFEST.sig then holds the Ed25519 signature of its
-bytes. Refused, each in one line: a file that was changed, added, removed or swapped; a package under another name or
-number than its own, hence an old version passed off as a newer one; with VAELINE_TRUSTED_KEYS set, whatever none of
-those signed. Each file is compared with the manifest before it is parsed, and nothing in a package is ever executed.
+digests of model and data, the code that trained it and, where it is signed, the signer; MANIFEST.sig then holds the
+Ed25519 signature of its bytes. Refused, each in one line: a file that was changed, added, removed or swapped; a package
+under another name or number than its own, hence an old version passed off as a newer one; with VAELINE_TRUSTED_KEYS
+set, whatever none of those signed. Each file is compared with the manifest before it is parsed, and nothing in a
+package is ever executed.
 """
 
 import hashlib
@@ -45,6 +46,13 @@ class PackageFile(Section):
     size: Annotated[int, Field(ge=0)]  # bytes
 
 
+class TrainingCode(Section):
+    """The code that trained a model."""
+
+    commit: str
+    diff: Digest | None  # SHA-256 of its run's git/uncommitted.diff; None: nothing was uncommitted
+
+
 class PackageManifest(Section):
     """The content of MANIFEST.json."""
 
@@ -53,6 +61,7 @@ class PackageManifest(Section):
     serial: Annotated[int, Field(ge=1)]  # the number of its version
     model_digest: Digest
     data_digest: str
+    code: TrainingCode | None = None  # None: it was trained elsewhere
     signer: Digest | None  # an Ed25519 public key; None: not signed
     files: dict[str, PackageFile]  # by path within the package, with slashes
 
@@ -75,7 +84,7 @@ class Package:
     reference: Values | None  # ELBOs of test images, nats; None where the package has none
 
 
-def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
+def seal(folder: Path, name: str, serial: int, loaded: LoadedModel, code: TrainingCode | None = None) -> str:
     """Write the manifest of a finished package, signed where VAELINE_SIGNING_KEY is set; returns its SHA-256."""
     key, files = signatures.signing_key(), {}
     for path in sorted(_files(folder)):
@@ -86,6 +95,7 @@ def seal(folder: Path, name: str, serial: int, loaded: LoadedModel) -> str:
         serial=serial,
         model_digest=loaded.digest,
         data_digest=loaded.config.data.digest,
+        code=code,
         signer=signatures.signer(key) if key else None,
         files=files,
     )

@@ -37,9 +37,11 @@ def signer(key: "Ed25519PrivateKey") -> str:
 
 
 def trusted_signers() -> frozenset[str] | None:
-    """Public keys of VAELINE_TRUSTED_KEYS, in the form of `signer`; None where it is not set."""
-    if not (paths := os.environ.get(TRUSTED)):
+    """Public keys of VAELINE_TRUSTED_KEYS, in the form of `signer`; None where it is not set. Raises UserError."""
+    if (paths := os.environ.get(TRUSTED)) is None:
         return None
+    if not paths.strip():
+        raise UserError(f"{TRUSTED}: is empty, which trusts nobody; allowed: public keys (PEM files), or not set")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     found = set()

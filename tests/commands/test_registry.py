@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-    pytest.mark.usefixtures("smoke_test_in_process"),
+    pytest.mark.usefixtures("no_smoke_test"),
 ]
 NAME = "vaeline-fashion-mnist"
 
