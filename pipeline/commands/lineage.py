@@ -100,7 +100,7 @@ def rows(lineage: "Lineage") -> Iterator[tuple[str, str]]:
     lines = ["none in MLflow: its run was deleted"]
     if run["id"]:
         lines = [f"{run['id']} (MLflow)", f"{run['name']}, {run['status']}"]
-        if run["started"] is not None:
+        if run["started"]:
             start = datetime.fromtimestamp(run["started"] / 1000, UTC)
             took = f", {(run['ended'] - run['started']) / 1000:,.0f} s" if run["ended"] else ""
             lines.append(f"{start:%Y-%m-%d %H:%M} UTC{took}")

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vaeline
+from attacks import EXECUTING
 from command_line import vaeline as command
-from package_damage import DAMAGED, EXECUTING, MANIFESTS, RESEALED, code
+from package_damage import DAMAGED, MANIFESTS, RESEALED, code
 from packages import reseal
 from pipeline import cli
 from pipeline.stages import register as stage
@@ -28,7 +29,8 @@ from vaeline.config import read_params
 from vaeline.data.prepared import load_split
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
-from vaeline.registry.champion import read_state
+from vaeline.registry.champion import set_champion
+from vaeline.registry.champion_history import Entry
 from vaeline.registry.versions import DATA_TAG, DIGEST_TAG, MANIFEST_TAG, find_version
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import MANIFEST, SIGNATURE, seal
@@ -143,20 +145,11 @@ def prepared(
         run = client.create_run(client.create_experiment("e", (root / "artifacts").as_uri()))
         client.set_tag(run.info.run_id, "vaeline.git_commit", "a" * 40)
         client.create_model_version(NAME, (root / "planted").as_uri(), run.info.run_id)
-        for number in ("3", "1"):
-            version = client.get_model_version(NAME, number)
-            champion_by_hand(client, version)
+        for number, before in (("3", None), ("1", "3")):
+            set_champion(client, client.get_model_version(NAME, number), Entry("promote", number, before, ""))
         client.set_registered_model_alias(NAME, "challenger", "3")
         shutil.copy(root / ".vaeline/mlflow.db", root / "whole.db")
         yield root
-
-
-def champion_by_hand(client: "MlflowClient", version: object) -> None:
-    from vaeline.registry.champion import set_champion
-    from vaeline.registry.champion_history import Entry
-
-    before = read_state(client, NAME).current
-    set_champion(client, version, Entry("promote", str(version.version), before, ""))  # type: ignore[attr-defined,arg-type]
 
 
 @pytest.fixture

@@ -270,34 +270,3 @@ MANIFESTS: dict[str, Damage] = {  # the files are as they were, the manifest is 
     "JSON, but a number": put(MANIFEST, b"1"),
 }
 ENTRY = {"sha256": "0" * 64, "size": 1}
-
-
-def mlmodel(*lines: str, **files: Callable[[Path], bytes]) -> Damage:
-    """An MLmodel whose Python flavor has these lines, with further files; the manifest fits."""
-
-    def apply(folder: Path) -> None:
-        flavor = "\n".join(f"    {line}" for line in ("python_version: 3.11.0", *lines))
-        (folder / "MLmodel").write_text(f"flavors:\n  python_function:\n{flavor}\nmodel_uuid: a\n")
-        for name, content in files.items():
-            put(name.replace("__", "/").replace("_py", ".py").replace("_txt", ".txt"), content)(folder)
-        reseal(folder)
-
-    return apply
-
-
-EXECUTING: dict[str, Damage] = {  # what MLflow's own loaders would run; the manifest fits, but nobody signed it
-    "loader module": mlmodel("loader_module: evil", "code: code", code__evil_py=code),
-    "loader module of data": mlmodel("loader_module: evil", "data: artifacts", "code: code", code__evil_py=code),
-    "pickled model": mlmodel("loader_module: mlflow.pyfunc.model", "python_model: evil.txt", evil_txt=pickled),
-    "pickle as scikit-learn's": mlmodel("loader_module: mlflow.sklearn", "model_path: evil.txt", evil_txt=pickled),
-    "archive as torch's": mlmodel("loader_module: mlflow.pytorch", "model_data: evil.txt", evil_txt=pickled),
-    "model code": lambda folder: (put("pyfunc.py", code)(folder), reseal(folder)),
-    "library code": lambda folder: (put("code/vaeline/__init__.py", code)(folder), reseal(folder)),
-    "code that hides a library": lambda folder: (put("code/numpy.py", code)(folder), reseal(folder)),
-    "sitecustomize": lambda folder: (put("code/sitecustomize.py", code)(folder), reseal(folder)),
-    "requirements": lambda folder: (
-        put("requirements.txt", lambda folder: f"-e {folder}/code\n".encode())(folder),
-        put("code/setup.py", code)(folder),
-        reseal(folder),
-    ),
-}

@@ -76,25 +76,6 @@ class GateEvaluator:
             return decide(challenger, Unreadable(str(error)), self.thresholds)
 
 
-@dataclass(frozen=True)
-class RegistryState:
-    """History of a registered model at one moment, and its champion's version number."""
-
-    entries: tuple[Entry, ...]
-    champion: "ModelVersion | None"  # None where the alias is not set, or its version is gone
-
-    @property
-    def current(self) -> str | None:
-        """The champion's version number."""
-        return None if self.champion is None else str(self.champion.version)
-
-
-def read_state(client: "MlflowClient", name: str) -> RegistryState:
-    """State of the registered model `name`."""
-    entries = tuple(history.read(client.get_registered_model(name).tags))
-    return RegistryState(entries, find_champion(client, name))
-
-
 def load_version(version: "ModelVersion", where: str = "") -> TrainedModel:
     """Verified model of a version. The UserError's message starts with `where`, and names no folder of this place."""
     try:
@@ -121,17 +102,17 @@ def run_gate(
 
     The caller holds the lock. A crash between any two steps leaves the old champion; a repetition continues from there.
     """
-    state = read_state(client, version.name)
-    decision = evaluator.decide(challenger, state.champion)
-    if decision.promote and history.is_rolled_back(state.entries, state.current, str(version.version)):
-        reason = f"it was rolled back; `vaeline promote {version.name} VERSION` makes it champion again"
+    name, champion = version.name, find_champion(client, version.name)
+    decision, entries = evaluator.decide(challenger, champion), history.read(client.get_registered_model(name).tags)
+    if decision.promote and history.is_rolled_back(entries, _number(champion), str(version.version)):
+        reason = f"it was rolled back; `vaeline promote {name} VERSION` makes it champion again"
         decision = Decision(False, (reason,), decision.numbers)
     if decision.promote:
-        set_champion(client, version, _entry("promote", version, state, decision), decision)
+        set_champion(client, version, _entry("promote", version, champion, decision), decision)
         return decision
     _write_decision(client, version, decision)
-    history.record(client, version.name, _entry("reject", version, state, decision))
-    client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+    history.record(client, name, _entry("reject", version, champion, decision))
+    client.set_registered_model_alias(name, CHALLENGER, version.version)
     return decision
 
 
@@ -148,8 +129,12 @@ def promote(
     None where it is champion already. Raises UserError, with the gate's reasons, where it is not made champion.
     """
     with registry_lock(client, workspace):
-        version, state, where = find_version(client, name, number), read_state(client, name), f"{name} version {number}"
-        if state.current == str(number):
+        version, champion, where = (
+            find_version(client, name, number),
+            find_champion(client, name),
+            f"{name} version {number}",
+        )
+        if _number(champion) == str(number):
             return None
         model = _load_usable(version, f"{where}: cannot be used: ")
         if evaluator is None:
@@ -160,11 +145,11 @@ def promote(
                     f"{where}: its data is {digest[:12]}, data/prepared is {evaluator.data_digest[:12]}: "
                     f"the gate cannot compare it; `dvc checkout` its data, or {FORCE}"
                 )
-            decision = evaluator.decide(evaluator.candidate(model.loaded), state.champion)
+            decision = evaluator.decide(evaluator.candidate(model.loaded), champion)
             if not decision.promote:
                 reasons = "; ".join(decision.reasons)
                 raise UserError(f"{where}: rejected by the gate: {reasons} ({FORCE} overrules)")
-        entry = replace(_entry("promote", version, state, decision), forced=evaluator is None, reason=reason)
+        entry = replace(_entry("promote", version, champion, decision), forced=evaluator is None, reason=reason)
         set_champion(client, version, entry, decision)
     return decision
 
@@ -178,9 +163,9 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
     with registry_lock(client, workspace):
         (model,) = find_models(client, name)
         existing = {str(version.version): version for version in find_versions(client, model.name)}
-        state = read_state(client, name)
-        current = state.current
-        before = [number for number in history.champions(state.entries, current) if number != current]
+        champion = find_champion(client, name)
+        current = _number(champion)
+        before = [number for number in history.champions(history.read(model.tags), current) if number != current]
         target = next((existing[number] for number in reversed(before) if number in existing), None)
         if target is None:
             held = f"version {current} is champion and" if current else "no version is champion and"
@@ -188,7 +173,7 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
         way_out = f"the previous champion, cannot be used (`vaeline promote {name} VERSION {FORCE}` chooses another): "
         _load_usable(target, f"{name} version {target.version}, {way_out}")
         decision = Decision(True, (f"back from version {current}" if current else "the alias was gone",))
-        set_champion(client, target, replace(_entry("rollback", target, state, decision), reason=reason))
+        set_champion(client, target, replace(_entry("rollback", target, champion, decision), reason=reason))
         return current, str(target.version)
 
 
@@ -200,7 +185,7 @@ def set_champion(
     Raises TransientError, with nothing changed, where the champion is no longer the one that the entry names.
     """
     name = version.name
-    if (current := read_state(client, name).current) != entry.before:
+    if (current := _number(find_champion(client, name))) != entry.before:
         raise TransientError(
             f"{name}: the champion was version {entry.before or 'none'} and is version {current or 'none'} now, set by "
             "another machine meanwhile: nothing was changed, try again"
@@ -212,7 +197,7 @@ def set_champion(
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, version.version)
     history.confirm(client, name, key)
-    if (current := read_state(client, name).current) != entry.version:
+    if (current := _number(find_champion(client, name))) != entry.version:
         log.warning(
             "%s: version %s became champion, but another machine set version %s at the same time; see vaeline history",
             *(name, entry.version, current or "none"),
@@ -226,9 +211,13 @@ def _load_usable(version: "ModelVersion", where: str) -> TrainedModel:
     return model
 
 
-def _entry(action: Action, version: "ModelVersion", state: RegistryState, decision: Decision) -> Entry:
+def _number(version: "ModelVersion | None") -> str | None:
+    return None if version is None else str(version.version)
+
+
+def _entry(action: Action, version: "ModelVersion", before: "ModelVersion | None", decision: Decision) -> Entry:
     digest = version.tags.get(DIGEST_TAG, "")
-    return Entry(action, str(version.version), state.current, digest, decision.reasons, decision.numbers)
+    return Entry(action, str(version.version), _number(before), digest, decision.reasons, decision.numbers)
 
 
 def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:

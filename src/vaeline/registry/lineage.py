@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 DIFF, HISTORY, METRICS = "git/uncommitted.diff", "reports/history.csv", "reports/metrics.json"  # artifacts of a run
 MACHINE = "vaeline.machine."
+RUN = {  # content -> MLflow's attributes; times are ms since the epoch
+    "id": "run_id",
+    "name": "run_name",
+    "experiment_id": "experiment_id",
+    "status": "status",
+    "started": "start_time",
+    "ended": "end_time",
+}
 LARGEST_ARTIFACT = 32 << 20  # bytes
 
 
@@ -91,15 +99,8 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         "data": {"digest": package.manifest.data_digest, **_dataset(run)},
         "dvc_experiment": tag("dvc_experiment"),
         "prefect_flow_run": tag("flow_run_id"),
-        "mlflow_run": {
-            "id": run.info.run_id if run else "",
-            "name": (run.info.run_name or "") if run else "",
-            "experiment_id": run.info.experiment_id if run else "",
-            "status": run.info.status if run else "",
-            "started": run.info.start_time if run else None,  # ms since the epoch
-            "ended": run.info.end_time if run else None,
-            "made_from": tag("made_from"),
-        },
+        "mlflow_run": {key: (getattr(run.info, name) if run else "") or "" for key, name in RUN.items()}
+        | {"made_from": tag("made_from")},
         "machine": {key.removeprefix(MACHINE): value for key, value in tags.items() if key.startswith(MACHINE)},
         "versions": json_tag(tags, "versions", dict),
         "metrics": {k: v for k, v in run.data.metrics.items() if not k.startswith("system/")} if run else {},

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -28,9 +27,6 @@ from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import Package, RegisteredAs, is_package, load_package, load_plain
 from vaeline.serving.signatures import TRUSTED
 from vaeline.tracking.connection import SQLITE, connect, one_line_errors, redact, tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 ALLOWED = "models:/NAME@alias, models:/NAME/3, models:/m-ID, runs:/RUN/PATH, file:///FOLDER or a folder"
 LOGGED = re.compile(r"models:/(m-[0-9a-f]+)")
@@ -106,16 +102,12 @@ def available(address: str) -> Iterator[Path]:
 
 def _locate(uri: str) -> tuple[str, RegisteredAs | None]:
     """Where the files are, by MLflow's address or a folder, and as which version of the registry."""
-    if any(kind.fullmatch(uri) for kind in (ADDRESS, LOGGED, RUN)):
-        return _ask_store(uri)
-    folder = _local(uri)
-    if folder is None or not folder.is_dir():
-        found = "" if folder is None else "is not a folder; "
-        raise UserError(f"{shown(uri)!r}: {found}allowed: {ALLOWED}")
-    return str(folder), None
-
-
-def _ask_store(uri: str) -> tuple[str, RegisteredAs | None]:
+    if not any(kind.fullmatch(uri) for kind in (ADDRESS, LOGGED, RUN)):
+        folder = _local(uri)
+        if folder is None or not folder.is_dir():
+            found = "" if folder is None else "is not a folder; "
+            raise UserError(f"{shown(uri)!r}: {found}allowed: {ALLOWED}")
+        return str(folder), None
     workspace = current_workspace()
     store = tracking_uri(workspace)
     if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():
@@ -130,8 +122,14 @@ def _ask_store(uri: str) -> tuple[str, RegisteredAs | None]:
         try:
             if model := LOGGED.fullmatch(uri):
                 return client.get_logged_model(model[1]).artifact_location, None
-            if run := RUN.fullmatch(uri):
-                return _in_run(client, run[1], run[2]), None
+            if match := RUN.fullmatch(uri):
+                if ".." in match[2].split("/"):
+                    raise UserError(f"{uri}: allowed: a path inside the run's artifacts")
+                run = client.get_run(match[1])
+                outputs = run.outputs.model_outputs if run.outputs else []  # which MLflow 3 keeps outside of the run
+                models = [client.get_logged_model(output.model_id) for output in outputs]
+                named = [model.artifact_location for model in models if model.name == match[2]]
+                return str(named[-1]) if named else f"{run.info.artifact_uri}/{match[2]}", None
             version = find_version_at(client, uri)
         except MlflowException as error:
             if error.error_code not in UNKNOWN:
@@ -145,16 +143,6 @@ def _ask_store(uri: str) -> tuple[str, RegisteredAs | None]:
         tags = {key: version.tags[key] for key in (MANIFEST_TAG, DIGEST_TAG, DATA_TAG) if key in version.tags}
         address = client.get_model_version_download_uri(version.name, version.version)
         return address, RegisteredAs(version.name, int(version.version), tags)
-
-
-def _in_run(client: "MlflowClient", run_id: str, path: str) -> str:
-    """A run's artifacts, or the logged model of that name, which MLflow 3 keeps outside."""
-    run = client.get_run(run_id)
-    logged = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
-    named = [model.artifact_location for model in logged if model.name == path]
-    if ".." in path.split("/"):
-        raise UserError(f"runs:/{run_id}/{path}: allowed: a path inside the run's artifacts")
-    return str(named[-1] if named else f"{run.info.artifact_uri}/{path}")
 
 
 def _local(address: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
 
 def evidence_tags(evidence: Evidence) -> dict[str, str]:
     """Evidence as a version's tags."""
-    measured = {name: evidence.metrics[f"test/{name}"] for name in TEST_METRICS if f"test/{name}" in evidence.metrics}
+    measured = {name: evidence.metrics.get(f"test/{name}") for name in TEST_METRICS}
     return {
         DIGEST_TAG: evidence.digest,
         DATA_TAG: evidence.data_digest,
@@ -102,7 +101,7 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
         "vaeline.objective": evidence.objective,
         "vaeline.validation_elbo": repr(evidence.validation_elbo),
         "vaeline.active_units": str(evidence.active_units),
-        **{f"vaeline.test_{name}": repr(value) for name, value in measured.items()},
+        **{f"vaeline.test_{name}": repr(value) for name, value in measured.items() if value is not None},
     }
 
 
@@ -184,7 +183,7 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     version, uri = None, f"models:/{stored.model_id}"
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            folder, seals = Path(temporary) / "model", Path(temporary) / "seal"
+            folder = Path(temporary) / "model"
             content = Model(
                 artifact_path=stored.artifact_location,
                 model_uuid=stored.model_id,
@@ -201,11 +200,8 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             )
             serial = int(version.version)
             manifest = seal(folder, name, serial, model.loaded, model.code)
-            seals.mkdir()
-            for file in (MANIFEST, SIGNATURE):
-                if (folder / file).exists():
-                    shutil.copyfile(folder / file, seals / file)
-            client.log_model_artifacts(stored.model_id, str(seals))
+            for file in [file for file in (MANIFEST, SIGNATURE) if (folder / file).exists()]:
+                client.log_model_artifact(stored.model_id, str(folder / file))
         verified(uri, registered=RegisteredAs(name, serial, {MANIFEST_TAG: manifest, DIGEST_TAG: digest}))
         tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.")}
         tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,26 +33,19 @@ def smoke_test(package: Path, example: np.ndarray, expected: np.ndarray, seconds
 
     with tempfile.TemporaryDirectory() as elsewhere:
         np.savez(Path(elsewhere) / "example.npz", example=example, expected=expected)
-        command = [sys.executable, "-P", __file__, str(package), str(Path(elsewhere) / "example.npz")]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        environment.pop("PYTHONPATH", None)
+        command = [sys.executable, "-P", __file__, str(package.absolute()), "example.npz"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         try:
-            done = subprocess.run(
-                command,
-                cwd=elsewhere,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-            )
-            error = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[
+            subprocess.run(command, cwd=elsewhere, env=environment, timeout=seconds, check=True, **pipes)
+            return
+        except subprocess.TimeoutExpired:
+            error = f"no answer within {seconds} s"
+        except subprocess.CalledProcessError as failed:
+            error = (failed.stderr.decode(errors="replace").strip() or f"exit code {failed.returncode}").splitlines()[
                 -1
             ]
-        except subprocess.TimeoutExpired:
-            done, error = None, f"no answer within {seconds} s"
-    if done is None or done.returncode:
-        raise UserError(f"the package does not load and predict in a fresh process: {error[:300]}")
+    raise UserError(f"the package does not load and predict in a fresh process: {error[:300]}")
 
 
 if __name__ == "__main__":
