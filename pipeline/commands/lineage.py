@@ -23,7 +23,7 @@ MOST_FILES = 20  # changed or untracked ones that are shown
 def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """Print what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
     prepare_environment()
-    from pipeline.report.outputs import measured, with_errors
+    from pipeline.report.summary import measured, with_errors
     from vaeline.registry.lineage import trace
     from vaeline.tracking.connection import connect, one_line_errors
 
@@ -88,7 +88,7 @@ def report() -> None:
 
 def rows(lineage: "Lineage") -> Iterator[tuple[str, str]]:
     """Labels and texts, of one or several lines, that show a lineage; empty texts where something is not known."""
-    from pipeline.report.outputs import measured
+    from pipeline.report.summary import measured
 
     content = lineage.content
     model, decision, code, data, run = (content[key] for key in ("model", "decision", "code", "data", "mlflow_run"))

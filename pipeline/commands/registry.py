@@ -23,8 +23,9 @@ def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> 
         from pipeline.commands.tables import show, versions_table
         from vaeline.registry.versions import find_models, find_versions
 
-        found = find_models(client, name or None)
-        tables = [versions_table(model, find_versions(client, model.name)) for model in found]
+        tables = [
+            versions_table(model, find_versions(client, model.name)) for model in find_models(client, name or None)
+        ]
     show(*tables)
     if not tables:
         typer.echo("no model is registered yet; `vaeline run` registers the first")
@@ -69,10 +70,8 @@ def promote(
             test = load_split(workspace.prepared, "test")
             evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
         decision = promote(client, workspace, name, version, evaluator, reason.strip())
-    if decision is None:
-        typer.echo(f"{name} version {version} is the champion already")
-    else:
-        typer.echo(f"{name} version {version} is champion: {'; '.join(decision.reasons)}")
+    state = f"is champion: {'; '.join(decision.reasons)}" if decision else "is the champion already"
+    typer.echo(f"{name} version {version} {state}")
 
 
 @app.command()

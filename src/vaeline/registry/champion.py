@@ -140,7 +140,7 @@ def promote(
         if evaluator is None:
             decision = Decision(True, (f"forced: {reason}",))
         else:
-            if (digest := model.config.data.digest) != evaluator.data_digest:
+            if (digest := model.loaded.config.data.digest) != evaluator.data_digest:
                 raise UserError(
                     f"{where}: its data is {digest[:12]}, data/prepared is {evaluator.data_digest[:12]}: "
                     f"the gate cannot compare it; `dvc checkout` its data, or {FORCE}"
@@ -206,7 +206,7 @@ def set_champion(
 
 def _load_usable(version: "ModelVersion", where: str) -> TrainedModel:
     model = load_version(version, where)
-    if not np.isfinite(model.reconstruct(np.zeros((1, *model.config.shape), np.uint8))).all():
+    if not np.isfinite(model.reconstruct(np.zeros((1, *model.loaded.config.shape), np.uint8))).all():
         raise UserError(f"{where}its reconstructions are not finite")
     return model
 

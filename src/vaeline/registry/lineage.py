@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vaeline.errors import UserError
 from vaeline.io.git import git_bytes
 from vaeline.io.safe_read import parse_json, read_bounded
-from vaeline.registry.load import available, verified
+from vaeline.registry.load import available, storage_errors, verified
 from vaeline.registry.versions import UNKNOWN, find_version_at, json_tag
 from vaeline.serving.package import Package
 from vaeline.serving.signatures import trusted_signers
@@ -113,9 +113,12 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
 
 def artifact(client: "MlflowClient", run: "Run", path: str, most: int = LARGEST_ARTIFACT) -> bytes | None:
     """Content of a run's artifact; None where it has none of that name. Raises UserError for a larger one."""
-    if path not in {entry.path for entry in client.list_artifacts(run.info.run_id, path.rpartition("/")[0])}:
+    address = f"{run.info.artifact_uri}/{path}"
+    with storage_errors(address):
+        names = {entry.path for entry in client.list_artifacts(run.info.run_id, path.rpartition("/")[0])}
+    if path not in names:
         return None
-    with available(f"{run.info.artifact_uri}/{path}") as file:
+    with available(address) as file:
         return read_bounded(file, most)
 
 

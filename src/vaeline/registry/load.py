@@ -89,15 +89,24 @@ def available(address: str) -> Iterator[Path]:
     import mlflow
 
     with tempfile.TemporaryDirectory() as temporary:
-        with one_line_errors():
-            try:
-                path = Path(mlflow.artifacts.download_artifacts(address, dst_path=temporary))
-            except (OSError, mlflow.exceptions.MlflowException):
-                raise
-            except Exception as error:  # whatever the store's own library raises
-                reason = " ".join(str(error).split())[:300]
-                raise UserError(f"{redact(address)}: cannot be downloaded: {reason}") from None
+        with storage_errors(address):
+            path = Path(mlflow.artifacts.download_artifacts(address, dst_path=temporary))
         yield path
+
+
+@contextmanager
+def storage_errors(address: str) -> Iterator[None]:
+    """Turn whatever the library of an artifact store raises into a UserError."""
+    from mlflow.exceptions import MlflowException
+
+    with one_line_errors():
+        try:
+            yield
+        except (OSError, MlflowException):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{redact(address)}: cannot be downloaded: {reason}") from None
 
 
 def _locate(uri: str) -> tuple[str, RegisteredAs | None]:
