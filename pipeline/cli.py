@@ -86,7 +86,7 @@ def sweep(
 def ui() -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
     prepare_environment()
-    from pipeline.services.up import serve
+    from pipeline.services.servers import serve
 
     try:
         serve(current_workspace(), typer.echo)
@@ -95,20 +95,20 @@ def ui() -> None:
 
 
 @app.command()
-def up(host: Annotated[str, typer.Option(help="Other than loopback: passwords are required.")] = "127.0.0.1") -> None:
+def up() -> None:
     """Start MLflow's server, Prefect's and a worker, with the deployments of prefect.yaml, and return."""
     workspace = enter_workspace()
     prepare_environment()
-    from pipeline.services.up import up
+    from pipeline.services.servers import up
 
-    up(workspace, typer.echo, host)
+    up(workspace, typer.echo)
 
 
 @app.command()
 def down() -> None:
     """Stop what `vaeline up` started; a training that it stops goes on after the next `vaeline up`."""
     workspace = enter_workspace()
-    from pipeline.services.up import down
+    from pipeline.services.servers import down
 
     down(workspace, typer.echo)
 
@@ -149,9 +149,9 @@ def _use_prefect_server() -> Workspace:
 def sync() -> None:
     """Send to MLflow what could not be sent while the stages ran."""
     prepare_environment()
-    from vaeline.tracking.sync import sync_all
+    from vaeline.tracking.uploader import sync_all
 
-    typer.echo(str(sync_all(current_workspace())))
+    typer.echo(sync_all(current_workspace()))
 
 
 @app.command()

@@ -111,7 +111,7 @@ def tracking(workspace: Workspace) -> Finding:
     uri = tracking_uri(workspace)
     if not uri.startswith(SQLITE):
         try:
-            connect(workspace, timeout_s=5, retries=0)
+            connect(workspace)
         except UserError as error:
             raise UserError(f"{error}; fix: start that server, or unset MLFLOW_TRACKING_URI") from None
         return "ok", f"{redact(uri)} answers"

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.services.clone import make_clone
-from pipeline.services.dvc_command import DVC, error_line, stream
+from pipeline.services.dvc_command import DVC, error_line, make_clone, stream
 from vaeline.errors import UserError
 from vaeline.io import run_context
 from vaeline.io.digests import file_digest

@@ -44,7 +44,7 @@ def registered(workspace: Workspace, again: bool = False) -> Registered | None:
     from vaeline.tracking.connection import connect, one_line_errors
 
     with suppress(UserError):
-        client = connect(workspace, timeout_s=5, retries=0)
+        client = connect(workspace)
         with one_line_errors():
             version = find_by_digest(client, wanted.name, wanted.digest)
         if version:

@@ -33,7 +33,7 @@ def main() -> None:
             if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
                 hint = "set its password in PREFECT_API_AUTH_STRING, as user:password"
             raise UserError(f"Prefect: {first_line(error)}; {hint}") from None
-        flow_run_processes.remove(workspace, str(state.state_details.flow_run_id))
+        flow_run_processes.record_path(workspace, str(state.state_details.flow_run_id)).unlink(missing_ok=True)
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
     found = registered.registered(workspace)

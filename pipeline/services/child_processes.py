@@ -124,18 +124,14 @@ def stop(process: Process, patience: float = 10.0) -> None:
 
 def stop_group(group: int, patience: float = 10.0, reap: Callable[[], object] = lambda: None) -> None:
     """SIGTERM to all members of a group, and after `patience` seconds SIGKILL; returns when none is left."""
-    _signal_group(group, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while any(members(group)):
-        reap()
-        if time.monotonic() > deadline:
-            _signal_group(group, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _signal_group(group: int, number: int) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(group, number)
+        os.killpg(group, signal.SIGTERM)
+        while any(members(group)):
+            reap()
+            if time.monotonic() > deadline:
+                os.killpg(group, signal.SIGKILL)
+            time.sleep(0.05)
 
 
 def members(group: int) -> Iterator[psutil.Process]:
@@ -144,16 +140,6 @@ def members(group: int) -> Iterator[psutil.Process]:
         with suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
-
-
-def listens(group: int, port: int) -> bool:
-    """Whether a member of the group is who answers at this port."""
-    for process in members(group):
-        with suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                    return True
-    return False
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""DVC as a command: the stages of `dvc.yaml`, which of them are stale, and `dvc repro` of one.
+"""DVC as a command: the stages of `dvc.yaml`, which of them are stale, `dvc repro` of one; clones to run it in.
 
 DVC decides what is computed; nothing here caches, compares or skips.
 """
 
+import configparser
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +18,7 @@ from typing import Literal
 
 from pipeline.services.child_processes import DETOUR, spawn, stop
 from vaeline.errors import TRY_AGAIN, UserError
+from vaeline.io.git import git, try_git
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
 
@@ -57,10 +60,8 @@ def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
     deadline = time.monotonic() + patience
     while (done := _capture(workspace, *DVC, "status", "--json")).returncode:
         if not BUSY.search(done.stderr) or time.monotonic() > deadline:
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-            busy = " ".join(lines).removeprefix("ERROR: ") if BUSY.search(done.stderr) else ""
-            raise UserError(_with_fix(f"dvc status: {busy or '; '.join(errors or lines[:3])}"))
+            message = " ".join(done.stderr.replace("ERROR: ", "").split())
+            raise UserError(_with_fix(f"dvc status: {message}"))
         time.sleep(0.5)
     return set(json.loads(done.stdout))
 
@@ -171,3 +172,38 @@ def _capture(workspace: Workspace, *command: str) -> "subprocess.CompletedProces
 def _with_fix(message: str) -> str:
     """The message, with what to do about a file that it names and that a killed DVC left half-written."""
     return "; ".join([message, *(f"{name} is torn: {fix}" for name, fix in TORN_FILES.items() if name in message)])
+
+
+def make_clone(root: Path, folder: Path, commit: str, *, stash: str = "", cache: Path | None = None) -> Path:
+    """Clone `folder` of the repository around `root` at `commit`, with `stash` applied; returns its folder of dvc.yaml.
+
+    Git's objects are shared. With DVC's folder `cache`, that is shared too and dvc.lock is copied, tracked or not, so
+    that DVC knows what is done; without, the clone has a cache of its own. Raises UserError where Git fails and where
+    the commit has no dvc.yaml.
+    """
+    places = git(root, "rev-parse", "--show-toplevel", "--show-prefix", "--git-path", "objects")
+    top, prefix, objects = places.split("\n")
+    folder = folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    git(root, "clone", "-q", "--shared", "--no-checkout", top, str(folder))
+    # --shared does just this, but not for a shallow repository
+    alternates = folder / ".git" / "objects" / "info" / "alternates"
+    alternates.write_text(f"{(root / objects).resolve()}\n", encoding="utf-8")
+    git(folder, "-c", "core.hooksPath=/dev/null", "checkout", "-q", "--detach", commit)
+    if stash:
+        git(folder, "stash", "apply", "-q", stash)
+    for name, default in (("user.name", "vaeline"), ("user.email", "vaeline@localhost")):  # DVC commits experiments
+        git(folder, "config", name, try_git(root, "config", name) or default)
+    project = folder / prefix
+    if not (project / "dvc.yaml").is_file():
+        raise UserError(f"commit {commit} has no {prefix}dvc.yaml")
+    if cache and (root / "dvc.lock").exists():
+        shutil.copy(root / "dvc.lock", project / "dvc.lock")
+    local, settings = configparser.ConfigParser(interpolation=None), configparser.ConfigParser(interpolation=None)
+    local.read(root / ".dvc" / "config.local", encoding="utf-8")
+    links = dict(local["cache"]) if cache and local.has_section("cache") else {}  # how this machine links files
+    settings["cache"] = {**links, "dir": str(cache or project / ".dvc" / "cache")}
+    with (project / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
+        settings.write(file)
+    return project

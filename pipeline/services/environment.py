@@ -9,9 +9,6 @@ from vaeline.errors import UserError
 from vaeline.io.git import HOOK_VARIABLES
 from vaeline.io.workspace import Workspace, current_workspace
 
-SETTINGS = ("PREFECT_", "MLFLOW_")
-SERVER_START_S = "120"  # Prefect's temporary server has been seen to need 21 s on two slow cores
-
 
 def enter_workspace() -> Workspace:
     """Go to the folder of dvc.yaml, here or above: for entry points. Raises UserError where there is none."""
@@ -38,31 +35,25 @@ def prepare_environment() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": SERVER_START_S,
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # it has been seen to need 21 on two slow cores
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{state / 'prefect.db'}",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
     }
-    for name in [name for name, value in os.environ.items() if name.startswith(SETTINGS) and not value]:
-        del os.environ[name]  # left blank in an environment file, which to Prefect is a value
-    for name in HOOK_VARIABLES:
-        os.environ.pop(name, None)
-    for name, value in (defaults | _unknown_user(state)).items():
-        os.environ.setdefault(name, value)
+    try:
+        getpass.getuser()
+        Path.home()
+    except (OSError, KeyError, RuntimeError):  # no entry in passwd, as in a container: DVC and Prefect ask for both
+        defaults |= {"USER": f"uid{os.getuid()}", "HOME": str(state)}
+    for name, value in list(os.environ.items()):
+        blank = name.startswith(("PREFECT_", "MLFLOW_")) and not value  # in an environment file; to Prefect a value
+        if blank or name in HOOK_VARIABLES:
+            del os.environ[name]
+    os.environ.update(defaults | os.environ)
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     here = str(Path(sys.executable).parent)
     others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])
     os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
-
-
-def _unknown_user(state: Path) -> dict[str, str]:
-    """A name and a home for a user without an entry in passwd, as in a container: DVC and Prefect ask for them."""
-    try:
-        getpass.getuser()
-        Path.home()
-    except (OSError, KeyError, RuntimeError):
-        return {"USER": f"uid{os.getuid()}", "HOME": str(state)}
-    return {}

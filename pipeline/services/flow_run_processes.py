@@ -20,42 +20,32 @@ from vaeline.io.workspace import Workspace, current_workspace
 PATIENCE_S = 30.0  # for what a killed worker left to write its checkpoint
 
 
+def record_path(workspace: Workspace, flow_run_id: str) -> Path:
+    """The record of a flow run, to be removed when it has ended."""
+    return workspace.state / "flow-runs" / f"{flow_run_id}.json"
+
+
 def record(workspace: Workspace, flow_run_id: str, worker: int = 0) -> None:
     """Record this process as the one that works on a flow run, unless it is already."""
-    process = ProcessRecord.of(os.getpid(), parent=worker)
-    known = ProcessRecord.read(_path(workspace, flow_run_id))
+    path, process = record_path(workspace, flow_run_id), ProcessRecord.of(os.getpid(), parent=worker)
+    known = ProcessRecord.read(path)
     if known is None or (known.pid, known.started) != (process.pid, process.started):
-        process.write(_path(workspace, flow_run_id))
-
-
-def remove(workspace: Workspace, flow_run_id: str) -> None:
-    """Remove the record of a flow run that has ended."""
-    _path(workspace, flow_run_id).unlink(missing_ok=True)
+        process.write(path)
 
 
 def ended(workspace: Workspace) -> Iterator[str]:
     """The flow runs whose process has ended; one whose worker has ended is ending, and is waited for."""
     for path in sorted((workspace.state / "flow-runs").glob("*.json")):
-        process = ProcessRecord.read(path)
-        if process is None:
+        if (process := ProcessRecord.read(path)) is None:
             continue
-        if process.orphaned:
-            _wait_or_kill(process)
+        deadline = time.monotonic() + PATIENCE_S
+        while process.orphaned and process.lives:
+            if time.monotonic() > deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
         if not process.lives:
             yield path.stem
-
-
-def _wait_or_kill(process: ProcessRecord) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while process.lives:
-        if time.monotonic() > deadline:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def _path(workspace: Workspace, flow_run_id: str) -> Path:
-    return workspace.state / "flow-runs" / f"{flow_run_id}.json"
 
 
 if __name__ == "__main__":

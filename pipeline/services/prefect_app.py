@@ -5,37 +5,30 @@ could. So a request must name this machine as Host (a page may point a name of i
 page but the server's own.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-def create_app() -> App:
-    """The ASGI application that uvicorn serves."""
+def create_app() -> ASGIApp:
+    """The ASGI application that uvicorn serves: Prefect's, or 403 (a closed websocket) to foreign Host and Origin."""
     from prefect.server.api.server import create_app
 
-    return own_pages_only(create_app())
+    app = create_app()
 
-
-def own_pages_only(app: App) -> App:
-    """The application behind the check of Host and Origin: 403, or a refused websocket, to others."""
-
-    async def checked(scope: Message, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers", [])}
-        if scope["type"] not in ("http", "websocket") or is_own(headers.get("host", ""), headers.get("origin")):
-            await app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"only pages of this server may use it\n"})
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = app
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            if not is_own(headers.get("host", ""), headers.get("origin")):
+                refusal = PlainTextResponse("only pages of this server may use it\n", 403)
+                answer = refusal if scope["type"] == "http" else WebSocketClose(1008)
+        await answer(scope, receive, send)
 
     return checked
 

@@ -1,87 +1,78 @@
-"""MLflow's and Prefect's servers on this machine: for the time of a block, or kept running until `vaeline down`."""
+"""MLflow's server, Prefect's and a worker on this machine: for the time of a block, or from `vaeline up` to `down`."""
 
-import http.client
-import importlib.util
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
-from pipeline.services.child_processes import Process, ProcessRecord, listens, members, spawn, stop, stop_group
+from pipeline.services.child_processes import Process, ProcessRecord, members, spawn, stop, stop_group
+from pipeline.services.dvc_command import error_line
 from vaeline.errors import UserError
+from vaeline.io.locks import locked
 from vaeline.io.run_context import VARIABLE, RunContext
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import artifact_location, redact, tracking_uri
 
 HOST = "127.0.0.1"
-LOOPBACK = {"127.0.0.1", "localhost"}
-PASSWORDS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PREFECT_SERVER_API_AUTH_STRING")
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
 PATIENCE_S = {WORKER: 40.0}  # to end after SIGTERM: it waits for its runs, which write checkpoints
 START_S = 300.0
 
+Echo = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Server:
-    """A server to start: a Python module run with `arguments`, ready when `health` answers 200."""
+    """A server to start on loopback, ready when its port answers `health` with 200."""
 
     title: str
     name: str  # of its record
-    module: str
-    arguments: Sequence[str]
+    command: Sequence[str]
     log: Path
     port: int
     health: str
     env: Mapping[str, str] = field(default_factory=dict)
-    host: str = HOST
     orphaned: signal.Signals = signal.SIGTERM  # what it gets when who started it ends
 
     @property
     def address(self) -> str:
         """Where a browser on this machine finds it."""
-        return f"http://{_reachable(self.host)}:{self.port}"
-
-    @property
-    def command(self) -> list[str]:
-        """The command that starts it."""
-        return [sys.executable, "-m", self.module, *self.arguments]
+        return f"http://{HOST}:{self.port}"
 
 
-def mlflow_server(workspace: Workspace, port: int, host: str = HOST) -> Server:
-    """MLflow's server on the workspace's store, with one worker (four take 39 s to start); passwords beyond loopback.
+def mlflow_server(workspace: Workspace, port: int) -> Server:
+    """MLflow's server on the workspace's store, with one worker (four take 39 s to start).
 
-    On loopback new experiments keep their artifacts where those of the shells here do, which use the store without
-    the server; beyond it, clients cannot reach that folder, and the server hands artifacts on.
+    New experiments keep their artifacts where those of the shells here do, which use the store without the server.
     """
     uri = tracking_uri(workspace)
     artifacts = artifact_location(uri, workspace) or ""
-    arguments = ["server", "--artifacts-destination", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
-    arguments += ["--default-artifact-root", artifacts] if host in LOOPBACK else ["--app-name", "basic-auth"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
     env = {
         "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password: not for the list of processes
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner serves features for language models
     }
-    return Server("MLflow", MLFLOW, "mlflow", arguments, _log(workspace, MLFLOW), port, "/health", env, host)
+    return Server("MLflow", MLFLOW, command, _file(workspace, MLFLOW, "log"), port, "/health", env)
 
 
-def prefect_server(workspace: Workspace, port: int, host: str = HOST) -> Server:
-    """Prefect's server on the history that `vaeline run` writes; on loopback it answers no foreign web page."""
-    app = "pipeline.services.prefect_app:create_app" if host in LOOPBACK else "prefect.server.api.server:create_app"
-    root = str(Path(__file__).parents[2])
-    arguments = ["--factory", app, "--app-dir", root, "--lifespan", "on", "--log-level", "warning", "--host", host]
-    arguments += ["--port", str(port)]
-    env = {"PREFECT__SERVER_FINAL": "1"}
-    if host in LOOPBACK:
-        env["PREFECT_UI_API_URL"] = f"http://{HOST}:{port}/api"
-    return Server("Prefect", PREFECT, "uvicorn", arguments, _log(workspace, PREFECT), port, "/api/health", env, host)
+def prefect_server(workspace: Workspace, port: int) -> Server:
+    """Prefect's server on the history that `vaeline run` writes; it answers no foreign web page."""
+    command = [sys.executable, "-m", "uvicorn", "--factory", "pipeline.services.prefect_app:create_app"]
+    command += ["--app-dir", str(Path(__file__).parents[2]), "--lifespan", "on", "--log-level", "warning"]
+    command += ["--host", HOST, "--port", str(port)]
+    env = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}
+    return Server("Prefect", PREFECT, command, _file(workspace, PREFECT, "log"), port, "/api/health", env)
 
 
 def temporary_prefect_server(workspace: Workspace) -> Server:
@@ -91,24 +82,13 @@ def temporary_prefect_server(workspace: Workspace) -> Server:
     """
     server = prefect_server(workspace, free_port(0))
     env = {**server.env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
-    return replace(server, log=_log(workspace, "prefect-temporary"), env=env, orphaned=signal.SIGKILL)
+    return replace(server, log=_file(workspace, "prefect-temporary", "log"), env=env, orphaned=signal.SIGKILL)
 
 
 def known_prefect(workspace: Workspace) -> str | None:
     """The API of the server that the environment names, or that `vaeline up` left running."""
     server = running(workspace, PREFECT)
     return os.environ.get("PREFECT_API_URL") or (f"{server.address}/api" if server else None)
-
-
-def require_passwords(host: str) -> None:
-    """Raises UserError where a server would be reachable from other machines without a password."""
-    if host in LOOPBACK:
-        return
-    if missing := [name for name in PASSWORDS if not os.environ.get(name)]:
-        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
-        raise UserError(f"--host {host}: other machines could use the servers without a password; set {names}")
-    if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError(f"--host {host}: MLflow's passwords need another package: pip install 'mlflow[auth]'")
 
 
 @contextmanager
@@ -128,95 +108,87 @@ def keep_running(
 ) -> Process:
     """Start a service that outlives this process; its output goes to `.vaeline/NAME.log`, the last one's to .log.old.
 
-    Its record is `.vaeline/NAME.json`; what it starts carries its name in the environment, by which what a killed
-    service left is found.
+    Its record is `.vaeline/NAME.json`; what it starts carries the record's path in the environment, by which what a
+    killed service left is found.
     """
-    log = _log(workspace, name)
     workspace.make_state()
+    record, log = _file(workspace, name), _file(workspace, name, "log")
     with suppress(FileNotFoundError):
         log.replace(log.with_suffix(".log.old"))
-    context = RunContext.read().environment(service=_service(workspace, name))
+    context = RunContext.read().environment(service=str(record))
     with log.open("w") as output:
         process = spawn(command, {**os.environ, **env, **context}, output, orphaned=None)
-    ProcessRecord.of(process.pid, address=address).write(_record(workspace, name))
+    ProcessRecord.of(process.pid, address=address).write(record)
     return process
 
 
 def running(workspace: Workspace, name: str) -> ProcessRecord | None:
     """The service of this name, where it runs."""
-    found = ProcessRecord.read(_record(workspace, name))
+    found = ProcessRecord.read(_file(workspace, name))
     return found if found and found.lives else None
 
 
 def stop_service(workspace: Workspace, name: str) -> bool:
     """Stop a service and all that it started and left in its group; whether there was anything to stop."""
-    known = ProcessRecord.read(_record(workspace, name))
-    found = known is not None and (known.lives or _left_members(known.pid, _service(workspace, name)))
-    if known and found:
-        stop_group(known.pid, PATIENCE_S.get(name, 20.0))
-    _record(workspace, name).unlink(missing_ok=True)
+    record = _file(workspace, name)
+    known, found = ProcessRecord.read(record), False
+    if known is not None:
+        found = known.lives
+        for process in members(known.pid):
+            with suppress(psutil.Error):
+                found = found or json.dumps(str(record)) in process.environ().get(VARIABLE, "")
+        if found:
+            stop_group(known.pid, PATIENCE_S.get(name, 20.0))
+    record.unlink(missing_ok=True)
     return found
 
 
-def _left_members(group: int, service: str) -> bool:
-    for process in members(group):
-        with suppress(psutil.Error):
-            if json.dumps(service) in process.environ().get(VARIABLE, ""):
-                return True
-    return False
+def _file(workspace: Workspace, name: str, kind: str = "json") -> Path:
+    """Record (json) or log of a service."""
+    return workspace.state.absolute() / f"{name}.{kind}"
 
 
-def _service(workspace: Workspace, name: str) -> str:
-    return f"{workspace.state.absolute()}/{name}"
-
-
-def _record(workspace: Workspace, name: str) -> Path:
-    return workspace.state / f"{name}.json"
-
-
-def _log(workspace: Workspace, name: str) -> Path:
-    return workspace.state / f"{name}.log"
-
-
-def free_port(preferred: int, host: str = HOST) -> int:
+def free_port(preferred: int) -> int:
     """`preferred` where it is free, else one that the system picks."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((host, port))
-                return int(probe.getsockname()[1])
-    raise UserError(f"--host {host}: no free port there")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, preferred))
+        except OSError:
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(server: Server, process: Process) -> None:
-    """Return once it is this server that answers at its port; raises UserError where it ends or takes too long."""
+    """Return once it is this server that answers at its port, proxies left aside.
+
+    Raises UserError where it ends or takes too long.
+    """
+
+    def ready() -> bool:
+        try:
+            with build_opener(ProxyHandler({})).open(f"{server.address}{server.health}", timeout=5):
+                found = [connection for member in members(process.pid) for connection in member.net_connections("tcp")]
+        except (OSError, HTTPException, psutil.Error):
+            return False
+        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == server.port for c in found)
+
+    _wait(f"{server.title}'s server", process, server.log, ready)
+
+
+def _wait(title: str, process: Process, log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_S
-    while not (answers(server.port, server.health, _reachable(server.host)) and listens(process.pid, server.port)):
-        check_running(server, process)
+    while not ready():
+        _check(title, process, log)
         if time.monotonic() > deadline:
-            raise UserError(f"{server.title}'s server does not answer after {START_S:.0f} s; see {server.log}")
+            raise UserError(f"{title} is not ready after {START_S:.0f} s; see {log}")
         time.sleep(0.2)
 
 
-def check_running(server: Server, process: Process) -> None:
-    """Raises UserError, with the last line of its log, where the server has ended."""
-    if process.poll() is not None:
-        lines = [line.strip() for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1] if lines else "no output"
-        raise UserError(f"{server.title}'s server ended with exit code {process.returncode}: {last} (see {server.log})")
-
-
-def answers(port: int, path: str, host: str = HOST) -> bool:
-    """Whether something on this machine answers `path` with 200, proxies left aside."""
-    connection = http.client.HTTPConnection(host, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+def _check(title: str, process: Process, log: Path) -> None:
+    if (code := process.poll()) is not None:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise UserError(f"{title} ended: {error_line(lines, code)} (see {log})")
 
 
 def first_line(error: Exception) -> str:
@@ -224,6 +196,77 @@ def first_line(error: Exception) -> str:
     return redact((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _reachable(host: str) -> str:
-    """The name by which this machine reaches what listens on `host`."""
-    return HOST if host in ("0.0.0.0", "::", "localhost") else host
+def up(workspace: Workspace, echo: Echo) -> None:
+    """Start what does not run yet, register the deployments with a new worker, and print the addresses.
+
+    A server that the environment names (MLFLOW_TRACKING_URI, PREFECT_API_URL) is used, not started. Raises UserError
+    where one does not start; what did start stays.
+    """
+    with locked(workspace.make_state() / "up.lock"):
+        processes = []
+        for server in _servers_to_start(workspace, echo):
+            stop_service(workspace, server.name)  # what a killed one left
+            process = keep_running(workspace, server.name, server.command, server.env, server.address)
+            processes.append((server, process))
+        for server, process in processes:
+            wait_until_ready(server, process)
+            echo(f"{server.title}: {server.address}")
+        if (api := known_prefect(workspace)) is None:
+            raise UserError(f"Prefect's server ended as soon as it had started; see {workspace.state}/{PREFECT}.log")
+        worker = running(workspace, WORKER)
+        if worker and worker.address == redact(api):
+            echo("worker: already running")
+        else:
+            stop_service(workspace, WORKER)
+            os.environ["PREFECT_API_URL"] = api  # before Prefect is imported
+            from pipeline.services.worker import deploy
+
+            deploy()
+            command = [sys.executable, "-m", "pipeline.services.worker"]
+            process = keep_running(workspace, WORKER, command, {"PYTHONUNBUFFERED": "1"}, redact(api))
+            log = _file(workspace, WORKER, "log")
+            _wait("the worker", process, log, lambda: "started!" in log.read_text(errors="replace"))
+            echo("worker: waits for runs of the deployments nightly, on-demand, sweep and trial")
+    echo(f"for prefect's own commands: export PREFECT_API_URL={redact(api)}")
+    echo(f"logs in {workspace.state}/; vaeline down stops them")
+
+
+def down(workspace: Workspace, echo: Echo) -> None:
+    """Stop what `vaeline up` started, the worker first, and wait for its end."""
+    with locked(workspace.make_state() / "up.lock"):
+        stopped = [name for name in (WORKER, PREFECT, MLFLOW) if stop_service(workspace, name)]
+    echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def serve(workspace: Workspace, echo: Echo) -> None:
+    """Start both web interfaces, print their addresses, and stop them when this is interrupted or one of them ends.
+
+    A server that the environment names, or that runs already, is not started.
+    Raises UserError, with the reason from its log, where one does not start or ends by itself.
+    """
+    with ExitStack() as stack:
+        processes = [(server, stack.enter_context(started(server))) for server in _servers_to_start(workspace, echo)]
+        for server, process in processes:
+            wait_until_ready(server, process)
+            echo(f"{server.title}: {server.address}; Ctrl-C stops it")
+        while processes:
+            for server, process in processes:
+                _check(f"{server.title}'s server", process, server.log)
+            time.sleep(0.5)
+
+
+def _servers_to_start(workspace: Workspace, echo: Echo) -> Iterator[Server]:
+    """The servers that neither the environment names nor run already; prints the address of the others."""
+    uri, api = tracking_uri(workspace), os.environ.get("PREFECT_API_URL", "")
+    mlflow = "" if artifact_location(uri, workspace) else f"{redact(uri)} (MLFLOW_TRACKING_URI)"
+    prefect = f"{redact(api).removesuffix('/api')} (PREFECT_API_URL)" if api else ""
+    for named, preferred, make in ((mlflow, 5000, mlflow_server), (prefect, 4200, prefect_server)):
+        server = make(workspace, free_port(preferred))
+        if named:
+            echo(f"{server.title}: {named}")
+        elif service := running(workspace, server.name):
+            echo(f"{server.title}: {service.address}, already running")
+        else:
+            if server.port != preferred:
+                echo(f"{server.title}: port {preferred} is taken here, {server.port} instead")
+            yield server

@@ -6,12 +6,10 @@ state is scheduled again: DVC then finds the stages that are done, and training 
 
 import logging
 import os
-import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -19,11 +17,12 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from pipeline.services import flow_run_processes
+from pipeline.services.dvc_command import error_line
 from pipeline.services.servers import first_line
 from vaeline.command.program import run_program, use_code_of
 from vaeline.errors import UserError
@@ -49,22 +48,27 @@ def deploy() -> None:
 
     Raises UserError where Prefect refuses or is away.
     """
-    _with_client(_make_pool)
+    with _client() as client:
+        make_pool(client)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip(" │╭╮╰╯─")]
-        raise UserError(f"{DEPLOYMENTS}: {lines[-1] if lines else f'prefect deploy: exit code {done.returncode}'}")
+        raise UserError(f"{DEPLOYMENTS}: {error_line(lines, done.returncode)}")
 
 
 def work(workspace: Workspace) -> NoReturn:
     """Settle the flow runs whose process has ended, then become Prefect's worker. Raises UserError where it is away."""
-    _with_client(_make_pool)
-    _with_client(lambda client: settle(client, workspace))
+    with _client() as client:
+        make_pool(client)
+        settle(client, workspace)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     use_code_of(workspace.root.absolute())  # a flow run's process starts in another folder
     here = RunContext.read().environment(workspace=str(workspace.root.absolute()))
-    os.execve(sys.executable, command, RETRIES | os.environ | here | {"TMPDIR": str(_own_folder())})
+    # Prefect keeps files in a temporary folder under a name of its own, which the machine's first user would own
+    temporary = workspace.make_state().absolute() / "tmp"
+    temporary.mkdir(exist_ok=True)
+    os.execve(sys.executable, command, RETRIES | os.environ | here | {"TMPDIR": str(temporary)})
 
 
 def settle(client: SyncPrefectClient, workspace: Workspace) -> None:
@@ -72,25 +76,22 @@ def settle(client: SyncPrefectClient, workspace: Workspace) -> None:
     for flow_run_id in flow_run_processes.ended(workspace):
         with suppress(ObjectNotFound):
             run = client.read_flow_run(UUID(flow_run_id))
-            state = _true_state(run)
+            state: State[None] | None = None
+            if run.state is None or (run.state.is_final() and not run.state.is_crashed()):
+                pass
+            elif run.state.is_cancelling():
+                state = Cancelled(message="its process has ended")
+            elif run.deployment_id is not None and run.run_count < MAX_RUNS:
+                state = Scheduled(name="Resuming", message="its process had ended; it goes on from what is done")
+            elif not run.state.is_crashed():
+                state = Crashed(message="its process has ended")
             if state is not None:
                 log.info("flow run %s: %s, now %s", run.name, run.state_name, state.name)
                 client.set_flow_run_state(run.id, state, force=True)
-        flow_run_processes.remove(workspace, flow_run_id)
+        flow_run_processes.record_path(workspace, flow_run_id).unlink(missing_ok=True)
 
 
-def _true_state(run: FlowRun) -> State[None] | None:
-    """The state of a run without a process; None where it has the right one."""
-    if run.state is None or (run.state.is_final() and not run.state.is_crashed()):
-        return None
-    if run.state.is_cancelling():
-        return Cancelled(message="its process has ended")
-    if run.deployment_id is None or run.run_count >= MAX_RUNS:
-        return None if run.state.is_crashed() else Crashed(message="its process has ended")
-    return Scheduled(name="Resuming", message="its process had ended; it goes on from what is done")
-
-
-def _make_pool(client: SyncPrefectClient) -> None:
+def make_pool(client: SyncPrefectClient) -> None:
     """The work pool with TEMPLATE, whatever it had."""
     try:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=TEMPLATE))
@@ -98,22 +99,13 @@ def _make_pool(client: SyncPrefectClient) -> None:
         client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=TEMPLATE))
 
 
-def _with_client(act: Callable[[SyncPrefectClient], None]) -> None:
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
     try:
         with get_client(sync_client=True) as client:
-            act(client)
+            yield client
     except (HTTPError, RuntimeError) as error:
         raise UserError(f"Prefect at {redact(os.environ.get('PREFECT_API_URL', ''))}: {first_line(error)}") from None
-
-
-def _own_folder() -> Path:
-    """For temporary files: Prefect keeps some under a name of its own, which the machine's first user would own."""
-    folder = Path(tempfile.gettempdir()) / f"vaeline-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if not stat.S_ISDIR(folder.lstat().st_mode) or folder.lstat().st_uid != os.getuid():
-        raise UserError(f"{folder}: must be a folder of this user's; else name another place for such in TMPDIR")
-    return folder
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ that keeps outputs whole, but neither a device to one training nor a run's stage
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from vaeline.errors import UserError
@@ -35,27 +34,23 @@ def workspace_lock(
     Waits, with a log line, or raises BusyError, while another run, the stage of a `dvc repro`, or what a killed run
     left is at work.
     """
-    folder = workspace.make_state()
-    run = _take(folder / RUN, log, when_busy)
-    try:
-        os.truncate(run, 0)
-        os.pwrite(run, str(os.getpid()).encode(), 0)
-        os.close(_take(folder / STAGE, log, when_busy))  # none is at work, and from here on none begins
+    with ExitStack() as stack:
+        for name in (RUN, STAGE):
+            path = workspace.make_state() / name
+            if (lock := acquire(path, wait=False)) is None:
+                who = f"another run (process {path.read_text()})" if name == RUN else "a stage of a `dvc repro`"
+                if when_busy == "skip":
+                    raise BusyError(f"{who} is at work here")
+                log(f"{who} is at work here: waiting for its end")
+                lock = acquire(path)
+            assert lock is not None
+            if name == STAGE:
+                os.close(lock)  # none is at work, and from here on none begins
+            else:
+                stack.callback(os.close, lock)
+                os.truncate(lock, 0)
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield replace(RunContext.read(), run=str(os.getpid()))
-    finally:
-        os.close(run)
-
-
-def _take(path: Path, log: Callable[[str], None], when_busy: WhenBusy) -> int:
-    descriptor = acquire(path, wait=False)
-    if descriptor is None:
-        who = f"another run (process {path.read_text()})" if path.name == RUN else "a stage of a `dvc repro`"
-        if when_busy == "skip":
-            raise BusyError(f"{who} is at work here")
-        log(f"{who} is at work here: waiting for its end")
-        descriptor = acquire(path)
-    assert descriptor is not None
-    return descriptor
 
 
 @contextmanager
@@ -63,12 +58,10 @@ def stage_lock(workspace: Workspace) -> Iterator[None]:
     """The lock of a stage. Raises BusyError where another run than its own is at work in the workspace.
 
     It does not wait: DVC keeps this stage's files locked for it, and the run may need just those. The copy of the
-    workspace in which an experiment runs needs no lock.
+    workspace in which an experiment runs needs no lock, and of the processes that train together rank zero holds it.
     """
-    if os.environ.get("RANK", "0") != "0":  # of the processes that train together rank zero holds the lock
-        yield
-        return
-    if not workspace.repository.exists() or not workspace.root.samefile(workspace.repository):
+    copy = not workspace.repository.exists() or not workspace.root.samefile(workspace.repository)
+    if copy or os.environ.get("RANK", "0") != "0":
         yield
         return
     folder = workspace.make_state()

@@ -28,7 +28,7 @@ from vaeline.serving.model_files import LoadedModel
 from vaeline.tracking.connection import connect, one_line_errors
 from vaeline.tracking.provenance import flatten_metrics, run_start
 from vaeline.tracking.runs import open_model_run
-from vaeline.tracking.sync import upload_now
+from vaeline.tracking.uploader import upload_now
 from vaeline.training.device import pick_device, reproducible
 
 EXAMPLES = 2  # images stored with the model as an input example

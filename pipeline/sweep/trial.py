@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.services.child_processes import spawn, stop
-from pipeline.services.clone import make_clone
-from pipeline.services.dvc_command import cache_folder, error_line
+from pipeline.services.dvc_command import cache_folder, error_line, make_clone
 from pipeline.sweep.experiments import override_arguments
 from pipeline.sweep.space import Values, with_values
 from pipeline.sweep.study import Result, Sweep

@@ -16,7 +16,7 @@ from vaeline.serving.package import MANIFEST, SIGNATURE, TrainingCode, seal
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import CUT, RunStart
 from vaeline.tracking.runs import open_training_run
-from vaeline.tracking.sync import upload_now
+from vaeline.tracking.uploader import upload_now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.services.clone import make_clone
+from pipeline.services.dvc_command import make_clone
 from vaeline.errors import UserError
 from vaeline.io.git import git
 from workspaces import execute

@@ -38,10 +38,11 @@ def _path(entry: str | dict[str, object]) -> PurePosixPath:
 
 def test_ran_cached_and_restored_are_distinguished(toy: Path):
     lines: list[str] = []
+    (toy / "train.sh").write_text("echo training; echo run $VAELINE_RUN_CONTEXT; cp raw.txt model.txt\n")
     assert stale_stages(HERE) == {"fetch", "train", "sample"}
     assert reproduce(HERE, "fetch", lines.append, {}) == "ran"
-    assert reproduce(HERE, "train", lines.append, {}) == "ran"
-    assert "training" in lines
+    assert reproduce(HERE, "train", lines.append, {"VAELINE_RUN_CONTEXT": "abc"}) == "ran"
+    assert {"training", "run abc"} <= set(lines)
     assert stale_stages(HERE) == {"sample"}
     assert reproduce(HERE, "train", lines.append, {}) == "cached"
     (toy / "model.txt").unlink()
@@ -51,25 +52,17 @@ def test_ran_cached_and_restored_are_distinguished(toy: Path):
     assert lines.count("training") == 2
 
 
-def test_a_stage_sees_the_variables_it_is_given(toy: Path):
-    (toy / "train.sh").write_text("echo run $VAELINE_RUN_CONTEXT; cp raw.txt model.txt\n")
-    lines: list[str] = []
-    reproduce(HERE, "fetch", lines.append, {})
-    reproduce(HERE, "train", lines.append, {"VAELINE_RUN_CONTEXT": "abc"})
-    assert "run abc" in lines
-
-
-def test_a_failed_stage_is_reported_by_its_error_lines(toy: Path):
-    (toy / "train.sh").write_text("echo so far so good; echo error: a.png: truncated >&2; exit 1\n")
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo so far so good; echo error: a.png: truncated >&2; exit 1", "a.png: truncated"),
+        ("python -c '1 / 0'", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_failed_stage_is_reported_by_its_error_lines_or_its_exception(toy: Path, script: str, reason: str):
+    (toy / "train.sh").write_text(f"{script}\n")
     reproduce(HERE, "fetch", lambda line: None, {})
-    with pytest.raises(StageError, match=r"^stage 'train' failed: a.png: truncated$"):
-        reproduce(HERE, "train", lambda line: None, {})
-
-
-def test_a_bug_in_a_stage_is_named_by_its_exception(toy: Path):
-    (toy / "train.sh").write_text("python -c '1 / 0'\n")
-    reproduce(HERE, "fetch", lambda line: None, {})
-    with pytest.raises(StageError, match=r"^stage 'train' failed: ZeroDivisionError: division by zero$"):
+    with pytest.raises(StageError, match=rf"^stage 'train' failed: {reason}$"):
         reproduce(HERE, "train", lambda line: None, {})
 
 
@@ -81,13 +74,12 @@ def test_what_dvc_refuses_is_reported(toy: Path):
         stale_stages(HERE)
 
 
-@pytest.mark.parametrize("size", [0, 5, 30])
-def test_a_torn_lock_is_reported_with_its_fix_which_computes_nothing(toy: Path, size: int):
+def test_a_torn_lock_is_reported_with_its_fix_which_computes_nothing(toy: Path):
     lines: list[str] = []
     reproduce(HERE, "fetch", lines.append, {})
     reproduce(HERE, "train", lines.append, {})
     lock = toy / "dvc.lock"
-    lock.write_bytes(lock.read_bytes()[:size])
+    lock.write_bytes(lock.read_bytes()[:30])
     with pytest.raises(UserError, match=r"^dvc status: .*; dvc\.lock is torn: .*delete it, and run again"):
         stale_stages(HERE)
     lock.unlink()
@@ -110,7 +102,7 @@ def test_a_folder_that_a_killed_dvc_left_in_its_run_cache_is_no_obstacle(toy: Pa
 
 
 def test_another_dvc_at_work_is_waited_for(toy: Path):
-    pid = int(execute("sh", "-c", "sleep 6 >/dev/null 2>&1 & echo $!", cwd=toy).stdout)  # its parent will not reap it
+    pid = int(execute("sh", "-c", "sleep 4 >/dev/null 2>&1 & echo $!", cwd=toy).stdout)  # its parent will not reap it
     (toy / ".dvc" / "tmp").mkdir(exist_ok=True)
     writing = {"write": {str(toy / "raw.txt"): {"pid": pid, "cmd": "dvc repro"}}}
     (toy / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(writing))

@@ -18,7 +18,7 @@ def test_a_flow_run_whose_process_has_ended_is_found_until_it_is_removed(toy: Pa
     subprocess.run([sys.executable, "-c", f"{code}; f.record(Workspace(), 'one')"], check=True)
     flow_run_processes.record(Workspace(), "two")
     assert list(flow_run_processes.ended(Workspace())) == ["one"]
-    flow_run_processes.remove(Workspace(), "one")
+    flow_run_processes.record_path(Workspace(), "one").unlink()
     assert list(flow_run_processes.ended(Workspace())) == []
 
 

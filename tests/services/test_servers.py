@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +18,7 @@ from pipeline.services.child_processes import ProcessRecord
 from pipeline.services.prefect_app import is_own
 from pipeline.services.servers import (
     Server,
-    answers,
     free_port,
-    keep_running,
-    mlflow_server,
     running,
     started,
     stop_service,
@@ -47,7 +45,8 @@ def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: Path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: Path, killed: bool):
     code = "from pipeline.services.servers import *; from vaeline.io.workspace import Workspace"
     subprocess.run([sys.executable, "-c", f"{code}; keep_running(Workspace(), 'd', {SLEEP}, {{}}, 'a')"], check=True)
     found = running(HERE, "d")
@@ -55,20 +54,15 @@ def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: 
     assert found.address == "a"
     assert os.getsid(found.pid) == found.pid, "a closed terminal does not reach it"
     child = child_of("d")
+    if killed:
+        os.kill(found.pid, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while running(HERE, "d"):
+            assert time.monotonic() < until
     assert stop_service(HERE, "d")
     assert has_ended(child)
     assert running(HERE, "d") is None
     assert not stop_service(HERE, "d")
-
-
-def test_what_a_killed_service_left_is_found_and_ended(toy: Path):
-    process = keep_running(HERE, "d", SLEEP, {}, "")
-    child = child_of("d")
-    process.kill()
-    process.wait()
-    assert running(HERE, "d") is None
-    assert stop_service(HERE, "d")
-    assert has_ended(child)
 
 
 def test_a_process_of_others_under_the_recorded_number_is_not_stopped(toy: Path):
@@ -94,20 +88,12 @@ def test_a_taken_port_is_not_used():
 def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: Path):
     """Two that start at once may have found the same port free."""
     port = free_port(0)
-    arguments = [str(port), "--bind", "127.0.0.1"]
-    command = [sys.executable, "-m", "http.server", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
-        while not answers(port, "/"):
-            assert other.poll() is None
-        late = Server("late", "late", "http.server", arguments, toy / "late.log", port, "/")
-        with started(late) as process, pytest.raises(UserError, match=r"exit code 1: .*Address already in use"):
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    late = Server("late", "late", command, toy / "late.log", port, "/")
+    with started(replace(late, log=toy / "other.log")) as other:
+        wait_until_ready(late, other)
+        with started(late) as process, pytest.raises(UserError, match=r"late's server ended: .*Address already in use"):
             wait_until_ready(late, process)
-        other.kill()
-
-
-def test_beyond_loopback_mlflow_asks_for_passwords(toy: Path):
-    assert "basic-auth" in mlflow_server(HERE, 5000, "0.0.0.0").arguments
-    assert "basic-auth" not in mlflow_server(HERE, 5000).arguments
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def wait(child: int, after: float | None) -> int:
 
 def preload() -> None:
     """What stages, uploaders and the command line import."""
-    from vaeline.tracking.connection import set_environment
+    from vaeline.tracking.connection import ENVIRONMENT
 
-    set_environment(10, 0)
+    os.environ |= ENVIRONMENT
     import matplotlib.pyplot  # noqa: F401
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
@@ -104,7 +104,7 @@ def act(what: str, sabotage: Sabotage) -> None:
         return
     if what == "sync":
         from vaeline.command.program import run_program
-        from vaeline.tracking.sync import sync_all
+        from vaeline.tracking.uploader import sync_all
 
         sabotage.install()
         run_program(lambda: print(sync_all(current_workspace())))

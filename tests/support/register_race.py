@@ -25,7 +25,7 @@ from vaeline.serving import mlflow_package
 from vaeline.serving.model_files import load_model
 from vaeline.tracking.connection import connect
 from vaeline.tracking.runs import open_model_run
-from vaeline.tracking.sync import upload_now
+from vaeline.tracking.uploader import upload_now
 
 PATIENCE_S = 500  # on a machine that is busy with other things
 assert mlflow_package  # imported before the fork, as MLflow's stores are

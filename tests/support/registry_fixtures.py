@@ -146,7 +146,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
     from vaeline.registry.registration import NewModel, publish
     from vaeline.serving.model_files import load_model
     from vaeline.tracking.runs import open_model_run
-    from vaeline.tracking.sync import upload_now
+    from vaeline.tracking.uploader import upload_now
 
     root = tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,17 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from vaeline.config import read_params
 from vaeline.errors import UserError
-from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
-from vaeline.tracking.provenance import RunStart, run_start
+from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.runs import open_training_run
 from vaeline.tracking.sweeps import close_parent, open_parent
-from vaeline.tracking.sync import sync_all
-
-PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+from vaeline.tracking.uploader import sync_all
 
 
 def train(key: str, digest: str, **tags: str) -> None:
@@ -20,12 +16,6 @@ def train(key: str, digest: str, **tags: str) -> None:
     with open_training_run(current_workspace(), key, RunStart("experiment", key, {}, tags)) as run:
         run.finish_training(digest)
     sync_all(current_workspace())
-
-
-def test_a_trials_run_tells_its_sweep_and_its_parent(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(*RunContext(sweep="first", parent_run="abc").environment().popitem())
-    tags = run_start(current_workspace(), PARAMS).tags
-    assert (tags["vaeline.sweep"], tags["mlflow.parentRunId"]) == ("first", "abc")
 
 
 def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent_become_its_children(store: Path):

@@ -15,8 +15,8 @@ from vaeline.tracking.connection import connect
 from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.runs import RunTracker, open_model_run, open_training_run
-from vaeline.tracking.sync import sync_all, upload_now
 from vaeline.tracking.upload import Upload
+from vaeline.tracking.uploader import sync_all, upload_now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +37,7 @@ def upload(run: RunTracker, client: "MlflowClient") -> None:
 
 
 def sync() -> str:
-    return str(sync_all(current_workspace()))
+    return sync_all(current_workspace())
 
 
 @pytest.fixture
@@ -199,7 +199,6 @@ def test_in_an_empty_store_a_run_is_made_with_history_and_metrics(
         later.metrics({"test_elbo": -11.0})
     upload(later, client)
     (made,) = runs(client)
-    assert len(history(client, made, "test_elbo")) == 1
     assert [(step, value) for step, value, _ in history(client, made, "train/elbo")] == [(10, -5.0), (20, -4.0)]
     assert made.data.metrics["test_elbo"] == -11.0
     assert made.data.tags["vaeline.model_digest"] == DIGEST
@@ -274,9 +273,7 @@ def test_the_data_set_stands_beside_the_run(store: Path, client: "MlflowClient")
     (sent,) = runs(client)
     dataset = sent.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("fashion-mnist", "d" * 36)
-    assert json.loads(dataset.profile) == {"train": 50_000, "test": 10_000}
-    features = json.loads(json.loads(dataset.schema)["mlflow_tensorspec"]["features"])
-    assert features == [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 1, 28, 28]}}]
+    assert json.loads(dataset.profile) == {"train": 50_000, "test": 10_000, "shape": [1, 28, 28]}
 
 
 def test_a_run_without_its_start_is_given_up_and_blocks_nothing(store: Path, client: "MlflowClient"):

@@ -19,7 +19,7 @@ from vaeline.tracking import uploader
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart
 from vaeline.tracking.runs import RunTracker, open_training_run
-from vaeline.tracking.sync import sync_all
+from vaeline.tracking.uploader import sync_all
 
 TRAINING = """
 import time
@@ -118,7 +118,7 @@ def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
     assert {run.outbox.log, run.outbox.outbox.path} <= set(written)
     assert not [path for path in written if b"s3cr3t" in path.read_bytes()]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert [sync_all(current_workspace()).runs for _ in range(2)] == [1, 0]
+    assert [sync_all(current_workspace()).split(" of ")[1] for _ in range(2)] == ["1 runs sent", "0 runs sent"]
     assert stored()[1] == {"train/elbo": 99.0}
 
 
@@ -140,7 +140,7 @@ def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_o
     monkeypatch.setattr(uploader, "connect", refuse)
     monkeypatch.setattr(uploader.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(uploader.time, "sleep", sleep)
-    assert not uploader.follow(run.outbox, current_workspace(), None)
+    assert not uploader.follow(run.outbox, current_workspace())
     pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert pauses[:-1] == pytest.approx([4, 8, 16, 32, 60, 60, 60], abs=0.2)
     assert tries[-1] > 300

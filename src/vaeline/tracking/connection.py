@@ -1,10 +1,10 @@
-"""MLflow connection: tracking URI, client, environment of MLflow, experiment."""
+"""MLflow connection: tracking URI, client, experiment."""
 
 import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-OURS = "VAELINE_MLFLOW_LIMITS"  # names of the limits that a parent process set, not the user
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
-DEFAULTS = {
+ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -51,36 +53,24 @@ def redact(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
-def set_environment(timeout_s: int, retries: int) -> None:
-    """Set MLflow's environment variables: no telemetry, warnings only, limits of one request to a server.
-
-    A user's own settings win, those of a parent process do not. Call before importing mlflow.
-    """
-    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
-    ours = {*os.environ.get(OURS, "").split()} | {name for name in limits if name not in os.environ}
-    os.environ |= {name: value for name, value in limits.items() if name in ours} | {OURS: " ".join(sorted(ours))}
-    os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os.environ}
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
-
-def connect(workspace: Workspace, timeout_s: int = 20, retries: int = 1) -> "MlflowClient":
+def connect(workspace: Workspace) -> "MlflowClient":
     """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
     uri = tracking_uri(workspace)
-    set_environment(timeout_s, retries)
+    os.environ.update(ENVIRONMENT | os.environ)
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised below
     mlflow.set_tracking_uri(uri)
-    lock: AbstractContextManager[None] = nullcontext()
-    if uri.startswith(SQLITE):  # the first request creates the schema, and many processes may start at once
-        database = Path(uri.removeprefix(SQLITE))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        lock = locked(database.with_name(f"{database.name}.lock"))
-    with one_line_errors(), lock:
+    with ExitStack() as stack:
+        stack.enter_context(one_line_errors())
+        if uri.startswith(SQLITE):  # the first request creates the schema, and many processes may start at once
+            database = Path(uri.removeprefix(SQLITE))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(database.with_name(f"{database.name}.lock")))
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)
-        return client
+    return client
 
 
 @contextmanager
@@ -102,16 +92,14 @@ def one_line_errors() -> Iterator[None]:
 
 
 def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:
-    """The experiment of that name: found, restored where it was deleted, or created."""
+    """The experiment of that name: created, or found and restored where it was deleted."""
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
+    if (experiment := client.get_experiment_by_name(name)) is None:
         try:
             return str(client.create_experiment(name, artifact_location(client.tracking_uri, workspace)))
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another process was faster
-            if experiment is None:
+        except MlflowException:  # another process may have been faster
+            if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)

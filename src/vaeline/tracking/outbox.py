@@ -25,6 +25,9 @@ from vaeline.io.workspace import Workspace
 Event = dict[str, Any]  # kind: start|metrics|image|artifact|tags|resume|end; time: ms since the epoch; ...
 WAIT_S = 30.0  # for another process's commit
 SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA foreign_keys = ON;
 BEGIN;
 CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, number INTEGER, model TEXT);
 CREATE TABLE IF NOT EXISTS events (
@@ -53,9 +56,21 @@ class Outbox:
 
     def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows of one statement, which outside of a transaction is one of its own."""
-        with self._clear_errors():
+        try:
             self._connection = self._connection or self._open()
             return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_FULL or not shutil.disk_usage(self.folder).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
+            raise UserError(f"{self.path}: {error}; where that stays, move it away: a new one is made") from None
+
+    def _open(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock"):  # a change to WAL mode does not wait for another process's
+            connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            connection.executescript(SCHEMA)
+        return connection
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -75,8 +90,7 @@ class Outbox:
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         if self._connection is not None:
-            with self._clear_errors():
-                self._connection.close()
+            self._connection.close()
         self._connection = None
 
     def flush(self) -> None:
@@ -84,17 +98,15 @@ class Outbox:
         for path in (self.folder / "outbox.db-wal", self.folder):  # the database itself is synced by sqlite
             if path.exists():
                 descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                os.fsync(descriptor)
+                os.close(descriptor)
 
     def runs(self, where: str = "true", *values: object) -> list["RunOutbox"]:
         """Runs that a condition selects, oldest first."""
         if not self.path.exists():
             return []
-        rows = self.execute(f"SELECT id, key, number FROM runs WHERE {where} ORDER BY id", *values)
-        return [RunOutbox(self, run, f"{key}-{number}") for run, key, number in rows]
+        rows = self.execute(f"SELECT id, key, number, model FROM runs WHERE {where} ORDER BY id", *values)
+        return [RunOutbox(self, run, f"{key}-{number}", model) for run, key, number, model in rows]
 
     def latest(self, column: Literal["key", "model"], value: str) -> "RunOutbox | None":
         """The newest run of a key, or that trained the model of this digest."""
@@ -102,29 +114,10 @@ class Outbox:
 
     def create(self, key: str, model: str | None = None) -> "RunOutbox":
         """A new run of a key, for a transaction that adds its start too; `model`: digest where it is known."""
-        ((number,),) = self.execute("SELECT coalesce(max(number), 0) + 1 FROM runs WHERE key = ?", key)
-        values = (key, number, model)
-        ((run,),) = self.execute("INSERT INTO runs (key, number, model) VALUES (?, ?, ?) RETURNING id", *values)
-        return RunOutbox(self, run, f"{key}-{number}")
-
-    def _open(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".lock"):  # a change to WAL mode does not wait for another process's
-            connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-            for setting in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-                connection.execute(f"PRAGMA {setting}")
-            connection.executescript(SCHEMA)
-        return connection
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", None)
-            if code == sqlite3.SQLITE_FULL or not shutil.disk_usage(self.folder).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
-            raise UserError(f"{self.path}: {error}; where that stays, move it away: a new one is made") from None
+        number = "(SELECT coalesce(max(number), 0) + 1 FROM runs WHERE key = ?1)"
+        insert = f"INSERT INTO runs (key, number, model) VALUES (?1, {number}, ?2) RETURNING id, number"
+        ((run, count),) = self.execute(insert, key, model)
+        return RunOutbox(self, run, f"{key}-{count}", model)
 
 
 @dataclass(frozen=True)
@@ -134,16 +127,12 @@ class RunOutbox:
     outbox: Outbox = field(compare=False, repr=False)
     id: int
     name: str
+    model: str | None = field(default=None, compare=False)  # digest of the model that it trained, once it has
 
     @property
     def log(self) -> Path:
         """Log of its uploader."""
         return self.outbox.folder / f"{self.name}.log"
-
-    @property
-    def model(self) -> str | None:
-        """Digest of the model that it trained, once it has."""
-        return next((digest for (digest,) in self._select("model FROM runs WHERE id = ?")), None)
 
     def set_model(self, digest: str) -> None:
         """Join the run to the model that it trained, here and in the tracking store."""
@@ -157,26 +146,25 @@ class RunOutbox:
             if content is not None:
                 fields["digest"] = digest_of(content)
                 self.outbox.execute("INSERT OR IGNORE INTO files VALUES (?, ?, ?)", self.id, fields["digest"], content)
-            text = json.dumps(fields, separators=(",", ":"))
-            values = (self.id, kind, int(time.time() * 1000), text)
+            values = (self.id, kind, int(time.time() * 1000), json.dumps(fields, separators=(",", ":")))
             self.outbox.execute("INSERT INTO events (run, kind, time, fields) VALUES (?, ?, ?, ?)", *values)
 
     def read(self, after: int = 0, limit: int = -1) -> list[tuple[int, Event]]:
         """Events after a number, with their own numbers; at most `limit` of them."""
-        wanted = "id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?"
-        rows = self._select(wanted, after, limit)
+        wanted = "SELECT id, kind, time, fields FROM events WHERE run = ? AND id > ? ORDER BY id LIMIT ?"
+        rows = self.outbox.execute(wanted, self.id, after, limit)
         return [(number, {"kind": kind, "time": at, **json.loads(fields)}) for number, kind, at, fields in rows]
 
     def file(self, digest: str) -> bytes:
-        """Content of a file. Raises ValueError where there is none."""
-        for (content,) in self._select("content FROM files WHERE run = ? AND digest = ?", digest):
-            return bytes(content)
-        raise ValueError(f"{self.name}: no file {digest}")
+        """Content of a file."""
+        select = "SELECT content FROM files WHERE run = ? AND digest = ?"
+        ((content,),) = self.outbox.execute(select, self.id, digest)
+        return bytes(content)
 
     def status(self) -> str:
         """RUNNING, or how the training last ended: FINISHED, FAILED, KILLED; FINISHED where it ran elsewhere."""
-        changes = "kind, fields FROM events WHERE run = ? AND kind IN ('start', 'resume', 'end')"
-        for kind, fields in self._select(f"{changes} ORDER BY id DESC LIMIT 1"):
+        changes = "run = ? AND kind IN ('start', 'resume', 'end') ORDER BY id DESC LIMIT 1"
+        for kind, fields in self.outbox.execute(f"SELECT kind, fields FROM events WHERE {changes}", self.id):
             event = json.loads(fields)
             return str(event["status"]) if kind == "end" else "RUNNING" if event.get("training", True) else "FINISHED"
         return "FINISHED"
@@ -200,8 +188,8 @@ class RunOutbox:
 
     def progress(self, store: str) -> tuple[int, str | None, bool]:
         """Of a tracking store: number of the last event it has, its run's id, whether that was created for this run."""
-        wanted = "event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?"
-        for event, run_id, created in self._select(wanted, digest_of(store.encode())):
+        wanted = "SELECT event, mlflow_run, created FROM uploads WHERE run = ? AND store = ?"
+        for event, run_id, created in self.outbox.execute(wanted, self.id, digest_of(store.encode())):
             return event, run_id, bool(created)
         return 0, None, False
 
@@ -212,14 +200,14 @@ class RunOutbox:
 
     def is_sent(self) -> bool:
         """Whether some tracking store has all of it."""
-        ((last,),) = self._select("coalesce(max(id), 0) FROM events WHERE run = ?")
-        ((sent,),) = self._select("coalesce(max(event), 0) FROM uploads WHERE run = ?")
-        return bool(sent >= last)
+        last, sent = "SELECT max(id) FROM events WHERE run = ?1", "SELECT max(event) FROM uploads WHERE run = ?1"
+        ((all_sent,),) = self.outbox.execute(f"SELECT coalesce(({sent}), 0) >= coalesce(({last}), 0)", self.id)
+        return bool(all_sent)
 
     def prune(self, before: float) -> bool:
         """Delete a run that was sent and not changed since a time, unless a writer or an uploader has it."""
         with self.outbox.transaction():  # in which no writer opens the run
-            ((changed,),) = self._select("coalesce(max(time), 0) FROM events WHERE run = ?")
+            ((changed,),) = self.outbox.execute("SELECT coalesce(max(time), 0) FROM events WHERE run = ?", self.id)
             locks = [self.hold(role) for role in ("writer", "uploader")]
             prunable = None not in locks and changed < 1000 * before and self.is_sent()
             if prunable:
@@ -229,9 +217,6 @@ class RunOutbox:
             for lock in filter(None, locks):
                 os.close(lock)
         return prunable
-
-    def _select(self, rest: str, *values: object) -> list[tuple[Any, ...]]:
-        return self.outbox.execute(f"SELECT {rest}", self.id, *values)
 
 
 def digest_of(content: bytes) -> str:

@@ -7,7 +7,7 @@ process of its own, sends the outbox to MLflow. Nothing here imports mlflow.
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import numpy as np
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.outbox import Event, Outbox, RunOutbox, digest_of
+from vaeline.tracking.outbox import Outbox, RunOutbox, digest_of
 from vaeline.tracking.provenance import RunStart, headline_metrics
 from vaeline.tracking.uploader import start_uploader
 from vaeline.training.history import Tracker, read_history
@@ -33,34 +33,42 @@ class RunTracker(Tracker):
     from a checkpoint repeats some steps. Never raises because of tracking: a full disk costs one warning.
     """
 
-    def __init__(self, outbox: RunOutbox, *, training: bool) -> None:
-        self.outbox = outbox
-        self._training = training
+    def __init__(
+        self, workspace: Workspace, find: Callable[[Outbox], RunOutbox], *, training: bool, upload: bool = True
+    ) -> None:
+        """Open the run that `find` finds or makes; without `upload`, errors of the outbox are raised."""
+        outbox = Outbox(workspace)
+        self.outbox = RunOutbox(outbox, 0, "")
+        self._training, self._failed = training, False
         self._known: dict[tuple[str, int], object] = {}
-        self._from_outputs: set[tuple[str, int]] = set()
-        self._failed = self._closed = False
         self._writer: int | None = None
-
-    def begin(self) -> None:
-        """Open the run, in the transaction that found or created it. Raises what the outbox raises."""
-        self._writer = self.outbox.hold("writer", shared=True, wait=True)
-        for _, event in self.outbox.read():
-            points = _points(event)
-            self._known |= points
-            if event.get("when") == "created":
-                self._from_outputs |= points.keys()
-            else:
-                self._from_outputs -= points.keys()
-        if self._training and self.outbox.status() != "RUNNING":
-            self.outbox.append("resume")
+        try:
+            with outbox.transaction():  # so that a crash leaves the whole start or nothing
+                self.outbox = find(outbox)
+                self._writer = self.outbox.hold("writer", shared=True, wait=True)
+                if training and self.outbox.status() != "RUNNING":
+                    self.outbox.append("resume")
+            for _, event in self.outbox.read():
+                match event:
+                    case {"when": "created"}:
+                        pass  # the run in the store may have other values
+                    case {"kind": "metrics", "step": step, "values": values}:
+                        self._known |= {(key, step): value for key, value in values.items()}
+                    case {"kind": "image", "step": step, "key": key, "digest": digest}:
+                        self._known[f"image {key}", step] = digest
+                    case {"kind": "artifact", "folder": folder, "name": name, "digest": digest}:
+                        self._known[f"artifact {folder}/{name}", 0] = digest
+            if upload:
+                start_uploader(workspace, self.outbox, system_metrics=training)
+        except (OSError, UserError) as error:
+            if not upload:
+                raise
+            self._give_up(error)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Report numbers, at an optimiser step or (later stages) for the whole run."""
-        new: dict[str, dict[str, float]] = {}
-        for key, value in values.items():
-            new.setdefault(self._when(key, step, float(value)), {})[key] = float(value)
-        for when, numbers in new.items():
-            self._append("metrics", step=step or 0, values=numbers, when=when)
+        if new := {key: float(value) for key, value in values.items() if self._is_new(key, step, float(value))}:
+            self._try(self.outbox.append, "metrics", step=step or 0, values=new)
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
         """Report a picture, uint8, H x W or H x W x 3; the same key at other steps is the same row in the UI."""
@@ -68,43 +76,36 @@ class RunTracker(Tracker):
 
         png = io.BytesIO()
         Image.fromarray(image).save(png, format="png", compress_level=1)
-        when = self._when(f"image {key}", step, digest_of(png.getvalue()))
-        self._append("image", png.getvalue(), key=key, step=step, when=when)
+        if self._is_new(f"image {key}", step, digest_of(png.getvalue())):
+            self._try(self.outbox.append, "image", png.getvalue(), key=key, step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file under `folder` of the run's artifacts."""
         content = path.read_bytes()
-        when = self._when(f"artifact {folder}/{path.name}", None, digest_of(content))
-        self._append("artifact", content, name=path.name, folder=folder, when=when)
+        if self._is_new(f"artifact {folder}/{path.name}", None, digest_of(content)):
+            self._try(self.outbox.append, "artifact", content, name=path.name, folder=folder)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._append("tags", values={key: str(value) for key, value in values.items()})
+        self._try(self.outbox.append, "tags", values={key: str(value) for key, value in values.items()})
 
     def finish_training(self, model_digest: str) -> None:
         """Join the run to the model it trained: later stages and the store find it by this digest."""
-        self._try(lambda: self.outbox.set_model(model_digest))
+        self._try(self.outbox.set_model, model_digest)
 
     def flush(self) -> None:
         """Make everything reported so far survive a power failure."""
         self._try(self.outbox.outbox.flush)
 
-    def give_up(self, error: Exception) -> None:
-        """Log once that there is no room for tracking, and report nothing more."""
-        if not self._failed:
-            log.warning("tracking stops, the run goes on: %s", error)
-        self._failed = True
-
     def close(self, status: str = "FINISHED") -> None:
         """End the run; a later stage leaves the training's status alone. The uploader ends once all is sent."""
-        if self._closed:
+        if self._writer is None:
             return
-        self._closed = True
         if self._training:
-            self._append("end", status=status)
-        self._try(self.outbox.outbox.close)
-        if self._writer is not None:
-            os.close(self._writer)
+            self._try(self.outbox.append, "end", status=status)
+        self.outbox.outbox.close()
+        os.close(self._writer)
+        self._writer = None
 
     def __enter__(self) -> Self:
         return self
@@ -116,30 +117,24 @@ class RunTracker(Tracker):
         interrupted = stopped or isinstance(error, KeyboardInterrupt)
         self.close("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
 
-    def _when(self, key: str, step: int | None, value: object) -> str:
-        """Whether to add a point: never, always, or where the run is found in the store, which may have another value.
-
-        In a training a second value at the same step is a repetition, no correction.
-        """
-        point = (key, step or 0)
-        known = self._known.get(point)
+    def _is_new(self, key: str, step: int | None, value: object) -> bool:
+        """Whether to add a point: in a training a second value at the same step is a repetition, no correction."""
+        known = self._known.get((key, step or 0))
         if known == value or (known is not None and self._training and step is not None):
-            when = "found" if point in self._from_outputs else "never"
-        else:
-            self._known[point], when = value, "always"
-        self._from_outputs.discard(point)
-        return when
+            return False
+        self._known[key, step or 0] = value
+        return True
 
-    def _append(self, kind: str, content: bytes | None = None, **fields: Any) -> None:
-        if fields.get("when") != "never":
-            self._try(lambda: self.outbox.append(kind, content, **fields))
-
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[..., None], *values: Any, **fields: Any) -> None:
         if not self._failed:
             try:
-                action()
+                action(*values, **fields)
             except (OSError, UserError) as error:
-                self.give_up(error)
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("tracking stops, the run goes on: %s", error)
+        self._failed = True
 
 
 def open_training_run(workspace: Workspace, key: str, start: RunStart, *, resume: bool = False) -> RunTracker:
@@ -152,7 +147,7 @@ def open_training_run(workspace: Workspace, key: str, start: RunStart, *, resume
         latest = outbox.latest("key", key)
         return latest if latest and (resume or latest.model is None) else _create(outbox, key, start)
 
-    return _open(workspace, find, training=True)
+    return RunTracker(workspace, find, training=True)
 
 
 def open_model_run(workspace: Workspace, model_digest: str, fallback: RunStart, *, upload: bool = True) -> RunTracker:
@@ -171,7 +166,7 @@ def open_model_run(workspace: Workspace, model_digest: str, fallback: RunStart, 
             run.append(kind, content, when="created", **fields)
         return run
 
-    return _open(workspace, find, training=False, upload=upload)
+    return RunTracker(workspace, find, training=False, upload=upload)
 
 
 def latest_artifact(workspace: Workspace, key: str, name: str) -> bytes | None:
@@ -186,24 +181,6 @@ def latest_artifact(workspace: Workspace, key: str, name: str) -> bytes | None:
     return None
 
 
-def _open(
-    workspace: Workspace, find: Callable[[Outbox], RunOutbox], *, training: bool, upload: bool = True
-) -> RunTracker:
-    outbox = Outbox(workspace)
-    run = RunTracker(RunOutbox(outbox, 0, ""), training=training)
-    try:
-        with outbox.transaction():  # so that a crash leaves the whole start or nothing
-            run.outbox = find(outbox)
-            run.begin()
-        if upload:
-            start_uploader(workspace, run.outbox, system_metrics=training)
-    except (OSError, UserError) as error:
-        if not upload:
-            raise
-        run.give_up(error)
-    return run
-
-
 def _create(outbox: Outbox, key: str, start: RunStart, model: str | None = None) -> RunOutbox:
     """A run with its first event; `model`: digest of one that was not trained here."""
     run = outbox.create(key, model)
@@ -213,38 +190,21 @@ def _create(outbox: Outbox, key: str, start: RunStart, model: str | None = None)
     return run
 
 
-def _points(event: Event) -> dict[tuple[str, int], object]:
-    """The points of an event and their values, as `RunTracker` compares them."""
-    match event["kind"]:
-        case "metrics":
-            return {(key, event["step"]): value for key, value in event["values"].items()}
-        case "image":
-            return {(f"image {event['key']}", event["step"]): event["digest"]}
-        case "artifact":
-            return {(f"artifact {event['folder']}/{event['name']}", 0): event["digest"]}
-    return {}
-
-
-def _outputs(reports: Path) -> list[tuple[str, bytes | None, dict[str, Any]]]:
+def _outputs(reports: Path) -> Iterator[tuple[str, bytes | None, dict[str, Any]]]:
     """Events (kind, file, fields) of what lies in reports/: the training curves, the evaluation, the samples."""
-    found: list[tuple[str, bytes | None, dict[str, Any]]] = []
     try:
         if (reports / "history.csv").exists():
             for row in map(asdict, read_history(reports / "history.csv")):
                 step, _ = row.pop("step"), row.pop("epoch")
-                values = {_metric_name(column): value for column, value in row.items() if value is not None}
-                found.append(("metrics", None, {"step": step, "values": values}))
+                values = {  # train_elbo -> train/elbo, sigma -> train/sigma
+                    name.replace("_", "/", 1) if name.startswith(("train_", "validation_")) else f"train/{name}": value
+                    for name, value in row.items()
+                    if value is not None
+                }
+                yield "metrics", None, {"step": step, "values": values}
         if (reports / "metrics.json").exists():
-            headline = headline_metrics(read_metrics(reports / "metrics.json"))
-            found.append(("metrics", None, {"step": 0, "values": headline}))
+            yield "metrics", None, {"step": 0, "values": headline_metrics(read_metrics(reports / "metrics.json"))}
         for picture in sorted((reports / "samples").glob("*.png")):
-            found.append(("image", picture.read_bytes(), {"key": picture.stem, "step": 0}))
+            yield "image", picture.read_bytes(), {"key": picture.stem, "step": 0}
     except (OSError, UserError) as error:
         log.warning("%s: not all of it taken into the run: %s", reports, error)
-    return found
-
-
-def _metric_name(column: str) -> str:
-    """`train_elbo` -> `train/elbo`, `sigma` -> `train/sigma`."""
-    split, _, rest = column.partition("_")
-    return f"{split}/{rest}" if split in ("train", "validation") else f"train/{column}"

@@ -10,14 +10,13 @@ from pathlib import Path
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import connect, experiment_id, one_line_errors
 
-TIMEOUT_S = 5
 LONGEST = 6000  # characters of a parameter, MLflow's limit
 PARENT, SWEEP, ROLE, DIGEST = "mlflow.parentRunId", "vaeline.sweep", "vaeline.sweep_role", "vaeline.model_digest"
 
 
 def open_parent(workspace: Workspace, experiment: str, name: str, params: Mapping[str, str]) -> str:
     """The id of the sweep's parent run, found or made. Raises UserError where the store is away."""
-    client = connect(workspace, TIMEOUT_S, 0)
+    client = connect(workspace)
     with one_line_errors():
         number = experiment_id(client, experiment, workspace)
         wanted = f"tags.`{SWEEP}` = '{name}' and tags.`{ROLE}` = 'parent'"
@@ -45,7 +44,7 @@ def close_parent(
 
     A run that has another parent keeps it. Raises UserError where the store is away.
     """
-    client = connect(workspace, TIMEOUT_S, 0)
+    client = connect(workspace)
     with one_line_errors():
         for key, value in metrics.items():
             client.log_metric(run_id, key, value, int(time.time() * 1000), 0)

@@ -5,6 +5,7 @@ import logging
 import re
 import tempfile
 import uuid
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vaeline.tracking.outbox import Event, RunOutbox
 from vaeline.tracking.provenance import user
 
 EVENTS_A_BATCH = 200
-METRICS_A_BATCH, TAGS_A_BATCH, DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
+METRICS_A_BATCH, PARAMS_A_BATCH, DIGEST_LENGTH = 1000, 100, 36  # MLflow's limits
 PICTURE_KEY = re.compile(r"[a-zA-Z0-9_\-./ ]+")
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}  # would be refused again
 
@@ -37,43 +38,40 @@ class Upload:
 
     def __init__(self, run: RunOutbox, client: MlflowClient, workspace: Workspace) -> None:
         self._outbox, self._client, self._workspace = run, client, workspace
-        self._store = client.tracking_uri
-        self._last, self._run_id, self._created = run.progress(self._store)
-        self._checked = False
+        self._last, run_id, self._created = run.progress(client.tracking_uri)
+        self._run_id, self._checked = run_id or "", False
 
     def send(self) -> int:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
-        if not self._checked and self._run_id is not None and self._is_gone(self._run_id):
-            self._last, self._run_id, self._created = 0, None, False  # start over
-        self._checked = True
-        count = 0
+        if self._run_id and not self._checked:
+            try:
+                gone = self._client.get_run(self._run_id).info.lifecycle_stage == "deleted"
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                gone = True  # the store is a new one
+            if gone:
+                self._last, self._run_id, self._created = 0, "", False  # start over
+        self._checked, count = True, 0
         while batch := self._outbox.read(self._last, EVENTS_A_BATCH):
             self._outbox.outbox.flush()  # after a power failure a store is not to have more than the outbox
             self._send_batch(batch)
             count += len(batch)
         return count
 
-    def _is_gone(self, run_id: str) -> bool:
-        """Whether the run has been deleted from the store, or the store is a new one."""
-        try:
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == "deleted")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return True
-
     def _send_batch(self, batch: list[tuple[int, Event]]) -> None:
         metrics: list[Metric] = []
         for number, event in batch:
-            if event.get("when") == ("found" if self._created else "created"):
-                continue
+            if event["kind"] != "start" and not self._run_id:
+                continue  # its start was refused
             if event["kind"] == "metrics":
-                metrics += [Metric(k, v, event["time"], event["step"]) for k, v in event["values"].items()]
+                if self._created or event.get("when") != "created":
+                    metrics += [Metric(k, v, event["time"], event["step"]) for k, v in event["values"].items()]
                 continue
             self._send_metrics(metrics)
             metrics = []
             try:
-                getattr(self, f"_send_{event['kind']}")(event)
+                self._send_event(event)
             except MlflowException as error:
                 self._accept_refusal(error)
             except ValueError as error:  # a picture's name or content is at fault
@@ -84,18 +82,12 @@ class Upload:
 
     def _set_progress(self, number: int) -> None:
         self._last = number
-        self._outbox.set_progress(self._store, number, self._run_id, self._created)
-
-    @property
-    def _run(self) -> str:
-        if self._run_id is None:
-            raise MlflowException.invalid_parameter_value(f"{self._outbox.name}: its start was refused")
-        return self._run_id
+        self._outbox.set_progress(self._client.tracking_uri, number, self._run_id or None, self._created)
 
     def _send_metrics(self, metrics: list[Metric]) -> None:
         for part in _parts(metrics, METRICS_A_BATCH):
             try:
-                self._client.log_batch(self._run, metrics=part)
+                self._client.log_batch(self._run_id, metrics=part)
             except MlflowException as error:
                 self._accept_refusal(error)
                 if len(part) > 1:  # one by one, so that a bad name costs only itself
@@ -108,51 +100,65 @@ class Upload:
             raise error
         log.warning("refused: %s", redact(str(error)).splitlines()[0])
 
+    def _send_event(self, event: Event) -> None:
+        match event["kind"]:
+            case "start":
+                self._send_start(event)
+            case "tags":
+                self._client.log_batch(self._run_id, tags=[RunTag(k, v) for k, v in event["values"].items()])
+            case "resume":
+                self._client.update_run(self._run_id, status="RUNNING")
+            case "end":
+                self._client.set_terminated(self._run_id, event["status"], event["time"])
+            case "artifact":
+                self._send_artifact(event["digest"], event["name"], event["folder"])
+            case "image" if self._created or event.get("when") != "created":
+                self._send_image(event)
+
     def _send_start(self, event: Event) -> None:
-        experiment = experiment_id(self._client, event["experiment"], self._workspace)
-        run_id = self._find("vaeline.outbox", event["token"], [experiment])
-        self._created = True
-        if run_id is None and event["model"]:
-            everywhere = [e.experiment_id for e in self._client.search_experiments()]
+        client = self._client
+        experiment = experiment_id(client, event["experiment"], self._workspace)
+        run_id, self._created = self._find("vaeline.outbox", event["token"], [experiment]), True
+        if not run_id and event["model"]:
+            everywhere = [e.experiment_id for e in client.search_experiments()]
             run_id = self._find("vaeline.model_digest", event["model"], everywhere)
-            self._created = run_id is None
-        if run_id is None:
+            self._created = not run_id
+        if not run_id:
             tags = {"mlflow.user": user(), "vaeline.outbox": event["token"]}
-            run_id = str(self._client.create_run(experiment, event["time"], tags, event["name"]).info.run_id)
+            run_id = str(client.create_run(experiment, event["time"], tags, event["name"]).info.run_id)
         self._run_id = run_id
         if not self._created:
             return
-        for part in _parts(event["params"].items(), TAGS_A_BATCH):
-            self._client.log_batch(self._run, params=[Param(k, v) for k, v in part])
-        self._send_tags({"values": event["tags"]})
-        if event["dataset"]:
-            self._client.log_inputs(self._run, datasets=[_dataset(event["dataset"])])
+        for part in _parts(event["params"].items(), PARAMS_A_BATCH):
+            client.log_batch(run_id, params=[Param(k, v) for k, v in part])
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in event["tags"].items()])
+        if data := event["dataset"]:  # shape and counts as MLflow shows them
+            manifest = data["manifest"]
+            counts = {split: facts.get("count") for split, facts in manifest.get("splits", {}).items()}
+            dataset = Dataset(
+                name=data["name"],
+                digest=data["digest"][:DIGEST_LENGTH],
+                source_type="dvc",
+                source=json.dumps({"uri": "data/prepared", "sha256": data["digest"]}),
+                profile=json.dumps(counts | {"shape": manifest.get("shape")}),
+            )
+            client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         if not event["training"]:
-            self._client.set_terminated(self._run, "FINISHED", event["time"])
+            client.set_terminated(run_id, "FINISHED", event["time"])
         if "digest" in event:
-            self._send_artifact({"name": "uncommitted.diff", "digest": event["digest"], "folder": "git"})
+            self._send_artifact(event["digest"], "uncommitted.diff", "git")
 
-    def _find(self, tag: str, value: str, experiments: list[str]) -> str | None:
-        """The latest run with this tag."""
+    def _find(self, tag: str, value: str, experiments: list[str]) -> str:
+        """The latest run with this tag; empty where there is none."""
         wanted = f"tags.`{tag}` = '{value}'"
         runs = self._client.search_runs(experiments, wanted, max_results=1, order_by=["start_time DESC"])
-        return str(runs[0].info.run_id) if runs else None
+        return str(runs[0].info.run_id) if runs else ""
 
-    def _send_tags(self, event: Event) -> None:
-        for part in _parts(event["values"].items(), TAGS_A_BATCH):
-            self._client.log_batch(self._run, tags=[RunTag(k, v) for k, v in part])
-
-    def _send_resume(self, event: Event) -> None:
-        self._client.update_run(self._run, status="RUNNING")
-
-    def _send_end(self, event: Event) -> None:
-        self._client.set_terminated(self._run, event["status"], event["time"])
-
-    def _send_artifact(self, event: Event) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / event["name"]
-            path.write_bytes(self._outbox.file(event["digest"]))
-            self._client.log_artifact(self._run, str(path), event["folder"] or None)
+    def _send_artifact(self, digest: str, name: str, folder: str) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / name
+            path.write_bytes(self._outbox.file(digest))
+            self._client.log_artifact(self._run_id, str(path), folder or None)
 
     def _send_image(self, event: Event) -> None:
         """As `log_image` stores it, but under fixed names: a picture sent again replaces itself."""
@@ -164,25 +170,10 @@ class Upload:
         with Image.open(png) as image, tempfile.TemporaryDirectory() as folder:
             image.save(Path(folder) / f"{name}.png")
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
-            self._client.log_artifacts(self._run, folder, "images")
-        self._client.set_tag(self._run, MLFLOW_LOGGED_IMAGES, "True")
+            self._client.log_artifacts(self._run_id, folder, "images")
+        self._client.set_tag(self._run_id, MLFLOW_LOGGED_IMAGES, "True")
 
 
-def _parts(values: Any, size: int) -> list[list[Any]]:
+def _parts(values: Iterable[Any], size: int) -> list[list[Any]]:
     items = list(values)
     return [items[first : first + size] for first in range(0, len(items), size)]
-
-
-def _dataset(described: dict[str, Any]) -> DatasetInput:
-    """The prepared data as MLflow shows it: shape, and counts of each split."""
-    manifest = described["manifest"]
-    pixels = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *manifest.get("shape", [])]}}
-    dataset = Dataset(
-        name=described["name"],
-        digest=described["digest"][:DIGEST_LENGTH],
-        source_type="dvc",
-        source=json.dumps({"uri": "data/prepared", "sha256": described["digest"]}),
-        schema=json.dumps({"mlflow_tensorspec": {"features": json.dumps([pixels]), "targets": None}}),
-        profile=json.dumps({split: facts.get("count") for split, facts in manifest.get("splits", {}).items()}),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

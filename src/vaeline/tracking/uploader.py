@@ -1,4 +1,4 @@
-"""Uploader: a process of its own that sends a run to MLflow while a stage writes it, and its start.
+"""Uploader: a process of its own that sends a run to MLflow while a stage writes it; and `vaeline sync`.
 
 `python -m vaeline.tracking.uploader REPOSITORY RUN` imports MLflow, `start_uploader` does not: training pays neither
 for that nor for a server that is slow, hung or gone. One process at a time sends a run (a kernel lock). It ends once
@@ -6,25 +6,24 @@ the last writer has closed or died and it has tried to send the rest; what is un
 `vaeline sync`.
 """
 
-import argparse
 import logging
-import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
 from vaeline.io.run_context import RunContext
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import connect, redact
+from vaeline.tracking.connection import connect, one_line_errors, redact
 from vaeline.tracking.outbox import Outbox, RunOutbox
-from vaeline.tracking.sync import TIMEOUT_S, prune, sync_all
 
-POLL_S, UPLOAD_EVERY_S, LONGEST_PAUSE_S = 0.1, 2.0, 60.0
-MEASURE_EVERY_S = 10.0
-STANDBY_S = 120.0  # for another uploader to end after the last writer has
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+POLL_S, UPLOAD_EVERY_S, LONGEST_PAUSE_S, MEASURE_EVERY_S = 0.1, 2.0, 60.0, 10.0
+KEEP_S = 14 * 24 * 3600  # a run that was sent is deleted from the outbox when it is this old
 
 log = logging.getLogger(__name__)
 
@@ -47,48 +46,18 @@ def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool
         log.warning("%s stays in %s until `vaeline sync`: %s", run.name, run.outbox.path, error)
 
 
-class SystemMetrics:
-    """CPU, memory, disk, network and GPU as MLflow's own monitors measure them, put into the outbox."""
-
-    def __init__(self, run: RunOutbox) -> None:
-        self._run = run
-        self._start: float = next((event["time"] / 1000 for _, event in run.read(limit=1)), time.time())
-        self._next = time.monotonic() + 1.0
-        self._monitors: list[Any] | None = None
-
-    def measure(self) -> None:
-        """Add a measurement, every ten seconds; its step is the run's age in seconds."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + MEASURE_EVERY_S
-        values: dict[str, float] = {}
-        try:
-            if self._monitors is None:
-                from vaeline.tracking.mlflow_internals import system_monitors
-
-                self._monitors = system_monitors()
-            for monitor in self._monitors:
-                monitor.collect_metrics()
-                values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-                monitor.clear_metrics()
-            self._run.append("metrics", step=int(time.time() - self._start), values=values)
-        except (ImportError, OSError, RuntimeError) as error:
-            log.warning("no system metrics: %s", error)
-            self._next = math.inf
-
-
-def follow(run: RunOutbox, workspace: Workspace, system_metrics: SystemMetrics | None) -> bool:
+def follow(run: RunOutbox, workspace: Workspace, *, system_metrics: bool = False) -> bool:
     """Send a run for as long as it is written; returns whether all of it could be sent.
 
     After a failure the pause before the next try doubles, up to a minute.
     """
-    upload, pause, next_try = None, UPLOAD_EVERY_S, 0.0
+    upload, pause, next_try, next_measurement = None, UPLOAD_EVERY_S, 0.0, time.monotonic() + 1.0
     while True:
         last = not run.has_writer()  # asked before sending: after it, nothing is added
         if last or time.monotonic() >= next_try:
             try:
                 if upload is None:
-                    client = connect(workspace, TIMEOUT_S, 0)
+                    client = connect(workspace)
                     from vaeline.tracking.upload import Upload
 
                     upload = Upload(run, client, workspace)
@@ -100,44 +69,86 @@ def follow(run: RunOutbox, workspace: Workspace, system_metrics: SystemMetrics |
             next_try = time.monotonic() + pause
             if last:
                 return sent
-        if system_metrics is not None:
-            system_metrics.measure()
+        if system_metrics and time.monotonic() >= next_measurement:
+            next_measurement = time.monotonic() + MEASURE_EVERY_S
+            try:
+                _measure(run)
+            except (OSError, RuntimeError) as error:
+                log.warning("no system metrics: %s", error)
         time.sleep(POLL_S)
+
+
+def _measure(run: RunOutbox) -> None:
+    """Add the use of CPU, memory, disk, network and GPU to the outbox; the step is the run's age in seconds."""
+    from vaeline.tracking.mlflow_internals import system_monitors
+
+    values: dict[str, float] = {}
+    for monitor in system_monitors():
+        monitor.collect_metrics()
+        values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+        monitor.clear_metrics()
+    ((_, start),) = run.read(limit=1)
+    run.append("metrics", step=int(time.time() - start["time"] / 1000), values=values)
+
+
+def sync_all(workspace: Workspace) -> str:
+    """Send everything unsent, once, whoever else is sending; returns the counts. Raises UserError on a store away."""
+    runs = [(run, run.has_writer()) for run in Outbox(workspace).runs()]
+    unsent, sent = [(run, written) for run, written in runs if not run.is_sent()], []
+    if unsent:
+        client = connect(workspace)
+        with one_line_errors():
+            sent = [None if written else _upload_if_free(run, client, workspace) for run, written in unsent]
+    counts, busy = list(filter(None, sent)), sent.count(None)
+    others = f"; {busy} still being written or sent by another process" if busy else ""
+    return f"{sum(counts)} events of {len(counts)} runs sent{others}"
+
+
+def upload_now(run: RunOutbox, client: "MlflowClient", workspace: Workspace, wait_s: float = 60.0) -> str:
+    """Send a run, or wait until the process that follows it has; returns the id of its MLflow run.
+
+    Raises UserError where the other process does not get there.
+    """
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        arrived = _upload_if_free(run, client, workspace) is not None or run.is_sent()
+        _, run_id, _ = run.progress(client.tracking_uri)
+        if arrived and run_id is not None:
+            return run_id
+        time.sleep(POLL_S)
+    raise UserError(f"{run.log}: {run.name} could not be sent within {wait_s:.0f} s; look there and try again")
+
+
+def _upload_if_free(run: RunOutbox, client: "MlflowClient", workspace: Workspace) -> int | None:
+    """Send a run; returns the number of events, or None where another process sends it."""
+    from vaeline.tracking.upload import Upload
+
+    if (lock := run.hold("uploader")) is None:
+        return None
+    try:
+        return Upload(run, client, workspace).send()
+    finally:
+        os.close(lock)
 
 
 def main() -> None:
-    """Follow one run, then send what earlier ones left."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("repository", type=Path)
-    parser.add_argument("run")
-    parser.add_argument("--system-metrics", action="store_true")
-    arguments = parser.parse_args()
+    """Follow one run, then send what earlier ones left and delete what is old, sent and closed."""
+    repository, name, *options = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.nice(10)  # training first
-    workspace = Workspace(arguments.repository, arguments.repository)
+    workspace = Workspace(Path(repository), Path(repository))
     outbox = Outbox(workspace)
     try:
         os.chdir(outbox.folder)  # DVC deletes the folders in which it runs experiments
-        for run in [run for run in outbox.runs() if run.name == arguments.run]:
-            measured = SystemMetrics(run) if arguments.system_metrics else None
-            if _wait_for_turn(run) and follow(run, workspace, measured):
+        for run in [run for run in outbox.runs() if run.name == name]:
+            run.hold("uploader", wait=True)  # until this process ends
+            if follow(run, workspace, system_metrics="--system-metrics" in options):
                 sync_all(workspace)
-                prune(workspace)
+                for old in outbox.runs():
+                    old.prune(time.time() - KEEP_S)
     except (UserError, OSError) as error:  # a full disk
         log.warning("%s", error)
-
-
-def _wait_for_turn(run: RunOutbox) -> bool:
-    """Wait for the uploader before this one, if any, to end; the lock is kept until this process ends."""
-    deadline = time.monotonic() + STANDBY_S
-    while run.hold("uploader") is None:
-        if run.has_writer():
-            deadline = time.monotonic() + STANDBY_S
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 if __name__ == "__main__":
