@@ -26,24 +26,22 @@ def main() -> None:
     trained, section = load_trained(workspace, device), params.evaluate
     train, validation, test = (open_split(workspace.prepared, name) for name in SPLITS)
     with reproducible(device):
-        evaluation = evaluate(
+        report, kl_per_dimension = evaluate(
             trained.vae,
             validation.pixels,
             test.pixels,
-            objective=trained.config.objective,
             importance_samples=section.importance_samples,
             active_units_threshold=section.active_units_threshold,
             seed=section.seed,
         )
-        evaluation.report["latent"] = latent_report(
-            trained.vae, train, validation, test, images=section.latent_images, seed=section.seed
-        )
+        latent = latent_report(trained.vae, train, validation, test, images=section.latent_images, seed=section.seed)
+    report = {"objective": trained.config.objective, **report, "latent": latent}
     metrics, kl = workspace.reports / "metrics.json", workspace.reports / "kl_per_dimension.csv"
-    text = json.dumps(evaluation.report, indent=2, allow_nan=False) + "\n"
-    rows = ["dimension,kl\n", *(f"{dimension},{mean!r}\n" for dimension, mean in evaluation.kl_per_dimension)]
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    rows = ["dimension,kl\n", *(f"{dimension},{mean!r}\n" for dimension, mean in kl_per_dimension)]
     write_files({metrics: text.encode(), kl: "".join(rows).encode()})
-    log.info("%s", "\n".join(test_lines(evaluation.report)))
+    log.info("%s", "\n".join(test_lines(report)))
     with open_model_run(workspace, trained.digest, run_start(workspace, params)) as run:
-        run.metrics(headline_metrics(evaluation.report))
+        run.metrics(headline_metrics(report))
         run.artifact(metrics, "reports")
         run.artifact(kl, "reports")

@@ -14,10 +14,9 @@ from pipeline.stages.inputs import load_trained
 from vaeline.config import Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
-from vaeline.evaluation.comparison import Scores, score
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
 from vaeline.evaluation.metrics_file import read_metrics
-from vaeline.evaluation.split_metrics import Pixels
+from vaeline.evaluation.split_metrics import Pixels, Scores, score
 from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.registry.champion import GateEvaluator

@@ -8,16 +8,15 @@ from torch import Tensor
 
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
-from vaeline.core.batches import batch_ranges, pixel_batches
 from vaeline.core.distributions import DiagonalGaussian
-from vaeline.core.metrics import most_informative
+from vaeline.core.estimators import batch_ranges, pixel_batches
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
-from vaeline.core.sampling import barycentric_weights, decoded
+from vaeline.core.sampling import decoded
 from vaeline.data.prepared import load_split
 from vaeline.io.atomic_write import write_folder
 from vaeline.io.workspace import current_workspace
-from vaeline.plotting.sheets import Pixels, Sheet, grid, png, render, to_pixels, triangle
+from vaeline.plotting.charts import Pixels, Sheet, png, render, to_pixels
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible
@@ -46,7 +45,7 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     """All sheets by name; `section.seed` chooses the images, again and again where the split has too few."""
     columns, steps, pairs = section.columns, section.steps, max(1, section.rows // 2)
     order = np.random.default_rng(section.seed).permutation(len(test))
-    images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows, 3))])
+    images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows))])
     codes = torch.cat([posterior.mean for posterior in _posteriors(model, images)])  # [N, Z]
     code = "code" if model.deterministic else "posterior mean"
 
@@ -56,13 +55,13 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
     if model.deterministic:
         title = "Decoded N(0, I)\nan autoencoder's code has no such prior"
-    sheets = {"prior_samples": grid(title, [("", samples[i : i + columns]) for i in range(0, len(samples), columns)])}
+    sheets = {"prior_samples": Sheet(title, [("", samples[i : i + columns]) for i in range(0, len(samples), columns)])}
 
     rows = []
     for i in range(0, pairs * columns, columns):
         rows += [("original", images[i : i + columns]), ("reconstruction", _pixels(model, codes[i : i + columns]))]
     title = f"Reconstructions of test images\nbelow each, the decoder's mean at its {code}"
-    sheets["reconstructions"] = grid(title, rows, group=2)
+    sheets["reconstructions"] = Sheet(title, rows, group=2)
 
     fractions, rows = torch.linspace(0, 1, steps).to(codes), []
     for i in range(0, 2 * section.rows, 2):
@@ -70,11 +69,7 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
         rows.append(("", np.concatenate([images[i : i + 1], between, images[i + 1 : i + 2]])))
     headers = ["test image", *(f"{fraction:.2f}" for fraction in fractions.tolist()), "test image"]
     title = f"Interpolation between test images\nthe decoder's mean on the straight line between their {code}s"
-    sheets["interpolation"] = grid(title, rows, headers)
-
-    mixed = _pixels(model, barycentric_weights(steps).to(codes) @ codes[:3])
-    title = "Mixtures of three test images, which stand outside the corners\nthe decoder's mean at weighted means of"
-    sheets["mixtures"] = triangle(f"{title} their {code}s", mixed, images[:3])
+    sheets["interpolation"] = Sheet(title, rows, headers)
     return sheets | {"traversals": _traversals(model, codes[:1], test, section)}
 
 
@@ -90,7 +85,8 @@ def _traversals(model: VAE, code: Tensor, test: Pixels, section: Sample) -> Shee
     centre, spread = codes.mean(0), codes.std(0, correction=0)
     if standard:
         kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
-        order, labels = most_informative(kl), [f"KL {mean:.1f} nats" for mean in kl.mean(0).tolist()]
+        order = kl.mean(0).argsort(descending=True, stable=True)
+        labels = [f"KL {mean:.1f} nats" for mean in kl.mean(0).tolist()]
         centre, spread = torch.zeros_like(centre), torch.ones_like(spread)
     else:
         variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
@@ -104,7 +100,7 @@ def _traversals(model: VAE, code: Tensor, test: Pixels, section: Sample) -> Shee
     unit = "" if standard else " standard deviations of the codes about their mean"
     title = f"Traversals of the {len(shown)} most informative of {model.latent_dim} latent dimensions\n"
     title += f"one at a time from -{SPAN:g} to {SPAN:g}{unit}, the others as for a test image"
-    return grid(title, rows, [f"{value:.1f}" for value in across.tolist()])
+    return Sheet(title, rows, [f"{value:.1f}" for value in across.tolist()])
 
 
 def _posteriors(model: VAE, images: Pixels) -> list[DiagonalGaussian]:

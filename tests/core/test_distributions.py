@@ -16,9 +16,10 @@ def gaussian(mean: float, log_variance: float) -> DiagonalGaussian:
     )
 
 
-@pytest.mark.parametrize("mean", [-3.0, 0.0, 1.0, 5.0])
-@pytest.mark.parametrize("log_variance", [-6.0, -0.5, 0.0, 1.4, 3.0])
+@pytest.mark.parametrize("mean", [-3.0, 0.0, 5.0])
+@pytest.mark.parametrize("log_variance", [-6.0, 0.0, 1.4])
 def test_closed_form_kl_equals_numerical_integration(mean: float, log_variance: float) -> None:
+    """Mistake 4: KL reported negated; a misplaced parenthesis that divides log-variance by variance."""
     kl = float(gaussian(mean, log_variance).kl_to_standard_normal())
     assert kl == pytest.approx(kl_by_quadrature(mean, log_variance), abs=1e-9)
 
@@ -37,16 +38,12 @@ def test_kl_is_never_negative(mean: float, log_variance: float) -> None:
     assert float(q.kl_to_standard_normal()) >= 0
 
 
-def test_kl_is_zero_only_at_the_prior() -> None:
+def test_kl_is_zero_only_at_the_prior_and_keeps_its_digits_near_it_in_float32() -> None:
     assert float(gaussian(0.0, 0.0).kl_to_standard_normal()) == 0.0
     for mean, log_variance in [(1e-5, 0.0), (0.0, 1e-5), (0.0, -1e-5)]:
         assert float(gaussian(mean, log_variance).kl_to_standard_normal()) > 0
-
-
-def test_kl_near_the_prior_keeps_its_digits_in_float32() -> None:
-    q = DiagonalGaussian(torch.zeros(1), torch.tensor([1e-3]))
-    exact = 0.5 * (math.expm1(1e-3) - 1e-3)
-    assert float(q.kl_to_standard_normal()) == pytest.approx(exact, rel=1e-3)
+    near = DiagonalGaussian(torch.zeros(1), torch.tensor([1e-3]))
+    assert float(near.kl_to_standard_normal()) == pytest.approx(0.5 * (math.expm1(1e-3) - 1e-3), rel=1e-3)
 
 
 def test_log_prob_equals_the_textbook_density_for_any_leading_axes() -> None:
@@ -78,19 +75,16 @@ def test_samples_and_kl_have_the_gradients_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(values, (mean.requires_grad_(), raw.requires_grad_()))
 
 
-def test_soft_bound_never_overflows_and_leaves_small_values_alone() -> None:
+def test_soft_bound_never_overflows_leaves_small_values_alone_and_lets_nan_through() -> None:
+    """Mistake 14: log-variance unclamped, whose exponential overflows."""
     raw = torch.tensor([-3e38, -1e4, -100.0, 0.0, 100.0, 1e4, 3e38, math.inf, -math.inf], requires_grad=True)
     bounded = bounded_log_variance(raw)
     assert bounded.abs().max() <= LOG_VARIANCE_BOUND
-    variance = torch.exp(bounded)
-    assert torch.isfinite(variance).all()
-    assert (torch.exp(-bounded) > 0).all()
-    assert (variance > 0).all()
-    variance.sum().backward()
+    q = DiagonalGaussian(torch.zeros(9), bounded)
+    total = q.kl_to_standard_normal().sum() + q.rsample(torch.ones(9)).sum() + q.log_prob(torch.ones(9)).sum()
+    total.backward()
+    assert torch.isfinite(total)
     assert torch.isfinite(raw.grad).all()
     small = torch.linspace(-2, 2, 101, dtype=torch.float64)
     assert torch.allclose(bounded_log_variance(small), small, atol=0.01)
-
-
-def test_soft_bound_lets_nan_through_to_be_noticed() -> None:
     assert bounded_log_variance(torch.tensor(math.nan)).isnan()

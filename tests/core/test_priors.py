@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vaeline import config
 from vaeline.core.distributions import DiagonalGaussian
+from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import Mixture, MixtureOfGaussians, Prior, StandardNormal, VampPrior
 from vaeline.training.build import build_model
@@ -15,9 +16,9 @@ from vaeline.training.build import build_model
 SHAPE = (1, 4, 4)
 
 
-def _mixture(components: int = 5, latent_dim: int = 2) -> MixtureOfGaussians:
+def _mixture(latent_dim: int = 2) -> MixtureOfGaussians:
     torch.manual_seed(1)
-    prior = MixtureOfGaussians(components, latent_dim)
+    prior = MixtureOfGaussians(5, latent_dim)
     with torch.no_grad():
         prior.means.mul_(2)
         prior.raw_log_variances.normal_()
@@ -25,22 +26,22 @@ def _mixture(components: int = 5, latent_dim: int = 2) -> MixtureOfGaussians:
     return prior
 
 
-def _vamp(components: int = 5, latent_dim: int = 2) -> VampPrior:
+def _vamp(latent_dim: int = 2) -> VampPrior:
     torch.manual_seed(2)
-    prior, encoder = VampPrior(components, SHAPE), nn.Linear(16, 2 * latent_dim)
+    prior, encoder = VampPrior(5, SHAPE), nn.Linear(16, 2 * latent_dim)
 
     def encode(x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(*(3 * encoder(x.flatten(1))).chunk(2, dim=1))
 
     prior.bind(encode)
-    prior.start_at(torch.rand(components, *SHAPE))
+    torch.nn.init.uniform_(prior.pseudo_inputs)
     return prior
 
 
 PRIORS: dict[str, Callable[[int], Prior]] = {
     "standard-normal": lambda latent_dim: StandardNormal(),
-    "mixture": lambda latent_dim: _mixture(latent_dim=latent_dim),
-    "vamp": lambda latent_dim: _vamp(latent_dim=latent_dim),
+    "mixture": _mixture,
+    "vamp": _vamp,
 }
 each_prior = pytest.mark.parametrize("kind", PRIORS)
 each_mixture = pytest.mark.parametrize("prior", [_mixture(), _vamp()], ids=["mixture", "vamp"])
@@ -65,7 +66,8 @@ def test_a_mixtures_density_is_the_weighted_sum_of_its_gaussians(prior: Mixture)
     assert prior.log_weights().exp().sum().item() == pytest.approx(1, rel=1e-6)
 
 
-def test_a_density_survives_narrow_components_far_from_zero() -> None:
+def test_a_density_survives_narrow_components_far_from_zero_and_huge_variances() -> None:
+    """Mistakes 13 and 14: variances that are not learned, or unclamped."""
     prior = _mixture(latent_dim=40)
     with torch.no_grad():
         prior.means.add_(20)
@@ -74,6 +76,10 @@ def test_a_density_survives_narrow_components_far_from_zero() -> None:
     gaussians = DiagonalGaussian(prior.means.double(), prior.components().log_variance.double())
     expected = torch.logsumexp(prior.log_weights().double() + gaussians.log_prob(z.double().unsqueeze(1)), dim=1)
     torch.testing.assert_close(prior.log_prob(z).double(), expected, rtol=1e-4, atol=1e-3)
+    assert {name for name, _ in prior.named_parameters()} == {"means", "raw_log_variances", "logits"}
+    for value in (-1e30, -1e4, 1e4, 1e30):
+        torch.nn.init.constant_(prior.raw_log_variances, value)
+        assert torch.isfinite(prior.log_prob(z)).all()
 
 
 @each_prior
@@ -86,23 +92,6 @@ def test_samples_follow_the_density(kind: str) -> None:
         expected = prior.log_prob(fine).exp().mean().item() * edge**2
         inside = ((z >= corner) & (z < corner + edge)).all(1).double().mean().item()
         assert abs(inside - expected) < 5 * math.sqrt(max(expected, 1e-5) / count) + 0.01 * expected
-
-
-@each_mixture
-def test_a_components_share_of_the_samples_is_its_weight(prior: Mixture) -> None:
-    noise = torch.randn(100_000, 2, generator=torch.Generator().manual_seed(4))
-    gaussians = prior.components()
-    far_apart = DiagonalGaussian(100 * torch.arange(5.0)[:, None].expand(5, 2), torch.zeros_like(gaussians.mean))
-    prior = copy.copy(prior)
-    prior.components = lambda: far_apart  # type: ignore[method-assign]
-    z = prior.sample(noise)
-    chosen = (z[:, 0] / 100).round().long()
-    shares, weights = chosen.bincount(minlength=5) / len(noise), prior.log_weights().exp()
-    assert ((shares - weights).abs() < 5 * (weights / len(noise)).sqrt()).all()
-    within = z - far_apart.mean[chosen]
-    assert within.mean(0).abs().max() < 0.02
-    assert within.var(0).sub(1).abs().max() < 0.03
-    assert abs(torch.corrcoef(within.T)[0, 1]) < 0.02
 
 
 def test_the_estimated_kl_of_a_one_component_mixture_at_the_standard_normal_is_the_closed_form() -> None:
@@ -119,35 +108,24 @@ def test_the_estimated_kl_of_a_one_component_mixture_at_the_standard_normal_is_t
     assert rates.std() > 0.1
 
 
-def _model(prior: dict[str, object]) -> config.Model:
-    return config.Model.model_validate(
-        {
-            "latent_dim": 2,
-            "network": {"kind": "mlp", "hidden": [8]},
-            "likelihood": {"kind": "bernoulli"},
-            "prior": prior,
-        }
-    )
+def _built(kind: str) -> VAE:
+    section = {"latent_dim": 2, "network": {"kind": "mlp", "hidden": [8]}, "likelihood": {"kind": "bernoulli"}}
+    model = config.Model.model_validate(section | {"prior": {"kind": kind, "components": 3}})
+    return build_model(model, SHAPE, "elbo", seed=1)
 
 
-def test_a_gradient_reaches_the_pseudo_inputs_and_the_encoder_through_the_prior() -> None:
-    vae = build_model(_model({"kind": "vamp", "components": 3}), SHAPE, "elbo", seed=1)
+def test_a_gradient_reaches_the_encoder_through_the_vamp_prior_which_owns_nothing_of_it() -> None:
+    vae = _built("vamp")
     assert isinstance(vae.prior, VampPrior)
     vae.prior.log_prob(torch.randn(6, 2)).sum().backward()
     assert vae.prior.pseudo_inputs.grad is not None
     assert (vae.prior.pseudo_inputs.grad.flatten(1).abs().sum(1) > 0).all()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.encoder.parameters())
-
-
-def test_a_vamp_prior_owns_nothing_of_the_encoder() -> None:
-    vae = build_model(_model({"kind": "vamp", "components": 3}), SHAPE, "elbo", seed=1)
     assert [name for name in vae.state_dict() if name.startswith("prior")] == ["prior.pseudo_inputs"]
-    storages = [tensor.data_ptr() for tensor in vae.state_dict().values()]
-    assert len(set(storages)) == len(storages)
 
 
 def test_a_copied_models_vamp_prior_uses_the_copys_encoder() -> None:
-    vae = build_model(_model({"kind": "vamp", "components": 3}), SHAPE, "elbo", seed=1)
+    vae = _built("vamp")
     twin, z = copy.deepcopy(vae), torch.randn(4, 2)
     with torch.no_grad():
         for parameter in vae.encoder.parameters():
@@ -157,15 +135,10 @@ def test_a_copied_models_vamp_prior_uses_the_copys_encoder() -> None:
     assert all(parameter.grad is None for parameter in vae.parameters())
 
 
-def test_a_vamp_prior_without_a_model_says_so() -> None:
-    with pytest.raises(RuntimeError, match="bind it first"):
-        VampPrior(2, SHAPE).log_prob(torch.zeros(1, 2))
-
-
 @pytest.mark.parametrize("kind", ["vamp", "mixture"])
 def test_a_mixtures_elbo_is_the_mean_log_weight(kind: str) -> None:
     """Mistake 4: a sampled KL negated."""
-    vae = build_model(_model({"kind": kind, "components": 3}), SHAPE, "elbo", seed=1)
+    vae = _built(kind)
     x, noise = (torch.rand(4, *SHAPE) < 0.5).float(), torch.randn(4, 2)
     terms, posterior = elbo_terms(vae, x, noise), vae.encode(x)
     z = posterior.rsample(noise)

@@ -21,14 +21,12 @@ SHAPE = (1, 8, 8)
 BATCHES = 1000
 
 
-def same_again(pool: Values, reference: int, batch: int, batches: int = BATCHES) -> tuple[Values, Values]:
-    """The p-values of batches that come from where the reference comes from: all in all, and of the shape alone."""
+def same_again(pool: Values, reference: int, batch: int, batches: int = BATCHES) -> np.ndarray:
+    """The p-values of batches that come from where the reference comes from, all in all and of the shape: [2, N]."""
     rng = np.random.default_rng(1)
-    verdicts = []
-    for _ in range(batches):
-        drawn = rng.permutation(pool)[: reference + batch]
-        verdicts.append(drift.compare(drawn[:reference], drawn[reference:], 0.01))
-    return np.array([verdict.p_value for verdict in verdicts]), np.array([verdict.p_shape for verdict in verdicts])
+    drawn = (rng.permutation(pool)[: reference + batch] for _ in range(batches))
+    verdicts = [drift.compare(part[:reference], part[reference:], 0.01) for part in drawn]
+    return np.array([(verdict.p_value, verdict.p_shape) for verdict in verdicts]).T
 
 
 def bounds(level: float, batches: int = BATCHES) -> tuple[float, float]:
@@ -37,16 +35,17 @@ def bounds(level: float, batches: int = BATCHES) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@pytest.mark.parametrize("draw", ["normal", "heavy tails", "two lumps", "ties"])
+RNG = np.random.default_rng(2)
+POOLS = {
+    "heavy tails": RNG.standard_cauchy(3000),
+    "two lumps": np.concatenate([RNG.standard_normal(1500), RNG.standard_normal(1500) + 50]),
+    "ties": RNG.integers(0, 5, 3000).astype(float),
+}
+
+
+@pytest.mark.parametrize("draw", POOLS)
 def test_whatever_the_distribution_the_same_one_is_rarely_called_drift(draw: str):
-    rng = np.random.default_rng(2)
-    pools = {
-        "normal": rng.standard_normal(3000),
-        "heavy tails": rng.standard_cauchy(3000),
-        "two lumps": np.concatenate([rng.standard_normal(1500), rng.standard_normal(1500) + 50]),
-        "ties": rng.integers(0, 5, 3000).astype(float),
-    }
-    p_values, _ = same_again(pools[draw], 1000, 200, batches=300)
+    p_values, _ = same_again(POOLS[draw], 1000, 200, batches=300)
     assert (p_values <= 0.05).sum() <= bounds(0.05, 300)[1]
 
 
@@ -101,7 +100,6 @@ def squares(count: int) -> np.ndarray:
 SHIFTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": lambda x: 255 - x,
     "noise": lambda x: np.random.default_rng(3).integers(0, 256, x.shape, dtype=np.uint8),
-    "rotated": lambda x: np.rot90(x, axes=(2, 3)),
     "shuffled": lambda x: np.random.default_rng(4).permuted(x.reshape(len(x), -1), axis=1).reshape(x.shape),
     "other shapes": lambda x: squares(len(x)),
     "a little brighter": lambda x: np.clip(x * 1.3 + 10, 0, 255).astype(np.uint8),
@@ -140,14 +138,10 @@ def test_the_tails_p_value_is_that_of_all_orders_of_few_numbers():
         assert drift.compare(numbers[:6], batch, 0.01).p_tails == pytest.approx(exact)
 
 
-def test_one_image_is_enough_where_it_is_far_off():
-    reference = np.random.default_rng(1).standard_normal(4096)
+def test_one_image_far_off_is_enough_and_the_central_range_leaves_one_in_a_hundred_outside():
+    reference = np.random.default_rng(1).standard_normal(4000)
     assert drift.compare(reference, np.array([-50.0]), 0.01).drift
     assert not drift.compare(reference, np.array([0.1]), 0.01).drift
-
-
-def test_the_central_range_leaves_one_image_in_a_hundred_outside():
-    reference = np.random.default_rng(1).standard_normal(4000)
     verdict = drift.compare(reference, np.random.default_rng(2).standard_normal(100_000), 0.01)
     assert verdict.outside_expected == pytest.approx(0.01, rel=0.02)
     assert verdict.outside == pytest.approx(0.01, abs=0.004)
@@ -158,15 +152,12 @@ def test_quantiles_count_ties_half():
     np.testing.assert_allclose(drift.quantiles(reference, np.array([0.0, 2.0, 2.5, 9.0])), [0, 0.5, 0.75, 1])
 
 
-@pytest.mark.parametrize("count", [1, 2, 100, 4096, 4097, 10_000])
-def test_the_reference_is_spread_over_the_whole_split(count: int):
+@pytest.mark.parametrize("count", [1, 100, 4096, 4097, 10_000])
+def test_the_reference_is_spread_over_the_whole_split_and_comes_back(count: int):
     chosen = drift.spread_evenly(count)
     assert len(set(chosen.tolist())) == len(chosen) == min(count, 4096)
     assert (chosen[0], chosen[-1]) == (0, count - 1)
-
-
-def test_a_reference_comes_back():
-    elbo = np.random.default_rng(1).standard_normal(4096)
+    elbo = np.random.default_rng(1).standard_normal(max(2, len(chosen)))
     content = drift.reference_bytes(elbo)
     assert content == drift.reference_bytes(elbo)
     assert np.array_equal(drift.parse_reference(content, "here"), elbo.astype(np.float32))
@@ -176,9 +167,7 @@ def test_a_reference_comes_back():
     "content",
     [
         b"",
-        b"x" * 100,
         b"\x80\x04pickle",
-        drift.reference_bytes(np.zeros(5000)),
         drift.reference_bytes(np.zeros(100_000)),
         drift.reference_bytes(np.zeros(1)),
         drift.reference_bytes(np.zeros((4, 4))),

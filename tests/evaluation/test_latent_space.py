@@ -10,12 +10,12 @@ import torch
 
 from oracles import ProbabilisticPCA
 from vaeline import config
-from vaeline.core import batches
+from vaeline.core import estimators
 from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split
-from vaeline.evaluation import latent_space
-from vaeline.evaluation.disentanglement import BINS
+from vaeline.evaluation import latent_space, probes
 from vaeline.evaluation.latent_space import encode, latent_report
+from vaeline.evaluation.probes import BINS
 from vaeline.training.build import build_model
 
 PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
@@ -137,41 +137,33 @@ def test_the_gap_of_probabilistic_pca_is_its_closed_form_and_a_lost_factor_costs
     assert 0.4 < result["dci"]["informativeness"] < 0.67
 
 
-def test_the_report_is_a_function_of_its_arguments(splits: list[Split]) -> None:
+def test_the_report_is_a_function_of_its_arguments_and_batches_change_the_rounding_alone(
+    splits: list[Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "CLASSIFIER_STEPS", 20)
     first, second = (json.dumps(report(vae(), splits, 200), allow_nan=False) for _ in range(2))
     assert first == second
     assert json.dumps(report(vae(), splits, 200, seed=SEED + 1)) != first
-
-
-def test_batches_change_the_rounding_alone(splits: list[Split], monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = splits[2].pixels[:50]
     whole = encode(vae(), pixels, SEED).mean
-    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 7 * PIXELS)
+    monkeypatch.setattr(estimators, "PIXELS_AT_ONCE", 7 * PIXELS)
     assert torch.allclose(encode(vae(), pixels, SEED).mean, whole, atol=1e-5)
 
 
-def test_without_labels_and_factors_there_are_neither_probes_nor_scores_of_factors(splits: list[Split]) -> None:
+def test_scores_need_labels_or_factors_and_enough_images(splits: list[Split], monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(vae(), without_labels(splits), images=100)
     assert not {"probes", "frechet_cnn_features", "mig", "dci"} & set(found)
     assert found["images"] == found["decomposed_images"] == 100
-
-
-def test_too_few_images_have_no_scores_of_factors(splits: list[Split]) -> None:
     few = [Split(split.pixels, None, split.factors) for split in splits]
     assert "mig" not in report(vae(), few, images=39)
     assert "mig" in report(vae(), few, images=40)
-
-
-@pytest.mark.parametrize("count", [2, 3, 10])
-def test_very_few_images_still_give_finite_numbers(splits: list[Split], count: int) -> None:
-    json.dumps(report(vae(), [split.take(count, 0) for split in splits]), allow_nan=False)
-
-
-def test_of_many_latent_dimensions_fewer_images_are_taken_apart(
-    splits: list[Split], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(latent_space, "DENSITIES", 3 * 50**2)
     assert report(vae(), without_labels(splits))["decomposed_images"] == 50
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_very_few_images_still_give_finite_numbers(splits: list[Split], count: int) -> None:
+    json.dumps(report(vae(), [split.take(count, 0) for split in splits]), allow_nan=False)
 
 
 def test_an_autoencoder_has_no_posterior_to_take_apart(splits: list[Split]) -> None:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from vaeline.evaluation.probes import (
+    BINS,
     CLASSIFIER_FEATURES,
-    CLASSIFIER_SIDE,
     RIDGE,
-    Classifier,
     classifier_features,
+    dci,
+    discretise,
     frechet_distance,
     knn_predict,
     linear_predict,
+    mutual_information,
+    mutual_information_gap,
     principal_components,
     shrink,
     train_classifier,
@@ -35,22 +40,20 @@ def test_nearest_neighbours_are_those_of_scikit_learn(digits: tuple[Tensor, Tens
     found = knn_predict(x[:1000], y[:1000], x[1000:], k)
     expected = KNeighborsClassifier(k, algorithm="brute").fit(x[:1000], y[:1000]).predict(x[1000:])
     assert np.mean(found.numpy() != expected) <= 2 / 797  # equal distances may be ordered otherwise
-    assert float((found == y[1000:]).double().mean()) > 0.95
-
-
-def test_more_neighbours_than_points_are_all_points() -> None:
     points = torch.tensor([[0.0], [1.0], [2.0]])
-    assert knn_predict(points, torch.tensor([4, 4, 0]), points).tolist() == [4, 4, 4]
+    assert knn_predict(points, torch.tensor([4, 4, 0]), points).tolist() == [4, 4, 4]  # k is then the points' count
 
 
-def test_the_linear_probe_is_the_optimum_that_scikit_learn_finds(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_linear_probe_is_the_optimum_that_scikit_learn_finds_at_any_scale(digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0].flatten(1), digits[1]
     found = linear_predict(x[:1000], y[:1000], x[1000:])
     centre, spread = x[:1000].mean(0), x[:1000].std(0)
     scaled = (x - centre) / torch.where(spread > 0, spread, 1.0)
     model = LogisticRegression(C=1 / (1000 * RIDGE), max_iter=2000, tol=1e-6).fit(scaled[:1000], y[:1000])
     assert np.mean(found.numpy() != model.predict(scaled[1000:])) <= 4 / 797
-    assert float((found == y[1000:]).double().mean()) > 0.9
+    rescaled = x * torch.linspace(1e-3, 1e3, 64) + 5
+    again = linear_predict(rescaled[:1000], y[:1000], rescaled[1000:])
+    assert float((again == found).double().mean()) > 0.99
 
 
 def test_a_linear_probe_cannot_read_what_is_not_linear() -> None:
@@ -62,13 +65,6 @@ def test_a_linear_probe_cannot_read_what_is_not_linear() -> None:
     assert float(nearest) > 0.95
 
 
-def test_the_probe_does_not_care_for_the_scale_of_a_feature(digits: tuple[Tensor, Tensor]) -> None:
-    x, y = digits[0].flatten(1), digits[1]
-    scaled = x * torch.linspace(1e-3, 1e3, 64) + 5
-    found = linear_predict(scaled[:1000], y[:1000], scaled[1000:])
-    assert float((found == linear_predict(x[:1000], y[:1000], x[1000:])).double().mean()) > 0.99
-
-
 @pytest.mark.parametrize("images", [1797, 40])  # more, and fewer, than pixels
 def test_principal_components_are_those_of_scikit_learn(digits: tuple[Tensor, Tensor], images: int) -> None:
     x = digits[0].flatten(1)[:images].double()
@@ -77,49 +73,38 @@ def test_principal_components_are_those_of_scikit_learn(digits: tuple[Tensor, Te
     assert np.allclose(mean, expected.mean_)
     signs = np.sign((axes.T.numpy() * expected.components_).sum(1, keepdims=True))
     assert np.allclose(axes.T.numpy() * signs, expected.components_, atol=1e-8)
+    assert principal_components(x[:5], 10)[1].shape == (64, 5)  # never more than points or pixels
+    assert principal_components(x[:, :4], 10)[1].shape == (4, 4)
 
 
-def test_principal_components_are_never_more_than_points_or_pixels() -> None:
-    assert principal_components(torch.randn(5, 30), 10)[1].shape == (30, 5)
-    assert principal_components(torch.randn(30, 4), 10)[1].shape == (4, 4)
+@pytest.mark.parametrize(
+    ("shift", "first", "second"),
+    [
+        ((1.0, -2.0), ((1.0, 0.0), (0.0, 1.0)), ((4.0, 0.0), (0.0, 0.25))),
+        ((0.0, 0.0), ((2.0, 0.8), (0.8, 1.0)), ((1.0, -0.6), (-0.6, 3.0))),  # they do not commute
+    ],
+)
+def test_the_frechet_distance_between_gaussians_is_its_closed_form(shift, first, second) -> None:
+    mean, covariances = torch.tensor(shift).double(), [torch.tensor(c).double() for c in (first, second)]
 
+    def with_moments(mean: Tensor, covariance: Tensor) -> Tensor:
+        """500 points whose sample mean and covariance are exactly these."""
+        x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = x - x.mean(0)
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False)
+        return (torch.linalg.cholesky(covariance) @ white).T + mean
 
-def _with_moments(mean: Tensor, covariance: Tensor) -> Tensor:
-    """500 points whose sample mean and covariance are exactly these."""
-    x = torch.randn(500, len(mean), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = x - x.mean(0)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False)
-    return (torch.linalg.cholesky(covariance) @ white).T + mean
-
-
-def test_the_frechet_distance_between_gaussians_is_its_closed_form() -> None:
-    zero, one = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
-    shift, scales = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([2.0, 0.5, 1.0]).double()
-    plain = _with_moments(zero, one)
-    assert frechet_distance(plain, plain) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(plain, _with_moments(shift, one)) == pytest.approx(float(shift.square().sum()))
-    scaled = _with_moments(zero, torch.diag(scales.square()))
-    assert frechet_distance(plain, scaled) == pytest.approx(float((scales - 1).square().sum()))
-
-
-def test_the_frechet_distance_holds_for_covariances_that_do_not_commute() -> None:
-    first = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
-    second = torch.tensor([[1.0, -0.6], [-0.6, 3.0]], dtype=torch.float64)
-    zero = torch.zeros(2, dtype=torch.float64)
-    cross = torch.linalg.eigvals(first @ second).real.sqrt().sum()
-    expected = float(first.trace() + second.trace() - 2 * cross)
-    found = frechet_distance(_with_moments(zero, first), _with_moments(zero, second))
-    assert found == pytest.approx(expected)
-    assert frechet_distance(_with_moments(zero, second), _with_moments(zero, first)) == pytest.approx(expected)
-
-
-def test_a_feature_that_is_always_zero_does_no_harm_to_the_frechet_distance() -> None:
-    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    dead = torch.cat([x, torch.zeros(100, 1)], dim=1)
+    cross = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.sqrt().sum()
+    expected = float(mean.square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross)
+    x, y = with_moments(0 * mean, covariances[0]), with_moments(mean, covariances[1])
+    assert frechet_distance(x, y) == pytest.approx(expected)
+    assert frechet_distance(y, x) == pytest.approx(expected)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    dead = torch.cat([x, torch.zeros(500, 1)], dim=1)  # a feature that is always zero
     assert frechet_distance(dead, dead + torch.tensor([1.0, 0, 0])) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_classifier_reads_digits_and_its_features_tell_noise_from_them(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_classifier_reads_digits_and_its_features_separate_noise_from_them(digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
     classifier = train_classifier(x[:1200], y[:1200], seed=1)
     with torch.no_grad():
@@ -131,26 +116,82 @@ def test_the_classifier_reads_digits_and_its_features_tell_noise_from_them(digit
     assert frechet_distance(real, classifier_features(classifier, noise)) > 5 * floor
 
 
-def test_the_classifier_is_a_function_of_its_seed_and_leaves_the_global_generator(
-    digits: tuple[Tensor, Tensor],
+def test_the_classifier_takes_any_shape_is_a_function_of_its_seed_and_leaves_the_global_generator(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x, y = digits[0][:300], digits[1][:300]
-    before = torch.get_rng_state()
-    first, second, other = (classifier_features(train_classifier(x, y, seed), x) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 31), (1, 1, 3), (3, 64, 50)])
-def test_the_classifier_takes_images_of_any_shape(shape: tuple[int, int, int]) -> None:
-    images = shrink(torch.rand(4, *shape))
-    assert images.shape[2:] == (min(shape[1], CLASSIFIER_SIDE), min(shape[2], CLASSIFIER_SIDE))
-    classifier = Classifier(images.shape[1:], 3)
-    assert classifier_features(classifier, images).shape == (4, CLASSIFIER_FEATURES)
+    monkeypatch.setattr("vaeline.evaluation.probes.CLASSIFIER_STEPS", 5)
+    labels = torch.tensor([0, 1, 2, 0])
+    for shape, smaller in (((1, 8, 8), (8, 8)), ((3, 5, 31), (5, 28)), ((1, 1, 3), (1, 3)), ((3, 64, 50), (28, 28))):
+        x = shrink(torch.rand(4, *shape))
+        assert x.shape[2:] == smaller
+        before = torch.get_rng_state()
+        first, second, other = (classifier_features(train_classifier(x, labels, seed), x) for seed in (1, 1, 2))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert first.shape == (4, CLASSIFIER_FEATURES)
+        assert torch.equal(first, second)
+        assert not torch.equal(first, other)
 
 
 def test_shrinking_averages_and_leaves_small_images_alone() -> None:
     image = torch.rand(1, 1, 56, 56)
     assert torch.allclose(shrink(image)[0, 0, 3, 5], image[0, 0, 6:8, 10:12].mean())
     assert torch.equal(shrink(image[..., :28, :28]), image[..., :28, :28])
+
+
+@pytest.fixture(scope="module")
+def factors() -> np.ndarray:
+    """Three factors: one of three values, two continuous."""
+    unit = np.random.default_rng(0).random((4000, 3))
+    unit[:, 0] = np.floor(3 * unit[:, 0])
+    return unit
+
+
+def _rotated(factors: np.ndarray) -> np.ndarray:
+    reflection = np.eye(3) - 2 / 3  # orthogonal, and every entry is far from 0
+    return (factors - factors.mean(0)) / factors.std(0) @ reflection
+
+
+def _random(factors: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(len(factors), 5))
+
+
+def test_mutual_information_is_that_of_the_table_of_counts() -> None:
+    a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert mutual_information(a, b) == pytest.approx(0)
+    assert mutual_information(a, a) == pytest.approx(math.log(2))
+    assert mutual_information(np.array([0, 0, 0, 1]), a) == pytest.approx(0.75 * math.log(4 / 3))
+
+
+def test_few_values_stay_and_many_become_bins_of_equal_counts() -> None:
+    assert discretise(np.array([7.0, 0.5, 7.0])).tolist() == [1, 0, 1]
+    counts = np.bincount(discretise(np.random.default_rng(0).lognormal(size=2000)))
+    assert counts.tolist() == [2000 // BINS] * BINS
+
+
+def test_the_gap_is_one_for_the_factors_and_none_for_a_code_that_holds_each_twice(factors: np.ndarray) -> None:
+    codes = np.exp(factors[:, ::-1]) * [1, -5, 100]  # in another order, at another scale
+    assert mutual_information_gap(codes, factors) == pytest.approx(1, abs=0.05)
+    assert mutual_information_gap(factors[:, 1:2], factors[:, 1:2]) == pytest.approx(1)
+    assert mutual_information_gap(np.hstack([factors, factors]), factors) == pytest.approx(0, abs=1e-9)
+    assert mutual_information_gap(_rotated(factors), factors) < 0.4
+    assert mutual_information_gap(_random(factors), factors) < 0.01
+
+
+def test_factors_that_never_vary_are_left_out_of_the_gap(factors: np.ndarray) -> None:
+    constant = np.hstack([factors, np.ones((len(factors), 1))])
+    assert mutual_information_gap(factors, constant) == mutual_information_gap(factors, factors)
+    assert mutual_information_gap(factors, np.ones((len(factors), 1))) == 0.0
+
+
+def test_dci_of_the_factors_of_their_rotation_of_noise_and_of_factors_held_twice(factors: np.ndarray) -> None:
+    noise = np.random.default_rng(3).normal(size=factors.shape)
+    twice = np.hstack([factors + 0.05 * noise, factors - 0.05 * noise])
+    same, rotated, random, doubled = (
+        dci(codes, factors, seed=1) for codes in (factors[:, ::-1], _rotated(factors), _random(factors), twice)
+    )
+    assert min(same.values()) > 0.95
+    assert max(rotated["disentanglement"], rotated["completeness"]) < 0.6
+    assert rotated["informativeness"] > 0.85
+    assert max(random["disentanglement"], random["completeness"]) < 0.1
+    assert random["informativeness"] < 0.2
+    assert doubled["completeness"] + 0.1 < doubled["disentanglement"] > 0.8

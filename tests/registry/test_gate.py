@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaeline.evaluation.comparison import Scores
+from vaeline.evaluation.split_metrics import Scores
 from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})

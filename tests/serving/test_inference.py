@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model_sections import described
 from vaeline import config
-from vaeline.core.batches import BATCH, PIXELS_AT_ONCE
-from vaeline.core.estimators import per_image_noise
+from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, per_image_noise
 from vaeline.core.sampling import decoded, interpolate, prior_samples, reconstructions
 from vaeline.evaluation.split_metrics import bound
 from vaeline.serving.inference import TrainedModel
@@ -65,9 +64,8 @@ def test_each_method_is_the_pipelines_own_function(tmp_path: Path, change: dict[
     assert np.array_equal(model.encode(PIXELS), vae.encode(x).mean)
     assert np.array_equal(model.decode(LATENTS), decoded(vae, z))
     assert np.array_equal(model.reconstruct(PIXELS), reconstructions(vae, x))
-    for spherical in (False, True):
-        answer = model.interpolate(PIXELS[:2], 5, spherical)
-        np.testing.assert_allclose(answer, interpolate(vae, x[:2], 5, spherical), rtol=1e-5, atol=1e-6)
+    between = model.interpolate(PIXELS[:2], 5)
+    np.testing.assert_allclose(between, interpolate(vae, x[:2], 5), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model.score(PIXELS, seed=3), bound(vae, PIXELS, 3).elbo, rtol=1e-5)
     samples = model.sample(6, seed=2)
     assert np.array_equal(samples, prior_samples(vae, per_image_noise(2, range(6), (4,))))
@@ -99,7 +97,7 @@ def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: Tr
 
 def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
-    monkeypatch.setattr("vaeline.core.batches.PIXELS_AT_ONCE", 64 * 5)
+    monkeypatch.setattr("vaeline.core.estimators.PIXELS_AT_ONCE", 64 * 5)
     encode = model.loaded.vae.encode
     monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
     model.score(np.resize(PIXELS, (23, *SHAPE)))
@@ -112,7 +110,7 @@ def test_the_noise_of_a_score_is_another_in_each_batch(model: TrainedModel, monk
     copies = np.repeat(PIXELS[:1], 9, axis=0)
     whole = model.score(copies, seed=3)
     assert len(np.unique(whole)) == 9
-    monkeypatch.setattr("vaeline.core.batches.PIXELS_AT_ONCE", 64 * 3)
+    monkeypatch.setattr("vaeline.core.estimators.PIXELS_AT_ONCE", 64 * 3)
     np.testing.assert_allclose(model.score(copies, seed=3), whole, rtol=1e-5)
 
 

@@ -8,9 +8,9 @@ import torch
 
 from small_theory_context import small_context
 from vaeline.core.distributions import soft_bound
-from vaeline.core.gradients import estimate
 from vaeline.core.likelihoods import LOG_SIGMA_BOUND
 from vaeline.core.metrics import Measured
+from vaeline.core.objectives import estimate
 from vaeline.theory import gradients
 
 

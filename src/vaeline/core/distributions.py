@@ -27,10 +27,7 @@ class DiagonalGaussian:
     log_variance: Tensor  # [B, Z]
 
     def rsample(self, noise: Tensor) -> Tensor:
-        """Reparameterised samples z = mean + exp(log_variance / 2) * noise (Kingma & Welling 2014).
-
-        `noise` is standard normal, [..., B, Z]; so is the result's shape.
-        """
+        """Samples mean + exp(log_variance / 2) * noise (Kingma & Welling 2014), of the shape of noise, [..., B, Z]."""
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """p(x|z) families: what a decoder's output says about the pixels.
 
-Each is a module (it may own parameters) that turns 8-bit pixels into its data space, scores them in nats per image,
-and turns an output into an expected image or a sampled one. `output` is what the decoder emits: unbounded reals,
-one a pixel, [B, C, H, W].
+`output` is what the decoder emits: unbounded reals, one a pixel, [B, C, H, W].
 """
+# ruff: noqa: D102 - the base class documents every method
 
 import math
 from typing import ClassVar, Literal
@@ -20,10 +19,10 @@ LOG_SIGMA_BOUND = LOG_VARIANCE_BOUND / 2
 
 
 class Likelihood(nn.Module):
-    """What every p(x|z) offers."""
+    """What every p(x|z) offers; as it stands, the data space of a density of dequantised pixels."""
 
-    uses_noise: ClassVar[bool]  # does `observe` want fresh uniform noise when training and evaluating?
-    measure: ClassVar[Measure]  # of x: binary values, a density on [0, 1]^D, or 256 discrete values
+    uses_noise: ClassVar[bool] = True  # does `observe` want fresh uniform noise when training and evaluating?
+    measure: ClassVar[Measure] = "density"  # of x: binary values, a density on [0, 1]^D, or 256 discrete values
 
     @property
     def sigma(self) -> Tensor | None:
@@ -31,8 +30,11 @@ class Likelihood(nn.Module):
         return None
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
-        """Bring uint8 pixels [B, C, H, W] to data space, float32, with uniform noise on [0, 1) of the same shape."""
-        raise NotImplementedError
+        """uint8 pixels [B, C, H, W] in data space, float32: x = (pixels + noise) / 256, noise uniform on [0, 1) or 1/2.
+
+        Uniform dequantisation (Theis et al. 2016, arXiv:1511.01844).
+        """
+        return (pixels + (0.5 if noise is None else noise)) * (1 / 256)
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """log p(x|output) in nats per image: [B, C, H, W] twice -> [B]."""
@@ -40,10 +42,6 @@ class Likelihood(nn.Module):
 
     def mean(self, output: Tensor) -> Tensor:
         """The expected pixels on [0, 1]: [B, C, H, W]."""
-        raise NotImplementedError
-
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """Sampled pixels on [0, 1] by inverse distribution function, from uniform noise on [0, 1): [B, C, H, W]."""
         raise NotImplementedError
 
 
@@ -64,16 +62,10 @@ class Bernoulli(Likelihood):
         return (pixels / 255).masked_fill(grey, math.nan)
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """In nats per image, [B]."""
         return -F.binary_cross_entropy_with_logits(output, x, reduction="none").flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The probability of 1."""
         return torch.sigmoid(output)
-
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """Zeros and ones."""
-        return (noise < torch.sigmoid(output)).to(output.dtype)
 
 
 class Gaussian(Likelihood):
@@ -83,8 +75,6 @@ class Gaussian(Likelihood):
     constant that make it a density (Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
     """
 
-    uses_noise = True
-    measure = "density"
     log_sigma: Tensor  # scalar; the learned one before its soft bound
 
     def __init__(self, sigma: float | None) -> None:
@@ -101,62 +91,34 @@ class Gaussian(Likelihood):
 
     @property
     def sigma(self) -> Tensor:
-        """Scalar, in pixels on [0, 1]."""
         return torch.exp(self._log_sigma()).detach()
 
-    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
-        """x = (pixels + noise) / 256 (uniform dequantisation, Theis et al. 2016); without noise, the midpoints."""
-        return dequantise(pixels, noise)
-
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """In nats per image, a density on [0, 1]^D: [B]."""
         squared_error = F.mse_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         log_sigma, dimensions = self._log_sigma(), x[0].numel()
         weight = 0.5 * torch.exp(-2 * log_sigma)
         return -weight * squared_error - dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
 
     def mean(self, output: Tensor) -> Tensor:
-        """The output, clamped to [0, 1]."""
         return output.clamp(0, 1)
-
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """Clamped to [0, 1]."""
-        normal: Tensor = torch.special.ndtri(noise)
-        return (output + self.sigma * normal).clamp(0, 1)
 
 
 class ContinuousBernoulli(Likelihood):
     """Dequantised pixels with density p(x) = exp(x l) l / (exp(l) - 1) on [0, 1], l the output.
 
     Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), written with the logit l of their lambda, where
-    log p = x l - log((exp(l) - 1) / l).
+    log p = x l - log((exp(l) - 1) / l) and the mean is 1 / (1 - exp(-l)) - 1 / l, or 1/2 at l = 0.
     """
 
-    uses_noise = True
-    measure = "density"
-
-    def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
-        """x = (pixels + noise) / 256 (uniform dequantisation, Theis et al. 2016); without noise, the midpoints."""
-        return dequantise(pixels, noise)
-
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """In nats per image, a density on [0, 1]^D: [B]."""
         return (x * output - log_mean_exp_line(output)).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """1 / (1 - exp(-l)) - 1 / l, which is 1/2 at l = 0."""
         near_zero = output.abs() < 0.25
         far = torch.where(near_zero, 1.0, output)
         exact = -1 / torch.expm1(-far) - 1 / far
         squared = output.square()
         return torch.where(near_zero, 0.5 + output / 12 * (1 - squared / 60 * (1 - squared / 42)), exact)
-
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """x = log(1 + u (exp(l) - 1)) / l; where l > 0, 1 minus a sample for -l, so that nothing overflows."""
-        slope = output.abs().clamp(min=1e-6)
-        u = torch.where(output > 0, 1 - noise, noise)
-        x = (-torch.log1p(u * torch.expm1(-slope)) / slope).clamp(0, 1)
-        return torch.where(output > 0, 1 - x, x)
 
 
 class DiscretisedLogistic(Likelihood):
@@ -164,7 +126,8 @@ class DiscretisedLogistic(Likelihood):
 
     Kingma et al. 2016 (arXiv:1606.04934), with one learned scale. With a and b the standardised upper and lower
     edge of a bin, log(sigmoid(a) - sigmoid(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a)), exact and
-    stable however far the pixel lies from the output.
+    stable however far the pixel lies from the output. The mean is that of the logistic clamped to [0, 1], within half
+    a grey level of the mean over the 256 values.
     """
 
     uses_noise = False
@@ -179,15 +142,12 @@ class DiscretisedLogistic(Likelihood):
 
     @property
     def sigma(self) -> Tensor:
-        """The logistic's standard deviation, pi scale / sqrt(3), before discretisation."""
-        return self._scale().detach() * (math.pi / math.sqrt(3))
+        return self._scale().detach() * (math.pi / math.sqrt(3))  # of the logistic, before discretisation
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
-        """x = pixels / 255; needs no noise."""
         return pixels / 255
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """In nats per image, a probability: [B]."""
         scale, half_bin = self._scale(), 0.5 / 255
         above = F.softplus((output - x - half_bin) / scale)  # -log P(X below the upper edge)
         below = F.softplus((x - half_bin - output) / scale)  # -log P(X above the lower edge)
@@ -197,22 +157,8 @@ class DiscretisedLogistic(Likelihood):
         return -torch.where(black, above, torch.where(white, below, inner)).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The mean of the logistic clamped to [0, 1], scale (softplus(m/scale) - softplus((m - 1)/scale)).
-
-        Within half a grey level of the mean over the 256 values.
-        """
         scale = self._scale()
         return scale * (F.softplus(output / scale) - F.softplus((output - 1) / scale))
-
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """One of the 256 values v / 255."""
-        pixels = output + self._scale() * torch.logit(noise)
-        return torch.round(255 * pixels.clamp(0, 1)) / 255
-
-
-def dequantise(pixels: Tensor, noise: Tensor | None) -> Tensor:
-    """x = (pixels + noise) / 256 on [0, 1), float32; noise None means the midpoints, noise = 1/2."""
-    return (pixels + (0.5 if noise is None else noise)) * (1 / 256)
 
 
 def log_mean_exp_line(slope: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Likelihood
-from vaeline.core.networks import Shape
+from vaeline.core.networks import Shape, at_least_float32
 from vaeline.core.priors import Prior, VampPrior
 
 
@@ -42,7 +42,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) for x in the likelihood's data space, [B, C, H, W]; float32 also under autocast."""
-        raw = _at_least_float32(self.encoder(x))
+        raw = at_least_float32(self.encoder(x))
         if self.deterministic:
             return DiagonalGaussian(raw, torch.full_like(raw, -LOG_VARIANCE_BOUND))
         mean, raw_log_variance = raw.chunk(2, dim=1)
@@ -50,8 +50,4 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's output for z [N, Z]: [N, C, H, W]; float32 also under autocast."""
-        return _at_least_float32(self.decoder(z))
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+        return at_least_float32(self.decoder(z))

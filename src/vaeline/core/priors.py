@@ -1,4 +1,5 @@
 """p(z) families: what the latents look like before an image is seen."""
+# ruff: noqa: D102 - the base classes document every method
 
 import math
 from collections.abc import Callable
@@ -23,8 +24,8 @@ class Prior(nn.Module):
     def kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
         """KL(posterior || p) in nats, [B, 1], estimated at its samples z [..., B, Z]: mean of log q(z|x) - log p(z).
 
-        Unbiased, and negative where a sample happens to be likelier under p. A prior that factorises over dimensions
-        gives each its own closed form instead, [B, Z]; the sum over the last axis is the KL in either case.
+        Negative where a sample happens to be likelier under p. A prior that factorises over dimensions gives each its
+        own closed form instead, [B, Z]; the sum over the last axis is the KL in either case.
         """
         rate = posterior.log_prob(z) - self.log_prob(z)  # [..., B]
         return rate.reshape(-1, rate.shape[-1]).mean(0).unsqueeze(1)
@@ -34,15 +35,13 @@ class StandardNormal(Prior):
     """p(z) = N(0, I)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log N(z; 0, I) in nats: [..., Z] -> [...]."""
         return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The noise itself."""
         return noise
 
     def kl(self, posterior: DiagonalGaussian, z: Tensor | None = None) -> Tensor:
-        """KL(posterior || p) in nats, for each dimension, in closed form, which needs no sample: [B, Z]."""
+        """KL(posterior || p) in closed form, which needs no sample: [B, Z]."""
         return posterior.kl_to_standard_normal()
 
 
@@ -60,8 +59,8 @@ class Mixture(Prior):
     def log_prob(self, z: Tensor) -> Tensor:
         """log sum_k w_k N(z; m_k, v_k) in nats: [..., Z] -> [...].
 
-        The squares |z - m_k|^2 / v_k are multiplied out, so that two matrix products take the place of [..., K, Z]
-        numbers; in float64, because they cancel, and because autocast and TF32 leave float64 alone.
+        |z - m_k|^2 / v_k is multiplied out, so that two matrix products take the place of [..., K, Z] numbers; in
+        float64, because they cancel, and because autocast and TF32 leave float64 alone.
         """
         gaussians = self.components()
         mean, log_variance = gaussians.mean.double(), gaussians.log_variance.double()
@@ -72,7 +71,7 @@ class Mixture(Prior):
         return torch.logsumexp(self.log_weights() + log_densities, dim=-1)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The noise chooses a component and a point in it: [..., Z] -> [..., Z].
+        """The noise chooses a component and a point in it.
 
         The first coordinate, made uniform by the normal distribution function, picks the component by its weight;
         where it fell between that component's bounds is uniform again, and becomes the first coordinate's noise
@@ -99,42 +98,30 @@ class MixtureOfGaussians(Mixture):
         self.logits = nn.Parameter(torch.zeros(components))
 
     def components(self) -> DiagonalGaussian:
-        """Mean and log variance [K, Z]."""
         return DiagonalGaussian(self.means, bounded_log_variance(self.raw_log_variances))
 
     def log_weights(self) -> Tensor:
-        """log softmax of the logits: [K]."""
         return self.logits.log_softmax(0)
 
 
 class VampPrior(Mixture):
     """p(z) = (1/K) sum_k q(z|u_k): the posteriors of K learned pseudo-inputs u_k, equally weighted.
 
-    Tomczak & Welling 2018, arXiv:1705.07120. The pseudo-inputs live in data space and are not confined to it. They
-    start as grey noise; `start_at` gives them better ones. The encoder stays the model's: it is bound, not owned.
+    Tomczak & Welling 2018, arXiv:1705.07120. The pseudo-inputs live in data space and are not confined to it; they
+    start as grey noise. The encoder stays the model's: it is bound as a function, so that no parameter has two owners.
     """
 
     def __init__(self, components: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.pseudo_inputs = nn.Parameter(0.5 + 0.1 * torch.randn(components, *shape))  # [K, C, H, W]
-        self._encode: Callable[[Tensor], DiagonalGaussian] | None = None
+        self._encode: Callable[[Tensor], DiagonalGaussian]  # the model's, by `bind`
 
     def bind(self, encode: Callable[[Tensor], DiagonalGaussian]) -> None:
-        """Take q(z|x) from the model that this is the prior of; a function, so that no parameter has two owners."""
+        """Take q(z|x) from the model that this is the prior of."""
         self._encode = encode
 
-    @torch.no_grad()
-    def start_at(self, x: Tensor) -> None:
-        """Start the pseudo-inputs at images x [K, C, H, W] in data space."""
-        self.pseudo_inputs.copy_(x)
-
     def components(self) -> DiagonalGaussian:
-        """The pseudo-inputs' posteriors: mean and log variance [K, Z]."""
-        if self._encode is None:
-            raise RuntimeError("a VampPrior needs the encoder of a model: bind it first")
         return self._encode(self.pseudo_inputs)
 
     def log_weights(self) -> Tensor:
-        """-log K for each: [K]."""
-        components = len(self.pseudo_inputs)
-        return self.pseudo_inputs.new_full((components,), -math.log(components))
+        return self.pseudo_inputs.new_full((len(self.pseudo_inputs),), -math.log(len(self.pseudo_inputs)))

@@ -1,9 +1,11 @@
-"""What simple readers make of features: nearest neighbours, a linear probe, PCA, a Frechet distance.
+"""What simple readers make of codes: nearest neighbours, a linear probe, PCA, a Frechet distance, MIG and DCI.
 
 Everything runs on the CPU and is a function of its arguments and seeds.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,6 +15,9 @@ LARGEST_GRAM = 2048  # sides of a matrix whose eigenvectors take seconds
 CLASSIFIER_SIDE = 28  # pixels; larger images are averaged down to it
 CLASSIFIER_FEATURES = 64
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 400, 100
+BINS, TREES = 20, 30  # of MIG and DCI
+
+Values = NDArray[np.float64]
 
 
 def knn_predict(train: Tensor, labels: Tensor, test: Tensor, k: int = NEIGHBOURS) -> Tensor:
@@ -53,16 +58,14 @@ def linear_predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the first principal axes [D, Z] of x [N, D], Z = min(count, N, D).
+    """The mean [D] and the first principal axes [D, Z] of x [N, D], Z = min(count, N, D), in float64.
 
-    From the eigenvectors of the smaller of the two Gram matrices, in float64; where both are larger than
-    LARGEST_GRAM, the first LARGEST_GRAM points stand for all.
+    Where both N and D are larger than LARGEST_GRAM, the first LARGEST_GRAM points stand for all.
     """
     if min(x.shape) > LARGEST_GRAM:
         x = x[:LARGEST_GRAM]
-    mean = x.mean(0)
+    mean, count = x.mean(0), min(count, *x.shape)
     centred = (x - mean).double()
-    count = min(count, *x.shape)
     if x.shape[1] <= x.shape[0]:
         axes = torch.linalg.eigh(centred.T @ centred).eigenvectors
     else:
@@ -84,18 +87,21 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def shrink(images: Tensor) -> Tensor:
-    """Average images [B, C, H, W] down to CLASSIFIER_SIDE pixels at most a side; smaller sides stay."""
+    """Images [B, C, H, W] averaged down to CLASSIFIER_SIDE pixels at most a side; smaller sides stay."""
     size = (min(images.shape[2], CLASSIFIER_SIDE), min(images.shape[3], CLASSIFIER_SIDE))
     return images if size == images.shape[2:] else functional.adaptive_avg_pool2d(images, size)
 
 
-class Classifier(nn.Module):
-    """A small convolutional network whose last hidden layer are the features of a Frechet distance."""
+@torch.enable_grad()
+def train_classifier(images: Tensor, labels: Tensor, seed: int) -> nn.Sequential:
+    """A small convolutional network, trained on pixels on [0, 1], [N, C, H, W], and labels [N].
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        channels, height, width = shape
-        self.features = nn.Sequential(
+    CLASSIFIER_STEPS steps of Adam at one cycle. All but its last layer are the features of a Frechet distance.
+    """
+    _, channels, height, width = images.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = nn.Sequential(
             nn.Conv2d(channels, 16, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
@@ -103,19 +109,8 @@ class Classifier(nn.Module):
             nn.Flatten(),
             nn.Linear(32 * -(-height // 4) * -(-width // 4), CLASSIFIER_FEATURES),
             nn.ReLU(),
+            nn.Linear(CLASSIFIER_FEATURES, int(labels.max()) + 1),
         )
-        self.head = nn.Linear(CLASSIFIER_FEATURES, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Pixels on [0, 1], [B, C, H, W], to logits [B, classes]."""
-        return torch.as_tensor(self.head(self.features(images)))
-
-
-def train_classifier(images: Tensor, labels: Tensor, seed: int) -> Classifier:
-    """Train on pixels on [0, 1], [N, C, H, W], and labels [N]: CLASSIFIER_STEPS steps of Adam at one cycle."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
         epochs = -(-CLASSIFIER_STEPS * CLASSIFIER_BATCH // len(images))
         order = torch.cat([torch.randperm(len(images)) for _ in range(epochs)])
     batches = torch.split(order, CLASSIFIER_BATCH)[:CLASSIFIER_STEPS]
@@ -130,6 +125,78 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int) -> Classifier:
 
 
 @torch.no_grad()
-def classifier_features(classifier: Classifier, images: Tensor) -> Tensor:
+def classifier_features(classifier: nn.Sequential, images: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, CLASSIFIER_FEATURES]."""
-    return torch.cat([classifier.features(batch) for batch in torch.split(images, 500)])
+    return torch.cat([classifier[:-1](batch) for batch in torch.split(images, 500)])
+
+
+def mutual_information_gap(codes: Values, factors: Values) -> float:
+    """MIG (Chen et al. 2018, arXiv:1802.04942, section 4.1), from 0 to 1.
+
+    The mean over factors of (I(z_a; v) - I(z_b; v)) / H(v), with z_a, z_b the two dimensions that know most of v.
+    codes [N, Z] are samples of q(z|x), factors [N, F]; a factor of more than BINS values, and every code, is cut into
+    BINS bins of equal counts. Factors that never vary are left out.
+    """
+    binned = [discretise(code) for code in codes.T]
+    gaps = []
+    for factor in (discretise(factor) for factor in factors.T):
+        entropy = mutual_information(factor, factor)
+        if entropy > 0:
+            known = sorted([0.0, 0.0, *(mutual_information(code, factor) for code in binned)])
+            gaps.append((known[-1] - known[-2]) / entropy)
+    return float(np.mean(gaps)) if gaps else 0.0
+
+
+def discretise(values: Values) -> NDArray[np.int64]:
+    """[N] -> bin numbers: the values themselves if there are at most BINS, else quantiles."""
+    distinct, numbers = np.unique(values, return_inverse=True)
+    if len(distinct) <= BINS:
+        return numbers
+    edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
+    return np.searchsorted(edges, values, side="right")
+
+
+def mutual_information(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """I(a; b) in nats of two discrete variables [N], from their counts; that of one with itself is its entropy."""
+    shape = (int(a.max()) + 1, int(b.max()) + 1)
+    joint = np.bincount(a * shape[1] + b, minlength=shape[0] * shape[1]).reshape(shape) / len(a)
+    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
+
+
+def dci(codes: Values, factors: Values, seed: int) -> dict[str, float]:
+    """Disentanglement, completeness, informativeness (Eastwood & Williams 2018), each at most 1.
+
+    A random forest a factor learns from one half of codes [N, Z] (posterior means) and factors [N, F]: on the other
+    half informativeness is the mean R^2, or accuracy for a factor of few values. By its importances [Z, F],
+    disentanglement asks whether a dimension matters for one factor only, completeness the same of a factor.
+    """
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    half, importances, scores = len(codes) // 2, [], []
+    for factor in factors.T:
+        discrete = len(np.unique(factor)) <= BINS
+        kind = RandomForestClassifier if discrete else RandomForestRegressor
+        forest = kind(n_estimators=TREES, min_samples_leaf=10, max_features=None, random_state=seed % 2**32, n_jobs=1)
+        target = discretise(factor) if discrete else factor
+        forest.fit(codes[:half], target[:half])
+        importances.append(np.asarray(forest.feature_importances_))  # [Z], summing to 1
+        scores.append(float(forest.score(codes[half:], target[half:])))
+    relative = np.stack(importances, axis=1)  # [Z, F]
+    weights = relative.sum(1) / max(relative.sum(), 1e-12)
+    return {
+        "disentanglement": float((weights * _concentration(relative)).sum()),
+        "completeness": float(_concentration(relative.T).mean()),
+        "informativeness": float(np.mean(scores)),
+    }
+
+
+def _concentration(rows: Values) -> Values:
+    """1 - entropy of each row as a share of the largest: 1 where one column has it all, 0 for zeros, [A, B] -> [A]."""
+    if rows.shape[1] < 2:
+        return np.ones(len(rows))
+    totals = rows.sum(1, keepdims=True)
+    shares = np.where(totals > 0, rows / np.maximum(totals, 1e-12), 1 / rows.shape[1])
+    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
+    return np.asarray(1 - entropy / np.log(rows.shape[1]))

@@ -1,12 +1,10 @@
 """How good a trained model is on a split: every image exactly once, in nats per image, with standard errors.
 
-Each image's numbers are computed by themselves and summed in float64; a batch's size changes only the rounding. A
-number that is not finite is an error, never left out. Noise depends on (seed, image) alone.
+Sums are in float64, and a number that is not finite is an error, never left out. Noise depends on (seed, image) alone,
+so that a batch's size changes only the rounding and two models see the same dequantised pixels.
 """
 
-import logging
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +13,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vaeline.core import estimators, metrics, sampling
-from vaeline.core.batches import BATCH, PIXELS_AT_ONCE, observe, pixel_batches
+from vaeline.core import estimators, sampling
+from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, observe, pixel_batches
 from vaeline.core.likelihoods import Measure
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
-from vaeline.core.units import bits_per_dimension
 from vaeline.errors import UserError
-
-log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Values = npt.NDArray[np.float64]  # [N], one an image
 
 FINEST_SQUARED_ERROR = 1 / (12 * 256**2)  # of rounding to 8 bits; no reconstruction can be seen to be nearer
-REPORT_SECONDS = 10.0
 
 PROTOCOLS: dict[Measure, str] = {
     "binary": "binary pixels, drawn once",
     "density": "uniformly dequantised 8-bit pixels, x = (u8 + u) / 256, u ~ U[0, 1)",
     "discrete": "exact 8-bit pixels",
 }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is known of a model."""
-
-    report: dict[str, Any]  # the content of reports/metrics.json
-    kl_per_dimension: list[tuple[int, float]]  # (latent dimension, mean KL in nats), where the KL has parts
 
 
 @dataclass(frozen=True)
@@ -61,24 +47,25 @@ class Bound:
         return self.reconstruction - self.kl
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the gate measures of one model on one split."""
+
+    elbo: Values  # [N], nats; may hold values that are not finite
+    psnr: float  # decibels, mean over the images
+    active_units: int
+
+
 def evaluate(
-    model: VAE,
-    validation: Pixels,
-    test: Pixels,
-    *,
-    objective: str,
-    importance_samples: int,
-    active_units_threshold: float,
-    seed: int,
-) -> Evaluation:
+    model: VAE, validation: Pixels, test: Pixels, *, importance_samples: int, active_units_threshold: float, seed: int
+) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """Score a model on the validation and the test split; of an autoencoder only its reconstructions.
 
-    "elbo", "reconstruction" and "kl" are the bound and its terms at one posterior sample an image, "nll" is the
-    importance-sampled -log p(x), "gap" = log p(x) - ELBO, each a mean over images in nats with its standard error
-    "_se"; bits per dimension are those of the ELBO and of the NLL. "mse" and "psnr" (decibels) hold the expected
-    image at the posterior mean against the image, in pixels on [0, 1].
-
-    Raises UserError where a split has fewer than two images or an image's number is not finite.
+    Returns part of reports/metrics.json, and (latent dimension, mean KL in nats) where the KL has parts. "elbo",
+    "reconstruction" and "kl" are at one posterior sample an image, "nll" is the importance-sampled -log p(x), "gap" =
+    log p(x) - ELBO, each a mean over images in nats with its standard error "_se"; "mse" and "psnr" (decibels) are of
+    the expected image at the posterior mean, in pixels on [0, 1]. Raises UserError where a split has fewer than two
+    images or an image's number is not finite.
     """
     held_out, tested = bound(model, validation, seed), bound(model, test, seed)
     squared_errors, means = reconstruct(model, test)
@@ -90,15 +77,30 @@ def evaluate(
         scores["bits_per_dimension_nll"] = _bits(model, log_likelihoods)
         scores |= _mean("test", "gap", log_likelihoods - tested.elbo)  # its se, of differences, is a small one
         scores["importance_samples"] = importance_samples
-        scores["active_units"] = metrics.active_units(means, active_units_threshold)[0]
+        scores["active_units"] = _active_units(means, active_units_threshold)
     report = {
-        "objective": objective,
         "protocol": PROTOCOLS[model.likelihood.measure],
         "validation": _bound_report(model, "validation", held_out),
         "test": scores,
     }
     has_parts = len(tested.kl_per_dimension) == model.latent_dim and not model.deterministic
-    return Evaluation(report, list(enumerate(tested.kl_per_dimension.tolist())) if has_parts else [])
+    return report, list(enumerate(tested.kl_per_dimension.tolist())) if has_parts else []
+
+
+def score(model: VAE, pixels: Pixels, *, seed: int, active_units_threshold: float) -> Scores:
+    """Each image's ELBO, the reconstructions' PSNR and the active units, as the stage evaluate measures them."""
+    squared_errors, means = reconstruct(model, pixels)
+    elbo = bound(model, pixels, seed).elbo
+    return Scores(elbo, mean_psnr(squared_errors), _active_units(means, active_units_threshold))
+
+
+def gain(challenger: Scores, champion: Scores) -> Measured:
+    """The gain of one model over another, mean(d) with d_i = ELBO_challenger(x_i) - ELBO_champion(x_i), in nats.
+
+    Paired, so that what both find hard cancels.
+    """
+    with np.errstate(invalid="ignore"):  # inf - inf: the gate refuses what is not finite
+        return Measured.of(challenger.elbo - champion.elbo)
 
 
 @torch.no_grad()
@@ -119,33 +121,24 @@ def bound(model: VAE, pixels: Pixels, seed: int) -> Bound:
 
 @torch.no_grad()
 def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
-    """The mean squared error of each image's reconstruction, [N], and the posterior means, [N, Z].
-
-    Without noise: the image is `likelihood.observe(pixels, None)`, its reconstruction that of the posterior mean.
-    """
+    """The mean squared error of each image's reconstruction, without noise, [N], and the posterior means, [N, Z]."""
     errors, means = [], []
     for _, batch in pixel_batches(model, pixels):
         x = model.likelihood.observe(batch, None)
         mean = model.encode(x).mean
-        errors.append(metrics.mean_squared_error(x, sampling.decoded(model, mean)).double().cpu())
+        errors.append((x - sampling.decoded(model, mean)).square().flatten(1).mean(1).double().cpu())
         means.append(mean.cpu())
     return torch.cat(errors).numpy(), torch.cat(means)
 
 
 def log_likelihood(model: VAE, pixels: Pixels, k: int, seed: int) -> Values:
-    """log p(x) of each image by importance sampling with k samples, [N] in nats.
-
-    A lower bound in expectation, tighter with k (Burda et al. 2015, arXiv:1509.00519).
-    """
+    """log p(x) of each image by importance sampling with k samples, [N] in nats: a lower bound in expectation."""
     dimensions = math.prod(model.shape)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * min(k, 16))))
-    estimates, reported = [], time.monotonic()
+    estimates = []
     for indices, batch in pixel_batches(model, pixels, images):
         chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
         estimates.append(estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk)[0].cpu())
-        if time.monotonic() > reported + REPORT_SECONDS:
-            reported = time.monotonic()
-            log.info("log p(x) with %d samples: %d of %d test images", k, indices.stop, len(pixels))
     return torch.cat(estimates).numpy()
 
 
@@ -174,10 +167,16 @@ def _mean(split: str, name: str, values: Values) -> dict[str, float]:
 
 
 def _bits(model: VAE, log_likelihoods: Values) -> float:
-    density = model.likelihood.measure == "density"
-    return bits_per_dimension(float(log_likelihoods.mean()), math.prod(model.shape), density_on_unit_interval=density)
+    """-log p / (D log 2) bits; the volume element of dequantised pixels costs log2(256) = 8 (Theis et al. 2016)."""
+    bits = -float(log_likelihoods.mean()) / (math.prod(model.shape) * math.log(2.0))
+    return bits + 8.0 if model.likelihood.measure == "density" else bits
+
+
+def _active_units(means: Tensor, threshold: float) -> int:
+    """How many dimensions of posterior means [N, Z] vary more than the threshold (Burda et al. 2015, section 5.2)."""
+    return int((means.double().var(0) > threshold).sum())
 
 
 def mean_psnr(squared_errors: Values) -> float:
-    """The mean PSNR over images in decibels; an error below that of rounding to 8 bits counts as that (58.9 dB)."""
-    return float(metrics.psnr(torch.from_numpy(squared_errors).clamp(min=FINEST_SQUARED_ERROR)).mean())
+    """The mean over images of -10 log10(MSE), decibels; errors below that of rounding to 8 bits count as it (58.9)."""
+    return float((-10 * torch.from_numpy(squared_errors).clamp(min=FINEST_SQUARED_ERROR).log10()).mean())

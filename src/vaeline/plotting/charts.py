@@ -1,4 +1,8 @@
-"""Charts by matplotlib: transparent, in colours that read on light and dark pages, the same bytes every time."""
+"""Charts and labelled sheets of images, the same bytes every time.
+
+Charts, by matplotlib, are transparent, in colours that read on light and dark pages. Sheets show images, uint8
+[N, C, H, W], on white, all enlarged by one whole factor, so that a pixel of the model is a sharp square.
+"""
 
 import io
 import math
@@ -7,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
-from vaeline.plotting import sheets
+from vaeline.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +30,19 @@ class Picture:
 
 
 Points = Sequence[tuple[float, float | None]]  # x, y; None: not known
+Pixels = npt.NDArray[np.uint8]
 
 SIZE = (4.6, 3.5)  # inches
 INK = "#7d7d7d"  # words, axes, reference lines: contrast above 4 on white and on #14171b
 COLOURS = ("#1f77b4", "#d2600c", "#2ca02c", "#cf4446", "#8f68c9", "#9a6152", "#c75aa8", "#7f7f7f")
 MOST_BARS, MOST_LABELS, MOST_MARKERS = 128, 20, 40
 EARLY = 0.1  # of the x range: values that only it reaches lie beyond the axis, so that the rest can be seen
-STYLE: Any = {
+SIDE = 56  # pixels of a sheet; an enlarged image is about this large
+MARGIN, GAP = 14, 4  # around a sheet; between its images
+TYPE = 14  # pixels, the size of type on a sheet
+BLACK, PALE = 32, 208  # grey levels of words and of the thin line around an image
+INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "grid.color")
+STYLE: Any = dict.fromkeys(INKED, INK) | {
     "savefig.dpi": 150,
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -40,12 +52,6 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 8,
@@ -57,24 +63,16 @@ def chart(
 ) -> Picture:
     """Panels side by side, whatever the user's matplotlib settings are; `draw` gets a matplotlib.axes.Axes for each."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
-        FigureCanvasAgg(figure)
         draw(*np.ravel(figure.subplots(1, panels)))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return Picture(name, caption, buffer.getvalue())
-
-
-def image_rows(name: str, caption: str, title: str, rows: Sequence[tuple[str, "Tensor"]]) -> Picture:
-    """A sheet of labelled rows of expected pixels on [0, 1], [N, C, H, W] each."""
-    drawn = [(label, sheets.to_pixels(images.cpu().numpy())) for label, images in rows]
-    return Picture(name, caption, sheets.png(sheets.render(sheets.grid(title, drawn))))
 
 
 def known(series: Mapping[str, Points]) -> dict[str, list[tuple[float, float]]]:
@@ -108,3 +106,75 @@ def bars(axes: Any, values: Mapping[str, float]) -> None:
     labels = ordered if len(ordered) <= MOST_LABELS else ()
     axes.set_xticks(range(len(labels)), list(labels))
     axes.grid(visible=False, axis="x")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Labelled rows of images below a title of some lines, headers above the columns.
+
+    More space stands after every `group` of rows where that is more than one.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Pixels]]
+    headers: Sequence[str] = ()
+    group: int = 1
+
+
+def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
+    """Expected pixels on [0, 1] to the nearest of the 256 levels; raises UserError where one is not finite."""
+    if not np.isfinite(means).all():
+        raise UserError("the model decodes to pixels that are not finite; train it again")
+    return np.asarray(np.rint(np.clip(means, 0.0, 1.0) * 255.0), np.uint8)
+
+
+def image_rows(name: str, caption: str, title: str, rows: Sequence[tuple[str, "Tensor"]]) -> Picture:
+    """A sheet of labelled rows of expected pixels on [0, 1], [N, C, H, W] each."""
+    drawn = [(label, to_pixels(images.cpu().numpy())) for label, images in rows]
+    return Picture(name, caption, png(render(Sheet(title, drawn))))
+
+
+def enlarge(image: Pixels) -> Pixels:
+    """[C, H, W] to [h, w] (grey) or [h, w, 3], every pixel repeated both ways until the longer side is near SIDE."""
+    scale = max(1, round(SIDE / max(image.shape[1:])))
+    large = image.repeat(scale, axis=1).repeat(scale, axis=2)
+    return large[0] if len(image) < 3 else np.ascontiguousarray(large[:3].transpose(1, 2, 0))
+
+
+def render(sheet: Sheet) -> Pixels:
+    """The drawn sheet: [height, width] where its images are grey, else [height, width, 3]."""
+    font = ImageFont.load_default(TYPE)
+    rows = [[enlarge(image) for image in images] for _, images in sheet.rows]
+    labels, (height, width) = [label for label, _ in sheet.rows], rows[0][0].shape[:2]
+    lines, channels = sheet.title.splitlines(), sheet.rows[0][1].shape[1]
+    if channels not in (1, 3):
+        lines.append(f"first channel of {channels}" if channels == 2 else f"first 3 channels of {channels}, as RGB")
+    left = MARGIN + max(math.ceil(font.getlength(f"{label}  ")) if label else 0 for label in labels)
+    across = max([width, *(math.ceil(font.getlength(header)) for header in sheet.headers)]) + GAP
+    down = max(height, TYPE if any(labels) else 0) + GAP
+    top = MARGIN + (len(lines) + bool(sheet.headers)) * (TYPE + 6) + GAP
+    inset = (across - GAP - width) // 2  # of an image in its column
+    rises = [top + round((i + (i // sheet.group * 0.2 if sheet.group > 1 else 0)) * down) for i in range(len(rows))]
+    ends = [left + (max(map(len, rows)) - 1) * across + inset + width, left + len(sheet.headers) * across]
+    right = max(ends + [MARGIN + math.ceil(font.getlength(line)) for line in lines])
+    mode, ink, pale = ("RGB", (BLACK,) * 3, (PALE,) * 3) if channels >= 3 else ("L", BLACK, PALE)
+    drawn = Image.new(mode, (right + MARGIN, rises[-1] + height + MARGIN), "white")
+    draw = ImageDraw.Draw(drawn)
+    for i, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + i * (TYPE + 6)), line, fill=ink, font=font)
+    for i, header in enumerate(sheet.headers):
+        draw.text((left + i * across + (across - GAP) // 2, top - GAP), header, fill=ink, font=font, anchor="md")
+    for y, label, images in zip(rises, labels, rows, strict=True):
+        draw.text((MARGIN, y + height // 2), label, fill=ink, font=font, anchor="lm")
+        for i, image in enumerate(images):
+            x = left + i * across + inset
+            draw.rectangle((x - 1, y - 1, x + width, y + height), outline=pale)
+            drawn.paste(Image.fromarray(image), (x, y))
+    return np.array(drawn)
+
+
+def png(pixels: Pixels) -> bytes:
+    """[H, W] or [H, W, 3] as a PNG file without any metadata."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vaeline.errors import TransientError, UserError
-from vaeline.evaluation.comparison import Scores
+from vaeline.evaluation.split_metrics import Scores
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
 from vaeline.registry import champion_history as history

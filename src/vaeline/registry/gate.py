@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from vaeline.evaluation.comparison import Scores, gain
+from vaeline.evaluation.split_metrics import Scores, gain
 
 WAY_OUT = "register under another name, or `vaeline promote NAME VERSION --force --reason TEXT`"
 

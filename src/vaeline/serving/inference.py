@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeline.core import sampling
-from vaeline.core.batches import batch_ranges, observe
-from vaeline.core.estimators import per_image_noise
+from vaeline.core.estimators import batch_ranges, observe, per_image_noise
 from vaeline.core.objectives import elbo_terms
 from vaeline.serving.model_files import LoadedModel
 
@@ -77,17 +76,16 @@ class TrainedModel:
         noise = per_image_noise(seed, range(n), (self.loaded.vae.latent_dim,)).numpy()
         return self._batched(noise, self._latents, lambda draws, _: sampling.prior_samples(self.loaded.vae, draws))
 
-    def interpolate(self, pixels: Values, steps: int = 10, spherical: bool = False) -> Values:
+    def interpolate(self, pixels: Values, steps: int = 10) -> Values:
         """Expected pixels of `steps` images from pixels[0] to pixels[1], both included, along their posterior means.
 
-        [2, C, H, W] -> [steps, C, H, W]. `spherical` keeps to the norms that latents have (White 2016).
+        [2, C, H, W] -> [steps, C, H, W].
         """
         if len(pixels) != 2 or not 2 <= steps <= 10_000:
             raise ValueError(f"interpolate: found {len(pixels)} images and {steps} steps, allowed: 2 and 2 to 10000")
         means = self.encode(pixels)
-        path = sampling.slerp if spherical else torch.lerp
         start, end = torch.as_tensor(means)
-        latents = torch.stack([path(start, end, fraction) for fraction in torch.linspace(0, 1, steps).to(start)])
+        latents = torch.stack([torch.lerp(start, end, fraction) for fraction in torch.linspace(0, 1, steps).to(start)])
         return self.decode(latents if isinstance(means, Tensor) else latents.numpy())
 
     def _batched(

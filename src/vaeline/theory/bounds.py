@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaeline.core.annealing import annealed_log_likelihood, linear_temperatures
-from vaeline.core.estimators import importance_log_likelihood, log_weights
+from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_weights
 from vaeline.core.metrics import Measured
 from vaeline.core.objectives import elbo_terms, importance_weighted_bound
 from vaeline.plotting.charts import INK, chart
@@ -47,17 +46,16 @@ def gap(context: Context) -> Claim:
     gaps, errors = log_p - elbo, (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
     steps = [k for k in RUNGS if k < samples] + [samples]
     climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in steps}
-    annealed = annealed_log_likelihood(
+    annealed, annealed_se, _ = annealed_log_likelihood(
         context.model,
         x[:ANNEALED_IMAGES],
-        linear_temperatures(TEMPERATURES),
+        torch.linspace(0, 1, TEMPERATURES + 1, dtype=torch.float64),
         torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed()),
         chains=CHAINS,
         leapfrog_steps=LEAPFROG,
-        start="posterior",
     )
-    difference = annealed.log_likelihood.cpu() - log_p[:ANNEALED_IMAGES]
-    difference_se = (annealed.standard_error.cpu().square() + log_p_se[:ANNEALED_IMAGES].square()).sqrt()
+    difference = annealed.cpu() - log_p[:ANNEALED_IMAGES]
+    difference_se = (annealed_se.cpu().square() + log_p_se[:ANNEALED_IMAGES].square()).sqrt()
     mean, below, smallest = Measured.of(gaps), int((gaps < -2 * errors).sum()), int(gaps.argmin())
     words = (
         f"{len(images)} test images. ELBO {Measured.of(elbo).text()}, log p(x) {Measured.of(log_p).text()} nats per "

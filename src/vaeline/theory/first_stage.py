@@ -8,8 +8,7 @@ import torch
 
 from vaeline import config
 from vaeline.core.model import VAE
-from vaeline.core.networks import Shape
-from vaeline.core.residual import factor, latent_shape
+from vaeline.core.networks import Shape, latent_shape
 from vaeline.plotting.charts import Picture, image_rows
 from vaeline.theory.claim import Claim
 from vaeline.theory.context import Context
@@ -74,7 +73,7 @@ def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
     return {
         "shape": list(model.shape),
         "latents": list(latents),
-        "factor": factor(network.channels),
+        "factor": model.shape[1] // latents[1],
         "compression": math.prod(model.shape) / math.prod(latents),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),

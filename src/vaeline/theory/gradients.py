@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vaeline.core.estimators import log_weights
-from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms
+from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate
 from vaeline.core.priors import StandardNormal
 from vaeline.plotting.charts import INK, chart
 from vaeline.theory.claim import Claim

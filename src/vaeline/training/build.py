@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vaeline import config
-from vaeline.core import likelihoods, networks, priors, residual
+from vaeline.core import likelihoods, networks, priors
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 
@@ -57,7 +57,7 @@ def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple
             decoder = networks.conv_decoder(shape, channels, hidden, latent_dim, activation)
         case config.Residual(channels=channels, latent_channels=latent_channels, blocks=blocks):
             try:
-                latents = residual.latent_shape(shape, channels, latent_channels)
+                latents = networks.latent_shape(shape, channels, latent_channels)
             except ValueError as error:
                 times = len(channels) - 1
                 raise UserError(f"model.network: its channels halve the image {times} times: {error}") from None
@@ -67,6 +67,6 @@ def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple
                     f"model.latent_dim: must be {math.prod(latents)} (latent_channels x height x width = {product}) "
                     f"for model.network on images of {shape[1]} x {shape[2]}; found {latent_dim}"
                 )
-            encoder = residual.residual_encoder(shape, channels, blocks, latent_channels * numbers)
-            decoder = residual.residual_decoder(shape, channels, blocks, latent_channels)
+            encoder = networks.residual_encoder(shape, channels, blocks, latent_channels * numbers)
+            decoder = networks.residual_decoder(shape, channels, blocks, latent_channels)
     return encoder, decoder

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from vaeline.config import Binarise
-from vaeline.core.gradients import Bound, estimate
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms
+from vaeline.core.objectives import Bound, elbo_terms, estimate
 from vaeline.data.batches import CHUNK, ImageSource, Pixels, open_images
 from vaeline.errors import UserError
 from vaeline.training.process_group import SINGLE, ProcessGroup

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from vaeline.config import Train
-from vaeline.core.gradients import Bound, Estimator, estimate
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms, surrogate
+from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, surrogate
 from vaeline.training.process_group import SINGLE, ProcessGroup
 
 RISE = 0.25  # the part of training in which the learning rate rises

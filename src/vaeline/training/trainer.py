@@ -69,7 +69,8 @@ def train(
     if isinstance(vae.likelihood, Bernoulli):
         splits.refuse_grey()
     if isinstance(vae.prior, VampPrior):
-        vae.prior.start_at(splits.some(len(vae.prior.pseudo_inputs), options.seed))
+        with torch.no_grad():
+            vae.prior.pseudo_inputs.copy_(splits.some(len(vae.prior.pseudo_inputs), options.seed))
     if options.free_bits and not group.is_single:
         raise UserError(f"train.free_bits: needs the KL of whole batches, not of {group.size} processes; allowed: 0")
     keep_freed_memory()
