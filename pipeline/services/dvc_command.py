@@ -144,8 +144,7 @@ def _run(workspace: Workspace, command: Sequence[str], log: Log, env: Mapping[st
 
 def cache_folder(workspace: Workspace) -> Path:
     """DVC's cache. Raises UserError with DVC's message."""
-    done = _capture(workspace, "dvc", "cache", "dir")
-    if done.returncode:
+    if (done := _capture(workspace, "dvc", "cache", "dir")).returncode:
         raise UserError(f"dvc cache dir: {error_line(done.stderr.splitlines(), done.returncode)}")
     return workspace.root / done.stdout.strip()
 

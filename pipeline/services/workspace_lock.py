@@ -1,9 +1,8 @@
 """Workspace lock: one run of the pipeline at a time in a workspace, and no stage of a `dvc repro` beside it.
 
 Two kernel locks in `.vaeline/`, freed by the kernel however their holders end: `run.lock`, held by a run from its
-first look at DVC to its last stage, and `stage.lock`, shared by the stages at work. DVC's own lock lets two
-`dvc repro` compute at once as long as none writes what the other uses, and refuses, without waiting, where one does:
-that keeps outputs whole, but neither a device to one training nor a run's stages together.
+first look at DVC to its last stage, and `stage.lock`, shared by the stages at work. DVC's own lock keeps outputs whole,
+but neither a device to one training nor a run's stages together.
 """
 
 import os

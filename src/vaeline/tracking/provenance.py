@@ -8,7 +8,9 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +66,22 @@ def run_start(workspace: Workspace, params: Params) -> RunStart:
         "mlflow.parentRunId": context.parent_run,
     }
     dataset = None
-    try:
+    with suppress(OSError, ValueError):
         path = workspace.prepared / "manifest.json"
-        digest = tags["vaeline.data_digest"] = file_digest(path)
-        dataset = {"name": params.data.source.kind, "digest": digest, "manifest": json.loads(path.read_text())}
-    except (OSError, ValueError):
-        tags["vaeline.data_digest"] = None
+        manifest = json.loads(path.read_text())
+        tags["vaeline.data_digest"] = file_digest(path)
+        dataset = {"name": params.data.source.kind, "digest": file_digest(path), "manifest": manifest}
+    model, train = params.model, params.train  # a readable name: gaussian-mlp-z20, bernoulli-conv-z32-beta4
+    name = f"{model.likelihood.kind}-{model.network.kind}-z{model.latent_dim}"
+    name += f"-beta{train.beta:g}" if train.beta != 1 else ""
+    name += f"-{train.objective}" if train.objective != "elbo" else ""
+    name += f"-k{train.samples}" if train.samples != 1 else ""
+    name += f"-{train.estimator}" if train.estimator != "pathwise" else ""
     return RunStart(
         experiment=params.register_.name,
-        name=experiment or _readable_name(params),
+        name=experiment or name,
         params=flatten_params(params),
-        tags=git_tags | {name: value for name, value in tags.items() if value},
+        tags=git_tags | {tag: value for tag, value in tags.items() if value},
         dataset=dataset,
         diff=diff,
     )
@@ -118,10 +125,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and the packages that decide a result; what is not installed is left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -133,48 +138,30 @@ def _leaves(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterat
             yield f"{prefix}{key}", value
 
 
-def _readable_name(params: Params) -> str:
-    """Such as `gaussian-mlp-z20` or `bernoulli-conv-z32-beta4`."""
-    model, train = params.model, params.train
-    parts = [model.likelihood.kind, model.network.kind, f"z{model.latent_dim}"]
-    parts += [f"beta{train.beta:g}"] if train.beta != 1 else []
-    parts += [train.objective] if train.objective != "elbo" else []
-    parts += [f"k{train.samples}"] if train.samples != 1 else []
-    parts += [train.estimator] if train.estimator != "pathwise" else []
-    return "-".join(parts)
-
-
 def _git_state(root: Path) -> tuple[dict[str, str], bytes]:
     """Tags of the commit and the working tree, and the changes of tracked files; nothing where there is no commit.
 
     The changes leave out dvc.lock, which DVC itself rewrites, and have the form that `git apply` takes at the
     repository's top, whatever the user's settings for `git diff` are.
     """
-    if not (commit := _git(root, "rev-parse", "HEAD").decode().strip()):
-        return {}, b""
-    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-    diff = _git(
-        root, "-c", "core.quotePath=false", "diff", "HEAD", "--no-relative", *form, "--", ":/", ":(top,exclude)dvc.lock"
-    )
-    tags = {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
-    tags["vaeline.git_dirty"] = str(bool(diff)).lower()
-    output = _git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
-    names = [name for name in output.decode("utf-8", "replace").split("\0") if name and name != "dvc.lock"]
-    listed: list[str] = []
-    while names and sum(map(len, listed)) + len(names[0]) < UNTRACKED_CHARACTERS:
-        listed.append(names.pop(0))
-    listed += [f"... and {len(names)} more"] if names else []
-    if listed:
-        tags["vaeline.git_untracked"] = json.dumps(listed, ensure_ascii=False)
-    return tags, diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
-
-
-def _git(root: Path, *arguments: str) -> bytes:
-    """Output of a git command; empty where there is no git or no repository, or Git does not trust its owner."""
+    form = ("--no-relative", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/")
+    paths = ("--dst-prefix=b/", "--", ":/", ":(top,exclude)dvc.lock")
+    others = ("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
     try:
-        return git_bytes(root, *arguments, timeout=10)
+        commit = git_bytes(root, "rev-parse", "HEAD", timeout=30).decode().strip()
+        diff = git_bytes(root, "-c", "core.quotePath=false", "diff", "HEAD", *form, *paths, timeout=30)
+        output = git_bytes(root, *others, timeout=30)
     except UserError as error:
         if DUBIOUS_OWNERSHIP in str(error):
             wanted = f"{TRUST_COMMAND} {root.absolute()}"
             log.warning("the commit is not recorded: this folder is another user's; to trust it: %s", wanted)
-        return b""
+        return {}, b""
+    tags = {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
+    tags["vaeline.git_dirty"] = str(bool(diff)).lower()
+    names = [name for name in output.decode("utf-8", "replace").split("\0") if name and name != "dvc.lock"]
+    ends = accumulate(map(len, names))
+    listed = [name for name, end in zip(names, ends, strict=True) if end < UNTRACKED_CHARACTERS]
+    if names:
+        rest = [f"... and {len(names) - len(listed)} more"] if len(listed) < len(names) else []
+        tags["vaeline.git_untracked"] = json.dumps(listed + rest, ensure_ascii=False)
+    return tags, diff if len(diff) <= MAXIMUM_DIFF else diff[:MAXIMUM_DIFF] + CUT
