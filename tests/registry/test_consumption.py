@@ -92,7 +92,6 @@ def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypa
     images = save(tmp_path / "same.npz", noise(4, 1))
     for changes, words in (
         ({"level": 1.0}, r"--level: found 1.0, allowed: above 0 and below 1"),
-        ({"seed": -1}, r"--seed: found -1, allowed: 0"),
         ({"model": "models"}, r"models: has no ELBOs of test images with it"),
         ({"model": f"models:/{NAME}@missing"}, r"missing"),
     ):

@@ -32,18 +32,12 @@ app = typer.Typer(
 )
 
 
-def print_version(wanted: bool) -> None:
-    """Print the version and exit, where wanted."""
-    if wanted:
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version")] = False) -> None:
+    """Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect."""
+    if version:
         typer.echo(f"vaeline {vaeline.__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
-) -> None:
-    """Variational autoencoders, versioned by DVC, visible in MLflow, orchestrated by Prefect."""
 
 
 @app.command()
@@ -67,20 +61,17 @@ def export(
     """
     from vaeline.serving.onnx_export import TOLERANCE, export_onnx
 
-    encoder, decoder = export_onnx(vaeline.load(model).loaded, folder)
-    within = f"encoder within {encoder:.1e}, decoder within {decoder:.1e}"
-    typer.echo(f"{folder}: {within} of torch (allowed: {TOLERANCE:.0e})")
+    encoder, decoder = (f"{error:.1e}" for error in export_onnx(vaeline.load(model).loaded, folder))
+    typer.echo(f"{folder}: encoder within {encoder}, decoder within {decoder} of torch (allowed: {TOLERANCE:.0e})")
 
 
 @app.command()
 def score(
     images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
     model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
-    out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile among the test images")] = Path(
-        "scores.csv"
-    ),
+    out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile")] = Path("scores.csv"),
     level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
-    seed: Annotated[int, typer.Option(help="of the ELBO's noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the ELBO's noise")] = 0,
     fit: Annotated[bool, typer.Option("--fit", help="resize and convert a folder's images to the model's")] = False,
 ) -> None:
     """Score images by their ELBO, and test whether they look like the data that the model was tested on.
@@ -89,8 +80,6 @@ def score(
     """
     if not 0 < level < 1:
         raise UserError(f"--level: found {level}, allowed: above 0 and below 1")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed: found {seed}, allowed: 0 to 2^63 - 1")
     if not model:
         from vaeline.config import read_params
 

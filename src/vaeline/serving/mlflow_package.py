@@ -18,6 +18,7 @@ from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel
 from vaeline.serving.package import MODEL
 
 REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")  # by the model's code
+TYPES = {str: DataType.string, int: DataType.long}
 
 
 def write_package(
@@ -35,13 +36,12 @@ def write_package(
     pixels = {"dtype": "uint8", "shape": [-1, *loaded.vae.shape]}
     latents = {"dtype": "float32", "shape": [-1, loaded.vae.latent_dim]}
     inputs = {"reconstruct": pixels, "encode": pixels, "score": pixels, "decode": latents, "sample": None}
-    types = {"method": DataType.string, "n": DataType.long, "seed": DataType.long}
     # a tensor has one shape and dtype in a signature, but here the method decides between pixels and latents: the
     # input is left open, the model checks it itself, and the metadata hold what each method takes
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *loaded.vae.shape))]),
-        params=ParamSchema([ParamSpec(name, types[name], default) for name, default in pyfunc.PARAMS.items()]),
+        params=ParamSchema([ParamSpec(name, TYPES[type(value)], value) for name, value in pyfunc.PARAMS.items()]),
     )
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / Path(MODEL).name  # whose name MLflow keeps

@@ -52,24 +52,20 @@ class Graph(nn.Module):
         return self.function(self.vae, given)
 
 
-def encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of q(z|x), [N, Z] each, of uint8 pixels [N, C, H, W]."""
+def _encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, Tensor]:
     posterior = vae.encode(vae.likelihood.observe(pixels, None))
     return posterior.mean, posterior.log_variance
 
 
-def decoder(vae: VAE, z: Tensor) -> tuple[Tensor]:
-    """Expected pixels on [0, 1], [N, C, H, W], of latents [N, Z]."""
+def _decoder(vae: VAE, z: Tensor) -> tuple[Tensor]:
     return (decoded(vae, z),)
 
 
 def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
-    """Write the three files, once both graphs agree with torch; those of an earlier export are replaced together.
+    """Write the three files of a model on the CPU; those of an earlier export are replaced together.
 
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
-
-    `loaded` is on the CPU. Raises ModuleNotFoundError where the packages of the extra `onnx` are missing, UserError
-    where the model is too large for one ONNX file, or a graph differs from torch by more than TOLERANCE.
+    Raises UserError, before anything is written, where one is above TOLERANCE or the model too large for a file.
     """
     import onnxscript  # noqa: F401
 
@@ -83,8 +79,8 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         images = 255 * (images > 127).to(torch.uint8)
     latents = 2 * torch.randn(EXAMPLES, vae.latent_dim, generator=generator)
     names = ("mean", "log_variance")
-    encoder_bytes, encoder_error = _checked_graph(loaded, encoder, ENCODER, {"pixels": images}, names)
-    decoder_bytes, decoder_error = _checked_graph(loaded, decoder, DECODER, {"z": latents}, ["pixels"])
+    encoder_bytes, encoder_error = _checked_graph(loaded, _encoder, ENCODER, {"pixels": images}, names)
+    decoder_bytes, decoder_error = _checked_graph(loaded, _decoder, DECODER, {"z": latents}, ["pixels"])
     sigma = vae.likelihood.sigma
     pixel_shape, latent_shape = ["N", *vae.shape], ["N", vae.latent_dim]
     about = {
@@ -124,10 +120,7 @@ def _checked_graph(
     example: dict[str, Tensor],
     outputs: Sequence[str],
 ) -> tuple[bytes, float]:
-    """ONNX graph of a function, and its largest difference from torch. Raises UserError where that is above TOLERANCE.
-
-    `example` is the input by its name.
-    """
+    """ONNX graph of a function of this input, and its largest difference from torch, at most TOLERANCE."""
     import onnxruntime  # type: ignore[import-untyped]
 
     graph, ((name, given),) = Graph(loaded.vae, function).eval(), example.items()

@@ -21,6 +21,7 @@ from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
 
 PARAMS: dict[str, Any] = {"method": "reconstruct", "n": 16, "seed": 0}
+OPTIONS = {"reconstruct": (), "encode": (), "score": ("seed",), "decode": (), "sample": ("n", "seed")}  # by method
 
 
 class Served(PythonModel):
@@ -37,20 +38,13 @@ class Served(PythonModel):
     ) -> np.ndarray:
         """Answer of the method `params["method"]`. Raises MlflowException, whose message alone a server passes on."""
         chosen = PARAMS | (params or {})
+        method, given = chosen["method"], () if chosen["method"] == "sample" else (model_input,)
         try:
-            match chosen["method"]:
-                case "reconstruct":
-                    return self.model.reconstruct(model_input)
-                case "encode":
-                    return self.model.encode(model_input)
-                case "decode":
-                    return self.model.decode(model_input)
-                case "score":
-                    return self.model.score(model_input, int(chosen["seed"]))
-                case "sample":
-                    return self.model.sample(int(chosen["n"]), int(chosen["seed"]))
-            allowed = "reconstruct, encode, score, decode, sample"
-            raise ValueError(f"method: found {chosen['method']!r}, allowed: {allowed}")
+            if method not in OPTIONS:
+                raise ValueError(f"method: found {method!r}, allowed: {', '.join(OPTIONS)}")
+            options = {name: int(chosen[name]) for name in OPTIONS[method]}
+            answer: np.ndarray = getattr(self.model, method)(*given, **options)
+            return answer
         except ValueError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
 
