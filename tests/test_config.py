@@ -57,9 +57,9 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"train__beta": -1}, "train.beta: must be greater than or equal to 0; found -1"),
         ({"train__epochs": 2.0}, "train.epochs: must be a valid integer; found 2.0"),
         ({"train__epochs": True}, "train.epochs: must be a valid integer; found True"),
-        ({"train": None}, "train: must be a section with keys, found None"),
-        ({"data__source": "mnist"}, "data.source: must be a section with keys, found 'mnist'"),
-        ({"data__source": {}}, "data.source: needs a kind, found {}"),
+        ({"train": None}, "train: must be a section with keys; found None"),
+        ({"data__source": "mnist"}, "data.source: must be a section with keys; found 'mnist'"),
+        ({"data__source": {}}, "data.source: must have a kind; found {}"),
         ({"data__source__kind": "mnits"}, "data.source.kind: allowed: 'fashion-mnist', 'mnist', 'kmnist', "),
         ({"data__validation": 1.5}, "data.validation: must be a valid integer, or less than 1; found 1.5"),
         (

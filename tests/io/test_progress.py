@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from vaeline.io import progress as module
-from vaeline.io.progress import BarProgress, progress
+from vaeline.io.progress import progress
 
 
 @pytest.fixture
@@ -51,7 +51,6 @@ def test_on_a_terminal_a_bar_moves_below_the_lines(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress("training", 10, "steps") as reporter:
-        assert isinstance(reporter, BarProgress)
         clock[0] += 6
         reporter.update(4, "31,000 images/s")
         reporter.line("epoch 1/2: [no markup]")
@@ -59,11 +58,3 @@ def test_on_a_terminal_a_bar_moves_below_the_lines(
     assert "━" in shown
     assert "4 of 10 steps, 31,000 images/s, 0:00:09 left" in shown
     assert "epoch 1/2: [no markup]" in shown
-
-
-def test_without_rich_a_terminal_gets_log_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    with caplog.at_level(logging.INFO), progress("training", 10, "steps") as reporter:
-        reporter.line("epoch 1/2")
-    assert caplog.messages == ["epoch 1/2"]

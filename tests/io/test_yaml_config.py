@@ -118,17 +118,16 @@ def test_a_file_that_is_not_params_is_named(tmp_path: Path, text: str, found: st
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         read_params(tmp_path / "params.yaml")
-    assert str(caught.value) == f"{tmp_path}/params.yaml: must be a section with keys, found {found}"
+    assert str(caught.value) == f"{tmp_path}/params.yaml: must be a section with keys; found {found}"
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
         ("inner: {cuont: 2}", "f: inner.cuont: unknown key; did you mean 'count'? allowed: count"),
-        ("? [1, 2]\n: 3", "f: keys must be strings; found (1, 2)"),
-        ("inner: {1: 2}", "f: inner.1: keys must be strings; found 1"),
-        ("inner: 2001-01-01", "f: inner: must be a section with keys, found datetime.date(2001, 1, 1)"),
-        ("rate: 0x" + "f" * 5000, "f: rate: must be a valid number; found a number of more than 4,300 digits"),
+        ("? [1, 2]\n: 3", "f: (1, 2): unknown key; allowed: inner, rate"),
+        ("inner: {1: 2}", "f: inner.1: unknown key; allowed: count"),
+        ("inner: 2001-01-01", "f: inner: must be a section with keys; found datetime.date(2001, 1, 1)"),
         (f"rate: {'a' * 200}", f"f: rate: must be a valid number; found '{'a' * 56}..."),
         ('rate: "\\e[31m"', "f: rate: must be a valid number; found '\\x1b[31m'"),
         ('"\\e[31m": 1', "f: '\\x1b[31m': unknown key; allowed: inner, rate"),

@@ -16,10 +16,7 @@ PART = re.compile(r"\..+\.(\d+)\.part")  # the number: of the thread that writes
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write one file; its folder is made where it is missing.
-
-    Raises OSError, naming the file (a full disk); then the old content stays and nothing is left beside it.
-    """
+    """Write one file and make its folder. Raises OSError, naming the file (a full disk); the old content then stays."""
     write_files({path: content})
 
 
@@ -35,7 +32,15 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                         part.unlink(missing_ok=True)  # its writer was killed
                 with new_file(parts[path]) as file:
                     file.write(content)
-        _rename(parts)
+        try:
+            for path, part in parts.items():
+                with _naming(path):
+                    part.replace(path)
+        except (KeyboardInterrupt, SystemExit):  # a signal between two renames leaves both files new
+            for path, part in parts.items():
+                with suppress(FileNotFoundError):
+                    part.replace(path)
+            raise
     except BaseException:
         for part in parts.values():
             with suppress(OSError):
@@ -57,8 +62,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends, or is removed when the block raises.
 
-    It lies beside `folder` under a fixed hidden name, so that the next writer removes what a killed one left. Only
-    one process at a time may write the folder.
+    Its hidden name is fixed, so that the next writer removes what a killed one left: one process at a time may write.
     """
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     _restore(old, folder)
@@ -87,19 +91,6 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def _rename(parts: Mapping[Path, Path]) -> None:
-    """Rename each part to its file; an exception by Ctrl-C or SIGTERM is raised after the last of them."""
-    try:
-        for path, part in parts.items():
-            with _naming(path):
-                part.replace(path)
-    except (KeyboardInterrupt, SystemExit):
-        for path, part in parts.items():
-            with suppress(FileNotFoundError):
-                part.replace(path)
-        raise
 
 
 def _restore(old: Path, folder: Path) -> None:

@@ -30,29 +30,17 @@ def git_bytes(folder: Path, *arguments: str, stdin: bytes | None = None, timeout
 
     Raises UserError with Git's own line where it fails, where there is no git, and after `timeout` seconds.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in HOOK_VARIABLES} | {"LC_ALL": "C"}
+    command = ["git", "-C", str(folder), *arguments]
+    env = {name: value for name, value in os.environ.items() if name not in HOOK_VARIABLES} | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            input=stdin,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-            env=environment,
-        )
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False, env=env)
     except FileNotFoundError:
         raise UserError("git: is not installed") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"git: {error}") from None
     if done.returncode:
-        raise UserError(f"git: {_error_line(done.stderr.decode(errors='replace'))}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["failed"]
+        found = [line for prefix in ("fatal: ", "error: ") for line in lines if line.startswith(prefix)]
+        line = found[0] if found else lines[-1]  # advice may follow the error
+        raise UserError(f"git: {line.removeprefix('fatal: ').removeprefix('error: ').strip()}")
     return done.stdout
-
-
-def _error_line(stderr: str) -> str:
-    """The line that starts with `fatal:` or `error:` (advice may follow it), else the last one."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["failed"]
-    for prefix in ("fatal: ", "error: "):
-        if found := [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]:
-            return found[0]
-    return lines[-1]

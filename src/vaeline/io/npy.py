@@ -12,8 +12,8 @@ from vaeline.io.atomic_write import new_file
 
 
 @contextmanager
-def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Write an .npy file of a known shape block after block along its first axis.
+def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], object]]:
+    """Writer of an .npy file of a known shape, block after block along its first axis.
 
     Not through a memory map: on a full disk that is a SIGBUS, here it is an OSError.
     """
@@ -21,9 +21,4 @@ def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[C
     with new_file(path) as file:
         header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: _write(file, np.ascontiguousarray(block, dtype=kind))
-
-
-def _write(file: Any, block: NDArray[Any]) -> None:
-    if block.size:
-        file.write(block.data.cast("B"))
+        yield lambda block: file.write(np.ascontiguousarray(block, dtype=kind).tobytes())

@@ -5,15 +5,16 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vaeline.errors import UserError
 
 DEEPEST = 32  # lists and objects in each other; no JSON of ours has ten
-CHUNK = 1 << 20
 TOKENS = re.compile(rb'(?s)"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]')  # strings and brackets
 
 
@@ -30,18 +31,14 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 def checked_digest(path: Path, size: int) -> str:
     """Hex SHA-256 of a regular file that is no link and has exactly `size` bytes; memory stays bounded."""
-    digest = hashlib.sha256()
     with opened(path, follow=False) as (file, found):
         if found != size:
             raise UserError(f"{path}: found {found} bytes, allowed by its manifest: {size}")
-        while size > 0 and (part := file.read(min(size, CHUNK))):
-            digest.update(part)
-            size -= len(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def opened(path: Path, follow: bool = True) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path, follow: bool = True) -> Iterator[tuple[BufferedReader, int]]:
     """A regular file, open for reading, and its size in bytes. Raises UserError for anything else, without waiting."""
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
@@ -61,10 +58,18 @@ def parse_json(content: bytes, where: str) -> Any:
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
         if depth > DEEPEST:
             raise UserError(f"{where}: is nested deeper than {DEEPEST} levels")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise UserError(f"{where}: key {shown(key)!r} given twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
-    except _TwiceError as error:
-        raise UserError(f"{where}: key {shown(error.args[0])!r} given twice") from None
+        return json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
     except ValueError:
         raise UserError(f"{where}: is not JSON") from None
 
@@ -74,20 +79,3 @@ def shown(text: object, most: int = 120) -> str:
     words = str(text)
     words = words if words.isprintable() else repr(words)
     return words if len(words) <= most else words[: most - 3] + "..."
-
-
-class _TwiceError(ValueError):
-    """A key that an object has twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _TwiceError(key)
-        found[key] = value
-    return found
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(constant)

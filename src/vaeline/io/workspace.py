@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vaeline.errors import UserError
@@ -12,42 +13,20 @@ from vaeline.io.run_context import RunContext
 class Workspace:
     """The folder of a dvc.yaml, and where the local state of its repository lies.
 
-    `root` may be relative: messages then name files as the user knows them. `repository` owns `.vaeline/`: the root,
-    or for an experiment's copy the repository that the copy was made of.
+    `root` may be relative: messages then name files as the user knows them. `repository` owns `.vaeline/`: the root, or
+    the repository that an experiment's copy was made of.
     """
 
     root: Path = Path()
     repository: Path = Path()
 
-    @property
-    def params(self) -> Path:
-        """params.yaml."""
-        return self.root / "params.yaml"
-
-    @property
-    def raw(self) -> Path:
-        """Output of stage fetch."""
-        return self.root / "data/raw"
-
-    @property
-    def prepared(self) -> Path:
-        """Output of stage prepare."""
-        return self.root / "data/prepared"
-
-    @property
-    def model(self) -> Path:
-        """Output of stage train: weights and config.json."""
-        return self.root / "models"
-
-    @property
-    def reports(self) -> Path:
-        """Outputs of the stages that measure and draw."""
-        return self.root / "reports"
-
-    @property
-    def state(self) -> Path:
-        """`.vaeline/`: tracking store, checkpoints, outbox. Never versioned."""
-        return self.repository / ".vaeline"
+    params = cached_property[Path](lambda self: self.root / "params.yaml")
+    raw = cached_property[Path](lambda self: self.root / "data/raw")  # output of stage fetch
+    prepared = cached_property[Path](lambda self: self.root / "data/prepared")  # output of stage prepare
+    model = cached_property[Path](lambda self: self.root / "models")  # output of stage train: weights, config.json
+    reports = cached_property[Path](lambda self: self.root / "reports")  # of the stages that measure and draw
+    # never versioned: tracking store, checkpoints, outbox
+    state = cached_property[Path](lambda self: self.repository / ".vaeline")
 
     def make_state(self) -> Path:
         """`.vaeline/`, made where it is missing. Raises UserError where something else has its name."""
@@ -61,9 +40,9 @@ class Workspace:
 def current_workspace() -> Workspace:
     """The workspace that this process was started in; for entry points only, everything else is passed one.
 
-    DVC runs experiments in copies of the repository and names the original in DVC_ROOT: all of them share one
-    tracking store. RunContext.root names it for the trials of a sweep, in whose clones DVC_ROOT is the clone. Otherwise
-    it is the nearest folder upwards with a `.dvc`, else the current one. Raises UserError where that was deleted.
+    The repository is RunContext.root in the clones of a sweep's trials, DVC_ROOT in DVC's copies for experiments: all
+    share one tracking store. Else it is the nearest folder upwards with a `.dvc`, or the current one.
+    Raises UserError where that was deleted.
     """
     if root := RunContext.read().root or os.environ.get("DVC_ROOT"):
         return Workspace(Path(), Path(root))

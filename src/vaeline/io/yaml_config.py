@@ -2,12 +2,11 @@
 
 import difflib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
@@ -22,6 +21,18 @@ class Section(BaseModel):
     """A section of a file: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        allowed = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in content if isinstance(content, dict) else ():
+            if key not in allowed:
+                near = difflib.get_close_matches(str(key), allowed, n=1)
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                context = {"key": shown(key, most=60), "text": f"unknown key; {hint}allowed: {', '.join(allowed)}"}
+                raise PydanticCustomError("unknown_key", "{text}", context)
+        return content
 
 
 S = TypeVar("S", bound=Section)
@@ -81,76 +92,44 @@ def validate(section: type[S], content: Any, where: str) -> S:
         return section.model_validate(content)
     except ValidationError as error:
         by_key: dict[str, list[ErrorDetails]] = {}  # the alternatives of a union of plain types share a line
-        for details in error.errors(include_url=False):
-            by_key.setdefault(".".join(_path(section, details)), []).append(details)
-        ours = Path(where).name == "params.yaml"  # what `dvc exp run -S` changes
-        lines = [f"{where}: {_line(section, key, mistakes, ours)}" for key, mistakes in by_key.items()]
+        for mistake in error.errors(include_url=False):
+            by_key.setdefault(_key_path(content, mistake), []).append(mistake)
+        lines = []
+        for key, details in by_key.items():
+            overridable = details[0]["type"] == "unknown_key" and Path(where).name == "params.yaml"
+            way_out = f" (to remove it: -S '~{key}')" if overridable else ""  # for `dvc exp run`
+            lines.append(f"{where}: {key and key + ': '}{_mistake(details)}{way_out}")
         raise UserError("\n".join(lines)) from None
 
 
-def _path(root: type[Section], details: ErrorDetails) -> list[str]:
-    """The key path in the file: pydantic's location without the names of union members."""
-    *parents, last = details["loc"] or ("",)
-    known = {name for owner in _owners(root).values() for name in _keys(owner)}
-    kept = [str(part) for part in parents if isinstance(part, int) or part in known]
-    ends = details["type"] == "extra_forbidden" or isinstance(last, int) or last in known
-    return [*kept, shown(last, most=60)] if ends else kept
+def _key_path(content: Any, details: ErrorDetails) -> str:
+    """Key path in the file: pydantic's location without the names of union members, which the content lacks."""
+    kept = []
+    for part in details["loc"]:
+        inside = part in content if isinstance(content, dict) else isinstance(content, list) and isinstance(part, int)
+        if inside or (details["type"] == "missing" and part == details["loc"][-1]):
+            kept.append(str(part))
+        content = content[part] if inside else content
+    last = {"unknown_key": details.get("ctx", {}).get("key"), "union_tag_invalid": "kind"}.get(details["type"])
+    return ".".join([*kept, last] if last else kept)
 
 
-def _owners(root: type[Section]) -> dict[str, type[Section]]:
-    """Every section and variant by its name in pydantic's location: a section's key, a variant's kind."""
-    owners = {"": root}
-    for name, field in root.model_fields.items():
-        for cls in _sections(field.annotation):
-            kind = cls.model_fields.get("kind")
-            names = get_args(kind.annotation) if kind else (field.alias or name,)
-            owners |= dict.fromkeys(names, cls) | {k: v for k, v in _owners(cls).items() if k}
-    return owners
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
-
-
-def _keys(owner: type[Section]) -> list[str]:
-    return [field.alias or name for name, field in owner.model_fields.items()]
-
-
-def _shown_value(value: object) -> str:
-    try:
-        return shown(repr(value), most=60)
-    except ValueError:  # Python prints no number of so many digits
-        return "a number of more than 4,300 digits"
-
-
-def _line(root: type[Section], key: str, mistakes: list[ErrorDetails], overridable: bool) -> str:
-    first = mistakes[0]
-    found = _shown_value(first["input"])
-    context = first.get("ctx", {})
-    match first["type"]:
-        case "extra_forbidden":
-            owners, parents = _owners(root), ("", *first["loc"][:-1])
-            allowed = _keys(owners[next(str(part) for part in reversed(parents) if str(part) in owners)])
-            near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            way_out = f" (to remove it: -S '~{key}')" if overridable else ""
-            return f"{key}: unknown key; {hint}allowed: {', '.join(allowed)}{way_out}"
+def _mistake(mistakes: list[ErrorDetails]) -> str:
+    """What is wrong, what was found and what is allowed, of the mistakes at one key."""
+    message, context = mistakes[0]["msg"], mistakes[0].get("ctx", {})
+    match mistakes[0]["type"]:
         case "missing":
-            return f"{key}: missing"
-        case "invalid_key":
-            return f"{key and key + ': '}keys must be strings; found {found}"
-        case "value_error":
-            return f"{key and key + ': '}{first['msg'].removeprefix('Value error, ')}"
-        case "union_tag_not_found":
-            return f"{key}: needs a kind, found {found}"
+            return "missing"
+        case "unknown_key" | "value_error":
+            return message.removeprefix("Value error, ")
         case "union_tag_invalid":
-            return f"{key}.kind: allowed: {context.get('expected_tags')}; found {_shown_value(context.get('tag'))}"
+            return f"allowed: {context['expected_tags']}; found {shown(repr(context['tag']), most=60)}"
+        case "union_tag_not_found":
+            forms = ["have a kind"]
         case "model_type" | "model_attributes_type":
-            return f"{key and key + ': '}must be a section with keys, found {found}"
-    messages = (mistake["msg"] for mistake in mistakes)
-    forms = list(dict.fromkeys(m.partition(" should ")[2] or m for m in messages))  # "be 1", "have at most 2 items"
+            forms = ["be a section with keys"]
+        case _:
+            messages = (mistake["msg"] for mistake in mistakes)
+            forms = list(dict.fromkeys(m.partition(" should ")[2] or m for m in messages))  # "be 1", "have 2 items"
     rest = [form.removeprefix(f"{forms[0].partition(' ')[0]} ") for form in forms[1:]]
-    return f"{key}: must {', or '.join([forms[0], *rest])}; found {found}"
+    return f"must {', or '.join([forms[0], *rest])}; found {shown(repr(mistakes[0]['input']), most=60)}"
