@@ -149,7 +149,6 @@ def test_core_takes_plain_values_and_touches_no_files():
         ("mlflow", ("vaeline.tracking", "vaeline.registry", "vaeline.serving")),
         ("prefect", ("pipeline.flows", "pipeline.services")),
         ("ruamel", "vaeline.io.yaml_config"),
-        ("pooch", "vaeline.data.sources.public"),
         ("typer", ("pipeline.cli", "pipeline.commands", "vaeline.command")),
     ],
 )

@@ -89,8 +89,11 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"train__estimator": "score-function", "train__free_bits": 0.1}, "train: free_bits need a closed-form KL: "),
         ({"train__estimator": "reinforce"}, "train.estimator: must be 'pathwise', 'score-function', "),
         ({"train__samples": 0}, "train.samples: must be greater than or equal to 1; found 0"),
-        ({"model__likelihood": {"kind": "bernoulli"}}, "grey pixels have no Bernoulli likelihood"),
-        ({"data__binarise": "static"}, "binary pixels need the bernoulli likelihood"),
+        (
+            {"model__likelihood": {"kind": "bernoulli"}},
+            "'bernoulli' but data.binarise is 'none': bernoulli needs binary pixels ",
+        ),
+        ({"data__binarise": "static"}, "is 'gaussian' but data.binarise is 'static'"),
         (
             {"model__network": {"kind": "residual", "hidden": 9}},
             "model.network.hidden: unknown key; allowed: kind, channels, latent_channels, blocks ",
@@ -104,9 +107,9 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ),
         (
             {"model__prior": {"kind": "mixture"}, "train__free_bits": 0.5},
-            "train.free_bits (0.5) are nats per latent dimension, but under model.prior.kind 'mixture' the KL has no ",
+            "train.free_bits must be 0: under model.prior.kind 'mixture' the KL has no parts",
         ),
-        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10): no model could pass"),
+        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10)"),
     ],
 )
 def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, Any], line: str) -> None:

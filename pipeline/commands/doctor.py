@@ -79,8 +79,7 @@ def params(workspace: Workspace) -> Finding:
 def data(workspace: Workspace) -> Finding:
     """The source that params.yaml names: here already, or within reach."""
     from vaeline.data.sources.catalogue import PUBLIC_SETS
-    from vaeline.data.sources.debian import PACKAGE
-    from vaeline.data.sources.public import FOLDER_VARIABLE, open_mirror
+    from vaeline.data.sources.public import FOLDER_VARIABLE, PACKAGE, open_mirror
 
     source, named = read_params(workspace.params).data.source, os.environ.get(FOLDER_VARIABLE)
     if isinstance(source, Digits | Shapes):

@@ -1,9 +1,4 @@
-"""`params.yaml` as frozen, strict values.
-
-One class a section; variants form a union tagged by `kind`. Unknown, missing, mistyped, out-of-range, non-finite and
-contradictory values raise `UserError` with the key path, what was found, what is allowed and, for a misspelt key, the
-nearest right one.
-"""
+"""`params.yaml` as frozen, strict values: one class a section; variants form a union tagged by `kind`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -100,10 +95,7 @@ class Gated(Section):
 
 
 class Residual(Section):
-    """Residual convolutions with spatial latents; latent_dim must be latent_channels * H / f * W / f.
-
-    n channel counts halve the resolution n - 1 times: f = 2^(n - 1).
-    """
+    """Residual convolutions of n channel counts: latent_dim must be latent_channels * H / f * W / f, f = 2^(n - 1)."""
 
     kind: Literal["residual"]
     channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 128])]
@@ -258,30 +250,16 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Self:
-        kind = self.model.likelihood.kind
-        if kind == "bernoulli" and self.data.binarise == "none":
-            raise ValueError(
-                "model.likelihood.kind is 'bernoulli' but data.binarise is 'none': grey pixels have no Bernoulli "
-                "likelihood; set data.binarise to static or dynamic, or choose another likelihood"
-            )
-        if kind != "bernoulli" and self.data.binarise != "none":
-            raise ValueError(
-                f"model.likelihood.kind is '{kind}' but data.binarise is '{self.data.binarise}': "
-                "binary pixels need the bernoulli likelihood"
-            )
-        prior = self.model.prior.kind
+        likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.prior.kind
+        if (likelihood == "bernoulli") == (binarise == "none"):
+            found = f"model.likelihood.kind is '{likelihood}' but data.binarise is '{binarise}'"
+            raise ValueError(f"{found}: bernoulli needs binary pixels (static or dynamic), the others grey ones (none)")
         if prior != "standard-normal" and self.train.objective == "autoencoder":
             raise ValueError(f"model.prior.kind is '{prior}' but train.objective is 'autoencoder', which has no prior")
         if prior != "standard-normal" and self.train.free_bits:
-            raise ValueError(
-                f"train.free_bits ({self.train.free_bits}) are nats per latent dimension, but under model.prior.kind "
-                f"'{prior}' the KL has no parts: free_bits must be 0"
-            )
-        if self.register_.minimum_active_units > self.model.latent_dim:
-            raise ValueError(
-                f"register.minimum_active_units ({self.register_.minimum_active_units}) exceeds "
-                f"model.latent_dim ({self.model.latent_dim}): no model could pass"
-            )
+            raise ValueError(f"train.free_bits must be 0: under model.prior.kind '{prior}' the KL has no parts")
+        if (least := self.register_.minimum_active_units) > (latent_dim := self.model.latent_dim):
+            raise ValueError(f"register.minimum_active_units ({least}) exceeds model.latent_dim ({latent_dim})")
         return self
 
 

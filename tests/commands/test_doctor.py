@@ -46,7 +46,7 @@ def test_each_failure_is_one_line_with_a_fix_and_the_exit_code_is_one(here: Work
     found = {line[6:14].strip(): line for line in lines}
     assert list(found) == list(CHECKS), "one failure does not hide the rest"
     assert found["params"].startswith("fail  params    params.yaml: ")
-    assert "train.epoch: unknown key" in found["params"]
+    assert "train.warmup_epoch: unknown key" in found["params"]
     assert found["dvc"].startswith("fail  dvc       dvc status: ")
     assert found["dvc"].endswith("; fix: git checkout .dvc dvc.yaml dvc.lock")
     for name in ("tracking", "prefect"):

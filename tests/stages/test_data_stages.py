@@ -44,7 +44,7 @@ def test_digits_go_from_scikit_learn_to_prepared_arrays_and_a_mistake_leaves_not
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: data.validation: found 10000: validation 10000 and test 10000 leave none of 1797 images to train on; "
-        "allowed: at most 898"
+        "allowed: less than 1797 together"
     ]
     assert [path.name for path in (folder / "data").iterdir()] == ["raw"]
     write_params(folder, source={"kind": "digits"}, validation=0.15)

@@ -8,9 +8,7 @@ import pytest
 from data_files import idx_bytes, item_of
 from vaeline.config import Data, Source
 from vaeline.data.sources import public
-from vaeline.data.sources.catalogue import PublicSet
-from vaeline.data.sources.debian import unpack_package
-from vaeline.data.sources.pinned import UnavailableError
+from vaeline.data.sources.catalogue import PublicSet, UnavailableError
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four real files, from Debian's package (31 MB, downloaded once a session)."""
     folder = tmp_path_factory.mktemp("fashion-mnist")
     try:
-        unpack_package(public.PUBLIC_SETS["fashion-mnist"].items, folder)
+        public.download_package("fashion-mnist", folder)
     except UnavailableError as reason:
         if str(reason).startswith("apt-get"):
             pytest.skip(f"no Debian or Ubuntu archive within reach: {reason}")

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,26 +12,6 @@ from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
 CHUNK = 16 << 20  # bytes copied at once
-
-
-class ImageSource(Protocol):
-    """A split, ready to be cut into batches."""
-
-    def __len__(self) -> int:
-        """How many images."""
-
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch, whose indices (int64 [B], on the CPU) are given: uint8 [B, C, H, W] on the device.
-
-        `torch.split(order, size)` cuts an order into batches.
-        """
-
-
-def open_images(pixels: Pixels, device: torch.device) -> ImageSource:
-    """Bring a split to the device if it fits into half of what is free there, else leave it in its file."""
-    if pixels.nbytes <= _free_bytes(device) // 2:
-        return Resident(pixels, device)
-    return Streamed(pixels, device)
 
 
 class Resident:
@@ -48,7 +27,7 @@ class Resident:
         return len(self.pixels)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See `ImageSource`."""
+        """Batches uint8 [B, C, H, W] on the device, of the images with these indices, int64 [B] on the CPU."""
         if not indices:
             return
         everything = torch.cat(list(indices)).to(self.pixels.device)  # one copy to the device, not one a batch
@@ -66,7 +45,7 @@ class Streamed:
         return len(self.pixels)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See `ImageSource`."""
+        """As those of `Resident`."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[Tensor] | None = None
             for batch in indices:
@@ -88,3 +67,13 @@ def _free_bytes(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+ImageSource = Resident | Streamed
+
+
+def open_images(pixels: Pixels, device: torch.device) -> ImageSource:
+    """Bring a split to the device if it fits into half of what is free there, else leave it in its file."""
+    if pixels.nbytes <= _free_bytes(device) // 2:
+        return Resident(pixels, device)
+    return Streamed(pixels, device)

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
-from vaeline.data.sources.catalogue import DIGITS
+from vaeline.data.sources.catalogue import DIGITS, UnavailableError, store
 from vaeline.data.sources.images import scan
-from vaeline.data.sources.pinned import UnavailableError, store
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
@@ -30,9 +29,19 @@ def fetch(source: Source, workspace: Workspace) -> None:
             case Digits():
                 _fetch_digits(folder)
             case Folder():
-                _copy_folder(_local(source.path, workspace), folder)
+                origin = _local(source.path, workspace)
+                classes, files = scan(origin)
+                for name in classes or ():
+                    (folder / name).mkdir()
+                for path, _ in files:
+                    shutil.copyfile(path, folder / path.relative_to(origin))
+                log.info("folder: copied %d images of %d classes from %s", len(files), len(classes or ()), origin)
             case Npz():
-                _copy_npz(_local(source.path, workspace), folder)
+                origin = _local(source.path, workspace)
+                if not origin.is_file():
+                    raise UserError(f"data.source.path: {origin}: is not a file; allowed: an .npz file")
+                shutil.copyfile(origin, folder / "data.npz")
+                log.info("npz: copied %s", origin)
             case Shapes():
                 write_shapes(folder, source.count, source.size, source.seed)
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
@@ -60,19 +69,3 @@ def _local(path: str, workspace: Workspace) -> Path:
     if raw in (found.absolute(), *found.absolute().parents):
         raise UserError(f"data.source.path: {path} lies in {workspace.raw}, which fetch writes; allowed: elsewhere")
     return found
-
-
-def _copy_folder(origin: Path, folder: Path) -> None:
-    classes, files = scan(origin)
-    for name in classes or ():
-        (folder / name).mkdir()
-    for path, _ in files:
-        shutil.copyfile(path, folder / path.relative_to(origin))
-    log.info("folder: copied %d images of %s from %s", len(files), f"{len(classes or ())} classes", origin)
-
-
-def _copy_npz(origin: Path, folder: Path) -> None:
-    if not origin.is_file():
-        raise UserError(f"data.source.path: {origin}: is not a file; allowed: an .npz file")
-    shutil.copyfile(origin, folder / "data.npz")
-    log.info("npz: copied %s", origin)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Data
-from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, SplitSummary, read_manifest
+from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, read_manifest
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
@@ -21,7 +21,6 @@ from vaeline.io.npy import npy_file
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes of pixels handled at once
-Part = tuple[Split, Indices]
 
 
 def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
@@ -34,85 +33,74 @@ def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
     Raises UserError for bad data (see readers) and for splits that leave nothing to train on.
     """
     dataset = read_source(data.source, raw)
-    parts, dropped = _parts(dataset, data)
+    kept, dropped = _split(dataset, data)
     with new_folder(prepared) as folder:
         splits = {}
-        for name, (images, indices) in parts.items():
+        for name in SPLITS:
+            images = dataset.test if name == "test" and dataset.test else dataset.pool
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")
             rng = np.random.default_rng([data.seed, SPLITS.index(name)]) if drawn else None
-            splits[name] = _write_split(folder, name, images, indices, rng)
+            splits[name] = _write_split(folder, name, images, kept[name], rng)
         content = {
             "format": 1,
             "source": data.source.kind,
             "shape": list(dataset.pool.pixels.shape[1:]),
             "binarise": data.binarise,
-            "splits": {name: summary.model_dump() for name, summary in splits.items()},
+            "splits": splits,
             "duplicates_dropped": dropped,
-            "classes": list(dataset.classes) if dataset.classes else None,
+            "classes": dataset.classes,
         }
         with new_file(folder / MANIFEST) as file:
             file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     return read_manifest(prepared)
 
 
-def _parts(dataset: Dataset, data: Data) -> tuple[dict[str, Part], int]:
-    """Each split as images and the indices of those in it, and how many duplicates were dropped."""
-    pool, own_test = dataset.pool, dataset.test
+def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
+    """The indices of each split in the pool or the own test split, and the count of duplicates dropped."""
+    own_test = dataset.test
     train, validation, test = split(
-        len(pool), data.validation, data.test, official=own_test is not None, seed=data.seed
+        len(dataset.pool), data.validation, data.test, official=own_test is not None, seed=data.seed
     )
-    pool_prints = fingerprints(pool.pixels)
-    test_prints = fingerprints(own_test.pixels) if own_test else pool_prints
+    prints = fingerprints(dataset.pool.pixels)
     wanted = {
-        "test": (np.arange(len(own_test)) if own_test else test, test_prints),
-        "validation": (validation, pool_prints),
-        "train": (train, pool_prints),
+        "test": (np.arange(len(own_test)), fingerprints(own_test.pixels)) if own_test else (test, prints),
+        "validation": (validation, prints),
+        "train": (train, prints),
     }
     kept = distinct(wanted)
-    for name, (indices, prints) in wanted.items():
-        same = len(indices) - len({prints[index] for index in indices})
-        log.info(
-            "%s: %d images (dropped %d that are in another split; %d repeat within)",
-            name, len(kept[name]), len(indices) - len(kept[name]), same,
-        )  # fmt: skip
+    dropped = 0
+    for name, (indices, of_split) in wanted.items():
+        gone, same = len(indices) - len(kept[name]), len(indices) - len({of_split[index] for index in indices})
+        log.info(f"{name}: {len(kept[name])} images (dropped {gone} that are in another split; {same} repeat within)")
         if not len(kept[name]):
             raise UserError(f"{name}: empty once duplicates are dropped; allowed: distinct images in every split")
-    dropped = sum(len(indices) - len(kept[name]) for name, (indices, _) in wanted.items())
-    return {name: (own_test if name == "test" and own_test else pool, kept[name]) for name in SPLITS}, dropped
+        dropped += gone
+    return kept, dropped
 
 
 def _write_split(
     folder: Path, name: str, images: Split, indices: Indices, rng: np.random.Generator | None
-) -> SplitSummary:
-    path, count = folder / f"{name}.npy", len(indices)
-    shape = images.pixels.shape[1:]
+) -> dict[str, object]:
+    """Write the arrays of a split; returns its `SplitSummary`."""
+    path, shape = folder / f"{name}.npy", images.pixels.shape[1:]
     histogram = np.zeros(256, np.int64)
     step = max(1, BLOCK // math.prod(shape))
-    with npy_file(path, (count, *shape), np.uint8) as write:
-        for start in range(0, count, step):
+    with npy_file(path, (len(indices), *shape), np.uint8) as write:
+        for start in range(0, len(indices), step):
             block = images.pixels[indices[start : start + step]]
             block = block if rng is None else binarise(block, rng)
             histogram += np.bincount(block.ravel(), minlength=256)
             write(block)
     mean, std = moments(histogram)
-    return SplitSummary(
-        count=count,
-        sha256=file_digest(path),
-        mean=mean,
-        std=std,
-        labels=images.labels is not None,
-        factors=images.factors is not None,
-        labels_sha256=_write_rows(folder / f"{name}_labels.npy", images.labels, indices),
-        factors_sha256=_write_rows(folder / f"{name}_factors.npy", images.factors, indices),
-    )
-
-
-def _write_rows(path: Path, rows: NDArray[np.int64] | NDArray[np.float64] | None, indices: Indices) -> str | None:
-    if rows is None:
-        return None
-    with npy_file(path, (len(indices), *rows.shape[1:]), rows.dtype) as write:
-        write(rows[indices])
-    return file_digest(path)
+    summary = {"count": len(indices), "sha256": file_digest(path), "mean": mean, "std": std}
+    for kind, rows in (("labels", images.labels), ("factors", images.factors)):
+        summary |= {kind: rows is not None, f"{kind}_sha256": None}
+        if rows is not None:
+            path = folder / f"{name}_{kind}.npy"
+            with npy_file(path, (len(indices), *rows.shape[1:]), rows.dtype) as write:
+                write(rows[indices])
+            summary[f"{kind}_sha256"] = file_digest(path)
+    return summary
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -123,8 +111,5 @@ def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
 
 def moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and standard deviation of pixels on [0, 1] from the counts of the 256 values: exact integers until last."""
-    counts = [int(count) for count in histogram]
-    n = sum(counts)
-    first = sum(count * value for value, count in enumerate(counts))
-    second = sum(count * value**2 for value, count in enumerate(counts))
+    n, first, second = (int(histogram @ np.arange(256) ** power) for power in (0, 1, 2))
     return first / n / 255, math.sqrt(n * second - first**2) / n / 255

@@ -23,25 +23,19 @@ def split(
     """
     if official and test != "auto":
         raise UserError(f"data.test: found {test}, but the source has a test split of its own; allowed: auto")
-    held = _count(validation, pool)
-    kept = 0 if official else held if test == "auto" else _count(test, pool)
+    wanted = (validation, 0 if official else validation if test == "auto" else test)
+    held, kept = (max(1, round(part * pool)) if isinstance(part, float) else part for part in wanted)
     if held + kept >= pool:
-        taken = "" if official else f" and test {kept}"
-        most = (pool - 1) // 2 if not official and test == "auto" else max(pool - 1 - kept, 0)
         raise UserError(
-            f"data.validation: found {validation}: validation {held}{taken} leave none of {pool} images to train on; "
-            f"allowed: at most {most}{'' if official or test == 'auto' else f' beside data.test = {test}'}"
+            f"data.validation: found {validation}: validation {held} and test {kept} leave none of {pool} images "
+            f"to train on; allowed: less than {pool} together"
         )
     order = np.random.default_rng(seed).permutation(pool)
     return order[held + kept :], order[kept : held + kept], order[:kept]
 
 
-def _count(share: Share, pool: int) -> int:
-    return max(1, round(share * pool)) if isinstance(share, float) else share
-
-
 def fingerprints(pixels: NDArray[np.uint8]) -> list[bytes]:
-    """128 bits a image: two images have the same exactly when they are the same."""
+    """128 bits an image: two images have the same exactly when they are the same."""
     return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in pixels]
 
 

@@ -69,15 +69,15 @@ def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "found", "key", "arguments", "shape"),
-    [(grey(9), "9 x 9 pixels in L", "size", (6, None), (2, 1, 6, 6)),
-     (colour(), "8 x 8 pixels in RGB", "mode", (None, "RGB"), (2, 3, 8, 8))],
+    [(grey(9), "(1, 9, 9)", "size", (6, None), (2, 1, 6, 6)),
+     (colour(), "(3, 8, 8)", "mode", (None, "RGB"), (2, 3, 8, 8))],
 )  # fmt: skip
 def test_mixed_sizes_and_modes_are_refused_by_name_unless_asked_to_be_changed(
     *, tmp_path: Path, other: Image.Image, found: str, key: str, arguments: tuple, shape: tuple[int, ...]
 ) -> None:
     first, second = saved(tmp_path / "a.png", grey()), saved(tmp_path / "b.png", other)
     message = refusal(read_folder, tmp_path, None, None)
-    assert message.startswith(f"{second}: is {found}, but {first} is 8 x 8 pixels in L; allowed:")
+    assert message.startswith(f"{second}: is {found} (channels, height, width), but {first} is (1, 8, 8); allowed:")
     assert f"data.source.{key}" in message
     assert read_folder(tmp_path, *arguments)[0].pixels.shape == shape
 
@@ -91,7 +91,7 @@ def test_other_modes_are_refused_by_name_unless_asked_to_be_converted(tmp_path: 
 
 def test_sixteen_bits_are_refused_even_where_a_mode_is_asked_for(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(np.full((8, 8), 40_000, np.uint16)))
-    assert f"{path}: its mode is I;16, which would lose depth; allowed: 1, L" in refusal(read_image, path, None, "L")
+    assert f"{path}: its mode is I;16; allowed: 1, L" in refusal(read_image, path, None, "L")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -99,9 +99,7 @@ def test_sixteen_bits_are_refused_even_where_a_mode_is_asked_for(tmp_path: Path)
 def test_a_truncated_or_foreign_image_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes | None) -> None:
     path = saved(tmp_path / f"a.{suffix}", grey(64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
-    message = refusal(read_image, path)
-    assert message.startswith(f"{path}: is {'damaged: ' if content is None else ''}")
-    assert message.endswith("allowed: a complete PNG or JPEG image")
+    assert refusal(read_image, path).startswith(f"{path}: cannot be decoded: ")
 
 
 @pytest.mark.parametrize(("width", "height"), [(4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000)])
@@ -109,7 +107,8 @@ def test_a_header_claiming_a_huge_image_is_refused_before_decoding(tmp_path: Pat
     path = tmp_path / "bomb.png"
     path.write_bytes(png_claiming(width, height))
     message = refusal(read_image, path)
-    assert message.startswith(f"{path}: ") and message.endswith("allowed: 1 to 4096 pixels a side")
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("allowed: a complete PNG or JPEG image of at most 4096 pixels a side")
 
 
 def test_the_camera_s_note_of_the_way_up_is_followed(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_empty_and_missing_folders_other_files_deep_folders_and_strays_are_refus
     (tmp_path / "dogs").mkdir()
     assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'dogs'}: holds no images; allowed: at least one")
     (tmp_path / "dogs").rename(cats / "more")
-    assert refusal(scan, tmp_path).startswith(f"{cats / 'more'}: is a folder within a class folder")
+    assert refusal(scan, tmp_path).startswith(f"{cats / 'more'}: is not an image file; allowed: .png")
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
@@ -150,4 +149,4 @@ def test_a_link_within_the_folder_is_followed_and_one_to_nothing_refused(tmp_pat
     (tmp_path / "b.png").symlink_to("a.png")
     assert len(scan(tmp_path)[1]) == 2
     (tmp_path / "c.png").symlink_to("gone.png")
-    assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'c.png'}: is a link to nothing; allowed:")
+    assert refusal(scan, tmp_path).startswith(f"{tmp_path / 'c.png'}: is not an image file; allowed:")

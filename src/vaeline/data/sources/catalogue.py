@@ -1,15 +1,25 @@
 """Public data sets: every file with its pinned size and SHA-256, and the names of the classes.
 
 A file is pinned as it lies in `data/raw`. Fashion-MNIST and MNIST are distributed in several compressions of the same
-content (torchvision's and Debian's differ in the gzip header), so they are unpacked on arrival and pinned by content:
-whichever way they came, `data/raw` holds the same bytes.
-
-Sources of the digests: tensorflow-datasets' `url_checksums`; Fashion-MNIST's content was computed from Debian's package
-and the published `.gz` digests follow from it; MNIST's content as published in several repositories.
+content, so they are unpacked on arrival and pinned by content. Sources of the digests: tensorflow-datasets'
+`url_checksums`; Fashion-MNIST's content was computed from Debian's package, and the published `.gz` digests follow from
+it; MNIST's content as published in several repositories.
 """
 
+import gzip
+import hashlib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vaeline.errors import UserError
+from vaeline.io.atomic_write import new_file
+from vaeline.io.digests import file_digest
+from vaeline.io.progress import progress
+
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -20,11 +30,6 @@ class Item:
     size: int
     sha256: str
 
-    @property
-    def unpacked(self) -> bool:
-        """Whether a gzip around it is removed on arrival."""
-        return not self.name.endswith((".gz", ".mat"))
-
 
 @dataclass(frozen=True)
 class PublicSet:
@@ -32,6 +37,48 @@ class PublicSet:
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
+
+
+class UnavailableError(Exception):
+    """A source that cannot be reached here, or that gave wrong bytes; the next one is tried."""
+
+
+def store(source: Any, item: Item, folder: Path) -> None:
+    """Write `source` as `folder/item.name`; a gzip around it is removed, unless the item is one.
+
+    Raises UnavailableError where the source breaks off or its bytes are not the pinned ones, OSError where they
+    cannot be written.
+    """
+    unpack = not item.name.endswith((".gz", ".mat")) and source.peek(2)[:2] == b"\x1f\x8b"
+    stream: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=source) if unpack else source
+    digest, size = hashlib.sha256(), 0
+    with new_file(folder / item.name) as target, progress(item.name, item.size, "bytes") as reporter:
+        while True:
+            try:
+                block = stream.read(BLOCK)
+            except (OSError, EOFError, zlib.error) as error:
+                raise UnavailableError(f"{item.name}: {error}") from None
+            if not block:
+                break
+            target.write(block)
+            digest.update(block)
+            size += len(block)
+            reporter.update(size)
+            if size > item.size:
+                raise UnavailableError(f"{item.name}: more than the {item.size} bytes expected")
+    if size != item.size:
+        raise UnavailableError(f"{item.name}: ends after {size} of {item.size} bytes")
+    if digest.hexdigest() != item.sha256:
+        raise UnavailableError(f"{item.name}: SHA-256 is {digest.hexdigest()}, pinned is {item.sha256}")
+
+
+def checked(folder: Path, item: Item) -> Path:
+    """Path of an item in the folder; raises UserError where it is missing or its SHA-256 is not the pinned one."""
+    path = folder / item.name
+    found = file_digest(path) if path.is_file() else "missing"
+    if found != item.sha256:
+        raise UserError(f"{path}: SHA-256 is {found}; allowed: {item.sha256}; run the stage fetch again")
+    return path
 
 
 def _public_set(table: str, classes: Iterable[str]) -> PublicSet:

@@ -1,23 +1,32 @@
 """Public data sets: the sources of one, tried in order until one gives the pinned bytes."""
 
+import io
 import logging
 import os
+import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vaeline.data.sources.catalogue import PUBLIC_SETS, Item
-from vaeline.data.sources.debian import PACKAGE, installed_folder, unpack_package
-from vaeline.data.sources.pinned import UnavailableError, store
+from vaeline.data.sources.catalogue import BLOCK, PUBLIC_SETS, UnavailableError, store
 from vaeline.errors import TransientError
-from vaeline.io.progress import Progress, progress
 
 log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "VAELINE_DATA_DIR"
 TIMEOUT_S = (6.0, 20.0)  # to connect, and without a byte
-BLOCK = 1 << 16
+PACKAGE = "dataset-fashion-mnist"  # Debian's, 31 MB
+PACKAGE_FILE = "train-images-idx3-ubyte.gz"
+APT_SECONDS = 600
+APT_OPTIONS = (
+    "APT::Sandbox::User=",  # as root it would drop to a user that cannot write into our folder
+    "Acquire::Retries=1",
+    "Acquire::http::Timeout=15",
+    "Acquire::https::Timeout=15",
+    "Acquire::Languages=none",
+)
 
 
 def fetch_public(kind: str, folder: Path) -> None:
@@ -27,8 +36,9 @@ def fetch_public(kind: str, folder: Path) -> None:
     torchvision's mirrors; for fashion-mnist the Debian package, downloaded and unpacked without root.
     The log names the one used. Raises TransientError listing what was tried where none can be reached.
     """
-    debian = kind == "fashion-mnist"
-    sources = (_user_folder, *(_debian_folder,) * debian, _mirrors, *(_debian_package,) * debian)
+    sources = [_user_folder, _mirrors]
+    if kind == "fashion-mnist":
+        sources = [_user_folder, _installed_package, _mirrors, download_package]
     tried = []
     for source in sources:
         try:
@@ -44,45 +54,76 @@ def fetch_public(kind: str, folder: Path) -> None:
 
 
 def _user_folder(kind: str, folder: Path) -> str:
-    named = os.environ.get(FOLDER_VARIABLE)
-    if not named:
+    if not (named := os.environ.get(FOLDER_VARIABLE)):
         raise UnavailableError(f"{FOLDER_VARIABLE} is not set")
     origin = Path(named).expanduser()
-    origin = origin / kind if (origin / kind).is_dir() else origin
-    try:
-        _copy(kind, origin, folder)
-    except UnavailableError as reason:
-        raise UnavailableError(f"{FOLDER_VARIABLE}: {reason}") from None
-    return f"{origin} ({FOLDER_VARIABLE})"
+    return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
 
 
-def _debian_folder(kind: str, folder: Path) -> str:
-    origin = installed_folder()
-    _copy(kind, origin, folder)
-    return f"{origin} (the Debian package {PACKAGE})"
+def _installed_package(kind: str, folder: Path) -> str:
+    return _copy(kind, installed_folder(), f"the Debian package {PACKAGE}", folder)
 
 
-def _debian_package(kind: str, folder: Path) -> str:
+def download_package(kind: str, folder: Path) -> str:
+    """Fill `folder` from the Debian package, downloaded and unpacked into a private folder: that needs no root.
+
+    Returns the package's name; raises UnavailableError where apt-get or dpkg-deb cannot.
+    """
     log.info("%s: downloading the Debian package %s with apt-get, into a private folder", kind, PACKAGE)
-    unpack_package(PUBLIC_SETS[kind].items, folder)
-    return f"the Debian package {PACKAGE}, downloaded"
+    with tempfile.TemporaryDirectory(prefix="vaeline-apt-") as name:
+        home = Path(name)
+        for part in ("lists/partial", "cache/archives/partial"):
+            (home / part).mkdir(parents=True)
+        options = (f"Dir::State::Lists={home}/lists", f"Dir::Cache={home}/cache", *APT_OPTIONS)
+        apt = ("apt-get", "-qq", *(part for option in options for part in ("-o", option)))
+        _output(*apt, "update", cwd=home)
+        _output(*apt, "download", PACKAGE, cwd=home)
+        _output("dpkg-deb", "-x", *map(str, home.glob("*.deb")), "files", cwd=home)
+        unpacked = next(home.glob(f"files/**/{PACKAGE_FILE}"), home).parent
+        return _copy(kind, unpacked, f"the Debian package {PACKAGE}, downloaded", folder)
 
 
-def _copy(kind: str, origin: Path, folder: Path) -> None:
+def installed_folder() -> Path:
+    """The folder of the installed Debian package; raises UnavailableError where it is not installed."""
+    try:
+        files = _output("dpkg", "-L", PACKAGE).splitlines()
+        return next(Path(file).parent for file in files if file.endswith(f"/{PACKAGE_FILE}"))
+    except (UnavailableError, StopIteration):
+        raise UnavailableError(f"package {PACKAGE} is not installed") from None
+
+
+def _output(*command: str, cwd: Path | None = None) -> str:
+    """Output of a command, which is killed when it takes too long or this process is stopped."""
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=cwd, timeout=APT_SECONDS,
+            check=False, env=environment,
+        )  # fmt: skip
+    except OSError as error:
+        raise UnavailableError(f"{command[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{command[0]}: took more than {APT_SECONDS} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = next((line for line in lines if line.startswith("E: ")), lines[0])
+        raise UnavailableError(f"{command[0]}: {reason.removeprefix('E: ')}")
+    return done.stdout
+
+
+def _copy(kind: str, origin: Path, name: str, folder: Path) -> str:
+    """Copy the set's files, packed or not, from a folder; returns what to call that folder."""
+    source = f"{origin} ({name})"
     for item in PUBLIC_SETS[kind].items:
-        names = (item.name, f"{item.name}.gz") if item.unpacked else (item.name,)
-        found = next((origin / name for name in names if (origin / name).is_file()), None)
-        if found is None:
-            raise UnavailableError(f"{origin}: holds no {' or '.join(names)}")
+        paths = [path for path in (origin / item.name, origin / f"{item.name}.gz") if os.access(path, os.R_OK)]
+        if not paths:
+            raise UnavailableError(f"{source}: holds no {item.name} or {item.name}.gz that can be read")
         try:
-            source = found.open("rb")
-        except OSError as error:
-            raise UnavailableError(f"{found}: {error.strerror}") from None
-        try:
-            with source:
-                store(source, item, folder)
+            with paths[0].open("rb") as file:
+                store(file, item, folder)
         except UnavailableError as reason:
-            raise UnavailableError(f"{origin}: {reason}") from None
+            raise UnavailableError(f"{source}: {reason}") from None
+    return source
 
 
 def _mirrors(kind: str, folder: Path) -> str:
@@ -92,7 +133,8 @@ def _mirrors(kind: str, folder: Path) -> str:
         address = next(iter(mirror.values())).rpartition("/")[0]
         try:
             for item in PUBLIC_SETS[kind].items:
-                _download(mirror[item.name], item, folder)
+                with _answer("GET", mirror[item.name]) as response:
+                    store(io.BufferedReader(response.raw, BLOCK), item, folder)
             return f"torchvision's mirror {address}"
         except UnavailableError as reason:
             reasons.append(f"{address}: {reason}")
@@ -104,8 +146,8 @@ def open_mirror(kind: str) -> str | None:
     for mirror in torchvision_mirrors(kind):
         url = next(iter(mirror.values()))
         try:
-            _request(url, None, check_only=True)
-            return url.rpartition("/")[0]
+            with _answer("HEAD", url):
+                return url.rpartition("/")[0]
         except UnavailableError:
             continue
     return None
@@ -126,44 +168,18 @@ def torchvision_mirrors(kind: str) -> list[Mapping[str, str]]:
     return [{item.name: f"{mirror}{item.name.removesuffix('.gz')}.gz" for item in items} for mirror in cls.mirrors]
 
 
-def _download(url: str, item: Item, folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder) as file, progress(item.name, item.size, "bytes") as reporter:
-        _request(url, file, progressbar=_PoochProgress(reporter, item))
-        file.seek(0)
-        store(file, item, folder)
-
-
-def _request(url: str, file: Any, check_only: bool = False, **options: Any) -> None:
-    """Download by pooch into an open file, or only ask for it; raises UnavailableError."""
-    import pooch  # type: ignore[import-untyped]
+@contextmanager
+def _answer(method: str, url: str) -> Iterator[Any]:
+    """A server's answer, its body not read yet; raises UnavailableError, also for what fails while it is read."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     headers = {"User-Agent": "vaeline", "Accept-Encoding": "identity"}
-    downloader = pooch.HTTPDownloader(chunk_size=BLOCK, timeout=TIMEOUT_S, headers=headers, **options)
     try:
-        if downloader(url, file, None, check_only=check_only) is False:
-            raise UnavailableError("does not offer the file")
-    except requests.RequestException as error:
+        with requests.request(method, url, stream=True, timeout=TIMEOUT_S, headers=headers) as response:
+            response.raise_for_status()
+            response.raw.auto_close = False  # a gzip reads once more at the end
+            yield response
+    except (requests.RequestException, HTTPError) as error:
         cause = error.args[0] if error.args else error
         raise UnavailableError(str(getattr(cause, "reason", None) or cause)) from None
-
-
-class _PoochProgress:
-    """Progress bar as pooch calls it; stops a download that is larger than the item."""
-
-    def __init__(self, reporter: Progress, item: Item) -> None:
-        self.reporter, self.item, self.total, self.done = reporter, item, item.size, 0
-
-    def update(self, count: int) -> None:
-        """Add the bytes of a block."""
-        self.done += count
-        if self.done > self.item.size + BLOCK:
-            raise UnavailableError(f"{self.item.name}: more than the {self.item.size} bytes expected")
-        self.reporter.update(min(self.done, self.item.size))
-
-    def reset(self) -> None:
-        """Start again."""
-        self.done = 0
-
-    def close(self) -> None:
-        """End."""

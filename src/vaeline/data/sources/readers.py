@@ -1,34 +1,42 @@
 """From the original bytes in `data/raw` to arrays: one reader a source."""
 
+import gzip
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
-from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES
+from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, checked
 from vaeline.data.sources.dataset import Dataset, Split
-from vaeline.data.sources.idx import read_idx
 from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
-from vaeline.data.sources.pinned import check_digest
 from vaeline.errors import UserError
-
-CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
-CIFAR_RECORDS = 10_000  # a file
 
 
 def read_source(source: Source, raw: Path) -> Dataset:
-    """Read and validate what `fetch` left in `raw`; raises UserError naming the file that is not as it should be."""
+    """Read and validate what `fetch` left in `raw`; raises UserError naming the file that is not as it should be.
+
+    The readers of public files check nothing further: their digests are the pinned ones.
+    """
     if not raw.is_dir():
         raise UserError(f"{raw}: is missing; run the stage fetch first")
     match source:
         case Download():
-            return _read_public(source.kind, raw)
-        case Digits():
-            return _read_digits(raw)
+            public = PUBLIC_SETS[source.kind]
+            paths = [checked(raw, item) for item in public.items]
+            if source.kind == "cifar10":
+                pool, test = read_cifar10(paths[0])
+            elif source.kind == "svhn":
+                pool, test = map(read_svhn, paths)
+            else:
+                pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
+            return Dataset(pool, test, public.classes)
+        case Digits():  # 8 x 8 counts from 0 to 16, stretched to 0..255
+            table = np.loadtxt(checked(raw, DIGITS), delimiter=",", dtype=np.int64)  # N x 65
+            pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+            return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
         case Folder():
             images, classes = read_folder(raw, source.size, source.mode)
             return Dataset(images, classes=classes)
@@ -38,81 +46,47 @@ def read_source(source: Source, raw: Path) -> Dataset:
             return _read_shapes(source, raw)
 
 
-def _read_public(kind: str, raw: Path) -> Dataset:
-    public = PUBLIC_SETS[kind]
-    for item in public.items:
-        check_digest(raw, item)
-    paths = [raw / item.name for item in public.items]
-    if kind == "cifar10":
-        pool, test = read_cifar10(paths[0], CIFAR_RECORDS)
-    elif kind == "svhn":
-        pool, test = (read_svhn(path) for path in paths)
-    else:
-        pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
-    return Dataset(pool, test, public.classes)
-
-
 def read_labelled_idx(images: Path, labels: Path) -> Split:
-    """Images N x H x W and labels N from two IDX files; raises UserError where their counts differ."""
-    pixels, numbers = read_idx(images, 3), read_idx(labels, 1)
-    if len(pixels) != len(numbers):
-        raise UserError(
-            f"{labels}: holds {len(numbers)} labels; allowed: {len(pixels)}, one for each image of {images}"
-        )
-    return Split(pixels[:, None], numbers.astype(np.int64))
+    """Images N x H x W and labels N from two IDX files."""
+    return Split(_read_idx(images, 3)[:, None], _read_idx(labels, 1).astype(np.int64))
 
 
-def read_cifar10(path: Path, records: int) -> tuple[Split, Split]:
-    """The binary version's archive: data_batch_1..5.bin and test_batch.bin of `records` records each."""
-    names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
-    blocks = {}
-    try:
-        with tarfile.open(path, "r|gz") as archive:
-            for member in archive:
-                name, file = Path(member.name).name, archive.extractfile(member)
-                if name in names and file is not None and member.size == records * CIFAR_RECORD:
-                    blocks[name] = np.frombuffer(file.read(), np.uint8).reshape(records, CIFAR_RECORD)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a complete .tar.gz: {error}") from None
-    if missing := [name for name in names if name not in blocks]:
-        raise UserError(f"{path}: holds no {missing[0]} of {records} records; allowed: CIFAR-10's binary version")
-    return _cifar_images(np.concatenate([blocks[name] for name in names[:-1]])), _cifar_images(blocks[names[-1]])
+def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Unsigned bytes after 4 bytes and a big-endian uint32 an axis (http://yann.lecun.com/exdb/mnist)."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _cifar_images(records: NDArray[np.uint8]) -> Split:
-    return Split(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
+def read_cifar10(path: Path) -> tuple[Split, Split]:
+    """The binary version's archive: data_batch_1..5.bin and test_batch.bin."""
+    records = {}  # N x (label, then the red, green and blue planes)
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if (file := archive.extractfile(member)) and member.name.endswith(".bin"):
+                records[Path(member.name).stem] = np.frombuffer(file.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    pool = np.concatenate([records[f"data_batch_{number}"] for number in range(1, 6)])
+    pool_split, test_split = (
+        Split(part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0].astype(np.int64)) for part in (pool, records["test_batch"])
+    )
+    return pool_split, test_split
 
 
 def read_svhn(path: Path) -> Split:
     """A MATLAB file with X (H x W x C x N) and y (N x 1), where 10 is the digit 0."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
-    try:
-        content = loadmat(path, variable_names=("X", "y"))
-        pixels, labels = content["X"], content["y"].ravel()
-    except Exception as error:  # scipy raises many kinds, one for each way in which a file is broken
-        raise UserError(f"{path}: is not a complete MATLAB file with X and y: {error}") from None
-    if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)):
-        raise UserError(f"{path}: X is {pixels.dtype} {pixels.shape}; allowed: uint8 (32, 32, 3, {len(labels)})")
-    return Split(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels.astype(np.int64) % 10)
-
-
-def _read_digits(raw: Path) -> Dataset:
-    """8 x 8 counts from 0 to 16, stretched to 0..255."""
-    check_digest(raw, DIGITS)
-    table = np.loadtxt(raw / DIGITS.name, delimiter=",", dtype=np.int64)  # N x 65
-    pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
+    content = loadmat(path, variable_names=("X", "y"))
+    pixels, labels = content["X"].transpose(3, 2, 0, 1), content["y"].ravel()
+    return Split(np.ascontiguousarray(pixels), labels.astype(np.int64) % 10)
 
 
 def _read_shapes(source: Shapes, raw: Path) -> Dataset:
-    def array(name: str) -> NDArray[np.generic]:
-        try:
-            return np.asarray(np.load(raw / name, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{raw / name}: is damaged: {error}; run the stage fetch again") from None
-
-    pixels, labels, factors = array("images.npy"), array("labels.npy"), array("factors.npy")
-    if pixels.shape != (source.count, 3, source.size, source.size):
+    try:
+        arrays = [np.load(raw / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "factors")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{raw}: is damaged: {error}; run the stage fetch again") from None
+    if arrays[0].shape != (source.count, 3, source.size, source.size):
         raise UserError(f"{raw / 'images.npy'}: is not what data.source asks for; run the stage fetch again")
-    return Dataset(Split(pixels, labels, factors), classes=SHAPE_NAMES)  # type: ignore[arg-type]
+    return Dataset(Split(*arrays), classes=SHAPE_NAMES)

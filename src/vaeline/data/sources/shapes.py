@@ -51,45 +51,34 @@ def render(factors: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
     clip(1/2 - d, 0, 1), where d is the signed distance in pixels from its centre to the shape's edge.
     """
     images = np.empty((len(factors), 3, side, side), np.uint8)
-    for shape, distance in enumerate((_square, _ellipse, _triangle)):
+    centres = np.arange(side) + 0.5
+    for shape in range(len(SHAPE_NAMES)):
         chosen = np.flatnonzero(factors[:, 0] == shape)
         _, size, x, y, angle, hue = factors[chosen].T
-        right, down = _turned(x * side, y * side, angle, side)
-        radius = (size * side).astype(np.float32)[:, None, None]
-        coverage = np.clip(0.5 - distance(right, down, radius), 0, 1)  # n x S x S
-        colour = 255 * colours(hue)  # n x 3
-        images[chosen] = coverage[:, None] * colour[:, :, None, None] + np.float32(0.5)
+        across = (centres - (x * side)[:, None]).astype(np.float32)[:, None, :]  # n x 1 x S
+        along = (centres - (y * side)[:, None]).astype(np.float32)[:, :, None]  # n x S x 1
+        cos, sin, radius = (
+            part.astype(np.float32)[:, None, None] for part in (np.cos(angle), np.sin(angle), size * side)
+        )
+        distance = _distance(shape, across * cos + along * sin, along * cos - across * sin, radius)
+        coverage = np.clip(0.5 - distance, 0, 1)  # n x S x S
+        images[chosen] = coverage[:, None] * (255 * colours(hue))[:, :, None, None] + np.float32(0.5)
     return images
 
 
-def _turned(
-    x: NDArray[np.float64], y: NDArray[np.float64], angle: NDArray[np.float64], side: int
-) -> tuple[Floats, Floats]:
-    """Pixel centres in each shape's own axes, n x S x S twice."""
-    centres = np.arange(side) + 0.5
-    across = (centres - x[:, None]).astype(np.float32)[:, None, :]  # n x 1 x S
-    along = (centres - y[:, None]).astype(np.float32)[:, :, None]  # n x S x 1
-    cos, sin = (turn(angle).astype(np.float32)[:, None, None] for turn in (np.cos, np.sin))
-    return across * cos + along * sin, along * cos - across * sin
-
-
-def _square(right: Floats, down: Floats, radius: Floats) -> Floats:
-    distance: Floats = np.maximum(np.abs(right), np.abs(down)) - radius * np.float32(np.sqrt(0.5))
-    return distance
-
-
-def _ellipse(right: Floats, down: Floats, radius: Floats) -> Floats:
-    """Half as high as wide; to first order f (f - 1) / |grad f^2 / 2| with f the elliptic radius."""
-    u, v = right / radius, down / (radius / 2)
-    f = np.maximum(np.sqrt(u * u + v * v), np.float32(1e-3))
-    slope = np.sqrt((u / radius) ** 2 + (v / (radius / 2)) ** 2)
-    distance: Floats = f * (f - 1) / np.maximum(slope, np.float32(1e-6))
-    return distance
-
-
-def _triangle(right: Floats, down: Floats, radius: Floats) -> Floats:
-    side = np.abs(right) * np.float32(np.sqrt(0.75)) - down * np.float32(0.5)
-    distance: Floats = np.maximum(side, down) - radius * np.float32(0.5)
+def _distance(shape: int, right: Floats, down: Floats, radius: Floats) -> Floats:
+    """Signed distance to the edge of a shape, n x S x S, from points in the shape's own axes."""
+    distance: Floats
+    if SHAPE_NAMES[shape] == "square":
+        distance = np.maximum(np.abs(right), np.abs(down)) - radius * np.float32(np.sqrt(0.5))
+    elif SHAPE_NAMES[shape] == "triangle":
+        edge = np.abs(right) * np.float32(np.sqrt(0.75)) - down * np.float32(0.5)
+        distance = np.maximum(edge, down) - radius * np.float32(0.5)
+    else:  # ellipse, half as high as wide: to first order f (f - 1) / |grad f^2 / 2| with f the elliptic radius
+        u, v = right / radius, down / (radius / 2)
+        f = np.maximum(np.sqrt(u * u + v * v), np.float32(1e-3))
+        slope = np.sqrt((u / radius) ** 2 + (v / (radius / 2)) ** 2)
+        distance = f * (f - 1) / np.maximum(slope, np.float32(1e-6))
     return distance
 
 
