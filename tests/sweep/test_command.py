@@ -84,7 +84,7 @@ def test_each_is_an_experiment_and_only_the_best_is_completed(swept: tuple[Path,
 
 def test_a_mistake_is_reported_before_anything_runs(repository: Path):
     for arguments, lines in {
-        ("train.bata=1,2", "train.epochs=0"): ["sweep: train.epochs: must be", "sweep: train.bata: unknown key"],
+        ("sample.rovs=1,2", "train.epochs=0"): ["sweep: train.epochs: must be", "sweep: sample.rovs: unknown key"],
         (): ["nothing to vary: vaeline sweep KEY=VALUE"],
         ("--name", "none"): ["--name: there is no sweep 'none'"],
         ("--name", "none", "--seed", "2"): ["--name: goes on with the sweep as it was asked"],

@@ -97,12 +97,12 @@ def test_all_mistakes_are_reported_at_once():
 
 
 def test_every_combination_is_checked_and_a_mistake_that_many_share_is_reported_once():
-    space = parse_space(["train.bata=1,2", "train.epochs=0,5", "train.warmup_epochs=0,9"], PARAMS)
+    space = parse_space(["sample.colums=1,2", "train.epochs=0,5", "train.batch_size=8,9"], PARAMS)
     with pytest.raises(UserError) as caught:
         check(PARAMS, grid(space))
-    epochs, bata = str(caught.value).splitlines()
+    epochs, colums = str(caught.value).splitlines()
     assert "train.epochs: must be greater than or equal to 1; found 0" in epochs
-    assert "train.bata: unknown key; did you mean 'beta'?" in bata
+    assert "sample.colums: unknown key; did you mean 'columns'?" in colums
     space = parse_space(["train.epochs=5,20", "train.warmup_epochs=0,9"], PARAMS)
     with pytest.raises(UserError, match=r"warmup_epochs \(9\) must not exceed epochs \(5\)"):
         check(PARAMS, grid(space))

@@ -106,10 +106,10 @@ def _key_path(content: Any, details: ErrorDetails) -> str:
     """Key path in the file: pydantic's location without the names of union members, which the content lacks."""
     kept = []
     for part in details["loc"]:
-        inside = part in content if isinstance(content, dict) else isinstance(content, list) and isinstance(part, int)
-        if inside or (details["type"] == "missing" and part == details["loc"][-1]):
+        keys = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+        if part in keys or (details["type"] == "missing" and part == details["loc"][-1]):
             kept.append(str(part))
-        content = content[part] if inside else content
+        content = content[part] if part in keys else content
     last = {"unknown_key": details.get("ctx", {}).get("key"), "union_tag_invalid": "kind"}.get(details["type"])
     return ".".join([*kept, last] if last else kept)
 
