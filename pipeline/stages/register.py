@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from vaeline.evaluation.split_metrics import Pixels, Scores, score
 from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.registry.champion import GateEvaluator
-from vaeline.registry.gate import Evidence, GateThresholds
+from vaeline.registry.gate import Evidence
 from vaeline.registry.registration import NewModel, annotate, register, training_code
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import LoadedModel
@@ -51,15 +51,15 @@ def main() -> None:
             example=np.array(test[:EXAMPLES]),
             evidence=evidence,
             run_id=upload_now(tracker.outbox, client, workspace),
+            note=summary.note(report),
             reference=reference,
             code=training_code(tracker.outbox),
         )
         registration = register(client, workspace, model, gate_evaluator(workspace, params, test))
-        tracker.tags({"vaeline.decision": registration.decision})
-        content = json.dumps(asdict(registration), indent=2) + "\n"
+        tracker.tags({"vaeline.decision": registration["decision"]})
+        content = json.dumps(registration, indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
-        run_id = upload_now(tracker.outbox, client, workspace)
-        annotate(client, registration.name, registration.digest, run_id, summary.note(report))
+        annotate(client, upload_now(tracker.outbox, client, workspace), model.note)
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
@@ -83,12 +83,11 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
 
 def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEvaluator:
     """Gate with the thresholds of the params, that scores models on this test split, on this machine's device."""
-    device, limits, scoring = pick_device(), params.register_, params.evaluate
+    device, scoring = pick_device(), params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
         model = copy.deepcopy(loaded.vae).to(device)
         with reproducible(device):
             return score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
 
-    thresholds = GateThresholds(limits.minimum_active_units, limits.margin, limits.confidence, limits.psnr_tolerance)
-    return GateEvaluator(thresholds, manifest_digest(workspace.prepared), measure)
+    return GateEvaluator(params.register_, manifest_digest(workspace.prepared), measure)

@@ -23,13 +23,13 @@ from vaeline.tracking.provenance import CUT
 from workspaces import ROOT, execute
 
 
-def lineage(diff: bytes | None = None, signed: bool = False, **changes: Any) -> Lineage:
+def lineage(diff: bytes | None = None, signed: bool = False, package: Any = None, **changes: Any) -> Lineage:
     """Of a run; changes of its commit, dirty flag, params and so on."""
-    files = {} if diff is None else {"files": {"params.yaml": {}}}
-    code = {"commit": "", "dirty": diff is not None, "diff": files, "untracked": []}
-    content = {"mlflow_run": {"id": "r"}, "machine": {}, "versions": {}, "params": {}, "data": {}}
+    described = None if diff is None else {"files": {"params.yaml": {}}, "cut": diff.endswith(CUT)}
+    code = {"commit": "", "dirty": diff is not None, "diff": described, "untracked": []}
+    content = {"machine": {}, "versions": {}, "params": {}, "data": {}}
     content["code"] = code | {key: changes.pop(key) for key in code.keys() & changes.keys()}
-    return Lineage("models:/m/1", content | changes, diff, signed)
+    return Lineage("models:/m/1", content | changes, package, diff, None, signed)
 
 
 @pytest.fixture
@@ -76,9 +76,8 @@ def refused(lineage: Lineage, run_changes: bool = False, lines: list[str] | None
 
 def test_what_was_not_recorded_is_an_error_before_anything_is_computed(repository: Path):
     assert "names no commit" in refused(lineage())
-    assert "names no commit" in refused(lineage(commit=head(repository), mlflow_run={"id": ""}))
     assert f"its commit {'a' * 40} is not in this clone; `git fetch --all`" in refused(lineage(commit="a" * 40))
-    assert "which its run r does not hold" in refused(lineage(commit=head(repository), dirty=True))
+    assert "which its run does not hold" in refused(lineage(commit=head(repository), dirty=True))
     assert "more than 1,000,000 bytes" in refused(lineage(b"diff" + CUT, commit=head(repository)), True)
     nonsense = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
     assert "do not fit its commit: git: x: No such file" in refused(lineage(nonsense, commit=head(repository)), True)
@@ -145,8 +144,8 @@ def test_each_difference_has_its_size_and_what_may_be_the_cause(package: Path, t
     run = Outbox(Workspace(made, made)).create("k")
     run.append("tags", values={"vaeline.machine.torch": "2", "vaeline.machine.threads": "1"})
     data = {"digest": file_digest(manifest)}
-    same = replace(lineage(data=data), package=verified(package))
-    assert differences(same, history.read_bytes(), made) == []
+    same = replace(lineage(data=data, package=verified(package)), history=history.read_bytes())
+    assert differences(same, made) == []
 
     tensors, config = load_file(made / "models/model.safetensors"), made / "models/config.json"
     name = "decoder.0.bias"
@@ -154,8 +153,8 @@ def test_each_difference_has_its_size_and_what_may_be_the_cause(package: Path, t
     save_file(tensors, made / "models/model.safetensors")
     config.write_text(config.read_text().replace('"source": "digits"', '"source": "mnist"'))
     machine = {"torch": "1", "threads": "1"}
-    other = replace(lineage(data={"digest": "d" * 64, "images": {"train": 5}}, machine=machine), package=same.package)
-    found = differences(other, b"epoch,elbo\n1,-2\n", made)
+    other = lineage(data={"digest": "d" * 64, "images": {"train": 5}}, machine=machine, package=same.package)
+    found = differences(replace(other, history=b"epoch,elbo\n1,-2\n"), made)
     assert found[0].startswith("data/prepared: digest ")
     assert found[1] == "data/prepared: train has 3 images, had 5"
     assert found[2].startswith("models: digest ")
@@ -166,9 +165,9 @@ def test_each_difference_has_its_size_and_what_may_be_the_cause(package: Path, t
         "reports/history.csv: elbo differs by at most 0.25",
         "the machine: torch is 2, was 1",
     ]
-    assert differences(same, None, made)[-1] == "the machine that trained it is not recorded"
-    alike = replace(lineage(data=data, machine={"torch": "2", "threads": "1"}), package=same.package)
-    assert differences(alike, b"\xff", made)[-2:] == [
+    assert differences(same, made)[-1] == "the machine that trained it is not recorded"
+    alike = lineage(data=data, machine={"torch": "2", "threads": "1"}, package=same.package)
+    assert differences(replace(alike, history=b"\xff"), made)[-2:] == [
         "reports/history.csv: cannot be compared with that of the run",
         "the machines are alike: threads 1, torch 2",
     ]

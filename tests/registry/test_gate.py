@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vaeline.config import Register
 from vaeline.evaluation.split_metrics import Scores
-from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide
+from vaeline.registry.gate import Candidate, Decision, Evidence, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})
-THRESHOLDS = GateThresholds(minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
+THRESHOLDS = Register(name="m", minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
 HARD = np.random.default_rng(0).normal(-100.0, 30.0, 400)  # ELBOs vary far more between images than between models
 CHAMPION = Candidate(replace(MODEL, digest="b"), Scores(HARD, 20.0, 5))
 
@@ -84,7 +85,7 @@ def test_promoted_exactly_above_the_margin_by_the_quantile_of_the_paired_standar
     confidence: float, margin: float, spread: float
 ):
     """By hand: se = sd / sqrt(400) = spread / 20, whatever the images' own spread of 30 nats."""
-    thresholds = replace(THRESHOLDS, margin=margin, confidence=confidence)
+    thresholds = THRESHOLDS.model_copy(update={"margin": margin, "confidence": confidence})
     edge = margin + NormalDist().inv_cdf(confidence) * spread / 20
     above, below = (decide(challenger(edge + step, spread), CHAMPION, thresholds) for step in (1e-6, -1e-6))
     assert above.promote
@@ -128,9 +129,7 @@ def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_named(changes
 
 def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_named():
     broken = Scores(np.full(400, math.nan), 20.0, 5)
-    assert_not_compared(
-        decide(challenger(), Unreadable("it is torn"), THRESHOLDS), "the champion cannot be read: it is torn"
-    )
+    assert_not_compared(decide(challenger(), "it is torn", THRESHOLDS), "the champion cannot be read: it is torn")
     assert_not_compared(
         decide(challenger(), replace(CHAMPION, scores=broken), THRESHOLDS), "the champion's scores on the test split"
     )

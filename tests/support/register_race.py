@@ -36,12 +36,12 @@ def register_one(folder: Path, barrier: Any) -> None:
     workspace, loaded = current_workspace(), load_model(folder)
     client, test = connect(workspace), load_split(workspace.prepared, "test")
     evaluator = stage.gate_evaluator(workspace, read_params(workspace.params), test)
-    evaluator = replace(evaluator, thresholds=replace(evaluator.thresholds, minimum_active_units=0))
+    evaluator = replace(evaluator, thresholds=evaluator.thresholds.model_copy(update={"minimum_active_units": 0}))
     with open_model_run(workspace, loaded.digest, START, upload=False) as tracker:
         run_id = upload_now(tracker.outbox, client, workspace, PATIENCE_S)
     evidence = stage.gather_evidence(loaded, read_metrics(workspace.reports / "metrics.json"))
     barrier.wait(PATIENCE_S)
-    register(client, workspace, NewModel(NAME, folder, loaded, np.array(test[:2]), evidence, run_id), evaluator)
+    register(client, workspace, NewModel(NAME, folder, loaded, np.array(test[:2]), evidence, run_id, ""), evaluator)
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ class FilledRegistry:
         self.client, self.workspace = client, current_workspace()
         test = load_split(self.workspace.prepared, "test")
         evaluator = gate_evaluator(self.workspace, read_params(self.workspace.params), test)
-        thresholds = replace(evaluator.thresholds, minimum_active_units=0)  # nothing is trained here
+        thresholds = evaluator.thresholds.model_copy(update={"minimum_active_units": 0})  # nothing is trained here
         self.evaluator = replace(evaluator, thresholds=thresholds)
 
     def run_gate(self, number: int, client: Any = None, evaluator: Any = None) -> Any:

@@ -164,7 +164,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
                 run_id = upload_now(tracker.outbox, client, current_workspace())
             example = np.zeros((2, 1, 5, 4), np.uint8)
             evidence = stage.gather_evidence(loaded, report)
-            publish(client, NewModel(NAME, root / "models", loaded, example, evidence, run_id))
+            publish(client, NewModel(NAME, root / "models", loaded, example, evidence, run_id, ""))
     return root
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vaeline.config import Register
 from vaeline.errors import TransientError, UserError
 from vaeline.evaluation.split_metrics import Scores
 from vaeline.io.locks import locked
@@ -23,7 +24,7 @@ from vaeline.io.workspace import Workspace
 from vaeline.registry import champion_history as history
 from vaeline.registry import load
 from vaeline.registry.champion_history import Action, Entry
-from vaeline.registry.gate import Candidate, Decision, Evidence, GateThresholds, Unreadable, decide
+from vaeline.registry.gate import Candidate, Decision, Evidence, decide
 from vaeline.registry.versions import CHAMPION, DIGEST_TAG, find_champion, find_models, find_version, find_versions
 from vaeline.serving.inference import TrainedModel
 from vaeline.tracking.connection import SQLITE
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 class GateEvaluator:
     """Gate's thresholds, and how it measures a model on the test split of `data_digest`."""
 
-    thresholds: GateThresholds
+    thresholds: Register
     data_digest: str
     score: Callable[["LoadedModel"], Scores]
 
@@ -73,7 +74,7 @@ class GateEvaluator:
         except TransientError:
             raise
         except UserError as error:
-            return decide(challenger, Unreadable(str(error)), self.thresholds)
+            return decide(challenger, str(error), self.thresholds)
 
 
 def load_version(version: "ModelVersion", where: str = "") -> TrainedModel:
@@ -217,7 +218,7 @@ def _number(version: "ModelVersion | None") -> str | None:
 
 def _entry(action: Action, version: "ModelVersion", before: "ModelVersion | None", decision: Decision) -> Entry:
     digest = version.tags.get(DIGEST_TAG, "")
-    return Entry(action, str(version.version), _number(before), digest, decision.reasons, decision.numbers)
+    return Entry(action, str(version.version), _number(before), digest, decision.reasons, dict(decision.numbers))
 
 
 def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:

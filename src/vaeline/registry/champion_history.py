@@ -11,10 +11,14 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
+from pydantic.dataclasses import dataclass
+
+from vaeline.errors import UserError
+from vaeline.io.safe_read import parse_json
 from vaeline.registry.versions import CHAMPION
 from vaeline.tracking.provenance import user
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 PREFIX, CARRIED_OUT = "vaeline.history.", "vaeline.carried_out."
+WORDS = {"before": "from", "user": "who"}  # fields -> keys in JSON
 Action = Literal["promote", "reject", "rollback"]
 
 log = logging.getLogger(__name__)
@@ -34,10 +39,10 @@ class Entry:
 
     action: Action
     version: str  # that was rejected, or is champion from here on
-    before: str | None  # champion until then; "from" in JSON
+    before: str | None  # champion until then
     digest: str  # of the model
     reasons: tuple[str, ...] = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     forced: bool = False
     reason: str = ""  # given by a person
     user: str = field(default="", compare=False)
@@ -59,25 +64,10 @@ def read(tags: Mapping[str, str]) -> list[Entry]:
     found = []
     for key in sorted((key for key in tags if key.startswith(PREFIX)), key=lambda key: (_time(key), key)):
         try:
-            content: dict[str, Any] = json.loads(tags[key])
-            if content["action"] not in get_args(Action):
-                raise ValueError(content["action"])
-            entry = Entry(
-                action=content["action"],
-                version=str(content["version"]),
-                before=None if content["from"] is None else str(content["from"]),
-                digest=str(content["digest"]),
-                reasons=tuple(map(str, content["reasons"])),
-                numbers={name: float(number) for name, number in content["numbers"].items()},
-                forced=bool(content["forced"]),
-                reason=str(content["reason"]),
-                user=str(content["who"]),
-                time=str(content["time"]),
-                key=key,
-                confirmed=key.replace(PREFIX, CARRIED_OUT, 1) in tags,
-            )
-            found.append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            content = parse_json(tags[key].encode(), key)
+            fields = {name: content.pop(word) for name, word in WORDS.items()} | content
+            found.append(Entry(**fields, key=key, confirmed=key.replace(PREFIX, CARRIED_OUT, 1) in tags))
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
             log.warning("the tag %r is not an entry of the history", key)
     return found
 
@@ -99,18 +89,10 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
         return alike[-1].key
     now = max(time.time_ns() // 1_000_000, _time(entries[-1].key) + 1 if entries else 0)
     key = f"{PREFIX}{now}-{secrets.token_hex(4)}"
-    content = {
-        "time": datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds"),
-        "action": entry.action,
-        "version": entry.version,
-        "from": entry.before,
-        "digest": entry.digest,
-        "reasons": list(entry.reasons),
-        "numbers": dict(entry.numbers),
-        "who": f"{user()}@{socket.gethostname()}",
-        "forced": entry.forced,
-        "reason": entry.reason,
-    }
+    moment = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds")
+    content = asdict(replace(entry, time=moment, user=f"{user()}@{socket.gethostname()}"))
+    content |= {word: content.pop(name) for name, word in WORDS.items()}
+    del content["key"], content["confirmed"]
     client.set_registered_model_tag(name, key, json.dumps(content, allow_nan=False))
     return key
 

@@ -13,19 +13,10 @@ from typing import TypeGuard
 
 import numpy as np
 
+from vaeline.config import Register
 from vaeline.evaluation.split_metrics import Scores, gain
 
 WAY_OUT = "register under another name, or `vaeline promote NAME VERSION --force --reason TEXT`"
-
-
-@dataclass(frozen=True)
-class GateThresholds:
-    """Section `register` of the params."""
-
-    minimum_active_units: int
-    margin: float  # nats per image
-    confidence: float  # in (0.5, 1)
-    psnr_tolerance: float  # decibels
 
 
 @dataclass(frozen=True)
@@ -50,13 +41,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """Champion whose stored model is damaged or gone."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Decision:
     """Whether to promote, the reasons, and the numbers behind them, all of them finite."""
 
@@ -65,8 +49,11 @@ class Decision:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(challenger: Candidate, champion: Candidate | Unreadable | None, thresholds: GateThresholds) -> Decision:
-    """Promote a sound model that is better than the champion on the same data, or the first sound one."""
+def decide(challenger: Candidate, champion: Candidate | str | None, thresholds: Register) -> Decision:
+    """Promote a sound model that is better than the champion on the same data, or the first sound one.
+
+    `champion` is the reason where its stored model cannot be read.
+    """
     model = challenger.evidence
     if isinstance(champion, Candidate) and champion.evidence.digest == model.digest:
         return Decision(False, ("it is the champion already",))
@@ -78,8 +65,8 @@ def decide(challenger: Candidate, champion: Candidate | Unreadable | None, thres
     if champion is None:
         return Decision(not failures, tuple(failures) or ("no champion before it",), numbers)
     differences = []
-    if isinstance(champion, Unreadable):
-        differences.append(f"the champion cannot be read: {champion.reason}")
+    if isinstance(champion, str):
+        differences.append(f"the champion cannot be read: {champion}")
     else:
         other = champion.evidence
         if model.data_digest != other.data_digest:
@@ -91,17 +78,12 @@ def decide(challenger: Candidate, champion: Candidate | Unreadable | None, thres
         if champion.scores is not None and not _finite(champion.scores):
             differences.append("the champion's scores on the test split are not finite")
     failures += [f"not compared: {difference}; {WAY_OUT}" for difference in differences]
-    if (
-        differences
-        or isinstance(champion, Unreadable)
-        or not _finite(challenger.scores)
-        or not _finite(champion.scores)
-    ):
+    if differences or isinstance(champion, str) or not _finite(challenger.scores) or not _finite(champion.scores):
         return Decision(False, tuple(failures), numbers)
     return _compare(challenger.scores, champion.scores, thresholds, failures, numbers)
 
 
-def _own_failures(model: Candidate, thresholds: GateThresholds) -> Iterator[str]:
+def _own_failures(model: Candidate, thresholds: Register) -> Iterator[str]:
     evidence, least = model.evidence, thresholds.minimum_active_units
     broken = sorted(name for name, value in evidence.metrics.items() if not math.isfinite(value))
     if broken:
@@ -123,7 +105,7 @@ def _finite(scores: Scores | None) -> TypeGuard[Scores]:
 
 
 def _compare(
-    challenger: Scores, champion: Scores, thresholds: GateThresholds, failures: list[str], own: dict[str, float]
+    challenger: Scores, champion: Scores, thresholds: Register, failures: list[str], own: dict[str, float]
 ) -> Decision:
     """Compare the gain with the margin, and the PSNR with the tolerance."""
     margin, confidence, tolerance = thresholds.margin, thresholds.confidence, thresholds.psnr_tolerance

@@ -3,10 +3,9 @@
 import hashlib
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from vaeline.registry.versions import (
     find_by_digest,
     find_champion,
     find_versions,
-    json_tag,
+    parsed,
 )
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import MANIFEST, SIGNATURE, RegisteredAs, TrainingCode, seal
@@ -53,23 +52,16 @@ class NewModel:
     example: np.ndarray  # a few images, uint8 [N, C, H, W]
     evidence: Evidence
     run_id: str
+    note: str  # description on top of the version's page in MLflow
     reference: np.ndarray | None = None  # ELBOs of test images, nats, for drift tests
     code: TrainingCode | None = None
 
 
-@dataclass(frozen=True)
-class Registration:
-    """Outcome: content only, the same for the same model and champion."""
-
-    digest: str
-    name: str
-    decision: str  # promoted | rejected | unchanged
-    reasons: tuple[str, ...]
-    gate: Mapping[str, float]  # the numbers behind them
-
-
-def register(client: "MlflowClient", workspace: Workspace, model: NewModel, evaluator: GateEvaluator) -> Registration:
+def register(client: "MlflowClient", workspace: Workspace, model: NewModel, evaluator: GateEvaluator) -> dict[str, Any]:
     """Register a model once, however often and from wherever this is called, and decide on the champion.
+
+    Returns digest, name, decision (promoted, rejected, unchanged), reasons, and the gate's numbers: content only, the
+    same for the same model and champion.
 
     The alias moves last: after the upload, and after the model was loaded back. The decision is kept as tags of the
     version; for a model that already is the champion it is read from there, so that a repetition has the same result.
@@ -82,13 +74,15 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
         champion = find_champion(client, name)
         if champion is not None and int(champion.version) == int(version.version):
             log.info("%s version %s is the champion already", name, version.version)
-            if version.tags.get("vaeline.decision") != "promoted":  # the alias was set by hand
-                return Registration(digest, name, "unchanged", ("it is the champion already",), {})
-            reasons, numbers = json_tag(version.tags, "reasons", list), json_tag(version.tags, "gate", dict)
-            return Registration(digest, name, "promoted", tuple(map(str, reasons)), numbers)
-        decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
-    result = "promoted" if decision.promote else "rejected"
-    return Registration(digest, name, result, decision.reasons, decision.numbers)
+            result, *rest = (version.tags.get(f"vaeline.{key}", "") for key in ("decision", "reasons", "gate"))
+            reasons, numbers = parsed(rest[0], list), parsed(rest[1], dict)
+            if result != "promoted":
+                result, reasons, numbers = "unchanged", ["it is the champion already"], {}  # the alias was set by hand
+        else:
+            decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
+            result = "promoted" if decision.promote else "rejected"
+            reasons, numbers = list(decision.reasons), dict(decision.numbers)
+    return {"digest": digest, "name": name, "decision": result, "reasons": reasons, "gate": numbers}
 
 
 def evidence_tags(evidence: Evidence) -> dict[str, str]:
@@ -140,21 +134,12 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     return first
 
 
-def annotate(client: "MlflowClient", name: str, digest: str, run_id: str, text: str) -> None:
-    """Put `text` on top of the pages of a model's run and version in MLflow; text that a user wrote there stays."""
+def annotate(client: "MlflowClient", run_id: str, text: str) -> None:
+    """Put `text` on top of a run's page in MLflow; text that a user wrote there stays."""
     tags = client.get_run(run_id).data.tags
-    if not tags.get(NOTE) or tags.get(NOTE_DIGEST) == _digest(tags[NOTE]):
+    if not tags.get(NOTE) or tags.get(NOTE_DIGEST) == hashlib.sha256(tags[NOTE].encode()).hexdigest():
         client.set_tag(run_id, NOTE, text)
-        client.set_tag(run_id, NOTE_DIGEST, _digest(text))
-    version = find_by_digest(client, name, digest)
-    if version is None:
-        return
-    before = version.description or ""
-    usage = before.rpartition("\n\n---\n\n")[2]
-    after = f"{text}\n\n---\n\n{usage}" if usage else text
-    if after != before and (before == usage or version.tags.get(NOTE_DIGEST) == _digest(before)):
-        client.update_model_version(name, version.version, after)
-        client.set_model_version_tag(name, version.version, NOTE_DIGEST, _digest(after))
+        client.set_tag(run_id, NOTE_DIGEST, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _registered(client: "MlflowClient", model: NewModel) -> "ModelVersion | None":
@@ -195,7 +180,7 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             client.log_model_artifacts(stored.model_id, str(folder))
             version = client.create_model_version(
                 *(name, uri, model.run_id, {UNFINISHED_TAG: digest}),
-                description=_usage(name),
+                description=f"{model.note}\n\n---\n\n{_usage(name)}",
                 model_id=stored.model_id,
             )
             serial = int(version.version)
@@ -227,7 +212,3 @@ def _usage(name: str) -> str:
         "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
         "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

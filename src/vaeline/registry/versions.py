@@ -1,7 +1,6 @@
 """Look-up of registered models and their versions. Errors name what there is."""
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
@@ -83,10 +82,10 @@ def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
         return None
 
 
-def json_tag(tags: Mapping[str, str], name: str, kind: type[T]) -> T:
-    """JSON of the tag `vaeline.NAME`; empty where it is something else, as anyone may have written it."""
+def parsed(text: str | bytes, kind: type[T]) -> T:
+    """JSON that anyone may have written into a tag or a file; empty where it is something else."""
     try:
-        value = parse_json(tags.get(f"vaeline.{name}", "").encode(), name)
+        value = parse_json(text if isinstance(text, bytes) else text.encode(), "")
     except UserError:
         return kind()
     return value if isinstance(value, kind) else kind()
