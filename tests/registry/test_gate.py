@@ -8,19 +8,19 @@ import pytest
 
 from vaeline.config import Register
 from vaeline.evaluation.split_metrics import Scores
-from vaeline.registry.gate import Candidate, Decision, Evidence, decide
+from vaeline.registry.gate import Decision, Evidence, decide
 
 MODEL = Evidence("a", "data", "gaussian", "elbo", -100.0, 5, {"test/elbo": -101.0, "test/nll": 99.0})
 THRESHOLDS = Register(name="m", minimum_active_units=2, margin=0.0, confidence=0.95, psnr_tolerance=0.5)
 HARD = np.random.default_rng(0).normal(-100.0, 30.0, 400)  # ELBOs vary far more between images than between models
-CHAMPION = Candidate(replace(MODEL, digest="b"), Scores(HARD, 20.0, 5))
+CHAMPION = replace(MODEL, digest="b", scores=Scores(HARD, 20.0, 5))
 
 
-def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **changes: Any) -> Candidate:
+def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **changes: Any) -> Evidence:
     """Its paired differences have exactly this mean and standard deviation."""
     noise = np.random.default_rng(1).normal(size=len(HARD))
     noise = (noise - noise.mean()) / noise.std(ddof=1)
-    return Candidate(replace(MODEL, **changes), Scores(HARD + gain + spread * noise, psnr, 5))
+    return replace(MODEL, **changes, scores=Scores(HARD + gain + spread * noise, psnr, 5))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **cha
 )
 @pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_an_unsound_model_is_rejected_with_or_without_a_champion(
-    changes: dict[str, Any], reason: str, champion: Candidate | None
+    changes: dict[str, Any], reason: str, champion: Evidence | None
 ):
     decision = decide(challenger(**changes), champion, THRESHOLDS)
     assert not decision.promote
@@ -60,7 +60,7 @@ def test_a_single_image_whose_elbo_is_not_finite_is_enough_to_reject(value: floa
     assert scores is not None
     scores.elbo[7] = value
     for champion in (None, CHAMPION):
-        decision = decide(Candidate(MODEL, scores), champion, THRESHOLDS)
+        decision = decide(replace(MODEL, scores=scores), champion, THRESHOLDS)
         assert decision.reasons == ("not finite: its ELBO on 1 of 400 test images, its PSNR 20.00 dB",)
         assert all(math.isfinite(number) for number in decision.numbers.values())
 
@@ -99,13 +99,13 @@ def test_promoted_exactly_above_the_margin_by_the_quantile_of_the_paired_standar
 def test_a_model_with_no_true_gain_is_promoted_no_more_often_than_the_confidence_allows():
     random = np.random.default_rng(2)
     scores = [Scores(HARD + random.normal(size=len(HARD)), 20.0, 5) for _ in range(2000)]
-    wrong = sum(decide(Candidate(MODEL, found), CHAMPION, THRESHOLDS).promote for found in scores)
+    wrong = sum(decide(replace(MODEL, scores=found), CHAMPION, THRESHOLDS).promote for found in scores)
     assert 60 <= wrong <= 140  # 100 expected, standard deviation 9.7
 
 
 def test_an_equal_challenger_is_rejected_at_any_margin():
     assert CHAMPION.scores is not None
-    decision = decide(Candidate(MODEL, CHAMPION.scores), CHAMPION, THRESHOLDS)
+    decision = decide(replace(MODEL, scores=CHAMPION.scores), CHAMPION, THRESHOLDS)
     assert not decision.promote
     assert decision.reasons[0].startswith("gain +0.0000 ± 0.0000 nats per image")
 
@@ -124,7 +124,7 @@ def test_reconstructions_may_be_worse_by_the_tolerance_and_no_more(psnr: float, 
     ],
 )
 def test_models_that_cannot_be_compared_are_not_and_the_way_out_is_named(changes: dict[str, Any], words: str):
-    assert_not_compared(decide(challenger(), Candidate(replace(CHAMPION.evidence, **changes), None), THRESHOLDS), words)
+    assert_not_compared(decide(challenger(), replace(CHAMPION, **changes, scores=None), THRESHOLDS), words)
 
 
 def test_a_champion_that_cannot_be_read_or_scored_is_no_match_and_the_way_out_is_named():

@@ -24,7 +24,7 @@ from vaeline.io.workspace import Workspace
 from vaeline.registry import champion_history as history
 from vaeline.registry import load
 from vaeline.registry.champion_history import Action, Entry
-from vaeline.registry.gate import Candidate, Decision, Evidence, decide
+from vaeline.registry.gate import Decision, Evidence, decide
 from vaeline.registry.versions import CHAMPION, DIGEST_TAG, find_champion, find_models, find_version, find_versions
 from vaeline.serving.inference import TrainedModel
 from vaeline.tracking.connection import SQLITE
@@ -49,7 +49,7 @@ class GateEvaluator:
     data_digest: str
     score: Callable[["LoadedModel"], Scores]
 
-    def candidate(self, loaded: "LoadedModel", evidence: Evidence | None = None) -> Candidate:
+    def candidate(self, loaded: "LoadedModel", evidence: Evidence | None = None) -> Evidence:
         """Model with its scores; without scores where it has no ELBO or belongs to other data."""
         config = loaded.config
         comparable = config.objective != "autoencoder" and config.data.digest == self.data_digest
@@ -63,9 +63,9 @@ class GateEvaluator:
                 validation_elbo=0.0,  # not used: the scores are newer
                 active_units=scores.active_units if scores else 0,
             )
-        return Candidate(evidence, scores)
+        return replace(evidence, scores=scores)
 
-    def decide(self, challenger: Candidate, champion: "ModelVersion | None") -> Decision:
+    def decide(self, challenger: Evidence, champion: "ModelVersion | None") -> Decision:
         """Gate's decision against the champion's stored model, scored again: its tags may be missing or stale."""
         if champion is None:
             return decide(challenger, None, self.thresholds)
@@ -97,7 +97,7 @@ def registry_lock(client: "MlflowClient", workspace: Workspace) -> Iterator[None
 
 
 def run_gate(
-    client: "MlflowClient", version: "ModelVersion", challenger: Candidate, evaluator: GateEvaluator
+    client: "MlflowClient", version: "ModelVersion", challenger: Evidence, evaluator: GateEvaluator
 ) -> Decision:
     """Decide on a version that is not the champion, write the decision down, and move the alias last.
 
@@ -108,12 +108,13 @@ def run_gate(
     if decision.promote and history.is_rolled_back(entries, _number(champion), str(version.version)):
         reason = f"it was rolled back; `vaeline promote {name} VERSION` makes it champion again"
         decision = Decision(False, (reason,), decision.numbers)
+    entry = _entry("promote" if decision.promote else "reject", version, champion, decision)
     if decision.promote:
-        set_champion(client, version, _entry("promote", version, champion, decision), decision)
-        return decision
-    _write_decision(client, version, decision)
-    history.record(client, name, _entry("reject", version, champion, decision))
-    client.set_registered_model_alias(name, CHALLENGER, version.version)
+        set_champion(client, version, entry)
+    else:
+        _write_decision(client, version, entry)
+        history.record(client, name, entry)
+        client.set_registered_model_alias(name, CHALLENGER, version.version)
     return decision
 
 
@@ -130,11 +131,8 @@ def promote(
     None where it is champion already. Raises UserError, with the gate's reasons, where it is not made champion.
     """
     with registry_lock(client, workspace):
-        version, champion, where = (
-            find_version(client, name, number),
-            find_champion(client, name),
-            f"{name} version {number}",
-        )
+        version, champion = find_version(client, name, number), find_champion(client, name)
+        where = f"{name} version {number}"
         if _number(champion) == str(number):
             return None
         model = _load_usable(version, f"{where}: cannot be used: ")
@@ -151,7 +149,7 @@ def promote(
                 reasons = "; ".join(decision.reasons)
                 raise UserError(f"{where}: rejected by the gate: {reasons} ({FORCE} overrules)")
         entry = replace(_entry("promote", version, champion, decision), forced=evaluator is None, reason=reason)
-        set_champion(client, version, entry, decision)
+        set_champion(client, version, entry)
     return decision
 
 
@@ -178,9 +176,7 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
         return current, str(target.version)
 
 
-def set_champion(
-    client: "MlflowClient", version: "ModelVersion", entry: Entry, decision: Decision | None = None
-) -> None:
+def set_champion(client: "MlflowClient", version: "ModelVersion", entry: Entry) -> None:
     """Write the decision and the history entry, then move the alias to the version.
 
     Raises TransientError, with nothing changed, where the champion is no longer the one that the entry names.
@@ -191,8 +187,8 @@ def set_champion(
             f"{name}: the champion was version {entry.before or 'none'} and is version {current or 'none'} now, set by "
             "another machine meanwhile: nothing was changed, try again"
         )
-    if decision is not None:
-        _write_decision(client, version, decision)
+    if entry.action == "promote":
+        _write_decision(client, version, entry)
     key = history.record(client, name, entry)
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == entry.version:
         client.delete_registered_model_alias(name, CHALLENGER)
@@ -221,14 +217,10 @@ def _entry(action: Action, version: "ModelVersion", before: "ModelVersion | None
     return Entry(action, str(version.version), _number(before), digest, decision.reasons, dict(decision.numbers))
 
 
-def _write_decision(client: "MlflowClient", version: "ModelVersion", decision: Decision) -> None:
+def _write_decision(client: "MlflowClient", version: "ModelVersion", entry: Entry) -> None:
     """Set the decision, its reasons and numbers as the version's tags."""
-    result = "promoted" if decision.promote else "rejected"
-    tags = {
-        "vaeline.reasons": json.dumps(decision.reasons),
-        "vaeline.gate": json.dumps(decision.numbers, allow_nan=False),
-        "vaeline.decision": result,
-    }
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, key, value)
-    log.info("%s version %s: %s (%s)", version.name, version.version, result, "; ".join(decision.reasons))
+    result, reasons = "promoted" if entry.moves else "rejected", json.dumps(entry.reasons)
+    gate = json.dumps(entry.numbers, allow_nan=False)
+    for key, value in (("reasons", reasons), ("gate", gate), ("decision", result)):
+        client.set_model_version_tag(version.name, version.version, f"vaeline.{key}", value)
+    log.info("%s version %s: %s (%s)", version.name, version.version, result, "; ".join(entry.reasons))

@@ -30,14 +30,7 @@ class Evidence:
     validation_elbo: float  # nats per image; NaN where it is not known
     active_units: int
     metrics: Mapping[str, float] = field(default_factory=dict)  # everything that was measured
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Model before the gate; without scores where it has no ELBO, or there is nothing to compare it with."""
-
-    evidence: Evidence
-    scores: Scores | None
+    scores: Scores | None = None  # None where it has no ELBO, or there is nothing to compare it with
 
 
 @dataclass(frozen=True)
@@ -49,55 +42,51 @@ class Decision:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(challenger: Candidate, champion: Candidate | str | None, thresholds: Register) -> Decision:
+def decide(challenger: Evidence, champion: Evidence | str | None, thresholds: Register) -> Decision:
     """Promote a sound model that is better than the champion on the same data, or the first sound one.
 
     `champion` is the reason where its stored model cannot be read.
     """
-    model = challenger.evidence
-    if isinstance(champion, Candidate) and champion.evidence.digest == model.digest:
+    if isinstance(champion, Evidence) and champion.digest == challenger.digest:
         return Decision(False, ("it is the champion already",))
-    failures = list(_own_failures(challenger, thresholds))
-    numbers: dict[str, float] = {"active_units": model.active_units}
-    if _finite(challenger.scores):
-        elbo = challenger.scores.elbo
-        numbers |= {"images": len(elbo), "elbo": float(elbo.mean()), "psnr": challenger.scores.psnr}
+    failures = list(_own_failures(challenger, thresholds.minimum_active_units))
+    scores, numbers = challenger.scores, dict[str, float](active_units=challenger.active_units)
+    if _finite(scores):
+        numbers |= {"images": len(scores.elbo), "elbo": float(scores.elbo.mean()), "psnr": scores.psnr}
     if champion is None:
         return Decision(not failures, tuple(failures) or ("no champion before it",), numbers)
-    differences = []
+    obstacles = []
     if isinstance(champion, str):
-        differences.append(f"the champion cannot be read: {champion}")
+        obstacles.append(f"the champion cannot be read: {champion}")
     else:
-        other = champion.evidence
-        if model.data_digest != other.data_digest:
-            differences.append(f"its data is {model.data_digest[:12]}, the champion's {other.data_digest[:12]}")
-        if model.likelihood != other.likelihood:
-            differences.append(f"its likelihood is {model.likelihood}, the champion's {other.likelihood}")
-        if other.objective == "autoencoder":
-            differences.append("the champion is an autoencoder, which has no ELBO")
+        if challenger.data_digest != champion.data_digest:
+            obstacles.append(f"its data is {challenger.data_digest[:12]}, the champion's {champion.data_digest[:12]}")
+        if challenger.likelihood != champion.likelihood:
+            obstacles.append(f"its likelihood is {challenger.likelihood}, the champion's {champion.likelihood}")
+        if champion.objective == "autoencoder":
+            obstacles.append("the champion is an autoencoder, which has no ELBO")
         if champion.scores is not None and not _finite(champion.scores):
-            differences.append("the champion's scores on the test split are not finite")
-    failures += [f"not compared: {difference}; {WAY_OUT}" for difference in differences]
-    if differences or isinstance(champion, str) or not _finite(challenger.scores) or not _finite(champion.scores):
+            obstacles.append("the champion's scores on the test split are not finite")
+    failures += [f"not compared: {obstacle}; {WAY_OUT}" for obstacle in obstacles]
+    if obstacles or isinstance(champion, str) or not _finite(scores) or not _finite(champion.scores):
         return Decision(False, tuple(failures), numbers)
-    return _compare(challenger.scores, champion.scores, thresholds, failures, numbers)
+    return _compare(scores, champion.scores, thresholds, failures, numbers)
 
 
-def _own_failures(model: Candidate, thresholds: Register) -> Iterator[str]:
-    evidence, least = model.evidence, thresholds.minimum_active_units
-    broken = sorted(name for name, value in evidence.metrics.items() if not math.isfinite(value))
+def _own_failures(model: Evidence, minimum_active_units: int) -> Iterator[str]:
+    broken = sorted(name for name, value in model.metrics.items() if not math.isfinite(value))
     if broken:
         yield f"not finite: {', '.join(broken)}"
-    if evidence.objective == "autoencoder":
-        yield f"objective '{evidence.objective}' has no ELBO and no prior to sample from"
+    if model.objective == "autoencoder":
+        yield f"objective '{model.objective}' has no ELBO and no prior to sample from"
         return
-    if not math.isfinite(evidence.validation_elbo) and not broken:
+    if not math.isfinite(model.validation_elbo) and not broken:
         yield "no finite validation ELBO"
     if model.scores is not None and not _finite(model.scores):
         count, images = int((~np.isfinite(model.scores.elbo)).sum()), len(model.scores.elbo)
         yield f"not finite: its ELBO on {count} of {images} test images, its PSNR {model.scores.psnr:.2f} dB"
-    if evidence.active_units < least:
-        yield f"{evidence.active_units} active units, register.minimum_active_units is {least}"
+    if model.active_units < minimum_active_units:
+        yield f"{model.active_units} active units, register.minimum_active_units is {minimum_active_units}"
 
 
 def _finite(scores: Scores | None) -> TypeGuard[Scores]:

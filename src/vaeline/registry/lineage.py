@@ -5,14 +5,13 @@ the model.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vaeline.errors import UserError
-from vaeline.io.git import git_bytes
 from vaeline.io.safe_read import parse_json, read_bounded
 from vaeline.registry.load import available, storage_errors, verified
 from vaeline.registry.versions import UNKNOWN, find_version_at, parsed
@@ -72,6 +71,7 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         if (tag("git_commit") or code.commit, found) != (code.commit, code.diff):
             raise UserError(f"{uri}: its run's commit or {DIFF} is not what its manifest names: it was changed")
     aliases = client.get_registered_model(name).aliases
+    files = [name.decode("utf-8", "replace") for name in re.findall(rb"(?m)^diff --git a/.* b/(.*)$", diff or b"")]
     content = {
         "model": {
             "uri": uri,
@@ -89,7 +89,7 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         "code": {
             "commit": code.commit if code else tag("git_commit"),
             "dirty": dirty,
-            "diff": None if diff is None else {"bytes": len(diff), "cut": diff.endswith(CUT), "files": _files(diff)},
+            "diff": None if diff is None else {"bytes": len(diff), "cut": diff.endswith(CUT), "files": files},
             "untracked": [str(path) for path in parsed(tag("git_untracked"), list)],
         },
         "data": {"digest": package.manifest.data_digest, **_dataset(run)},
@@ -137,16 +137,6 @@ def _utc(moment: int | None) -> str:
     """ISO 8601 of milliseconds since the epoch; empty where it is not known."""
     known = moment is not None and 0 < moment < 10**14
     return datetime.fromtimestamp((moment or 0) / 1000, UTC).isoformat(timespec="seconds") if known else ""
-
-
-def _files(diff: bytes) -> dict[str, dict[str, int]]:
-    """Lines added and removed, by file; empty where the diff is cut."""
-    try:
-        rows = git_bytes(Path(), "apply", "--numstat", "-z", "-", stdin=diff).decode("utf-8", "replace").split("\0")
-    except UserError:
-        return {}
-    found = [row.split("\t", 2) for row in rows if row]
-    return {name: {"added": int(a) if a != "-" else 0, "removed": int(r) if r != "-" else 0} for a, r, name in found}
 
 
 def _dataset(run: "Run") -> dict[str, Any]:
