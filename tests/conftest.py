@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module imports torch, MLflow or Prefect, or starts a process."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType")  # MLflow, of its classes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & leaves it ignored
     home = Path(tempfile.mkdtemp(prefix="vaeline-tests-"))
     config.stash[HOME] = home

@@ -14,10 +14,6 @@ from vaeline.errors import UserError
 if TYPE_CHECKING:
     from registry_fixture import FilledRegistry
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-    pytest.mark.usefixtures("no_smoke_test"),
-]
 NAME = "vaeline-fashion-mnist"
 
 
@@ -36,9 +32,8 @@ def decided(filled: "FilledRegistry", monkeypatch: pytest.MonkeyPatch) -> "Fille
     return filled
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_models_shows_the_champion_and_what_each_measures(decided: "FilledRegistry", width: int):
-    text = vaeline("models", width=width)
+def test_models_shows_the_champion_and_what_each_measures(decided: "FilledRegistry"):
+    text = vaeline("models", width=80)
     assert text.splitlines()[0].strip() == NAME
     assert max(map(len, text.splitlines())) <= 80
     tags = decided.tags(2)
@@ -46,7 +41,7 @@ def test_models_shows_the_champion_and_what_each_measures(decided: "FilledRegist
     assert row(text, "1", "challenger")[6] == "rejected"
     assert row(text, "3")[5] == "promoted"
     assert row(text, "4")[5] == "–"
-    assert vaeline("models", NAME, width=width) == text
+    assert vaeline("models", NAME, width=120) == text
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -54,9 +49,8 @@ def test_history_tells_who_was_champion_and_why(decided: "FilledRegistry", width
     text = vaeline("history", NAME, width=width)
     assert max(map(len, text.splitlines())) <= width
     words = re.sub(r"\s+", " ", text)
-    for what in ("promoted 2", "rejected 1", "promoted 3", "back to 2"):
-        assert what in words
-    assert words.index("promoted 2") < words.index("rejected 1") < words.index("promoted 3") < words.index("back to 2")
+    places = [words.index(what) for what in ("promoted 2", "rejected 1", "promoted 3", "back to 2")]
+    assert places == sorted(places)
     assert "[hallucinates]" in words
 
 

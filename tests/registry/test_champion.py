@@ -14,9 +14,6 @@ from registry_fixture import NAME, FilledRegistry
 from vaeline.errors import TransientError, UserError
 from vaeline.registry.champion import promote
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-]
 WRITES = (
     "set_model_version_tag",
     "set_registered_model_tag",

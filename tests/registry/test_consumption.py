@@ -26,9 +26,6 @@ from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
 from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-]
 NAME = "vaeline-fashion-mnist"
 CHAMPION = f"models:/{NAME}@champion"
 SHAPE = (1, 5, 4)

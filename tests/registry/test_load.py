@@ -27,9 +27,6 @@ from vaeline.serving.model_files import load_model
 from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE
 from vaeline.tracking.connection import connect
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-]
 WITHOUT_MLFLOW = """
 import sys
 sys.modules["mlflow"] = None
@@ -107,8 +104,8 @@ def test_every_address_of_a_model_loads_it(registry: Registry, outputs: Callable
     ]
     assert [vaeline.load(address).digest for address in addresses] == [first] * len(addresses)
     assert vaeline.load(f"models:/{NAME}@champion").digest == vaeline.load(f"models:/{NAME}/2").digest == second
-    model = vaeline.load(f"models:/{NAME}@champion", device="cpu")
-    assert model.encode(EXAMPLE).shape == (2, 3)
+    with pytest.raises(UserError, match="allowed: a path inside the run's artifacts"):
+        vaeline.load(f"runs:/{version.run_id}/../../models")
 
 
 def test_verify_prints_what_it_checked(registry: Registry, monkeypatch: pytest.MonkeyPatch):
@@ -128,40 +125,22 @@ def test_verify_prints_what_it_checked(registry: Registry, monkeypatch: pytest.M
     assert isinstance(refused.exception, UserError)
     assert "conda.yaml" in str(refused.exception)
     assert refused.output == ""
-
-
-def test_a_plain_folder_is_loaded_but_there_is_nothing_to_verify(registry: Registry, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
-    assert vaeline.load(registry.root / "models").sample(1).shape == (1, 1, 5, 4)
     with pytest.raises(UserError, match=r"MANIFEST\.json: cannot be read"):
-        load.verify(str(registry.root / "models"))
+        load.verify(str(registry.root / "models"))  # a plain folder
 
 
-@pytest.mark.parametrize("with_trusted_keys", [True, False])
 @pytest.mark.parametrize(("attack", "words"), ATTACKS)
 def test_what_was_not_registered_as_this_version_is_refused(
-    registry: Registry,
-    monkeypatch: pytest.MonkeyPatch,
-    attack: Callable[[Registry], None],
-    words: str,
-    with_trusted_keys: bool,
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, attack: Callable[[Registry], None], words: str
 ):
-    if not with_trusted_keys:
-        monkeypatch.delenv("VAELINE_TRUSTED_KEYS")
+    """Mistake 17: with and without keys that must have signed it."""
     attack(registry)
     for address in (f"models:/{NAME}@champion", f"models:/{NAME}/2"):
         with pytest.raises(UserError, match=words) as raised:
             vaeline.load(address)
         assert len(str(raised.value).splitlines()) == 1
+        monkeypatch.delenv("VAELINE_TRUSTED_KEYS", raising=False)
     assert vaeline.load(f"models:/{NAME}/1")
-
-
-def test_an_old_package_registered_again_as_a_new_version_is_refused(registry: Registry):
-    old = registry.client.get_model_version(NAME, "1")
-    new = registry.client.create_model_version(NAME, old.source, old.run_id, old.tags)
-    with pytest.raises(UserError, match=f"is of '{NAME}' version 1, passed off as '{NAME}' version {new.version}"):
-        vaeline.load(f"models:/{NAME}/{new.version}")
-    registry.client.delete_model_version(NAME, new.version)
 
 
 def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: Registry, outputs: Callable[..., Path]):
@@ -188,13 +167,10 @@ def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: R
         ("runs:/00000000000000000000000000000000/model", "not found"),
         (f"models:/{NAME}", "allowed: models:/NAME@alias"),
         (f"models:/{NAME}/latest", "allowed: models:/NAME@alias"),
-        (f"models:/{NAME}/1/artifacts", "allowed: models:/NAME@alias"),
         (f"models:/{NAME}@champion/../../x", "allowed: models:/NAME@alias"),
         ("s3://bucket/model", "allowed: models:/NAME@alias"),
-        ("http://host/model", "allowed: models:/NAME@alias"),
         ("file://host/model", "allowed: models:/NAME@alias"),
         ("nowhere", "is not a folder"),
-        ("params.yaml", "is not a folder"),
         ("", "MANIFEST|found also"),
     ],
 )
@@ -204,26 +180,19 @@ def test_addresses_of_nothing_are_reported_in_one_line(registry: Registry, addre
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_path_does_not_lead_out_of_a_run(registry: Registry):
-    run_id = registry.client.get_model_version(NAME, "1").run_id
-    with pytest.raises(UserError, match="allowed: a path inside the run's artifacts"):
-        vaeline.load(f"runs:/{run_id}/../../models")
+def test_a_device_that_does_not_exist_is_reported_in_one_line(registry: Registry):
+    for device in ("gpu", "cuda:77", "meta", "cpu:1"):
+        with pytest.raises(UserError, match=r"^device: found .*, allowed"):
+            vaeline.load(registry.folder(1), device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta", "cpu:1"])
-def test_a_device_that_does_not_exist_is_reported_in_one_line(registry: Registry, device: str):
-    with pytest.raises(UserError, match=r"^device: found .*, allowed"):
-        vaeline.load(registry.folder(1), device)
-
-
-def test_without_a_store_none_is_made(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_store_none_is_made_and_an_error_holds_no_secrets(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(UserError, match=r"there is no tracking store at sqlite:///.*none\.db"):
         vaeline.load(f"models:/{NAME}@champion")
     assert not (tmp_path / "none.db").exists()
-
-
-def test_with_the_store_away_the_error_holds_no_secrets(registry: Registry, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3cr3t@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="Connection refused") as raised:

@@ -39,9 +39,6 @@ from vaeline.tracking.connection import connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow, of its own classes
-]
 NAME, PLANTED = "shapes", "models:/shapes/3"
 HARMLESS = {"run", "experiment", "ui", "sync", "doctor", "up", "down", "deploy", "worker", "sweep", "models", "history"}
 LOADERS = {  # what can run or parse foreign bytes, and the modules that may call it

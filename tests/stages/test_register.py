@@ -17,8 +17,6 @@ from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_training_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow, of its own classes
-
 
 def test_the_version_belongs_to_the_run_of_the_training_that_an_uploader_still_follows(
     evaluated: Path, monkeypatch: pytest.MonkeyPatch

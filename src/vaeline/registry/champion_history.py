@@ -42,7 +42,7 @@ class Entry:
     before: str | None  # champion until then
     digest: str  # of the model
     reasons: tuple[str, ...] = ()
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, int | float] = field(default_factory=dict)
     forced: bool = False
     reason: str = ""  # given by a person
     user: str = field(default="", compare=False)
