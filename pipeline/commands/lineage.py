@@ -26,20 +26,13 @@ def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For ma
     if as_json:
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from pipeline.report.summary import measured
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     for name, value in flat(content).items():
-        text = ", ".join(measured(item) for item in (value if isinstance(value, list) else [value]) if item is not None)
-        if text:  # without what a terminal obeys
-            table.add_row(*(Text("".join(c if c.isprintable() else "\ufffd" for c in cell)) for cell in (name, text)))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        items = [measured(item) for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
+        if items:  # without what a terminal obeys
+            line = f"{name:<36} {', '.join(items)}"
+            typer.echo("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 
 @app.command()

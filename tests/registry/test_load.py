@@ -8,13 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import vaeline
 from attacks import ATTACKS, NAME, OTHER, Registry
-from packages import EXAMPLE
 from pipeline.stages import register as stage
 from registry_fixture import enter, patch_smoke_test
 from uploads import answers, mlflow_server, until
@@ -37,14 +35,6 @@ try:
     vaeline.load("models:/a@champion")
 except UserError as error:
     print(error)
-"""
-BY_MLFLOW = """
-import sys
-import mlflow, numpy
-mlflow.set_tracking_uri(sys.argv[1])
-mlflow.pyfunc.load_model(sys.argv[2]).predict(numpy.zeros((1, 1, 5, 4), numpy.uint8))
-import vaeline
-print(vaeline.__file__)
 """
 
 
@@ -226,18 +216,6 @@ def test_importing_a_packages_code_leaves_no_bytecode_in_it(registry: Registry):
     assert (folder / "code/vaeline/__pycache__").is_dir()
     shutil.rmtree(folder / "code/vaeline/__pycache__")
     (folder / "code/vaeline/__pycache__").touch()
-
-
-@pytest.mark.slow
-def test_mlflows_own_loader_leaves_the_package_as_it_was(registry: Registry):
-    environment = importing(registry.folder(1))
-    store = f"sqlite:///{registry.root}/.vaeline/mlflow.db"
-    command = [sys.executable, "-W", "ignore", "-c", BY_MLFLOW, store, f"models:/{NAME}/1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert Path(done.stdout.strip()).is_relative_to(registry.folder(1) / "code")
-    assert not [path for path in registry.folder(1).rglob("__pycache__") if path.is_dir()]
-    model = vaeline.load(f"models:/{NAME}/1")
-    assert np.isfinite(model.score(EXAMPLE)).all()
 
 
 @pytest.mark.slow

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,30 +29,6 @@ from vaeline.tracking.runs import open_model_run, open_training_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-CONSUMER = """
-import json, sys
-import mlflow, numpy
-uri, name, folder = sys.argv[1:]
-mlflow.set_tracking_uri(uri)
-model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
-pixels = numpy.load(f"{folder}/pixels.npy")
-latents = model.predict(pixels, params={"method": "encode"})
-answers = {
-    "reconstruct": model.predict(pixels),
-    "encode": latents,
-    "decode": model.predict(latents, params={"method": "decode"}),
-    "score": model.predict(pixels, params={"method": "score", "seed": 3}),
-    "sample": model.predict(numpy.array([0]), params={"method": "sample", "n": 5, "seed": 3}),
-}
-numpy.savez(f"{folder}/answers.npz", **answers)
-from fastapi.testclient import TestClient
-from mlflow.pyfunc.scoring_server import init
-request = {"inputs": pixels.tolist(), "params": {"method": "score", "seed": 3}}
-answer = TestClient(init(model)).post("/invocations", json=request)
-import vaeline
-json.dump({"code": vaeline.__file__, "served": answer.json()}, open(f"{folder}/answers.json", "w"))
-"""
 
 
 def versions(client: "MlflowClient") -> list[Any]:
@@ -228,36 +201,6 @@ def test_the_code_that_trained_a_model_is_sealed_with_it(evaluated: Path):
     assert manifest.code == TrainingCode(commit="c" * 40, diff=None)
     with open_model_run(workspace, "0" * 64, RunStart("e", "r", tags=tags), upload=False) as elsewhere:
         assert training_code(elsewhere.outbox) is None
-
-
-@pytest.mark.slow
-def test_the_champion_loads_by_alias_in_a_new_process_with_its_own_code(evaluated: Path, tmp_path: Path):
-    stage.main()
-    elsewhere = tmp_path / "consumer"
-    elsewhere.mkdir()
-    pixels = np.random.default_rng(1).integers(0, 256, (7, 1, 5, 4), dtype=np.uint8)
-    np.save(elsewhere / "pixels.npy", pixels)
-    uri = f"sqlite:///{evaluated}/.vaeline/mlflow.db"
-    for path in ("models", "reports", "data"):
-        shutil.move(evaluated / path, elsewhere / path)
-    command = [sys.executable, "-W", "ignore", "-c", CONSUMER, uri, NAME, str(elsewhere)]
-    subprocess.run(command, check=True, cwd=elsewhere)
-    own = TrainedModel(load_model(elsewhere / "models"))
-    answers = np.load(elsewhere / "answers.npz")
-    latents = own.encode(pixels)
-    expected = {
-        "reconstruct": own.reconstruct(pixels),
-        "encode": latents,
-        "decode": own.decode(latents),
-        "score": own.score(pixels, seed=3),
-        "sample": own.sample(5, seed=3),
-    }
-    for method, answer in expected.items():
-        assert answers[method].dtype == np.float32
-        np.testing.assert_array_equal(answers[method], answer)
-    served = json.loads((elsewhere / "answers.json").read_text())
-    assert Path(served["code"]).is_relative_to(evaluated / ".vaeline" / "artifacts")
-    np.testing.assert_allclose(served["served"]["predictions"], expected["score"], rtol=1e-6)
 
 
 def test_a_version_shows_what_was_measured():

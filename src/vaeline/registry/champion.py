@@ -77,10 +77,16 @@ class GateEvaluator:
             return decide(challenger, str(error), self.thresholds)
 
 
-def load_version(version: "ModelVersion", where: str = "") -> TrainedModel:
-    """Verified model of a version. The UserError's message starts with `where`, and names no folder of this place."""
+def load_version(version: "ModelVersion", where: str = "", usable: bool = False) -> TrainedModel:
+    """Verified model of a version, which answers with finite pixels where it must be `usable`.
+
+    The UserError's message starts with `where`, and names no folder of this machine.
+    """
     try:
-        return load.load(f"models:/{version.name}/{version.version}")
+        model = load.load(f"models:/{version.name}/{version.version}")
+        if usable and not np.isfinite(model.reconstruct(np.zeros((1, *model.loaded.config.shape), np.uint8))).all():
+            raise UserError("its reconstructions are not finite")
+        return model
     except UserError as error:
         line = re.sub(r"(?<!models:)(?:file:/+)?/(?:[^\s/:'\"]+/)+", "", " ".join(str(error).split()))
         raise type(error)(f"{where}{line[:300]}") from None
@@ -135,7 +141,7 @@ def promote(
         where = f"{name} version {number}"
         if _number(champion) == str(number):
             return None
-        model = _load_usable(version, f"{where}: cannot be used: ")
+        model = load_version(version, f"{where}: cannot be used: ", usable=True)
         if evaluator is None:
             decision = Decision(True, (f"forced: {reason}",))
         else:
@@ -170,7 +176,7 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
             held = f"version {current} is champion and" if current else "no version is champion and"
             raise UserError(f"{name}: {held} no previous champion is left: nothing to go back to")
         way_out = f"the previous champion, cannot be used (`vaeline promote {name} VERSION {FORCE}` chooses another): "
-        _load_usable(target, f"{name} version {target.version}, {way_out}")
+        load_version(target, f"{name} version {target.version}, {way_out}", usable=True)
         decision = Decision(True, (f"back from version {current}" if current else "the alias was gone",))
         set_champion(client, target, replace(_entry("rollback", target, champion, decision), reason=reason))
         return current, str(target.version)
@@ -199,13 +205,6 @@ def set_champion(client: "MlflowClient", version: "ModelVersion", entry: Entry) 
             "%s: version %s became champion, but another machine set version %s at the same time; see vaeline history",
             *(name, entry.version, current or "none"),
         )
-
-
-def _load_usable(version: "ModelVersion", where: str) -> TrainedModel:
-    model = load_version(version, where)
-    if not np.isfinite(model.reconstruct(np.zeros((1, *model.loaded.config.shape), np.uint8))).all():
-        raise UserError(f"{where}its reconstructions are not finite")
-    return model
 
 
 def _number(version: "ModelVersion | None") -> str | None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import parse_json, read_bounded
+from vaeline.io.safe_read import read_bounded
 from vaeline.registry.load import available, storage_errors, verified
 from vaeline.registry.versions import UNKNOWN, find_version_at, parsed
 from vaeline.serving.package import Package
@@ -58,7 +58,7 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         if error.error_code not in UNKNOWN:
             raise
         raise UserError(f"{uri}: its run is not in the tracking store: nothing is known of its training") from None
-    info, tags = run.info, {**run.data.tags, **version.tags}
+    tags = {**run.data.tags, **version.tags}
 
     def tag(key: str) -> str:
         return str(tags.get(f"vaeline.{key}", ""))
@@ -71,7 +71,8 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         if (tag("git_commit") or code.commit, found) != (code.commit, code.diff):
             raise UserError(f"{uri}: its run's commit or {DIFF} is not what its manifest names: it was changed")
     aliases = client.get_registered_model(name).aliases
-    files = [name.decode("utf-8", "replace") for name in re.findall(rb"(?m)^diff --git a/.* b/(.*)$", diff or b"")]
+    files = [path.decode("utf-8", "replace") for path in re.findall(rb"(?m)^diff --git a/.* b/(.*)$", diff or b"")]
+    signed = code is not None and trusted_signers() is not None
     content = {
         "model": {
             "uri": uri,
@@ -81,11 +82,6 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
             "model_digest": package.manifest.model_digest,
             **{key: tag(key) for key in ("likelihood", "objective", "manifest")},
         },
-        "decision": {
-            "decision": tag("decision"),
-            "reasons": [str(reason) for reason in parsed(tag("reasons"), list)],
-            "gate": parsed(tag("gate"), dict),
-        },
         "code": {
             "commit": code.commit if code else tag("git_commit"),
             "dirty": dirty,
@@ -93,6 +89,25 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
             "untracked": [str(path) for path in parsed(tag("git_untracked"), list)],
         },
         "data": {"digest": package.manifest.data_digest, **_dataset(run)},
+        "evaluation": parsed(_artifact(client, run, METRICS) or b"", dict),
+        **_run_content(run, tags),
+    }
+    return Lineage(uri, content, package, diff, _artifact(client, run, HISTORY), signed)
+
+
+def _run_content(run: "Run", tags: Mapping[str, str]) -> dict[str, Any]:
+    """What the tags of the version and its run, and the run, say."""
+    info = run.info
+
+    def tag(key: str) -> str:
+        return str(tags.get(f"vaeline.{key}", ""))
+
+    return {
+        "decision": {
+            "decision": tag("decision"),
+            "reasons": [str(reason) for reason in parsed(tag("reasons"), list)],
+            "gate": parsed(tag("gate"), dict),
+        },
         "dvc_experiment": tag("dvc_experiment"),
         "prefect_flow_run": tag("flow_run_id"),
         "mlflow_run": {
@@ -107,11 +122,8 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         "machine": {key.removeprefix(MACHINE): value for key, value in tags.items() if key.startswith(MACHINE)},
         "versions": parsed(tag("versions"), dict),
         "metrics": {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")},
-        "evaluation": parsed(_artifact(client, run, METRICS) or b"", dict),
         "params": dict(run.data.params),
     }
-    signed = code is not None and trusted_signers() is not None
-    return Lineage(uri, content, package, diff, _artifact(client, run, HISTORY), signed)
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,9 +156,8 @@ def _dataset(run: "Run") -> dict[str, Any]:
     try:
         inputs: Any = run.inputs
         data = inputs.dataset_inputs[0].dataset
-        features = parse_json(data.schema.encode(), "schema")["mlflow_tensorspec"]["features"]
-        shape = parse_json(features.encode(), "features")[0]["tensor-spec"]["shape"][1:]
-        images = {str(split): int(count) for split, count in parse_json(data.profile.encode(), "profile").items()}
-        return {"name": data.name, "shape": [int(side) for side in shape], "images": images}
-    except (UserError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        profile = parsed(data.profile or "", dict)
+        shape = [int(side) for side in profile.pop("shape")]
+        return {"name": data.name, "shape": shape, "images": {key: int(count) for key, count in profile.items()}}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}

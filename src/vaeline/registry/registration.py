@@ -60,11 +60,9 @@ class NewModel:
 def register(client: "MlflowClient", workspace: Workspace, model: NewModel, evaluator: GateEvaluator) -> dict[str, Any]:
     """Register a model once, however often and from wherever this is called, and decide on the champion.
 
-    Returns digest, name, decision (promoted, rejected, unchanged), reasons, and the gate's numbers: content only, the
-    same for the same model and champion.
-
-    The alias moves last: after the upload, and after the model was loaded back. The decision is kept as tags of the
-    version; for a model that already is the champion it is read from there, so that a repetition has the same result.
+    Returns digest, name, decision (promoted, rejected, unchanged), reasons, and the gate's numbers: the same for the
+    same model and champion. The alias moves last. The decision is kept as tags of the version; for a model that is the
+    champion already it is read from there, so that a repetition has the same result.
     """
     digest, name = model.evidence.digest, model.name
     with registry_lock(client, workspace):
@@ -207,8 +205,7 @@ def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
 def _usage(name: str) -> str:
     uri = f"models:/{name}@{CHAMPION}"
     return (
-        f'`vaeline.load("{uri}")`, which checks every file first, or, without vaeline:\n\n'
-        f'`mlflow.pyfunc.load_model("{uri}").predict(pixels, params={{"method": "reconstruct"}})`\n\n'
-        "Methods: `reconstruct`, `encode`, `score` (ELBO in nats per image) take pixels, whole numbers 0-255, "
-        "[N, C, H, W]; `decode` takes latents [N, Z]; `sample` takes anything, and `n` and `seed` in `params`."
+        f'`vaeline.load("{uri}")` checks every file first. Without vaeline: `mlflow.pyfunc.load_model("{uri}")'
+        '.predict(pixels, params={"method": "reconstruct"})`; methods: `reconstruct`, `encode`, `score` (ELBO) of '
+        "pixels, whole numbers 0-255, [N, C, H, W]; `decode` of latents [N, Z]; `sample` with `n` and `seed`."
     )
