@@ -1,7 +1,6 @@
 """The alias champion under crashes, other machines, damage and changes by hand: real versions in an sqlite registry."""
 
 import itertools
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +13,6 @@ from registry_fixture import NAME, FilledRegistry
 from vaeline.errors import TransientError, UserError
 from vaeline.registry.champion import promote
 
-WRITES = (
-    "set_model_version_tag",
-    "set_registered_model_tag",
-    "set_registered_model_alias",
-    "delete_registered_model_alias",
-)
-
 
 class InterruptedClient:
     """A client that does something else before its n-th write, counted from 0."""
@@ -29,27 +21,15 @@ class InterruptedClient:
         self.client, self.at, self.interrupt, self.writes = client, at, interrupt, 0
 
     def __getattr__(self, name: str) -> Any:
-        if name in WRITES:
+        if name.startswith(("set_", "delete_")):
             self.writes += 1
             if self.writes == self.at + 1:
                 self.interrupt()
         return getattr(self.client, name)
 
 
-class Killed(BaseException):
-    """An exception that nothing handles."""
-
-
 def kill() -> None:
-    raise Killed
-
-
-def test_each_better_version_becomes_champion_and_the_history_lists_every_decision(filled: FilledRegistry):
-    assert [filled.run_gate(number).promote for number in (2, 1, 3)] == [True, False, True]
-    assert filled.aliases() == {"champion": "3", "challenger": "1"}
-    assert filled.history() == [("promote", "2", None), ("reject", "1", "2"), ("promote", "3", "2")]
-    gate = json.loads(filled.tags(3)["vaeline.gate"])
-    assert gate["gain_lower"] > gate["margin"] == 0.1
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("better", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -63,7 +43,7 @@ def test_a_crash_between_any_two_steps_keeps_a_champion_and_a_repetition_finishe
         client = InterruptedClient(filled.client, at, kill)
         try:
             filled.run_gate(number, client)
-        except Killed:
+        except KeyboardInterrupt:
             moved = better and client.at == 5
             assert filled.aliases()["champion"] == ("3" if moved else "2")
             if not moved:
@@ -114,8 +94,7 @@ def test_an_alias_that_another_machine_moves_at_the_same_time_is_reported(
 
 
 def test_rollback_goes_further_back_each_time_and_skips_deleted_versions(filled: FilledRegistry):
-    for number in (1, 2, 3, 4):
-        filled.run_gate(number)
+    assert [filled.run_gate(number).promote for number in (1, 2, 3, 4)] == [True] * 4, "each better than the one before"
     filled.client.delete_model_version(NAME, "2")
     assert filled.rollback("it hallucinates") == ("4", "3")
     assert filled.rollback() == ("3", "1")
@@ -123,18 +102,14 @@ def test_rollback_goes_further_back_each_time_and_skips_deleted_versions(filled:
         filled.rollback()
     assert filled.aliases() == {"champion": "1"}
     assert filled.history()[-2:] == [("rollback", "3", "4"), ("rollback", "1", "3")]
-
-
-def test_a_rolled_back_version_becomes_champion_again_by_a_person_only(filled: FilledRegistry):
-    filled.run_gate(1)
-    filled.run_gate(3)
-    filled.rollback()
     again = filled.run_gate(3)
     assert not again.promote
     assert "it was rolled back" in again.reasons[0]
-    assert filled.run_gate(2).promote, "others are decided on as before"
-    assert promote(filled.client, filled.workspace, NAME, 3, filled.evaluator) is not None
+    assert promote(filled.client, filled.workspace, NAME, 3, filled.evaluator) is not None, "a person may"
     assert filled.aliases()["champion"] == "3"
+    filled.client.delete_model_version(NAME, "3")
+    assert filled.run_gate(1).reasons == ("no champion before it",)
+    assert filled.aliases() == {"champion": "1"}
 
 
 def test_a_damaged_champion_is_reported_with_the_way_out_which_works(filled: FilledRegistry):
@@ -149,20 +124,12 @@ def test_a_damaged_champion_is_reported_with_the_way_out_which_works(filled: Fil
             assert decision.reasons[0].startswith("not compared: the champion cannot be read: ")
             assert "--force --reason TEXT" in decision.reasons[0]
             assert str(weights.parent) not in decision.reasons[0]
-        reason = "the champion is damaged"
-        assert promote(filled.client, filled.workspace, NAME, 3, None, reason) is not None
+        assert promote(filled.client, filled.workspace, NAME, 3, None, "the champion is damaged") is not None
         assert filled.aliases()["champion"] == "3"
         with pytest.raises(UserError, match=r"version 2, the previous champion, cannot be used \(`vaeline promote"):
             filled.rollback()
     finally:
         weights.write_bytes(whole)
-
-
-def test_a_deleted_champion_leaves_the_alias_to_the_next_sound_model(filled: FilledRegistry):
-    filled.run_gate(3)
-    filled.client.delete_model_version(NAME, "3")
-    assert filled.run_gate(1).reasons == ("no champion before it",)
-    assert filled.aliases() == {"champion": "1"}
 
 
 def test_a_champion_set_by_hand_is_compared_by_its_stored_model_if_it_can_be_verified(filled: FilledRegistry):

@@ -120,17 +120,7 @@ def test_the_example_finds_the_images_that_are_unlike_the_others(
     assert {int(line.split()[0]) for line in lines[2:4]} == {7, 30}
     assert lines[2].endswith("anomaly")
     with Image.open(picture) as image:
-        assert image.size == (10 * 6 * 19, 2 * 7 * 19)
-        first = np.asarray(image)[19 : 19 * 6, 19 : 19 * 5]
-    assert not first.any(), "a black image comes first"
-
-
-def test_the_example_is_wrong_with_one_line(tmp_path: Path):
-    command = [sys.executable, str(EXAMPLES / "anomalies.py"), str(tmp_path / "nowhere"), "images.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+        assert not np.asarray(image)[19 : 19 * 6, 19 : 19 * 5].any(), "a black image comes first"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from vaeline.registry import load
 from vaeline.registry.gate import Evidence
 from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags, training_code
 from vaeline.registry.smoke import predict, smoke_test
+from vaeline.registry.versions import find_versions
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import TrainingCode
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def versions(client: "MlflowClient") -> list[Any]:
-    return sorted(client.search_model_versions(f"name = '{NAME}'"), key=lambda version: int(version.version))
+    return find_versions(client, NAME)[::-1]
 
 
 def aliases(client: "MlflowClient") -> dict[str, str]:
@@ -54,11 +55,11 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(ev
     assert versions(client) == [version]
     assert aliases(client) == {"champion": str(version.version)}
     digest = load_model(Path("models")).digest
+    decided = {"decision": "promoted", "reasons": ["no champion before it"]}
     assert registration() == {
         "digest": digest,
         "name": NAME,
-        "decision": "promoted",
-        "reasons": ["no champion before it"],
+        **decided,
         "gate": json.loads(version.tags["vaeline.gate"]),
     }
     assert registration()["gate"].keys() == {"active_units", "images", "elbo", "psnr"}
