@@ -23,7 +23,7 @@ from vaeline.io.digests import file_digest
 from vaeline.io.git import git_bytes, try_git
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import Workspace
-from vaeline.registry.lineage import HISTORY, MACHINE, Lineage, flat
+from vaeline.registry.lineage import HISTORY, Lineage, flat
 from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
 
@@ -84,23 +84,26 @@ def reproduced(
 
 def differences(lineage: Lineage, project: Path) -> list[str]:
     """Lines on what differs in the model made again in `project`, and then about the machines: none if identical."""
-    found = [
-        *_data_differences(lineage, project),
-        *_model_differences(lineage.package.loaded, Workspace(project).model),
-    ]
+    found, was = [], lineage.content["data"]["digest"]
+    if (digest := file_digest(Workspace(project).prepared / "manifest.json")) != was:
+        found.append(f"data/prepared: digest {digest}, was {was}")
+    found += _model_differences(lineage.package.loaded, Workspace(project).model)
     if lineage.history not in (None, (project / HISTORY).read_bytes()):
         found.append(f"{HISTORY}: differs")
     if not found:
         return []
     events = [event for run in Outbox(Workspace(project, project)).runs() for _, event in run.read()]
     tags = [item for event in events if event["kind"] == "tags" for item in event["values"].items()]
-    here = {key.removeprefix(MACHINE): value for key, value in tags if key.startswith(MACHINE)}
+    prefix = "vaeline.machine."
+    here = {key.removeprefix(prefix): value for key, value in tags if key.startswith(prefix)}
     there = lineage.content["machine"]
     if not there:
         return [*found, "the machine that trained it is not recorded"]
     names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    was = [f"the machine: {name} is {here.get(name, 'not recorded')}, was {there.get(name, 'none')}" for name in names]
-    return found + (was or [f"the machines are alike: {', '.join(f'{name} {here[name]}' for name in sorted(here))}"])
+    lines = [
+        f"the machine: {name} is {here.get(name, 'not recorded')}, was {there.get(name, 'none')}" for name in names
+    ]
+    return found + (lines or [f"the machines are alike: {', '.join(f'{name} {here[name]}' for name in sorted(here))}"])
 
 
 def _check_code(lineage: Lineage, root: Path, log: Log, run_changes: bool) -> None:
@@ -160,17 +163,6 @@ def _check_params(lineage: Lineage, project: Path, environment: dict[str, str]) 
         if key.startswith(MAKES_THE_MODEL) and here.get(key) != recorded.get(key):
             was = shown(recorded.get(key, "none"))
             raise UserError(f"the checkout's params.yaml: {shown(key)}: {here.get(key, 'missing')}, the run had {was}")
-
-
-def _data_differences(lineage: Lineage, project: Path) -> Iterator[str]:
-    manifest, data = Workspace(project).prepared / "manifest.json", lineage.content["data"]
-    if (digest := file_digest(manifest)) == data["digest"]:
-        return
-    yield f"data/prepared: digest {digest}, was {data['digest']}"
-    splits = json.loads(manifest.read_text(encoding="utf-8"))["splits"]
-    for split, count in data.get("images", {}).items():
-        if (here := splits.get(split, {}).get("count")) != count:
-            yield f"data/prepared: {split} has {here} images, had {count}"
 
 
 def _model_differences(old: "LoadedModel", folder: Path) -> Iterator[str]:

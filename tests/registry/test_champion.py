@@ -105,7 +105,7 @@ def test_rollback_goes_further_back_each_time_and_skips_deleted_versions(filled:
     again = filled.run_gate(3)
     assert not again.promote
     assert "it was rolled back" in again.reasons[0]
-    assert promote(filled.client, filled.workspace, NAME, 3, filled.evaluator) is not None, "a person may"
+    assert promote(filled.client, filled.workspace, NAME, 3, filled.evaluator, "") is not None, "a person may"
     assert filled.aliases()["champion"] == "3"
     filled.client.delete_model_version(NAME, "3")
     assert filled.run_gate(1).reasons == ("no champion before it",)

@@ -125,12 +125,7 @@ def run_gate(
 
 
 def promote(
-    client: "MlflowClient",
-    workspace: Workspace,
-    name: str,
-    number: int,
-    evaluator: GateEvaluator | None,
-    reason: str = "",
+    client: "MlflowClient", workspace: Workspace, name: str, number: int, evaluator: GateEvaluator | None, reason: str
 ) -> Decision | None:
     """Make a version champion if the gate accepts it now, or, without an evaluator, by force, for a person's reason.
 

@@ -6,6 +6,7 @@ the model.
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DIFF, HISTORY, METRICS = "git/uncommitted.diff", "reports/history.csv", "reports/metrics.json"  # artifacts of a run
-MACHINE = "vaeline.machine."
+PREFIX = "vaeline."  # of tags
 LARGEST_ARTIFACT = 32 << 20  # bytes
 
 
@@ -58,17 +59,14 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
         if error.error_code not in UNKNOWN:
             raise
         raise UserError(f"{uri}: its run is not in the tracking store: nothing is known of its training") from None
-    tags = {**run.data.tags, **version.tags}
-
-    def tag(key: str) -> str:
-        return str(tags.get(f"vaeline.{key}", ""))
-
-    claimed = tag("git_dirty") == "true"
+    named = (run.data.tags | version.tags).items()
+    tags = defaultdict(str, {key.removeprefix(PREFIX): value for key, value in named if key.startswith(PREFIX)})
+    claimed = tags["git_dirty"] == "true"
     dirty = bool(code.diff) if code else claimed
     diff = _artifact(client, run, DIFF, MAXIMUM_DIFF + len(CUT)) if dirty or claimed else None
     if code is not None:
         found = code.diff if diff is None else hashlib.sha256(diff).hexdigest()  # None: it is not there
-        if (tag("git_commit") or code.commit, found) != (code.commit, code.diff):
+        if (tags["git_commit"] or code.commit, found) != (code.commit, code.diff):
             raise UserError(f"{uri}: its run's commit or {DIFF} is not what its manifest names: it was changed")
     aliases = client.get_registered_model(name).aliases
     files = [path.decode("utf-8", "replace") for path in re.findall(rb"(?m)^diff --git a/.* b/(.*)$", diff or b"")]
@@ -80,13 +78,13 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
             "version": number,
             "aliases": sorted(alias for alias, target in aliases.items() if str(target) == number),
             "model_digest": package.manifest.model_digest,
-            **{key: tag(key) for key in ("likelihood", "objective", "manifest")},
+            **{key: tags[key] for key in ("likelihood", "objective", "manifest")},
         },
         "code": {
-            "commit": code.commit if code else tag("git_commit"),
+            "commit": code.commit if code else tags["git_commit"],
             "dirty": dirty,
             "diff": None if diff is None else {"bytes": len(diff), "cut": diff.endswith(CUT), "files": files},
-            "untracked": [str(path) for path in parsed(tag("git_untracked"), list)],
+            "untracked": [str(path) for path in parsed(tags["git_untracked"], list)],
         },
         "data": {"digest": package.manifest.data_digest, **_dataset(run)},
         "evaluation": parsed(_artifact(client, run, METRICS) or b"", dict),
@@ -95,21 +93,17 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
     return Lineage(uri, content, package, diff, _artifact(client, run, HISTORY), signed)
 
 
-def _run_content(run: "Run", tags: Mapping[str, str]) -> dict[str, Any]:
+def _run_content(run: "Run", tags: defaultdict[str, str]) -> dict[str, Any]:
     """What the tags of the version and its run, and the run, say."""
     info = run.info
-
-    def tag(key: str) -> str:
-        return str(tags.get(f"vaeline.{key}", ""))
-
     return {
         "decision": {
-            "decision": tag("decision"),
-            "reasons": [str(reason) for reason in parsed(tag("reasons"), list)],
-            "gate": parsed(tag("gate"), dict),
+            "decision": tags["decision"],
+            "reasons": [str(reason) for reason in parsed(tags["reasons"], list)],
+            "gate": parsed(tags["gate"], dict),
         },
-        "dvc_experiment": tag("dvc_experiment"),
-        "prefect_flow_run": tag("flow_run_id"),
+        "dvc_experiment": tags["dvc_experiment"],
+        "prefect_flow_run": tags["flow_run_id"],
         "mlflow_run": {
             "id": info.run_id,
             "name": info.run_name,
@@ -117,10 +111,10 @@ def _run_content(run: "Run", tags: Mapping[str, str]) -> dict[str, Any]:
             "status": info.status,
             "started": _utc(info.start_time),
             "ended": _utc(info.end_time),
-            "made_from": tag("made_from"),
+            "made_from": tags["made_from"],
         },
-        "machine": {key.removeprefix(MACHINE): value for key, value in tags.items() if key.startswith(MACHINE)},
-        "versions": parsed(tag("versions"), dict),
+        "machine": {key.removeprefix("machine."): value for key, value in tags.items() if key.startswith("machine.")},
+        "versions": parsed(tags["versions"], dict),
         "metrics": {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")},
         "params": dict(run.data.params),
     }
