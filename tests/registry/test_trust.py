@@ -44,7 +44,7 @@ HARMLESS = {"run", "experiment", "ui", "sync", "doctor", "up", "down", "deploy",
 LOADERS = {  # what can run or parse foreign bytes, and the modules that may call it
     r"mlflow\.pyfunc\.load_model\((?!.{1,3}models|.{0,2}uri)": {"registry/smoke.py"},
     r"download_artifacts\(": {"registry/load.py"},
-    r"load_package\(": {"registry/load.py", "serving/package.py"},
+    r"\bload_package\(": {"registry/load.py", "serving/package.py"},
     r"load_plain\(": {"registry/load.py", "serving/package.py"},
     r"\bpickle\.|torch\.load\(|joblib|cloudpickle|weights_only": set(),
 }
