@@ -1,6 +1,4 @@
-"""`vaeline doctor`: checks of what a run needs, each with how to fix it; what DVC and MLflow check themselves is left
-to `dvc doctor` and `mlflow doctor`.
-"""
+"""`vaeline doctor`: checks of what a run needs, each with how to fix it (`dvc doctor`, `mlflow doctor` check those)."""
 
 import os
 import shutil
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vaeline.command.program import OWN
-from vaeline.config import Digits, Download, Shapes, read_params
+from vaeline.config import Download, read_params
 from vaeline.errors import UserError
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
@@ -81,25 +79,24 @@ def data(workspace: Workspace) -> Finding:
     from vaeline.data.sources.catalogue import PUBLIC_SETS
     from vaeline.data.sources.public import FOLDER_VARIABLE, PACKAGE, open_mirror
 
-    source, named = read_params(workspace.params).data.source, os.environ.get(FOLDER_VARIABLE)
-    if isinstance(source, Digits | Shapes):
-        return "ok", f"{source.kind}: needs no file"
-    if not isinstance(source, Download):
-        path = Path(source.path).expanduser()
-        if path.is_dir() if source.kind == "folder" else path.is_file():
-            return "ok", f"{source.kind}: {path}"
-        return "fail", f"{source.kind}: {path} is missing; fix: correct data.source.path in params.yaml"
-    if all((workspace.raw / item.name).is_file() for item in PUBLIC_SETS[source.kind].items):
-        return "ok", f"{source.kind}: already in {workspace.raw}"
+    source = read_params(workspace.params).data.source
+    kind, named, fix = source.kind, getattr(source, "path", None), "correct data.source.path in params.yaml"
+    if isinstance(source, Download):
+        if all((workspace.raw / item.name).is_file() for item in PUBLIC_SETS[kind].items):
+            return "ok", f"{kind}: already in {workspace.raw}"
+        named, fix = os.environ.get(FOLDER_VARIABLE), f"correct or unset {FOLDER_VARIABLE}"
     if named:
-        found = f"{source.kind}: {named} ({FOLDER_VARIABLE})"
-        return ("ok", found) if Path(named).expanduser().is_dir() else ("fail", f"{found} is no folder; fix: unset it")
-    if mirror := open_mirror(source.kind):
-        return "ok", f"{source.kind}: {mirror} answers"
-    if source.kind == "fashion-mnist":
-        return "warn", f"{source.kind}: no mirror answers; Debian's package {PACKAGE} is tried, installed or by apt-get"
+        path, folder = Path(named).expanduser(), isinstance(source, Download) or kind == "folder"
+        found = path.is_dir() if folder else path.is_file()
+        return ("ok", f"{kind}: {path}") if found else ("fail", f"{kind}: {path} is missing; fix: {fix}")
+    if not isinstance(source, Download):
+        return "ok", f"{kind}: needs no file"
+    if mirror := open_mirror(kind):
+        return "ok", f"{kind}: {mirror} answers"
+    if kind == "fashion-mnist":
+        return "warn", f"{kind}: no mirror answers; Debian's package {PACKAGE} is tried, installed or by apt-get"
     fix = f"connect to the network, or set {FOLDER_VARIABLE} to a folder with the files"
-    return "fail", f"{source.kind}: no mirror answers; fix: {fix}"
+    return "fail", f"{kind}: no mirror answers; fix: {fix}"
 
 
 def tracking(workspace: Workspace) -> Finding:

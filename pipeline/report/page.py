@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.report.summary import data_uri, headline, registration, with_errors
 from vaeline.config import Params, Train
+from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace
 from vaeline.plotting.charts import MOST_BARS, Picture, Points, bars, chart, known, lines
-from vaeline.theory.claim import read_claims
 from vaeline.tracking.provenance import flatten_metrics, flatten_params
 from vaeline.training.history import Epoch, best, read_history
 
@@ -37,13 +37,7 @@ def render(workspace: Workspace, params: Params) -> str:
     report, rows = read_metrics(reports / "metrics.json"), read_history(reports / "history.csv")
     decision, samples = registration(workspace), reports / "samples"
     data = json.loads((workspace.model / "config.json").read_text(encoding="utf-8"))["data"]
-    environment = Environment(
-        loader=PackageLoader("pipeline.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     source = partial(data_uri, most_bytes=200_000, longest=1400)
     environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("run.html").render(
@@ -95,15 +89,33 @@ def kl_bars(path: Path) -> Picture | None:
         values = {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(file)}
     if not values:
         return None
-    shown = f"the largest {MOST_BARS} of {len(values)}" if len(values) > MOST_BARS else f"all {len(values)}"
-    most = f"the largest {max(values.values()):.4g} nats"
-    caption = f"KL of each latent dimension on the test split by falling size, {shown}; {most}"
+    caption = (
+        f"KL of each of {len(values)} latent dimensions on the test split by falling size, at most {MOST_BARS}; the "
+        f"largest {max(values.values()):.4g} nats"
+    )
 
     def draw(axes: Any) -> None:
         bars(axes, values)
         axes.set(title="KL of each latent dimension", ylabel="nats")
 
     return chart("kl", caption, draw, size=SIZE)
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """Content of claims.json in reports/theory, its pictures with their `png`.
+
+    Raises UserError where a file is missing or damaged.
+    """
+    path = folder / "claims.json"
+    try:
+        claims: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for picture in (picture for claim in claims for picture in claim["pictures"]):
+            picture["png"] = (folder / f"{picture['name']}.png").read_bytes()
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; run the stage theory") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is not what the stage theory writes; run it again") from None
+    return claims
 
 
 def _pairs(numbers: Mapping[str, Any]) -> dict[str, str]:

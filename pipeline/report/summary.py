@@ -2,13 +2,11 @@
 
 import base64
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import Workspace
 
@@ -52,15 +50,7 @@ def headline(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def registration(workspace: Workspace) -> dict[str, Any]:
     """The decision of the stage register; empty where it has not run. Raises UserError where it is something else."""
     path = workspace.reports / "registration.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not what the stage register writes; run it again (dvc repro --force register)")
-    return content
+    return read_metrics(path, "register") if path.exists() else {}
 
 
 def summary(workspace: Workspace, version: str | None = None) -> str:
@@ -90,12 +80,9 @@ def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     """The summary as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
     parts, report = ["## Stages", _table(("stage", "outcome"), outcomes.items())], _report(workspace)
     if report:
-        values = with_errors(report["test"]).items()
-        parts += ["## Test split", str(report.get("protocol")), _table(("metric", "value"), values)]
+        parts += ["## Test split", note(report)]
     if decision := registration(workspace):
         parts += ["## Registration", _verdict(decision), f"model digest `{decision['digest']}`"]
-    if (page := workspace.reports / "index.html").exists():
-        parts += ["## Report", f"`{page}`, also an artifact of the model's MLflow run"]
     for path in _sheets(workspace):
         source = data_uri(path.read_bytes(), most_bytes=20_000, longest=480)
         parts += [f"## {path.stem.replace('_', ' ').capitalize()}", f"![{path.stem}]({source})"]

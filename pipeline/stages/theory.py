@@ -1,17 +1,35 @@
 """Stage theory: the model and its data -> `reports/theory.json` and `reports/theory` (claims.json, pictures)."""
 
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import open_split
 from vaeline.io.atomic_write import write_file, write_folder
 from vaeline.io.workspace import current_workspace
-from vaeline.theory.claim import numbers_file, theory_files
-from vaeline.theory.context import Context
-from vaeline.theory.sections import all_sections
+from vaeline.theory import bounds, codes, gradients, scales
+from vaeline.theory.claim import Claim, Context
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible
 from vaeline.training.history import read_history
+
+log = logging.getLogger(__name__)
+
+SECTIONS = (  # in the order of the page
+    codes.latent_space,
+    bounds.gap,
+    bounds.terms,
+    gradients.estimators,
+    bounds.asymmetry,
+    gradients.batch_size,
+    scales.log_variance,
+    scales.squared_error,
+    scales.latent_diffusion,
+)
 
 
 def main() -> None:
@@ -39,3 +57,33 @@ def main() -> None:
         for name in files:
             run.artifact(folder / name, "reports/theory")
         run.artifact(workspace.reports / "theory.json", "reports")
+
+
+def all_sections(context: Context) -> list[Claim]:
+    """Every claim, measured on the trained model."""
+    claims = []
+    for section in SECTIONS:
+        claims.append(section(context))
+        log.info("%d of %d: %s", len(claims), len(SECTIONS), claims[-1].title)
+    return claims
+
+
+def numbers_file(claims: Sequence[Claim]) -> bytes:
+    """theory.json: the numbers of each claim by its key, null where one is not finite."""
+    content = {claim.key: {"applies": bool(claim.numbers), **claim.numbers} for claim in claims}
+    return _json(json.loads(json.dumps(content), parse_constant=lambda _: None))
+
+
+def theory_files(claims: Sequence[Claim]) -> dict[str, bytes]:
+    """claims.json with everything but the numbers, and the pictures that it names, by file name."""
+    content = []
+    for claim in claims:
+        table = {"header": claim.table[0], "rows": claim.table[1:]} if claim.table else None
+        pictures = [{"name": picture.name, "caption": picture.caption} for picture in claim.pictures]
+        section = vars(claim) | {"table": table, "pictures": pictures}
+        content.append({key: value for key, value in section.items() if key != "numbers"})
+    return {"claims.json": _json(content)} | {f"{p.name}.png": p.png for claim in claims for p in claim.pictures}
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

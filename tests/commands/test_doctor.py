@@ -82,12 +82,16 @@ def test_another_python_than_this_one_is_found(here: Workspace, monkeypatch: pyt
     assert doctor.python(here)[0] == "warn"
 
 
-def test_data_that_are_missing_are_found_and_fetched_ones_need_no_network(here: Workspace):
+def test_data_that_are_missing_are_found_and_fetched_ones_need_no_network(
+    here: Workspace, monkeypatch: pytest.MonkeyPatch
+):
     replace(here.params, "kind: digits", "kind: folder\n    path: pictures")
     assert doctor.data(here)[0] == "fail"
     Path("pictures").mkdir()
     assert doctor.data(here)[0] == "ok"
     replace(here.params, "kind: folder\n    path: pictures", "kind: mnist")
+    monkeypatch.setenv("VAELINE_DATA_DIR", "nowhere")
+    assert doctor.data(here)[0] == "fail"
     here.raw.mkdir(parents=True)
     for name in ("train-images-idx3", "t10k-images-idx3", "train-labels-idx1", "t10k-labels-idx1"):
         (here.raw / f"{name}-ubyte").write_bytes(b"")

@@ -107,8 +107,8 @@ def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
     )
     text = markdown(Workspace(), {"train": "ran"})
     assert "| train | ran |" in text
-    assert "| elbo | -12.35 ± 0.12 |" in text
-    assert "| active_units | 7 |" in text
+    assert "| ELBO | -12.35 ± 0.12 | nats per image |" in text
+    assert "| active units | 7 |" in text
     assert "## Prior samples" in text
     assert "](data:image/png;base64,iVBORw0KGgo" in text
     assert len(text) < 20_000

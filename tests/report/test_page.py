@@ -17,11 +17,12 @@ from PIL import Image
 from evaluated_workspace import PARAMS, set_up
 from pipeline.report import page
 from pipeline.stages import evaluate, sample
+from pipeline.stages.theory import theory_files
 from vaeline.config import parse_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 from vaeline.plotting.charts import Picture
-from vaeline.theory.claim import Claim, theory_files
+from vaeline.theory.claim import Claim
 from vaeline.training.history import Epoch, to_csv
 
 EVIL = """<script>alert(1)</script>"'><img src=https://evil.example/x onerror=alert(2)> {{ 7*7 }} &amp;"""
@@ -117,7 +118,7 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     shown = [image["alt"] or "" for image in read.having("img")]
     assert [alt.partition(",")[0] for alt in shown[:4]] == ["ELBO", "Reconstruction term", "KL", "σ of the likelihood"]
     assert "train from -50 to -4.167; validation from -52 to -4.333" in shown[0]
-    assert shown[4].startswith("KL of each latent dimension on the test split by falling size, all 6")
+    assert shown[4].startswith("KL of each of 6 latent dimensions on the test split by falling size")
     assert shown[5:] == [*page.CAPTIONS.values(), "Dots"]
     assert len(text) < 2_000_000
     assert set(page.CAPTIONS) == {path.stem for path in Path("reports/samples").iterdir()}
@@ -203,7 +204,7 @@ def test_a_large_picture_is_made_smaller(run: Path):
     [
         ("metrics.json", "is not JSON; run the stage evaluate again"),
         ("history.csv", "is not what the stage train writes"),
-        ("registration.json", "is not what the stage register writes"),
+        ("registration.json", "is not JSON; run the stage register again"),
         ("theory/claims.json", "is not what the stage theory writes"),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_version_belongs_to_the_run_of_the_training_that_an_uploader_still_f
     [
         (None, "cannot be read"),
         ("{", "is not JSON"),
-        ("[]", "holds no metrics"),
+        ("[]", "is not what the stage evaluate writes"),
         ('{"test": {"active_units": 3}}', "validation/elbo: is no number"),
         ('{"validation": {"elbo": "x"}, "test": {"active_units": 3}}', "validation/elbo: is no number"),
         ('{"validation": {"elbo": -1.0}, "test": {"active_units": null}}', "test/active_units: is no number"),

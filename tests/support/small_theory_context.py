@@ -11,7 +11,7 @@ from vaeline import config
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.theory import bounds, gradients, scales
-from vaeline.theory.context import Context
+from vaeline.theory.claim import Context
 from vaeline.training.build import build_model
 from vaeline.training.history import Epoch
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.report.page import read_claims
+from pipeline.stages.theory import numbers_file, theory_files
 from vaeline.errors import UserError
 from vaeline.plotting.charts import Picture
-from vaeline.theory.claim import Claim, numbers_file, read_claims, theory_files
+from vaeline.theory.claim import Claim
 
 CLAIMS = [
     Claim("one", "a < b & p(x|z)", "KL(q ‖ p) >= 0", ("2 * 3",), {"a": [float("nan"), 1.0]}, (("x", "n"), ("1", ""))),

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
+from pipeline.stages.theory import SECTIONS, all_sections, numbers_file, theory_files
 from small_theory_context import hurry, small_context
-from vaeline.theory.claim import numbers_file, theory_files
-from vaeline.theory.sections import SECTIONS, all_sections
 
 
 @pytest.mark.parametrize(

@@ -1,104 +1,77 @@
-"""Claims on the bound: log p(x) = ELBO + KL(q || p(z|x)), and ELBO = reconstruction - KL."""
+"""Claims on the bound: log p(x) = ELBO + KL(q || p(z|x)), ELBO = reconstruction - KL, and the KL in both directions."""
 
 import math
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_weights
 from vaeline.core.metrics import Measured
 from vaeline.core.objectives import elbo_terms, importance_weighted_bound
-from vaeline.plotting.charts import INK, chart
-from vaeline.theory.claim import Claim
-from vaeline.theory.context import Context
+from vaeline.plotting.charts import INK, bars, chart, lines
+from vaeline.theory.claim import Claim, Context
+
+Values = NDArray[np.float64]
 
 DECODED = 500  # images decoded at once
 BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples
 RUNGS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]  # k of the climb
-ANNEALED_IMAGES, CHAINS, TEMPERATURES, LEAPFROG = 12, 8, 40, 5
+ANNEALED_IMAGES, TEMPERATURES = 12, 40
+ANNEALING = {"chains": 8, "leapfrog_steps": 5}
 NO_BOUND = "Does not apply: the trained model is a plain autoencoder. It has no q(z|x), so no ELBO and no p(x)."
-GAP = Claim(
-    "gap",
-    "The difference of log p(x) and the bound is a divergence, so it is never negative",
-    "log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x))\n"
-    "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / q(z_i|x),   z_i ~ q(z|x)",
-)
-TERMS = Claim(
-    "terms",
-    "The ELBO is a reconstruction term minus a rate",
-    "ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)) = E_q[log p(x, z) - log q(z|x)]\n          -distortion        rate",
-)
+GRID = np.linspace(-9, 9, 3601)
+PARTS = ((0.6, -2.0, 0.6), (0.4, 2.0, 0.8))  # of the mixture p: weight, mean, standard deviation
+PAIRS = 100_000
 
 
 def gap(context: Context) -> Claim:
     """The climb of IWAE-k from the ELBO to log p(x), the gap of each image, and AIS beside importance sampling."""
+    title = "The difference of log p(x) and the bound is a divergence, so it is never negative"
+    equation = (
+        "log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x))\n"
+        "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / q(z_i|x),   z_i ~ q(z|x)"
+    )
     if context.model.deterministic:
-        return replace(GAP, words=(NO_BOUND,))
-    images, x = context.tested(context.options.images)
-    samples = context.options.importance_samples
+        return Claim("gap", title, equation, (NO_BOUND,))
+    x, samples = context.tested(context.options.images), context.options.importance_samples
     weights = _weights(context, x, samples, "importance")
     log_p, log_p_se = importance_log_likelihood(weights)
     draws = _weights(context, x, BOUND_DRAWS, "bound")  # apart, so that no gap is positive by construction
-    elbo = draws.mean(0)
-    gaps, errors = log_p - elbo, (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
+    gaps, errors = log_p - draws.mean(0), (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
     steps = [k for k in RUNGS if k < samples] + [samples]
     climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in steps}
-    annealed, annealed_se, _ = annealed_log_likelihood(
-        context.model,
-        x[:ANNEALED_IMAGES],
-        torch.linspace(0, 1, TEMPERATURES + 1, dtype=torch.float64),
-        torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed()),
-        chains=CHAINS,
-        leapfrog_steps=LEAPFROG,
-    )
-    difference = annealed.cpu() - log_p[:ANNEALED_IMAGES]
-    difference_se = (annealed_se.cpu().square() + log_p_se[:ANNEALED_IMAGES].square()).sqrt()
-    mean, below, smallest = Measured.of(gaps), int((gaps < -2 * errors).sum()), int(gaps.argmin())
+    generator = torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed())
+    temperatures, some = torch.linspace(0, 1, TEMPERATURES + 1, dtype=torch.float64), slice(ANNEALED_IMAGES)
+    annealed, annealed_se, _ = annealed_log_likelihood(context.model, x[some], temperatures, generator, **ANNEALING)
+    difference = annealed.cpu() - log_p[some]
+    difference_se = (annealed_se.cpu().square() + log_p_se[some].square()).sqrt()
+
+    elbo, likelihood, mean = Measured.of(draws.mean(0)), Measured.of(log_p), Measured.of(gaps)
+    below, least, least_se = int((gaps < -2 * errors).sum()), float(gaps.min()), float(errors[gaps.argmin()])
+    ais, median, above = Measured.of(difference), float(difference.median()), difference > 2 * difference_se
+    largest, largest_se = float(difference.max()), float(difference_se[difference.argmax()])
     words = (
-        f"{len(images)} test images. ELBO {Measured.of(elbo).text()}, log p(x) {Measured.of(log_p).text()} nats per "
-        f"image (importance sampling, k = {samples}; the ± are those of the sample of images). Gap "
-        f"{mean.text()} nats; the smallest of an image {float(gaps[smallest]):.2f} ± {float(errors[smallest]):.2f}, "
-        f"images below zero by more than two standard errors: {below}. ELBO and log p(x) are from separate draws.",
-        second_opinion(difference, difference_se, samples),
+        f"{len(x)} test images. ELBO {elbo.text()}, log p(x) {likelihood.text()} nats per image (importance sampling, "
+        f"k = {samples}; the ± are those of the sample of images). Gap {mean.text()} nats; the smallest of an image "
+        f"{least:.2f} ± {least_se:.2f}, images below zero by more than two standard errors: {below}. ELBO and log p(x) "
+        "are from separate draws.",
+        f"Annealed importance sampling (AIS), another method, on {len(difference)} of them: above importance sampling "
+        f"(IS) by {ais.text()} nats (median {median:.2f}, at most {largest:.1f} ± {largest_se:.1f}), by more than two "
+        f"standard errors on {int(above.sum())}. Both are lower bounds in expectation: where AIS is above, {samples} "
+        "samples of q(z|x) are too few, and log p(x) and the gap are larger than IS and its standard error show.",
     )
-    numbers: dict[str, Any] = {
-        "images": len(images),
-        "importance_samples": samples,
-        **Measured.of(elbo).numbers("elbo"),
-        **Measured.of(log_p).numbers("log_likelihood"),
-        **mean.numbers("gap"),
-        "smallest_gap": float(gaps[smallest]),
-        "smallest_gap_se": float(errors[smallest]),
-        "gaps_below_zero_by_2_se": below,
-        "climb": {str(k): value.numbers("above_elbo") for k, value in climb.items()},
-        **Measured.of(difference).numbers("annealed_minus_importance"),
-        "annealed_minus_importance_median": float(difference.median()),
-    }
+    numbers: dict[str, Any] = {"images": len(x), "importance_samples": samples}
+    numbers |= elbo.numbers("elbo") | likelihood.numbers("log_likelihood") | mean.numbers("gap")
+    numbers |= {"smallest_gap": least, "smallest_gap_se": least_se, "gaps_below_zero_by_2_se": below}
+    numbers["climb"] = {str(k): value.numbers("above_elbo") for k, value in climb.items()}
+    numbers |= ais.numbers("annealed_minus_importance") | {"annealed_minus_importance_median": median}
     caption = "Left: IWAE-k above the ELBO. Middle: each image's gap. Right: annealing against importance sampling."
     draw = partial(_draw_gap, climb=climb, gaps=gaps, difference=difference, errors=difference_se)
-    picture = chart("gap", caption, draw, panels=3)
-    return replace(GAP, words=words, numbers=numbers, pictures=(picture,))
-
-
-def second_opinion(difference: Tensor, errors: Tensor, samples: int) -> str:
-    """Words on annealing's log p(x) less that of importance sampling, and its standard errors: [A] nats each."""
-    above, largest = difference > 2 * errors, int(difference.argmax())
-    words = (
-        f"Annealed importance sampling (AIS), another method, on {len(difference)} of them: above importance sampling "
-        f"(IS) by {Measured.of(difference).text()} nats (median {float(difference.median()):.2f}), by more than two "
-        f"standard errors on {int(above.sum())}. Both are lower bounds in expectation, so the higher is the nearer."
-    )
-    if not above.any():
-        return f"{words} No image is found where {samples} samples of q(z|x) are too few."
-    return (
-        f"{words} IS is then too low on hard images, whose posterior {samples} samples of q(z|x) do not reach: by "
-        f"{float(difference[largest]):.1f} ± {float(errors[largest]):.1f} nats on the hardest. The log p(x) above is "
-        "too low by the mean difference at least, and the gap too small by as much; an image's own standard error "
-        "cannot show what its samples never reached."
-    )
+    return Claim("gap", title, equation, words, numbers, pictures=(chart("gap", caption, draw, panels=3),))
 
 
 def bound_at(weights: Tensor, k: int) -> Tensor:
@@ -123,12 +96,10 @@ def _weights(context: Context, x: Tensor, samples: int, stream: str) -> Tensor:
 def _draw_gap(
     left: Any, middle: Any, right: Any, climb: dict[int, Measured], gaps: Tensor, difference: Tensor, errors: Tensor
 ) -> None:
-    values, bars = [m.value for m in climb.values()], [m.se for m in climb.values()]
-    left.errorbar(list(climb), values, bars, marker="o", markersize=3, capsize=2)
+    values, spread = [m.value for m in climb.values()], [m.se for m in climb.values()]
+    left.errorbar(list(climb), values, spread, marker="o", markersize=3, capsize=2)
     left.axhline(0, color=INK, linewidth=0.8)
-    left.annotate("ELBO", (1, 0), (0, -10), textcoords="offset points")
     left.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
-    left.margins(y=0.12)
     middle.hist(gaps.numpy(), bins=30, color="C2")
     middle.axvline(0, color=INK, linewidth=1.2)
     middle.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
@@ -139,54 +110,120 @@ def _draw_gap(
 
 def terms(context: Context) -> Claim:
     """The two terms on test images, along the training, and the KL of every latent dimension."""
+    title = "The ELBO is a reconstruction term minus a rate"
+    equation = (
+        "ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)) = E_q[log p(x, z) - log q(z|x)]\n"
+        "          -distortion        rate"
+    )
     if context.model.deterministic:
-        return replace(TERMS, words=(NO_BOUND,))
-    images, x = context.tested(context.options.images)
+        return Claim("terms", title, equation, (NO_BOUND,))
+    x = context.tested(context.options.images)
     with torch.no_grad():
         found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
-    by_terms, by_densities = found.elbo.double().cpu(), _weights(context, x, BOUND_DRAWS, "densities").mean(0)
-    elbo, difference = Measured.of(by_terms), Measured.of(by_terms - by_densities)
-    reconstruction, rate = Measured.of(found.reconstruction), Measured.of(found.kl)
+    by_densities = _weights(context, x, BOUND_DRAWS, "densities").mean(0)
+    difference = Measured.of(found.elbo.double().cpu() - by_densities)
+    elbo, reconstruction, rate = map(Measured.of, (found.elbo, found.reconstruction, found.kl))
     words = (
-        f"{len(images)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
+        f"{len(x)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is the information in the latents about an image; the more of it, the "
         "nearer the reconstruction. With β = 1 training ends where a nat of rate gains less than a nat of it.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
-    per_dimension = found.kl_per_dimension.double().mean(0).cpu().tolist()
-    numbers = {
-        "images": len(images),
-        **elbo.numbers("elbo"),
-        **reconstruction.numbers("reconstruction"),
-        **rate.numbers("rate"),
-        **difference.numbers("terms_minus_densities"),
-        "kl_per_dimension": per_dimension,
-    }
+    numbers: dict[str, Any] = {"images": len(x)} | elbo.numbers("elbo") | reconstruction.numbers("reconstruction")
+    numbers |= rate.numbers("rate") | difference.numbers("terms_minus_densities")
+    numbers["kl_per_dimension"] = found.kl_per_dimension.double().mean(0).cpu().tolist()
     caption = "Left: the bound and its reconstruction by epoch. Middle: rate and distortion. Right: KL by dimension."
-    test = (rate.value, -reconstruction.value)
-    draw = partial(_draw_terms, context=context, test=test, per_dimension=per_dimension)
-    picture = chart("terms", caption, draw, panels=3)
-    return replace(TERMS, words=words, numbers=numbers, pictures=(picture,))
+    draw = partial(_draw_terms, context=context, numbers=numbers)
+    return Claim("terms", title, equation, words, numbers, pictures=(chart("terms", caption, draw, panels=3),))
 
 
-def _draw_terms(
-    left: Any, middle: Any, right: Any, context: Context, test: tuple[float, float], per_dimension: list[float]
-) -> None:
-    history, bound = context.history, context.objective.upper()
-    for split, style in (("train", "--"), ("validation", "-")):
-        for key, name, colour in (("elbo", bound, "C0"), ("reconstruction", "reconstruction", "C1")):
-            values = [getattr(row, f"{split}_{key}") for row in history]
-            epochs = [row.epoch for row in history]
-            left.plot(epochs, values, style, marker=".", color=colour, label=f"{name}, {split}")
-    left.xaxis.get_major_locator().set_params(integer=True)
+def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: dict[str, Any]) -> None:
+    series = {}
+    for split in ("train", "validation"):
+        for key, name in (("elbo", context.objective.upper()), ("reconstruction", "reconstruction")):
+            series[f"{name}, {split}"] = [(row.epoch, getattr(row, f"{split}_{key}")) for row in context.history]
+    lines(left, series)
     left.set(xlabel="epoch", ylabel="nats per image", title="Training")
-    left.legend()
-    known = [(r.validation_kl, -r.validation_reconstruction) for r in history if r.validation_kl is not None]
-    if known:
-        middle.plot(*zip(*known, strict=True), marker=".", label="validation, by epoch")
-    middle.plot(*test, "*", color=INK, markersize=9, label="test")
+    path = [(row.validation_kl, -row.validation_reconstruction) for row in context.history]
+    middle.plot(*zip(*path, strict=True), marker=".", label="validation, by epoch")
+    middle.plot(numbers["rate"], -numbers["reconstruction"], "*", color=INK, markersize=9, label="test")
     middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
     middle.legend()
-    right.bar(range(len(per_dimension)), sorted(per_dimension, reverse=True), color="C2")
-    name = "latent dimension, by KL" if len(per_dimension) > 1 else "this prior does not factorise: one KL"
-    right.set(xlabel=name, ylabel="mean KL, nats", title="Where the rate goes")
+    bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
+    right.set(xlabel="latent dimension (one bar: no KL of each)", ylabel="mean KL, nats", title="Where the rate goes")
+
+
+def asymmetry(_: Context | None = None) -> Claim:
+    """Two Gaussians both ways, and a mixture fitted by one Gaussian both ways."""
+    p, mean = mixture(), sum(weight * mean for weight, mean, _ in PARTS)
+    covering = mean, math.sqrt(sum(weight * (sd**2 + m**2) for weight, m, sd in PARTS) - mean**2)  # p's own moments
+    fits = {"KL(p ‖ q), covers": covering, "KL(q ‖ p), seeks a mode": mode_seeking(p)}
+    found = {name: (*fit, kl(p, gaussian(*fit)), kl(gaussian(*fit), p)) for name, fit in fits.items()}
+    there, back = kl_of_gaussians(0, 1, 1, 2), kl_of_gaussians(1, 2, 0, 1)
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=PAIRS) * 10.0 ** rng.uniform(-4, 1, PAIRS)
+    log_ratio = rng.normal(size=PAIRS) * 10.0 ** rng.uniform(-4, 0.3, PAIRS)  # some pairs are nearly equal
+    least = float((0.5 * (np.expm1(2 * log_ratio) - 2 * log_ratio + shift**2)).min())
+    title = "The KL is never negative and not symmetric"
+    equation = "KL(q ‖ p) = E_q[log q - log p] ≥ 0,   = 0 only where q = p,   KL(q ‖ p) ≠ KL(p ‖ q)"
+    words = (
+        f"Two Gaussians: KL(N(0, 1²) ‖ N(1, 2²)) = {there:.4f}, the other way round {back:.4f} nats. The smallest KL "
+        f"of {PAIRS:,} random pairs of Gaussians is {least:.2e}.",
+        "A mixture p fitted by one Gaussian q: the q with the least KL(p ‖ q) must cover all of p, the one with the "
+        "least KL(q ‖ p) may leave a mode out. The ELBO's gap is of the second kind, KL(q(z|x) ‖ p(z|x)): posteriors "
+        "come out too narrow rather than too wide.",
+    )
+    numbers: dict[str, Any] = {"kl_of_gaussians": there, "kl_of_gaussians_reversed": back}
+    numbers["smallest_of_random_pairs"] = least
+    for key, values in zip(("covering", "mode_seeking"), found.values(), strict=True):
+        numbers[key] = dict(zip(("mean", "sd", "kl_p_q", "kl_q_p"), values, strict=True))
+    header = ("q minimises", "mean", "standard deviation", "KL(p ‖ q), nats", "KL(q ‖ p), nats")
+    rows = [(name, f"{m:.3f}", f"{s:.3f}", f"{pq:.4f}", f"{qp:.4f}") for name, (m, s, pq, qp) in found.items()]
+    caption = "Left: zero where the two are equal, else positive, different both ways. Right: one mixture, two fits."
+    picture = chart("divergence", caption, partial(_draw_fits, p=p, fits=fits), panels=2)
+    return Claim("divergence", title, equation, words, numbers, (header, *rows), (picture,))
+
+
+def gaussian(mean: float, sd: float) -> Values:
+    """Log density on the grid."""
+    return -0.5 * ((GRID - mean) / sd) ** 2 - math.log(sd) - 0.5 * math.log(2 * math.pi)
+
+
+def mixture() -> Values:
+    """Log density of p on the grid."""
+    return np.logaddexp(*(math.log(w) + gaussian(mean, sd) for w, mean, sd in PARTS))
+
+
+def kl(a: Values, b: Values) -> float:
+    """KL(a || b) in nats of log densities on the grid, by the trapezoid rule."""
+    return float(np.trapezoid(np.exp(a) * (a - b), GRID))
+
+
+def kl_of_gaussians(mean: float, sd: float, other_mean: float, other_sd: float) -> float:
+    """In closed form."""
+    return math.log(other_sd / sd) + (sd**2 + (mean - other_mean) ** 2) / (2 * other_sd**2) - 0.5
+
+
+def mode_seeking(p: Values) -> tuple[float, float]:
+    """Mean and standard deviation of the Gaussian of least KL(q || p), by four rounds of an ever finer grid."""
+    best, reach = (0.0, 1.5), (3.0, 1.4)
+    for _ in range(4):
+        means = np.linspace(best[0] - reach[0], best[0] + reach[0], 25)
+        sds = np.linspace(max(0.05, best[1] - reach[1]), best[1] + reach[1], 25)
+        best = min(((float(m), float(s)) for m in means for s in sds), key=lambda q: kl(gaussian(*q), p))
+        reach = (reach[0] / 10, reach[1] / 10)
+    return best
+
+
+def _draw_fits(left: Any, right: Any, p: Values, fits: dict[str, tuple[float, float]]) -> None:
+    sds = np.exp(np.linspace(math.log(0.3), math.log(3), 200))
+    left.plot(sds, [kl_of_gaussians(0, s, 0, 1) for s in sds], label="KL(q ‖ p)")
+    left.plot(sds, [kl_of_gaussians(0, 1, 0, s) for s in sds], label="KL(p ‖ q)")
+    left.axhline(0, color=INK, linewidth=0.8)
+    left.set(xlabel="s", ylabel="nats", title="q = N(0, s²), p = N(0, 1)", ylim=(-0.2, 4))
+    right.fill_between(GRID, np.exp(p), color="#7d7d7d55", label="p")
+    for name, fit in fits.items():
+        right.plot(GRID, np.exp(gaussian(*fit)), label=f"q of least {name}")
+    right.set(xlim=(-7, 7), xlabel="z", ylabel="density", title="One mixture, fitted both ways", ylim=(0, 0.85))
+    left.legend()
+    right.legend()

@@ -1,15 +1,21 @@
-"""Claim: one statement of the theory with its equation, words, numbers, table and pictures, all as data."""
+"""Claim: one statement of the theory, as data; and the context that all claims are made from."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from vaeline.errors import UserError
-from vaeline.plotting.charts import Picture
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-FILE = "claims.json"  # in reports/theory, beside the pictures that it names
+from vaeline import config
+from vaeline.config import Binarise
+from vaeline.core.model import VAE
+from vaeline.data.sources.dataset import Split
+from vaeline.plotting.charts import Picture
+from vaeline.training.history import Epoch
+from vaeline.training.randomness import mix
 
 
 @dataclass(frozen=True)
@@ -20,44 +26,44 @@ class Claim:
     title: str
     equation: str
     words: Sequence[str] = ()  # paragraphs
-    numbers: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)  # none where the claim does not apply to the model
     table: Sequence[Sequence[str]] = ()  # the header first
     pictures: Sequence[Picture] = ()
 
 
-def numbers_file(claims: Sequence[Claim]) -> bytes:
-    """reports/theory.json: the numbers of each claim by its key, null where one is not finite."""
-    content = {claim.key: {"applies": bool(claim.numbers), **claim.numbers} for claim in claims}
-    return _json(json.loads(json.dumps(content), parse_constant=lambda _: None))
+@dataclass(frozen=True)
+class Context:
+    """A trained model, its data, its history and the params."""
 
+    model: VAE
+    section: config.Model
+    objective: str
+    binarise: Binarise
+    train: Split
+    validation: Split
+    test: Split
+    history: Sequence[Epoch]
+    options: config.Theory
+    device: torch.device
 
-def theory_files(claims: Sequence[Claim]) -> dict[str, bytes]:
-    """reports/theory: claims.json with everything but the numbers, and the pictures, by name."""
-    content = []
-    for claim in claims:
-        table = {"header": claim.table[0], "rows": claim.table[1:]} if claim.table else None
-        pictures = [{"name": picture.name, "caption": picture.caption} for picture in claim.pictures]
-        section = vars(claim) | {"table": table, "pictures": pictures}
-        content.append({key: value for key, value in section.items() if key != "numbers"})
-    return {FILE: _json(content)} | {f"{p.name}.png": p.png for claim in claims for p in claim.pictures}
+    def taken(self, split: Split, count: int) -> Split:
+        """At most `count` images of a split, chosen by the seed."""
+        return split.take(count, self.options.seed, in_order=True)
 
+    def generator(self, stream: str) -> torch.Generator:
+        """Random numbers, drawn on the CPU, that belong to this stream alone."""
+        return torch.Generator().manual_seed(mix(self.options.seed, f"theory {stream}"))
 
-def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """Content of claims.json in reports/theory, its pictures with their `png`.
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        """Standard normal noise on the device."""
+        return torch.randn(shape, generator=self.generator(stream)).to(self.device)
 
-    Raises UserError where a file is missing or damaged.
-    """
-    path = folder / FILE
-    try:
-        claims: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        for picture in (picture for claim in claims for picture in claim["pictures"]):
-            picture["png"] = (folder / f"{picture['name']}.png").read_bytes()
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; run the stage theory") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is not what the stage theory writes; run it again") from None
-    return claims
+    def observed(self, pixels: NDArray[np.uint8], stream: str, *, training: bool = False) -> Tensor:
+        """Images in the likelihood's data space, with fresh noise where it wants any: [N, C, H, W]."""
+        wants_noise = self.model.likelihood.uses_noise or (training and self.binarise == "dynamic")
+        noise = torch.rand(pixels.shape, generator=self.generator(f"{stream} uniform")) if wants_noise else None
+        return self.model.likelihood.observe(torch.from_numpy(pixels), noise).to(self.device)
 
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    def tested(self, count: int) -> Tensor:
+        """The first `count` of the random test images that the claims share, in data space: [N, C, H, W]."""
+        return self.observed(self.taken(self.test, self.options.images)[:count].pixels, "tested")

@@ -1,5 +1,6 @@
-"""Claims on scales: why the encoder emits log σ², and that the squared error is a Gaussian likelihood."""
+"""Claims on scales: the posterior's log σ², the likelihood's σ, and that of the latents in latent diffusion."""
 
+import copy
 import math
 from functools import partial
 from typing import Any
@@ -13,16 +14,23 @@ from vaeline import config
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
-from vaeline.plotting.charts import INK, chart
-from vaeline.theory.claim import Claim
-from vaeline.theory.context import Context
+from vaeline.core.model import VAE
+from vaeline.core.networks import Shape, latent_shape
+from vaeline.plotting.charts import INK, Picture, chart, image_rows
+from vaeline.theory.claim import Claim, Context
 from vaeline.training.build import build_model
+from vaeline.training.splits import Splits, scale_factor
 
 HEADS = ("log σ²", "σ", "softplus")
 STEPS, BATCH, RATE = 250, 64, 3e-3
 SMALL = config.Mlp(kind="mlp", hidden=[64], activation="silu")
 SMALL_LATENTS = 10
 LEAST_SIGMA = 1e-6  # in whose place a σ that is none is put, so that training can go on
+SMALL_CHANNELS = (16, 32, 64, 64)  # of the residual network: as many as the image can be halved
+SCALED, COLUMNS = 256, 10  # images that latents are scaled on, and that are shown
+# Rombach et al. 2022 (arXiv:2112.10752): f = 8, four latent channels, images of 512 x 512
+LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_channels=4, blocks=2)
+LARGE_SHAPE = (3, 512, 512)
 RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
 
 
@@ -37,12 +45,10 @@ def log_variance(context: Context) -> Claim:
         f"A small MLP VAE on these images, {STEPS} steps of {BATCH} images, the same weights, batches and noise; only "
         "the reading of the encoder's second half differs, and all three start at σ ≈ 1. σ itself is not positive in "
         f"{steps['σ']} of {STEPS} steps"
-        + (f", from step {first} on: log σ is then NaN, and the training is over. " if first else ". ")
-        + f"(Here a σ that is none is replaced by {LEAST_SIGMA:g}, to let it go on.)",
-        "log σ² can be any real number, and so can what a network emits. softplus is positive but reaches 0 in float32 "
-        f"below about -104; exp(raw) is infinite above 88.7. Here log σ² = b tanh(raw / b) with b = "
-        f"{LOG_VARIANCE_BOUND:g}: the identity near 0, and σ always from {math.exp(-LOG_VARIANCE_BOUND / 2):.1e} to "
-        f"{math.exp(LOG_VARIANCE_BOUND / 2):.1e}.",
+        f"{f' (from step {first} on: log σ is then NaN)' if first else ''}; here {LEAST_SIGMA:g} takes its place.",
+        "log σ² can be any real number, and so can what a network emits; softplus reaches 0 in float32 below about "
+        f"-104, exp(raw) is infinite above 88.7. Here log σ² = b tanh(raw / b), b = {LOG_VARIANCE_BOUND:g}: the "
+        f"identity near 0, and σ within exp(± b / 2), {math.exp(LOG_VARIANCE_BOUND / 2):.1e} at most.",
     )
     numbers: dict[str, Any] = {"steps": STEPS, "heads": {}, "first_invalid_step": first, "kl_of_raw": {}}
     rows = [("encoder emits", f"steps of {STEPS} with σ ≤ 0", "largest share of σ ≤ 0", "ELBO at the end, nats")]
@@ -138,9 +144,9 @@ def squared_error(context: Context) -> Claim:
         kind = context.section.likelihood.kind
         return Claim("squared_error", title, equation, (f"Does not apply: the likelihood is {kind}.",))
     on_train, exact = _errors(context, context.taken(context.train, context.options.images * 10), "train")
-    on_test, _ = _errors(context, context.tested(context.options.images)[0], "test")
+    on_test, _ = _errors(context, context.taken(context.test, context.options.images), "test")
     sigma, best, best_test = float(likelihood.sigma), _root(on_train), _root(on_test)
-    how = "learned" if likelihood.learned else "fixed in the params, not learned"
+    how = "learned" if likelihood.learned else "fixed"
     words = (
         f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
         f"{len(on_train)} training images. So minimising the MSE is maximising a Gaussian likelihood with a σ that "
@@ -148,13 +154,9 @@ def squared_error(context: Context) -> Claim:
         f"σ is {sigma:.5f} ({how}); √MSE of the same images with z ~ q(z|x) is {best.text(5)}, of test images "
         f"{best_test.text(5)}, in pixels on [0, 1].",
     )
-    numbers = {
-        "sigma": sigma,
-        "learned": likelihood.learned,
-        **best.numbers("root_mean_squared_error_train"),
-        **best_test.numbers("root_mean_squared_error_test"),
-        "largest_relative_difference": exact,
-    }
+    numbers = {"sigma": sigma, "learned": likelihood.learned}
+    numbers |= best.numbers("root_mean_squared_error_train") | best_test.numbers("root_mean_squared_error_test")
+    numbers["largest_relative_difference"] = exact
     caption = "The cost of a pixel as a function of σ: it is least at √MSE, where training puts a σ that is learned."
 
     def draw(axes: Any) -> None:
@@ -162,10 +164,9 @@ def squared_error(context: Context) -> Claim:
         sigmas = np.exp(np.linspace(math.log(low / 3), math.log(high * 3), 300))
         axes.plot(sigmas, best.value**2 / (2 * sigmas**2) + np.log(sigmas) + 0.5 * math.log(2 * math.pi))
         axes.axvline(best.value, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best.value:.4f}")
-        label = f"σ = {sigma:.4f}, {how.split(maxsplit=1)[0]}"
-        axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=label)
-        axes.set(xscale="log", xlabel="σ, pixels on [0, 1]", ylabel="-log p(x|z) a pixel, nats")
-        axes.set_title("Cost of a pixel")
+        axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=f"σ = {sigma:.4f}, {how}")
+        labels = {"xlabel": "σ, pixels on [0, 1]", "ylabel": "-log p(x|z) a pixel, nats"}
+        axes.set(xscale="log", title="Cost of a pixel", **labels)
         axes.legend()
 
     picture = chart("squared_error", caption, draw)
@@ -197,3 +198,80 @@ def _root(errors: Tensor) -> Measured:
     mean = Measured.of(errors)
     value = math.sqrt(mean.value)
     return Measured(value, mean.se / (2 * value))
+
+
+def latent_diffusion(context: Context) -> Claim:
+    """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
+    network = context.section.network
+    if isinstance(network, config.Residual):
+        which, model = "the trained model", copy.deepcopy(context.model)
+    else:
+        which, network = "untrained here: only its shapes matter", small(context.model.shape)
+        model = _model(network, context.model.shape)
+    with torch.device("meta"):  # sizes, no numbers
+        large = _sizes(LARGE, _model(LARGE, LARGE_SHAPE))
+    here = _sizes(network, model)
+    parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
+    splits = (Splits(part, part, context.binarise) for part in parts)
+    scale, other = (scale_factor(model, split, context.options.seed, context.device) for split in splits)
+    spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
+    title = "The same components make up Stable Diffusion's autoencoder"
+    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
+    words = (
+        "The encoder, the posterior, its sample and the KL (with a small weight there) are those of every other "
+        "section; only the network is convolutional, and latents keep their places. First row: this package's residual "
+        f"network on images like these ({which}). Second: the same code at the widths of Stable Diffusion's "
+        "autoencoder, without its attention layers.",
+        "A diffusion model wants latents of variance 1: stage train writes 1 / std(z), over the training images, into "
+        f"models/config.json of a model with this network. {scale:.4f} here, 0.18215 in Stable Diffusion; the variance "
+        f"of other images' scaled latents is {spread:.4f}.",
+    )
+    numbers = {"here": here | {"scale_factor": scale, "scaled_variance": spread}, "stable_diffusion_size": large}
+    header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
+    rows = (_row(here, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
+    pictures = (_maps(context, model, here["latents"], here["factor"]),)
+    return Claim("latent_diffusion", title, equation, words, numbers, (header, *rows), pictures)
+
+
+def small(shape: Shape) -> config.Residual:
+    """As many halvings as the image allows, at most three."""
+    halvings = max(n for n in range(len(SMALL_CHANNELS)) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
+    return config.Residual(kind="residual", channels=list(SMALL_CHANNELS[: halvings + 1]), latent_channels=4, blocks=1)
+
+
+def _model(network: config.Residual, shape: Shape) -> VAE:
+    dimensions = math.prod(latent_shape(shape, network.channels, network.latent_channels))
+    section = {"latent_dim": dimensions, "network": network, "likelihood": {"kind": "gaussian"}}
+    return build_model(config.Model.model_validate(section), shape, "elbo", seed=0).requires_grad_(False)
+
+
+def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
+    """Shapes and parameter counts, as theory.json has them."""
+    latents = latent_shape(model.shape, network.channels, network.latent_channels)
+    return {
+        "shape": list(model.shape),
+        "latents": list(latents),
+        "factor": model.shape[1] // latents[1],
+        "compression": math.prod(model.shape) / math.prod(latents),
+        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
+    }
+
+
+def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
+    shape, latents, f, compression, encoder, decoder = sizes.values()
+    image, latents = " × ".join(map(str, shape)), " × ".join(map(str, latents))
+    return image, str(f), latents, f"{compression:.1f}", f"{encoder:,}", f"{decoder:,}", scale
+
+
+@torch.no_grad()
+def _maps(context: Context, model: VAE, latents: list[int], factor: int) -> Picture:
+    """Test images above the channels of their latents, each latent as large as the pixels it stands for."""
+    x = context.tested(COLUMNS).cpu()
+    means = model.encode(x).mean.view(-1, *latents)  # [N, c, H / f, W / f]
+    low, high = means.amin((0, 2, 3), keepdim=True), means.amax((0, 2, 3), keepdim=True)
+    grey = ((means - low) / (high - low)).nan_to_num(0.5)
+    large = grey.repeat_interleave(factor, 2).repeat_interleave(factor, 3)  # [N, c, H, W]
+    rows = [(f"latents, channel {i}", part.expand_as(x)) for i, part in enumerate(torch.split(large, 1, dim=1), 1)]
+    caption = "Latents keep their places: posterior means, each channel from its least (black) to its greatest value."
+    return image_rows("latents", caption, "Images and their latents", [("test images", x), *rows])
