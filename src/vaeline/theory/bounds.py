@@ -150,7 +150,7 @@ def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: d
     middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
     middle.legend()
     bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
-    right.set(xlabel="latent dimension (one bar: no KL of each)", ylabel="mean KL, nats", title="Where the rate goes")
+    right.set(xlabel="latent dimension; a single bar is their sum", ylabel="mean KL, nats", title="Where the rate goes")
 
 
 def asymmetry(_: Context | None = None) -> Claim:
