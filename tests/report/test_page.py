@@ -187,7 +187,7 @@ def test_an_autoencoder_has_no_bound_and_no_sum(run: Path):
     (run / "reports" / "kl_per_dimension.csv").write_text("dimension,kl\n")
     _, read = render()
     assert "ELBO" not in read.text
-    assert len(read.having("img")) == 1 + 5 + 1, "the reconstruction's curve, the sheets, the claim's"
+    assert len(read.having("img")) == 1 + len(page.CAPTIONS) + 1, "the reconstruction's curve, the sheets, the claim's"
 
 
 def test_a_large_picture_is_made_smaller(run: Path):
