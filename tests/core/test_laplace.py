@@ -1,0 +1,76 @@
+"""The Laplace proposal against exact posteriors and integrals, and against what the encoder's posterior misses."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oracles import probabilistic_pca
+from vaeline.core.estimators import log_likelihood
+from vaeline.core.laplace import laplace_proposal
+from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from vaeline.core.model import VAE
+from vaeline.core.priors import MixtureOfGaussians, Prior, StandardNormal
+
+PRIORS = {"standard normal": StandardNormal, "mixture": lambda: MixtureOfGaussians(3, 2)}
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "gaussian": lambda: Gaussian(0.1),
+    "continuous bernoulli": ContinuousBernoulli,
+    "discretised logistic": DiscretisedLogistic,
+}
+
+
+def bent(likelihood: Likelihood, prior: Prior) -> VAE:
+    """Two latent dimensions, a crooked decoder of 9 pixels, and an encoder that knows nothing."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 9), nn.Unflatten(1, (1, 3, 3)))
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    with torch.no_grad():
+        encoder[1].weight.zero_()
+        encoder[1].bias.copy_(torch.tensor([0.3, -0.3, -3.0, -3.0]))  # standard deviations of 0.22
+    return VAE(encoder, decoder, likelihood, prior, shape=(1, 3, 3), latent_dim=2).requires_grad_(False)
+
+
+def on_a_grid(model: VAE, x: Tensor, reach: float = 7.0, points: int = 1201) -> Tensor:
+    """Log of the integral of p(z) p(x|z) over [-reach, reach]^2: [B]."""
+    axis = torch.linspace(-reach, reach, points)
+    z = torch.cartesian_prod(axis, axis)
+    output, log_prior = model.decode(z), model.prior.log_prob(z)
+    joint = torch.stack([model.likelihood.log_prob(image.expand_as(output), output) + log_prior for image in x.split(1)])
+    return joint.double().logsumexp(1) + 2 * math.log(2 * reach / (points - 1))
+
+
+def test_a_linear_gaussian_models_proposal_has_the_posteriors_mode_and_precision() -> None:
+    pca = probabilistic_pca()
+    model = pca.vae(mean_error=0.5, log_variance_error=1.0)
+    x = pca.sample(4, torch.Generator().manual_seed(0))
+    found = laplace_proposal(model, x)
+    weights, sigma = model.decoder[0].weight, model.likelihood.sigma
+    precision = torch.eye(2) + weights.mT @ weights / sigma**2
+    mode = torch.linalg.solve(precision, weights.mT @ (x.flatten(1) - pca.bias).mT / sigma**2).mT
+    assert torch.allclose(found.mode, mode, atol=1e-9)
+    assert torch.allclose(found.precision_factor @ found.precision_factor.mT, precision.expand(4, 2, 2), atol=1e-9)
+
+
+@pytest.mark.parametrize(("likelihood", "prior"), product(LIKELIHOODS, PRIORS))
+def test_log_p_is_the_integral_where_the_encoders_posterior_misses_it(likelihood: str, prior: str) -> None:
+    model = bent(LIKELIHOODS[likelihood](), PRIORS[prior]())
+    pixels = torch.randint(0, 256, (6, 1, 3, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    if likelihood == "bernoulli":
+        pixels = 255 * (pixels > 127).to(torch.uint8)
+    model.likelihood.observe = lambda x, _, observe=model.likelihood.observe: observe(x, None)  # type: ignore[method-assign]
+    truth = on_a_grid(model, model.likelihood.observe(pixels, None))
+    found = log_likelihood(model, pixels, range(6), k=2000, seed=1, chunk=500)
+    assert ((found.value - truth).abs() <= 4 * found.standard_error + 1e-3).all()
+    assert (found.effective_samples > 100).all()
+
+
+def test_no_network_knowledge_is_needed_and_batches_change_only_the_rounding() -> None:
+    model = bent(Gaussian(0.1), StandardNormal())
+    pixels = torch.randint(0, 256, (5, 1, 3, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    whole = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50)
+    parts = [log_likelihood(model, pixels[i : i + 1], [i], k=50, seed=1, chunk=7).value for i in range(5)]
+    assert torch.allclose(whole.value, torch.cat(parts), atol=1e-3)
