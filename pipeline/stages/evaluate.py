@@ -6,6 +6,7 @@ import logging
 from pipeline.report.summary import test_lines
 from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
+from vaeline.core.laplace import MOST_LATENTS
 from vaeline.data.prepared import SPLITS, open_split
 from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import evaluate
@@ -25,12 +26,16 @@ def main() -> None:
     keep_freed_memory()
     trained, section = load_trained(workspace, device), params.evaluate
     train, validation, test = (open_split(workspace.prepared, name) for name in SPLITS)
+    proposal = section.proposal
+    if proposal == "auto":
+        proposal = "laplace" if trained.vae.latent_dim <= MOST_LATENTS else "posterior"
     with reproducible(device):
         report, kl_per_dimension = evaluate(
             trained.vae,
             validation.pixels,
             test.pixels,
             importance_samples=section.importance_samples,
+            proposal=proposal,
             active_units_threshold=section.active_units_threshold,
             seed=section.seed,
         )

@@ -202,6 +202,7 @@ class Evaluate(Section):
     """Section `evaluate`."""
 
     importance_samples: Annotated[int, Field(ge=1, le=100_000)]
+    proposal: Literal["auto", "laplace", "posterior"] = "auto"  # of importance sampling
     active_units_threshold: Positive
     latent_images: Annotated[int, Field(ge=2, le=1_000_000)] = 5000  # of the test split
     seed: Seed

@@ -26,6 +26,10 @@ class DiagonalGaussian:
     mean: Tensor  # [B, Z]
     log_variance: Tensor  # [B, Z]
 
+    def __getitem__(self, part: slice) -> "DiagonalGaussian":
+        """Those of some images."""
+        return DiagonalGaussian(self.mean[part], self.log_variance[part])
+
     def rsample(self, noise: Tensor) -> Tensor:
         """Samples mean + exp(log_variance / 2) * noise (Kingma & Welling 2014), of the shape of noise, [..., B, Z]."""
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
+from vaeline.core.laplace import DEGREES, laplace_proposal
 from vaeline.core.model import VAE
 from vaeline.core.objectives import conditional_log_likelihood
 
 BATCH = 500  # images at once, fewer where they are large:
 PIXELS_AT_ONCE = 2**20  # decoded at once; some ten times as many bytes of memory
-_NORMAL, _UNIFORM = 0, 1  # streams: disjoint parts of an image's random sequence
+_NORMAL, _UNIFORM, _CHI_SQUARED = 0, 1, 2  # streams: disjoint parts of an image's random sequence
 TARGET_ACCEPTANCE = 0.65  # of a Hamiltonian move (Beskos et al. 2013)
 FIRST_STEP, TUNING_RATE = 0.2, 0.3
+
+Proposal = Literal["posterior", "laplace"]  # what importance sampling draws z from: q(z|x), or see core/laplace.py
 
 
 def batch_ranges(model: VAE, count: int, size: int = BATCH) -> Iterator[range]:
@@ -86,7 +90,14 @@ def importance_log_likelihood(*log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def log_likelihood(
-    model: VAE, pixels: Tensor, indices: Sequence[int], *, k: int, seed: int, chunk: int
+    model: VAE,
+    pixels: Tensor,
+    indices: Sequence[int],
+    *,
+    k: int,
+    seed: int,
+    chunk: int,
+    proposal: Proposal = "posterior",
 ) -> tuple[Tensor, Tensor]:
     """Importance-sampled log p(x) of uint8 pixels [B, C, H, W] with k samples, and its standard error: [B], [B].
 
@@ -96,17 +107,24 @@ def log_likelihood(
     """
     x, at_once = observe(model, pixels, indices, seed), chunk * len(pixels)
     posterior = model.encode(x)
+    laplace = laplace_proposal(model, x, posterior) if proposal == "laplace" else None
     images = max(1, at_once // k)
     results = []
     for first in range(0, len(pixels), images):
         part = slice(first, first + images)
-        part_posterior = DiagonalGaussian(posterior.mean[part], posterior.log_variance[part])
-        generators = [_generator(seed, index, _NORMAL) for index in indices[part]]
+        normals = [_generator(seed, index, _NORMAL) for index in indices[part]]
+        tails = [_generator(seed, index, _CHI_SQUARED) for index in indices[part]]
         pieces = []
         for start in range(0, k, at_once):
             size = (min(at_once, k - start), model.latent_dim)
-            noise = torch.from_numpy(np.stack([g.standard_normal(size, dtype=np.float32) for g in generators], axis=1))
-            pieces.append(log_weights(model, x[part], noise.to(posterior.mean), part_posterior))
+            noise = np.stack([g.standard_normal(size, dtype=np.float32) for g in normals], axis=1)
+            normal = torch.from_numpy(noise).to(posterior.mean)
+            if laplace is None:
+                pieces.append(log_weights(model, x[part], normal, posterior[part]))
+            else:
+                chi_squared = np.stack([g.chisquare(DEGREES, size[0]) for g in tails], axis=1)
+                spread = torch.from_numpy(chi_squared).to(normal)
+                pieces.append(laplace[part].log_weights(model, x[part], normal, spread, start, k))
         results.append(importance_log_likelihood(*pieces))
     estimates, errors = zip(*results, strict=True)
     return torch.cat(estimates), torch.cat(errors)

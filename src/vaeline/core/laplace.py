@@ -1,80 +1,95 @@
-"""The Laplace approximation of p(z|x), image by image: a proposal for importance sampling that covers the posterior."""
+"""Laplace's approximation of p(z|x), image by image, as a proposal that covers what the encoder's q(z|x) misses."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import conditional_log_likelihood
 
+MOST_LATENTS = 64  # a step costs as many decoded images as there are latent dimensions: beyond, q(z|x) is the proposal
 STEPS = 8  # of Gauss and Newton
 STEP_SIZES = (0.0, 0.125, 0.25, 0.5, 1.0)  # tried at each, the best taken
-DEGREES = 8  # of freedom of Student's t: tails heavier than the posterior's keep the weights' variance finite
+DEGREES = 8  # of freedom of Student's t, whose tails keep the weights' variance finite
+DEFENSIVE = 10  # one sample in so many is of q(z|x) (Hesterberg 1995)
 
 
 @dataclass(frozen=True)
-class StudentT:
-    """Multivariate Student t over the last axis, with `DEGREES` degrees of freedom."""
+class LaplaceProposal:
+    """Student t about the mode of p(z|x), and q(z|x) as a defence: their mixture, in fixed shares of the samples."""
 
-    mode: Tensor  # [B, Z]
-    precision_factor: Tensor  # C [B, Z, Z], lower triangular: C C^T is the inverse of the squared scale
+    posterior: DiagonalGaussian  # q(z|x)
+    mode: Tensor  # [B, Z], float64
+    factor: Tensor  # C [B, Z, Z], lower triangular, float64: the scale's square is (C C^T)^-1
 
-    def sample(self, normal: Tensor, chi_squared: Tensor) -> Tensor:
-        """mode + C^-T normal sqrt(DEGREES / chi_squared): [K, B, Z], [K, B] -> [K, B, Z]."""
-        scaled = normal * (DEGREES / chi_squared).sqrt().unsqueeze(-1)
-        columns = scaled.permute(1, 2, 0).to(self.precision_factor)  # [B, Z, K]
-        offsets = torch.linalg.solve_triangular(self.precision_factor.mT, columns, upper=True)
-        return (self.mode + offsets.permute(2, 0, 1)).to(normal)
+    def __getitem__(self, part: slice) -> "LaplaceProposal":
+        """Those of some images."""
+        return LaplaceProposal(self.posterior[part], self.mode[part], self.factor[part])
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """[K, B, Z] -> [K, B]."""
-        factor, size = self.precision_factor, z.shape[-1]
-        squares = ((z.to(factor) - self.mode).unsqueeze(-2) @ factor).square().sum((-2, -1))  # [K, B]
-        constant = (
-            math.lgamma((DEGREES + size) / 2) - math.lgamma(DEGREES / 2) - size / 2 * math.log(DEGREES * math.pi)
+    def log_weights(self, model: VAE, x: Tensor, normal: Tensor, chi_squared: Tensor, start: int, k: int) -> Tensor:
+        """log w = log p(x, z) - log mixture(z) in nats, float64, of the samples from `start` on of k: [K, B].
+
+        normal [K, B, Z] standard normal, chi_squared [K, B] with DEGREES degrees of freedom. The first k // DEFENSIVE
+        samples are of q(z|x), the others mode + C^-T normal sqrt(DEGREES / chi_squared); weighed by the mixture of
+        both, the mean over all k is an unbiased estimate of p(x) (Owen & Zhou 2000).
+        """
+        share, size = (k // DEFENSIVE) / k, self.mode.shape[1]
+        stretched = (normal.double() * (DEGREES / chi_squared.double()).sqrt().unsqueeze(-1)).permute(1, 2, 0)
+        offsets = torch.linalg.solve_triangular(self.factor.mT, stretched, upper=True).permute(2, 0, 1)  # [K, B, Z]
+        defends = torch.arange(start, start + len(normal), device=normal.device) < k // DEFENSIVE
+        z = torch.where(defends.view(-1, 1, 1), self.posterior.rsample(normal), (self.mode + offsets).to(normal))
+        squares = ((z.double() - self.mode).unsqueeze(-2) @ self.factor).square().sum((-2, -1))  # [K, B]
+        log_t = (
+            math.lgamma((DEGREES + size) / 2)
+            - math.lgamma(DEGREES / 2)
+            - size / 2 * math.log(DEGREES * math.pi)
+            + self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            - (DEGREES + size) / 2 * torch.log1p(squares / DEGREES)
         )
-        log_determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return constant + log_determinant - (DEGREES + size) / 2 * torch.log1p(squares / DEGREES)
+        log_q = log_t + math.log1p(-share)
+        if share:
+            log_q = torch.logaddexp(log_q, self.posterior.log_prob(z).double() + math.log(share))
+        return (conditional_log_likelihood(model, x, z) + model.prior.log_prob(z)).double() - log_q
 
 
 @torch.no_grad()
-def laplace_proposal(model: VAE, x: Tensor) -> StudentT:
-    """Student t at the mode of p(z|x), scaled by the curvature there: x [B, C, H, W] in data space.
+def laplace_proposal(model: VAE, x: Tensor, posterior: DiagonalGaussian) -> LaplaceProposal:
+    """Proposal for images x [B, C, H, W] in data space, from the mode of log p(x, z) and its curvature there.
 
-    From the encoder's mean, Gauss-Newton steps z + t H^-1 g, t the best of STEP_SIZES, with g the gradient of
-    log p(x, z), J the decoder's Jacobian and H = J^T W J + P: W >= 0 is minus the second derivative of log p(x|z) in
-    the decoder's output, P > 0 the prior's precision. At a Gaussian likelihood H = I + J^T J / sigma^2.
+    From the mean of q(z|x), Gauss-Newton steps z + t H^-1 g, t the best of STEP_SIZES: g is the gradient of
+    log p(x, z) and H = J^T W J + P, with J the decoder's Jacobian, W >= 0 minus the second derivative of log p(x|z) in
+    the decoder's output and P > 0 the prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2.
     """
-    z = model.encode(x).mean
+    z = posterior.mean
     sizes = z.new_tensor(STEP_SIZES).view(-1, 1, 1)
     for _ in range(STEPS):
-        gradient, precision = _expand(model, x, z)
-        factor, _ = torch.linalg.cholesky_ex(precision)
+        gradient, factor = _expand(model, x, z)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1).to(z)
         candidates = z + sizes * step  # [T, B, Z]
         values = conditional_log_likelihood(model, x, candidates) + model.prior.log_prob(candidates)
-        best = values.nan_to_num(-math.inf).argmax(0)
-        z = candidates[best, torch.arange(len(z), device=z.device)]
-    _, precision = _expand(model, x, z)
-    return StudentT(z.double(), torch.linalg.cholesky_ex(precision)[0])
+        z = candidates[values.nan_to_num(-math.inf).argmax(0), torch.arange(len(z), device=z.device)]
+    return LaplaceProposal(posterior, z.double(), _expand(model, x, z)[1])
 
 
 def _expand(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient [B, Z] of log p(x, z) in z, and its Gauss-Newton precision [B, Z, Z], float64."""
+    """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64."""
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)  # [Z, B, Z]
-    output, jacobian = torch.func.vmap(
-        lambda tangent: torch.func.jvp(model.decode, (z,), (tangent,)), out_dims=(None, 0)
-    )(basis)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 loads its own deprecated torch.jit.script here
+        jacobian = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1])(basis)  # [Z, B, C, H, W]
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
     with torch.enable_grad():
-        output = output.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(model.likelihood.log_prob(x, output).sum(), output, create_graph=True)
-        (curvature,) = torch.autograd.grad(slope.sum(), output)  # diagonal: a pixel's term has one output
+        output = model.decode(z).detach().requires_grad_()
+        log_p = model.likelihood.log_prob(x, output).sum()
+        (slope,) = torch.autograd.grad(log_p, output, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), output)  # diagonal: each term has one pixel's output
         point = z.detach().requires_grad_()
         (prior_slope,) = torch.autograd.grad(model.prior.log_prob(point).sum(), point)
     weight = -curvature.flatten(1).clamp(max=0).unsqueeze(1)  # [B, 1, D]
     gradient = (jacobian @ slope.detach().flatten(1).unsqueeze(-1)).squeeze(-1) + prior_slope
-    precision = (jacobian * weight) @ jacobian.mT
-    return gradient.double(), precision.double() + torch.diag_embed(model.prior.precision(z).double())
+    hessian = ((jacobian * weight) @ jacobian.mT).double() + torch.diag_embed(model.prior.precision(z).double())
+    return gradient.double(), torch.linalg.cholesky_ex(hessian)[0]

@@ -21,6 +21,10 @@ class Prior(nn.Module):
         """Samples of p(z), a function of standard normal noise: [..., Z] -> [..., Z]."""
         raise NotImplementedError
 
+    def precision(self, z: Tensor) -> Tensor:
+        """Diagonal of a curvature of -log p at z, positive: [B, Z] -> [B, Z]."""
+        raise NotImplementedError
+
     def kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
         """KL(posterior || p) in nats, [B, 1], estimated at its samples z [..., B, Z]: mean of log q(z|x) - log p(z).
 
@@ -40,6 +44,9 @@ class StandardNormal(Prior):
     def sample(self, noise: Tensor) -> Tensor:
         return noise
 
+    def precision(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
     def kl(self, posterior: DiagonalGaussian, z: Tensor | None = None) -> Tensor:
         """KL(posterior || p) in closed form, which needs no sample: [B, Z]."""
         return posterior.kl_to_standard_normal()
@@ -57,7 +64,14 @@ class Mixture(Prior):
         raise NotImplementedError
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log sum_k w_k N(z; m_k, v_k) in nats: [..., Z] -> [...].
+        return torch.logsumexp(self._log_joint(z), dim=-1)
+
+    def precision(self, z: Tensor) -> Tensor:
+        """The components' precisions, each by its responsibility for z."""
+        return self._log_joint(z).softmax(-1) @ torch.exp(-self.components().log_variance)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """log w_k N(z; m_k, v_k) in nats: [..., Z] -> [..., K].
 
         |z - m_k|^2 / v_k is multiplied out, so that two matrix products take the place of [..., K, Z] numbers; in
         float64, because they cancel, and because autocast and TF32 leave float64 alone.
@@ -68,7 +82,7 @@ class Mixture(Prior):
         squares = wide.square() @ precision.T - 2 * wide @ (mean * precision).T + (mean.square() * precision).sum(1)
         constants = log_variance.sum(1) + z.shape[-1] * math.log(2 * math.pi)  # [K]
         log_densities = (-0.5 * (squares + constants)).to(z.dtype)  # [..., K]
-        return torch.logsumexp(self.log_weights() + log_densities, dim=-1)
+        return self.log_weights() + log_densities
 
     def sample(self, noise: Tensor) -> Tensor:
         """The noise chooses a component and a point in it.

@@ -4,6 +4,7 @@ Sums are in float64, and a number that is not finite is an error, never left out
 so that a batch's size changes only the rounding and two models see the same dequantised pixels.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor
 
 from vaeline.core import estimators, sampling
-from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, observe, pixel_batches
+from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, observe, pixel_batches
 from vaeline.core.likelihoods import Measure
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Values = npt.NDArray[np.float64]  # [N], one an image
 
+FEW_SAMPLES = 5  # effective ones, of an image
 FINEST_SQUARED_ERROR = 1 / (12 * 256**2)  # of rounding to 8 bits; no reconstruction can be seen to be nearer
 
 PROTOCOLS: dict[Measure, str] = {
@@ -57,26 +61,42 @@ class Scores:
 
 
 def evaluate(
-    model: VAE, validation: Pixels, test: Pixels, *, importance_samples: int, active_units_threshold: float, seed: int
+    model: VAE,
+    validation: Pixels,
+    test: Pixels,
+    *,
+    importance_samples: int,
+    proposal: Proposal,
+    active_units_threshold: float,
+    seed: int,
 ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """Score a model on the validation and the test split; of an autoencoder only its reconstructions.
 
     Returns part of reports/metrics.json, and (latent dimension, mean KL in nats) where the KL has parts. "elbo",
     "reconstruction" and "kl" are at one posterior sample an image, "nll" is the importance-sampled -log p(x), "gap" =
-    log p(x) - ELBO, each a mean over images in nats with its standard error "_se"; "mse" and "psnr" (decibels) are of
-    the expected image at the posterior mean, in pixels on [0, 1]. Raises UserError where a split has fewer than two
-    images or an image's number is not finite.
+    log p(x) - ELBO, each a mean over images in nats with its standard error "_se"; "effective_samples" is the median
+    over images of (sum w)^2 / sum w^2; "mse" and "psnr" (decibels, the mean of each image's) are of the expected image
+    at the posterior mean, in pixels on [0, 1]. Raises UserError where a split has fewer than two images or an image's
+    number is not finite.
     """
     held_out, tested = bound(model, validation, seed), bound(model, test, seed)
     squared_errors, means = reconstruct(model, test)
     scores = _bound_report(model, "test", tested)
     scores |= {"mse": _mean("test", "mse", squared_errors)["mse"], "psnr": mean_psnr(squared_errors)}
     if not model.deterministic:
-        log_likelihoods = log_likelihood(model, test, importance_samples, seed)
+        log_likelihoods, effective = log_likelihood(model, test, importance_samples, seed, proposal)
         scores |= _mean("test", "nll", -log_likelihoods)
         scores["bits_per_dimension_nll"] = _bits(model, log_likelihoods)
         scores |= _mean("test", "gap", log_likelihoods - tested.elbo)  # its se, of differences, is a small one
-        scores["importance_samples"] = importance_samples
+        scores |= {"importance_samples": importance_samples, "proposal": proposal}
+        if importance_samples > 1:
+            scores["effective_samples"] = float(np.median(effective))
+            if few := int((effective < FEW_SAMPLES).sum()):
+                log.warning(
+                    "nll: of %d of %d test images fewer than %d of %d samples count: it may be too high by nats; "
+                    "raise evaluate.importance_samples",
+                    *(few, len(test), FEW_SAMPLES, importance_samples),
+                )
         scores["active_units"] = _active_units(means, active_units_threshold)
     report = {
         "protocol": PROTOCOLS[model.likelihood.measure],
@@ -131,15 +151,23 @@ def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
     return torch.cat(errors).numpy(), torch.cat(means)
 
 
-def log_likelihood(model: VAE, pixels: Pixels, k: int, seed: int) -> Values:
-    """log p(x) of each image by importance sampling with k samples, [N] in nats: a lower bound in expectation."""
+def log_likelihood(
+    model: VAE, pixels: Pixels, k: int, seed: int, proposal: Proposal = "posterior"
+) -> tuple[Values, Values]:
+    """log p(x) of each image by importance sampling with k samples, in nats: a lower bound in expectation; [N].
+
+    And the effective sample sizes (sum w)^2 / sum w^2, [N]; NaN for k = 1.
+    """
     dimensions = math.prod(model.shape)
-    images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * min(k, 16))))
-    estimates = []
+    copies = max(min(k, 16), model.latent_dim if proposal == "laplace" else 1)
+    images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * copies)))
+    estimates, effective = [], []
     for indices, batch in pixel_batches(model, pixels, images):
         chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
-        estimates.append(estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk)[0].cpu())
-    return torch.cat(estimates).numpy()
+        found, errors = estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk, proposal=proposal)
+        estimates.append(found.cpu())
+        effective.append(k / (1 + (k - 1) * errors.cpu().square()))
+    return torch.cat(estimates).numpy(), torch.cat(effective).numpy()
 
 
 def _bound_report(model: VAE, split: str, terms: Bound) -> dict[str, Any]:
