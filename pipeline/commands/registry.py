@@ -40,10 +40,7 @@ def history(name: Name) -> None:
         from vaeline.registry.versions import find_models
 
         entries = read_history(find_models(client, name)[0])
-    if entries:
-        show(history_table(name, entries))
-    else:
-        typer.echo(f"{name}: nothing has been decided yet")
+    show(history_table(name, entries)) if entries else typer.echo(f"{name}: nothing has been decided yet")
 
 
 @app.command()

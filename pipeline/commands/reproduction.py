@@ -100,9 +100,7 @@ def differences(lineage: Lineage, project: Path) -> list[str]:
     if not there:
         return [*found, "the machine that trained it is not recorded"]
     names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    lines = [
-        f"the machine: {name} is {here.get(name, 'not recorded')}, was {there.get(name, 'none')}" for name in names
-    ]
+    lines = [f"the machine: {name} is {here.get(name)}, was {there.get(name)}" for name in names]
     return found + (lines or [f"the machines are alike: {', '.join(f'{name} {here[name]}' for name in sorted(here))}"])
 
 

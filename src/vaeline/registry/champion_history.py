@@ -131,13 +131,9 @@ def champions(entries: Sequence[Entry], current: str | None) -> list[str]:
 
 def is_rolled_back(entries: Sequence[Entry], current: str | None, version: str) -> bool:
     """Whether a rollback replaced this version and it was not made champion again since."""
-    result = False
-    for entry, done in zip(entries, carried_out(entries, current), strict=True):
-        if done and entry.action == "rollback" and entry.before == version:
-            result = True
-        elif done and entry.moves and entry.version == version:
-            result = False
-    return result
+    moves = [e for e, done in zip(entries, carried_out(entries, current), strict=True) if done and e.moves]
+    away = [e for e in moves if e.version == version or (e.action == "rollback" and e.before == version)]
+    return bool(away) and away[-1].version != version
 
 
 def _time(key: str) -> int:

@@ -69,7 +69,7 @@ def verify(uri: str) -> list[str]:
     signature = "none (with VAELINE_TRUSTED_KEYS set, it would be refused)"
     if by := manifest.signer:
         signature = f"Ed25519, by {by}" + (f", a key of {TRUSTED}" if TRUSTED in os.environ else "")
-    bound = "name, number and tags agree" if ADDRESS.fullmatch(uri) else "not asked: this address names no version"
+    bound = "name, number and tags agree" if ADDRESS.fullmatch(uri) else "not asked"
     return [
         f"{uri}: {shown(manifest.name)} version {manifest.serial}",
         f"files: {len(manifest.files)}, {size} bytes, each with the SHA-256 of MANIFEST.json; none missing, none added",

@@ -1,7 +1,6 @@
 """Registration of a model: one version a model digest, and the alias champion on the best."""
 
 import hashlib
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,6 @@ UNFINISHED_TAG = "vaeline.unfinished"  # on a version whose package is not seale
 OWN_TAGS = {"vaeline.outbox", "vaeline.decision", DIGEST_TAG}  # of a run, which its version does not take over
 NOTE, NOTE_DIGEST = "mlflow.note.content", "vaeline.note"  # tags: the description, the digest of the one written here
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class NewModel:
@@ -71,7 +68,6 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
             client.set_model_version_tag(name, version.version, key, value)
         champion = find_champion(client, name)
         if champion is not None and int(champion.version) == int(version.version):
-            log.info("%s version %s is the champion already", name, version.version)
             result, *rest = (version.tags.get(f"vaeline.{key}", "") for key in ("decision", "reasons", "gate"))
             reasons, numbers = parsed(rest[0], list), parsed(rest[1], dict)
             if result != "promoted":
@@ -150,10 +146,7 @@ def _registered(client: "MlflowClient", model: NewModel) -> "ModelVersion | None
 
 
 def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
-    """Store the package under the model's run and make a finished version of it.
-
-    It is loaded by MLflow before anything is uploaded, and without running its code afterwards.
-    """
+    """Store the package under the model's run, after its smoke test, and make a finished version of it."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models.model import Model
 
