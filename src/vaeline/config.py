@@ -42,7 +42,7 @@ class Folder(Section):
 
 
 class Npz(Section):
-    """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N)."""
+    """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N, of any values)."""
 
     kind: Literal["npz"]
     path: str

@@ -18,7 +18,7 @@ Section = Callable[..., Data]
 def npz_section(section: Section, folder: Path, images: np.ndarray, **changes: object) -> Data:
     """Section `data` of an .npz source whose file already lies in folder/raw."""
     (folder / "data/raw").mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "data/raw" / "data.npz", images=images, labels=np.arange(len(images)))
+    np.savez(folder / "data/raw" / "data.npz", images=images, labels=(images[:, 0, 0] > 127) + 10**10)
     return section(Npz(kind="npz", path="data.npz"), **changes)
 
 
@@ -33,19 +33,19 @@ def distinct_images(count: int, seed: int = 0) -> np.ndarray:
 def test_the_splits_hold_every_image_once_with_its_label(tmp_path: Path, section: Section) -> None:
     images = distinct_images(20)
     manifest = prepared(npz_section(section, tmp_path, images, test=0.2), tmp_path)
-    assert {name: split.count for name, split in manifest.splits.items()} == {"train": 13, "validation": 3, "test": 4}
-    assert (manifest.shape, manifest.source, manifest.classes) == ((1, 5, 4), "npz", None)
+    assert {name: split.count for name, split in manifest.splits.items()} == {"train": 12, "validation": 4, "test": 4}
+    assert (manifest.shape, manifest.source, manifest.classes) == ((1, 5, 4), "npz", ["10000000000", "10000000001"])
     seen = []
     for name in SPLITS:
         part = open_split(tmp_path / "out", name)
         assert part.labels is not None and isinstance(part.pixels, np.memmap) and part.pixels.flags.c_contiguous
-        np.testing.assert_array_equal(part.pixels[:, 0], images[part.labels])
-        seen += part.labels.tolist()
+        np.testing.assert_array_equal(part.labels, part.pixels[:, 0, 0, 0] > 127)
+        seen += [image.tobytes() for image in part.pixels]
         assert part.factors is None
         unit = part.pixels.astype(np.float64) / 255
         assert manifest.splits[name].mean == pytest.approx(unit.mean(), rel=1e-12)
         assert manifest.splits[name].std == pytest.approx(unit.std(), rel=1e-12)
-    assert sorted(seen) == list(range(20))
+    assert sorted(seen) == sorted(image.tobytes() for image in images)
     assert moments(np.bincount([255] * 9, minlength=256)) == (1.0, 0.0)
 
 
@@ -96,9 +96,21 @@ def test_training_images_in_the_official_test_split_are_dropped(
     assert sum(split.count for split in manifest.splits.values()) == 39
 
 
-def test_a_split_that_duplicates_empty_is_refused(tmp_path: Path, section: Section) -> None:
-    with pytest.raises(UserError, match="validation: empty once duplicates are dropped; allowed: distinct images"):
-        prepared(npz_section(section, tmp_path, np.zeros((20, 5, 4), np.uint8)), tmp_path)
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (np.zeros((20, 5, 4), np.uint8), None, "validation: 0 images once duplicates are dropped; allowed: at least 4"),
+        (distinct_images(11), None, "train: 3 images once duplicates are dropped; allowed: at least 4 distinct ones"),
+        (distinct_images(20)[:, :1, :1], None, "data: images of 1 x 1 pixels; allowed: at least 4 a side"),
+        (distinct_images(20), np.arange(20), "data: 20 classes for 20 images; allowed: two images a class, or no "),
+    ],
+)
+def test_less_than_later_stages_need_is_refused(*, tmp_path: Path, section: Section, images, labels, words) -> None:
+    data = npz_section(section, tmp_path, images)
+    if labels is not None:
+        np.savez(tmp_path / "data/raw/data.npz", images=images, labels=labels)
+    with pytest.raises(UserError, match=f"^{words}"):
+        prepared(data, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +164,7 @@ def test_the_manifest_describes_what_lies_beside_it(tmp_path: Path, section: Sec
     assert (content["format"], content["shape"]) == (1, [3, 16, 16])
     assert content["classes"] == ["square", "ellipse", "triangle"]
     part = open_split(tmp_path / "out", "train")
-    assert part.factors is not None and part.factors.shape == (34, 6)
+    assert part.factors is not None and part.factors.shape == (32, 6)
     np.testing.assert_array_equal(part.factors[:, 0], part.labels)
 
 

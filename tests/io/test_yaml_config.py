@@ -68,7 +68,9 @@ def test_aliases_and_merged_keys_are_read():
         ("!!int", "is not valid YAML"),
         ("a: 2001-99-99", "month must be in 1..12"),
         ("a: 1970-01-01T00:00:00+99:99", "offset must be"),
-        ("a: " + "1" * 5000, "4300 digits"),
+        ("a: " + "1" * 4301, "more than 3,000 characters"),
+        ("a: [-0x" + "f" * 900_000 + "]", "more than 3,000 characters"),
+        ("".join(f"k{i}: 1\n" for i in range(50_000)), "more than 20,000 values"),
         ("a: \x00", "control characters are not allowed"),
         ("a: \x1b[31m", "control characters are not allowed"),
         ("a: \ud800", "surrogates not allowed"),
@@ -77,9 +79,9 @@ def test_aliases_and_merged_keys_are_read():
         ("[" * MB, "nested deeper than 32 levels"),
         ("{a: " * (MB // 4), "nested deeper than 32 levels"),
         ("- " * (MB // 2), "nested deeper than 32 levels"),
-        ("a: &a [*a]", "more than 100,000 values"),
-        (BOMB, "more than 100,000 values"),
-        ("[" + "a," * (MB // 2) + "]", "more than 100,000 values"),
+        ("a: &a [*a]", "more than 20,000 values"),
+        (BOMB, "more than 20,000 values"),
+        ("[" + "a," * (MB // 2) + "]", "more than 20,000 values"),
         ("!" * MB, "could not determine a constructor"),
         ('"' + "\\" * MB, "unexpected end of stream"),
     ],
@@ -92,7 +94,7 @@ def test_text_that_is_not_yaml_or_meant_to_hurt_is_one_line_at_once(text: str, w
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 2
 
 
 @given(st.text(st.sampled_from(" \n\t-:?,[]{}#&*!|>'\"%@`=<~.0123456789eExobn+_aT"), max_size=60))

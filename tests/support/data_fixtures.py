@@ -16,7 +16,7 @@ def section() -> Callable[..., Data]:
     """Section `data` with small defaults around a source."""
 
     def make(source: Source, **changes: Any) -> Data:
-        values = {"binarise": "none", "validation": 3, "test": "auto", "seed": 1} | changes
+        values = {"binarise": "none", "validation": 4, "test": "auto", "seed": 1} | changes
         return Data(source=source, **values)
 
     return make

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vaeline.errors import UserError
+from vaeline.io.safe_read import shown
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -95,7 +96,7 @@ def explain(error: BaseException) -> list[str] | None:
     """One line for each thing that the user can fix; None where the error is a bug."""
     kind, number, name = type(error).__name__, getattr(error, "errno", None), getattr(error, "filename", None)
     if isinstance(error, UserError):
-        return str(error).splitlines()
+        return [shown(line, most=400) for line in str(error).split("\n")]
     if number in FULL_DISK or (
         (isinstance(error, OSError | RuntimeError) or kind == "SafetensorError")
         and any(message in str(error) for message in FULL_DISK_MESSAGES)

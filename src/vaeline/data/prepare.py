@@ -21,6 +21,7 @@ from vaeline.io.npy import npy_file
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes of pixels handled at once
+FEWEST_IMAGES, SMALLEST_SIDE = 4, 4  # of a split and in pixels: what the later stages need
 
 
 def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
@@ -30,9 +31,13 @@ def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
     before binarisation; those within one split are counted in the log and stay.
     Binarisation draws each pixel once, 255 with probability pixel / 255: static in every split, dynamic in
     validation and test, while train stays grey and is drawn anew by the training.
-    Raises UserError for bad data (see readers) and for splits that leave nothing to train on.
+    Raises UserError for bad data (see readers) and for less of it than the later stages need.
     """
     dataset = read_source(data.source, raw)
+    if min(shape := dataset.pool.pixels.shape[2:]) < SMALLEST_SIDE:
+        raise UserError(f"data: images of {shape[1]} x {shape[0]} pixels; allowed: at least {SMALLEST_SIDE} a side")
+    if (labels := dataset.pool.labels) is not None and 2 * (classes := len(np.unique(labels))) > len(labels):
+        raise UserError(f"data: {classes} classes for {len(labels)} images; allowed: two images a class, or no labels")
     kept, dropped = _split(dataset, data)
     with new_folder(prepared) as folder:
         splits = {}
@@ -72,8 +77,11 @@ def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
     for name, (indices, of_split) in wanted.items():
         gone, same = len(indices) - len(kept[name]), len(indices) - len({of_split[index] for index in indices})
         log.info(f"{name}: {len(kept[name])} images (dropped {gone} that are in another split; {same} repeat within)")
-        if not len(kept[name]):
-            raise UserError(f"{name}: empty once duplicates are dropped; allowed: distinct images in every split")
+        if len(kept[name]) < FEWEST_IMAGES:
+            raise UserError(
+                f"{name}: {len(kept[name])} images once duplicates are dropped; allowed: at least {FEWEST_IMAGES} "
+                "distinct ones in every split"
+            )
         dropped += gone
     return kept, dropped
 

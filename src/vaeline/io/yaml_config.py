@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import DEEPEST, read_bounded, shown
 
-MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
+MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # read within a second
+LONGEST = 3000  # characters of a value; Python shows no number of more than 4,300 digits, and 0x reads any
+MOST_LINES = 8  # of mistakes
 
 
 class Section(BaseModel):
@@ -66,7 +68,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _check_size(text: str, source: str) -> None:
-    """Refuse deep nesting, and more values than allowed, an alias counted as a copy of what it stands for."""
+    """Refuse deep nesting, long values, and more of them than allowed, an alias counted as a copy of what it names."""
     open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
     sizes: dict[str | None, int] = {}  # values by anchor; within itself, more than allowed
     values = 0
@@ -79,6 +81,8 @@ def _check_size(text: str, source: str) -> None:
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_nodes.pop()
             sizes[anchor] = values - before
+        elif isinstance(event, ScalarEvent) and len(event.value) > LONGEST:
+            raise UserError(f"{source}: holds a value of more than {LONGEST:,} characters")
         values += 1
         if len(open_nodes) > DEEPEST:
             raise UserError(f"{source}: is nested deeper than {DEEPEST} levels")
@@ -99,6 +103,8 @@ def validate(section: type[S], content: Any, where: str) -> S:
             overridable = details[0]["type"] == "unknown_key" and Path(where).name == "params.yaml"
             way_out = f" (to remove it: -S '~{key}')" if overridable else ""  # for `dvc exp run`
             lines.append(f"{where}: {key and key + ': '}{_mistake(details)}{way_out}")
+        if (more := len(lines) - MOST_LINES) > 0:
+            lines[MOST_LINES:] = [f"{where}: {more} more mistakes"]
         raise UserError("\n".join(lines)) from None
 
 

@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -32,25 +33,40 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_npz(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "allowed: " in message and "\n" not in message
+    assert message.startswith(f"{path}: ") and message.isprintable() and len(message) - len(str(path)) < 300
     return message
 
 
 def test_grey_colour_and_wider_integers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
-    images = read_npz(save(path, images=GREY.astype(np.int32), labels=np.arange(5, dtype=np.int8)))
-    np.testing.assert_array_equal(images.pixels, GREY[:, None])
-    assert images.pixels.dtype == np.uint8 and images.labels is not None and images.labels.tolist() == [0, 1, 2, 3, 4]
-    colour = np.stack([GREY, GREY + 1, GREY + 2], axis=3)
-    images = read_npz(save(path, images=colour))
-    np.testing.assert_array_equal(images.pixels[:, 1], GREY + 1)
-    assert images.labels is None
+    dataset = read_npz(save(path, images=GREY.astype(np.int32), labels=np.arange(5, dtype=np.int8)))
+    np.testing.assert_array_equal(dataset.pool.pixels, GREY[:, None])
+    assert (dataset.pool.pixels.dtype, dataset.pool.labels.tolist()) == (np.uint8, [0, 1, 2, 3, 4])
+    assert dataset.classes is None
+    dataset = read_npz(save(path, images=np.stack([GREY, GREY + 1, GREY + 2], axis=3)))
+    np.testing.assert_array_equal(dataset.pool.pixels[:, 1], GREY + 1)
+    assert dataset.pool.labels is None
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("labels", "classes"),
+    [
+        (np.array([7, 7, -2, 10**10, 7]), ("-2", "7", "10000000000")),
+        (np.array([2**63, 2**63, 0, 2**64 - 1, 2**63], np.uint64), ("0", str(2**63), str(2**64 - 1))),
+        (np.array(["b", "b", "<a>", "c", "b"]), ("<a>", "b", "c")),
+    ],
+)
+def test_labels_of_any_size_and_names_become_class_numbers(tmp_path: Path, labels: np.ndarray, classes: tuple) -> None:
+    dataset = read_npz(save(tmp_path / "d.npz", images=GREY, labels=labels))
+    assert (dataset.pool.labels.dtype, dataset.pool.labels.tolist()) == (np.int64, [1, 1, 0, 2, 1])
+    assert dataset.classes == classes
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
     [
         ({"images": GREY / 255}, "images is of type float64; allowed: images of type uint8"),
+        ({"images": np.full((5, 3, 4), np.nan)}, "images is of type float64; allowed: images of type uint8"),
         ({"images": changed((4, 0, 2), -1)}, "images[4, 0, 2] is -1"),
         ({"images": changed((1, 2, 0), 256)}, "images[1, 2, 0] is 256"),
         ({"images": GREY > 3}, "images is of type bool"),
@@ -62,14 +78,13 @@ def test_grey_colour_and_wider_integers_are_read(tmp_path: Path) -> None:
         ({"images": GREY.astype(object)}, "Object arrays cannot be loaded when allow_pickle=False"),
         ({"images": GREY, "labels": np.array([{}] * 5)}, "Object arrays cannot be loaded"),
         ({"images": GREY, "labels": np.arange(4)}, "labels has shape (4,); allowed: (5,)"),
-        ({"images": GREY, "labels": np.arange(5.0)}, "labels is of type float64; allowed: labels of an integer type"),
-        ({"images": GREY, "labels": np.array([0, 1, -2, 3, 4])}, "labels[2] is -2"),
-        ({"x_train": GREY, "y": np.arange(5)}, "holds x_train, y; allowed: images and, if wanted, labels"),
-        ({"images": GREY, "weights": GREY}, "holds images, weights; allowed: images and, if wanted, labels"),
+        ({"images": GREY, "labels": np.arange(5.0)}, "labels is of type float64; allowed: labels that are integers or"),
+        ({"x_train": GREY, "y\x1b[31m": GREY}, "holds 'x_train, y\\x1b[31m'; allowed: images and, if wanted, labels"),
+        ({"images": GREY} | {f"array{i}": 0 for i in range(99)}, "...; allowed: images and, if wanted, labels"),
     ],
 )
-def test_bad_arrays_are_refused_with_array_and_index(tmp_path: Path, arrays: dict[str, object], says: str) -> None:
-    assert says in refusal(save(tmp_path / "d.npz", **arrays))
+def test_bad_arrays_are_refused_with_array_and_index(tmp_path: Path, arrays: dict[str, object], words: str) -> None:
+    assert words in refusal(save(tmp_path / "d.npz", **arrays))
 
 
 def test_a_pickle_inside_is_never_loaded(tmp_path: Path) -> None:
@@ -81,33 +96,43 @@ def test_a_pickle_inside_is_never_loaded(tmp_path: Path) -> None:
     assert "Object arrays cannot be loaded" in refusal(path)
 
 
-def test_truncated_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "d.npz", images=GREY)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-30])
-    assert "is not a complete .npz file" in refusal(path)
     at = whole.index(GREY.tobytes())
-    path.write_bytes(whole[:at] + b"!" + whole[at + 1 :])
-    assert "is not a complete .npz file: Bad CRC-32" in refusal(path)
-    path.write_bytes(npy_bytes(GREY))
-    assert "is not a complete .npz file" in refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("images.npy", b"not an array")
-    assert "images is of type |S12" in refusal(path)
+    for content, words in (
+        (whole[:-30], "File is not a zip file"),
+        (whole[:at] + b"!" + whole[at + 1 :], "Bad CRC-32"),
+        (npy_bytes(GREY), "File is not a zip file"),
+    ):
+        path.write_bytes(content)
+        assert f"is not a complete .npz file: {words}" in refusal(path)
+    path.unlink()
+    assert "cannot be read: No such file" in refusal(path)
 
 
-def test_a_header_claiming_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
-    true, false = b"(5, 3, 4), }", b"(9999999999999, 3, 4), }"
-    content = npy_bytes(GREY).replace(true + b" " * (len(false) - len(true)), false)
-    with zipfile.ZipFile(path, "w") as archive:
+def claiming(shape: bytes) -> bytes:
+    true, false = b"(5, 3, 4), }", shape + b", }"
+    return npy_bytes(GREY).replace(true + b" " * (len(false) - len(true)), false)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (claiming(b"(99999, 859, 800)"), "images.npy claims shape (99999, 859, 800) of uint8 in 188 bytes"),  # 64 GiB
+        (claiming(b"(9999999999999, 3, 4)"), "images.npy claims shape"),
+        (npy_bytes(GREY)[:-1], "claims shape (5, 3, 4) of uint8 in 187 bytes"),
+        (b"not an array", "the magic string is not correct"),
+    ],
+)
+def test_a_header_claiming_more_than_the_file_holds_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("images.npy", content)
-    assert "Unable to allocate" in refusal(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("images.npy", npy_bytes(GREY)[:-1])
-    assert "EOF: reading array data, expected 60 bytes got 59" in refusal(path)
+    assert words in refusal(tmp_path / "d.npz")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no\.npz: cannot be read: No such file"):
-        read_npz(tmp_path / "no.npz")
+def test_what_unpacks_to_more_than_half_the_memory_is_refused_unread(tmp_path: Path, monkeypatch) -> None:
+    np.savez_compressed(tmp_path / "d.npz", images=np.zeros((5000, 64, 64), np.uint8))
+    sizes = {"SC_PHYS_PAGES": 4000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert "would unpack to 20,480,128 bytes; allowed: at most 8,192,000" in refusal(tmp_path / "d.npz")

@@ -41,7 +41,7 @@ def read_source(source: Source, raw: Path) -> Dataset:
             images, classes = read_folder(raw, source.size, source.mode)
             return Dataset(images, classes=classes)
         case Npz():
-            return Dataset(read_npz(raw / "data.npz"))
+            return read_npz(raw / "data.npz")
         case Shapes():
             return _read_shapes(source, raw)
 
