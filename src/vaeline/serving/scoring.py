@@ -84,7 +84,7 @@ def _read_images(path: Path, vae: VAE, fit: bool) -> tuple[list[str], NDArray[np
             raise UserError(re.sub(keys, "--fit", str(error))) from None
         names = [file.relative_to(path).as_posix() for file, _ in scan(path)[1]]
     elif path.is_file():
-        pixels = read_npz(path).pixels
+        pixels = read_npz(path).pool.pixels
         names = [str(index) for index in range(len(pixels))]
     else:
         raise UserError(f"{path}: does not exist; allowed: a folder of PNG or JPEG images, or an .npz file")
