@@ -34,10 +34,6 @@ def _error(**changes: Any) -> str:
     return str(caught.value)
 
 
-def test_the_repositorys_params_are_valid() -> None:
-    assert read_params(PARAMS).register_.name
-
-
 SPITEFUL = st.sampled_from(
     ["0x" + "f" * 5000, "-0o" + "7" * 6000, "1" * 5000, "1e999999", "1:" * 900 + "1", ".nan", "2001-99-99",
      "2001-01-01", "!!int abc", "!!int _", "!!binary 5", "!!set {a, b}", "!!omap [a: 1]", "!!python/name:os.system",
@@ -67,15 +63,6 @@ def test_changed_params_are_read_or_refused_in_short_printable_lines(changes: li
             assert len(refused) <= 9
             assert all(line.isprintable() and len(line) <= 400 for line in refused)
         assert time.monotonic() - start < 2
-
-
-def test_values_are_frozen() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        read_params(PARAMS).train.epochs = 3  # type: ignore[misc]
-
-
-def test_a_whole_number_is_a_fine_float() -> None:
-    assert parse_params(_changed(train__beta=4)).train.beta == 4.0
 
 
 @pytest.mark.parametrize(
@@ -154,10 +141,6 @@ def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, A
     assert "\n" not in error
 
 
-def test_the_prior_may_be_left_out() -> None:
-    assert parse_params(_changed(model__prior=...)).model.prior.kind == "standard-normal"
-
-
 def test_every_mistake_is_reported_at_once() -> None:
     assert len(_error(train__beta=-1, model__latent_dim=0).splitlines()) == 2
 
@@ -180,11 +163,15 @@ def test_bounds_and_estimators_that_fit_together_are_allowed(objective: str, est
     assert parse_params(changed).train.samples == samples
 
 
-def test_a_variants_options_belong_to_it_alone() -> None:
-    changed = _changed(model__network={"kind": "conv", "hidden": 64, "channels": [8]})
-    assert parse_params(changed).model.network.kind == "conv"
-    changed = _changed(
-        model__network={"kind": "gated", "hidden": [300]}, model__prior={"kind": "vamp", "components": 9}
+def test_values_are_frozen_and_variants_and_what_may_be_left_out_are_read() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read_params(PARAMS).train.epochs = 3  # type: ignore[misc]
+    params = parse_params(
+        _changed(train__beta=4, model__network={"kind": "conv", "hidden": 64, "channels": [8]}, model__prior=...)
     )
-    assert parse_params(changed).model.prior.kind == "vamp"
+    assert (params.train.beta, params.model.network.kind, params.model.prior.kind) == (4.0, "conv", "standard-normal")
+    params = parse_params(
+        _changed(model__network={"kind": "gated", "hidden": [300]}, model__prior={"kind": "vamp", "components": 9})
+    )
+    assert (params.model.network.kind, params.model.prior.kind) == ("gated", "vamp")
     assert parse_params(_changed(model__likelihood={"kind": "gaussian"})).model.likelihood == Gaussian(kind="gaussian")

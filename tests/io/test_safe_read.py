@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,8 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_json_comes_back_as_json_reads_it(value: Any):
-    import json
-
     assert parse_json(json.dumps(value).encode(), "x") == value
-    assert parse_json(json.dumps(value, ensure_ascii=False).encode(), "x") == value
+    assert parse_json(json.dumps(["[" * 100, value], ensure_ascii=False).encode(), "x")[1] == value  # no depth
 
 
 @given(st.binary(max_size=200))
@@ -55,10 +55,6 @@ def test_json_that_is_meant_to_hurt_is_refused(content: bytes, words: str):
         parse_json(content, "x")
 
 
-def test_brackets_in_strings_are_no_depth():
-    assert parse_json(b'["' + b"[" * 100 + b'"]', "x") == ["[" * 100]
-
-
 def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path):
     file = tmp_path / "file"
     file.write_bytes(b"abc")
@@ -74,16 +70,8 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=words):
             read_bounded(path, 2)
-
-
-def test_a_digest_is_of_the_file_itself_and_of_its_size_alone(tmp_path: Path):
-    file = tmp_path / "file"
-    file.write_bytes(b"a" * 3_000_000)
-    (tmp_path / "link").symlink_to(file)
-    from vaeline.io.digests import file_digest
-
-    assert checked_digest(file, 3_000_000) == file_digest(file)
-    for path, size, words in [(file, 2, "found 3000000 bytes"), (tmp_path / "link", 3_000_000, "cannot be read")]:
+    assert checked_digest(file, 3) == hashlib.sha256(b"abc").hexdigest()
+    for path, size, words in [(file, 2, "found 3 bytes"), (tmp_path / "link", 3, "cannot be read")]:
         with pytest.raises(UserError, match=words):
             checked_digest(path, size)
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import Section, parse_yaml, read_yaml, validate
 
@@ -115,17 +114,11 @@ def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path):
             read_yaml(path)
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "None"), ("- 1", "[1]")])
-def test_a_file_that_is_not_params_is_named(tmp_path: Path, text: str, found: str):
-    (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_params(tmp_path / "params.yaml")
-    assert str(caught.value) == f"{tmp_path}/params.yaml: must be a section with keys; found {found}"
-
-
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("", "f: must be a section with keys; found None"),
+        ("- 1", "f: must be a section with keys; found [1]"),
         ("inner: {cuont: 2}", "f: inner.cuont: unknown key; did you mean 'count'? allowed: count"),
         ("? [1, 2]\n: 3", "f: (1, 2): unknown key; allowed: inner, rate"),
         ("inner: {1: 2}", "f: inner.1: unknown key; allowed: count"),
