@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.services.dvc_command import DVC, error_line, make_clone, stream
 from vaeline.errors import UserError
-from vaeline.io import run_context
 from vaeline.io.digests import file_digest
 from vaeline.io.git import git_bytes, try_git
 from vaeline.io.safe_read import shown
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import VARIABLE, Workspace
 from vaeline.registry.lineage import HISTORY, Lineage, flat
 from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
@@ -126,7 +125,7 @@ def _check_code(lineage: Lineage, root: Path, log: Log, run_changes: bool) -> No
 def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
     """The clone's own code and stores; the recorded device and threads, unless the user names others."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_ROOT", "DVC_EXP", "GIT_"))}
-    environment.pop(run_context.VARIABLE, None)
+    environment.pop(VARIABLE, None)
     machine = lineage.content["machine"]
     recorded = {
         "VAELINE_THREADS": machine.get("threads", ""),

@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.services.child_processes import ProcessRecord, die_with_parent
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import RunContext, Workspace, current_workspace
 
 PATIENCE_S = 30.0  # for what a killed worker left to write its checkpoint
 

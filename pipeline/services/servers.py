@@ -19,8 +19,7 @@ from pipeline.services.child_processes import Process, ProcessRecord, members, s
 from pipeline.services.dvc_command import error_line
 from vaeline.errors import UserError
 from vaeline.io.locks import locked
-from vaeline.io.run_context import VARIABLE, RunContext
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import VARIABLE, RunContext, Workspace
 from vaeline.tracking.connection import artifact_location, redact, tracking_uri
 
 HOST = "127.0.0.1"

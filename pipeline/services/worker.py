@@ -26,8 +26,7 @@ from pipeline.services.dvc_command import error_line
 from pipeline.services.servers import first_line
 from vaeline.command.program import run_program, use_code_of
 from vaeline.errors import UserError
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import RunContext, Workspace, current_workspace
 from vaeline.tracking.connection import redact
 
 POOL = "vaeline"

@@ -13,8 +13,7 @@ from typing import Literal
 
 from vaeline.errors import UserError
 from vaeline.io.locks import acquire
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import RunContext, Workspace
 
 WhenBusy = Literal["wait", "skip"]
 RUN, STAGE = "run.lock", "stage.lock"

@@ -22,8 +22,7 @@ from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest
 from vaeline.io.git import git
 from vaeline.io.locks import acquire
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import RunContext, Workspace
 from vaeline.tracking.provenance import flatten_metrics
 
 POLL_S = 0.2

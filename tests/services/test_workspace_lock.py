@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.services.workspace_lock import BusyError, stage_lock, workspace_lock
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import RunContext, Workspace, current_workspace
 
 HOLD = """
 from pipeline.services.workspace_lock import *

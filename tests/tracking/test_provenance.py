@@ -8,8 +8,7 @@ import pytest
 
 from vaeline.config import read_params
 from vaeline.io.digests import file_digest
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import current_workspace
+from vaeline.io.workspace import RunContext, current_workspace
 from vaeline.tracking.provenance import MAXIMUM_DIFF, flatten_metrics, flatten_params, headline_metrics, run_start
 
 PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")

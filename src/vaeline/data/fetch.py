@@ -26,8 +26,17 @@ def fetch(source: Source, workspace: Workspace) -> None:
         match source:
             case Download():
                 fetch_public(source.kind, folder)
-            case Digits():
-                _fetch_digits(folder)
+            case Digits():  # scikit-learn's file, without importing scikit-learn, which takes seconds
+                spec = importlib.util.find_spec("sklearn")
+                if spec is None or spec.origin is None:
+                    raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
+                path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+                try:
+                    with path.open("rb") as file:
+                        store(file, DIGITS, folder)
+                except (FileNotFoundError, UnavailableError) as error:
+                    raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
+                log.info("digits: taken from %s", path)
             case Folder():
                 origin = _local(source.path, workspace)
                 classes, files = scan(origin)
@@ -45,20 +54,6 @@ def fetch(source: Source, workspace: Workspace) -> None:
             case Shapes():
                 write_shapes(folder, source.count, source.size, source.seed)
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
-
-
-def _fetch_digits(folder: Path) -> None:
-    """Copy scikit-learn's file without importing scikit-learn, which takes seconds."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    try:
-        with path.open("rb") as file:
-            store(file, DIGITS, folder)
-    except (FileNotFoundError, UnavailableError) as error:
-        raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
-    log.info("digits: taken from %s", path)
 
 
 def _local(path: str, workspace: Workspace) -> Path:

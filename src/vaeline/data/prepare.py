@@ -14,8 +14,9 @@ from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import new_file, new_folder, npy_file
+from vaeline.io.atomic_write import new_file, new_folder
 from vaeline.io.digests import file_digest
+from vaeline.io.npy import npy_file
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import BinaryIO
 
 PART = re.compile(r"\..+\.(\d+)\.part")  # the number: of the thread that writes it
 
@@ -94,19 +91,6 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], object]]:
-    """Writer of an .npy file of a known shape, block after block along its first axis.
-
-    Not through a memory map: on a full disk that is a SIGBUS, here it is an OSError.
-    """
-    kind = np.dtype(dtype)
-    with new_file(path) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: file.write(np.ascontiguousarray(block, dtype=kind).tobytes())
 
 
 def _restore(old: Path, folder: Path) -> None:

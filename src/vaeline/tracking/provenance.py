@@ -18,8 +18,7 @@ from vaeline.config import Params
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND, git_bytes
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import RunContext, Workspace
 
 MAXIMUM_DIFF = 1_000_000  # bytes; a larger diff is cut
 CUT = b"\n... cut\n"  # how a cut one ends

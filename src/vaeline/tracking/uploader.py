@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeline.errors import UserError
-from vaeline.io.run_context import RunContext
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import RunContext, Workspace
 from vaeline.tracking.connection import connect, one_line_errors, redact
 from vaeline.tracking.outbox import Outbox, RunOutbox
 

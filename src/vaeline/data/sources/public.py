@@ -60,10 +60,6 @@ def _user_folder(kind: str, folder: Path) -> str:
     return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
 
 
-def _installed_package(kind: str, folder: Path) -> str:
-    return _copy(kind, installed_folder(), f"the Debian package {PACKAGE}", folder)
-
-
 def download_package(kind: str, folder: Path) -> str:
     """Fill `folder` from the Debian package, downloaded and unpacked into a private folder: that needs no root.
 
@@ -83,13 +79,13 @@ def download_package(kind: str, folder: Path) -> str:
         return _copy(kind, unpacked, f"the Debian package {PACKAGE}, downloaded", folder)
 
 
-def installed_folder() -> Path:
-    """The folder of the installed Debian package; raises UnavailableError where it is not installed."""
+def _installed_package(kind: str, folder: Path) -> str:
     try:
         files = _output("dpkg", "-L", PACKAGE).splitlines()
-        return next(Path(file).parent for file in files if file.endswith(f"/{PACKAGE_FILE}"))
+        origin = next(Path(file).parent for file in files if file.endswith(f"/{PACKAGE_FILE}"))
     except (UnavailableError, StopIteration):
         raise UnavailableError(f"package {PACKAGE} is not installed") from None
+    return _copy(kind, origin, f"the Debian package {PACKAGE}", folder)
 
 
 def _output(*command: str, cwd: Path | None = None) -> str:

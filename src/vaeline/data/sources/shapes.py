@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.data.sources.catalogue import SHAPE_NAMES
-from vaeline.io.atomic_write import npy_file
+from vaeline.io.npy import npy_file
 
 FACTORS = ("shape", "size", "x", "y", "angle", "hue")
 BLOCK = 1 << 20  # pixels drawn at once

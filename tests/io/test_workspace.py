@@ -3,7 +3,7 @@
 import pytest
 
 from vaeline.errors import UserError
-from vaeline.io.run_context import VARIABLE, RunContext
+from vaeline.io.workspace import VARIABLE, RunContext
 
 
 def test_children_get_the_parents_context_with_changes(monkeypatch: pytest.MonkeyPatch):
