@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report.summary import data_uri, headline, registration, with_errors
+from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
 from vaeline.config import Params, Train
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
@@ -43,13 +43,13 @@ def render(workspace: Workspace, params: Params) -> str:
     return environment.get_template("run.html").render(
         title=f"{params.register_.name}: {decision.get('decision', 'not registered')}",
         registration=decision,
-        gate=_pairs(decision.get("gate", {})),
+        gate=_words(with_errors(flatten_metrics(decision.get("gate", {})))),
         report=report,
         numbers=headline(report["test"]),
         curves=training_curves(rows, params.train),
         kept=best(rows, params.train.beta).epoch,
         kl=kl_bars(reports / "kl_per_dimension.csv"),
-        latent=_pairs(report.get("latent", {})),
+        latent=_words(latent_numbers(report.get("latent", {}))),
         sheets=[(caption, (samples / f"{name}.png").read_bytes()) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
         origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
@@ -118,7 +118,5 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
     return claims
 
 
-def _pairs(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Names and values of nested numbers, each with its standard error."""
-    values = with_errors(flatten_metrics(numbers)).items()
-    return {name.replace("/", " ").replace("_", " "): text for name, text in values}
+def _words(values: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("/", " ").replace("_", " "): text for name, text in values.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.workspace import Workspace
+from vaeline.tracking.provenance import flatten_metrics
 
 HEADLINE = {  # of the test split: label, unit
     "elbo": ("ELBO", "nats per image"),
@@ -19,10 +20,11 @@ HEADLINE = {  # of the test split: label, unit
     "bits_per_dimension": ("bits/dim by the ELBO", "bits per pixel value"),
     "bits_per_dimension_nll": ("bits/dim by the NLL", "bits per pixel value"),
     "active_units": ("active units", "latent dimensions"),
-    "psnr": ("PSNR", "dB"),
+    "psnr": ("PSNR", "dB, mean of each image's"),
     "mse": ("MSE", "pixels on [0, 1]"),
 }
 QUALITY = 80  # of a WebP
+SATURATED = 0.05  # share of images at which log N and not the model decides the mutual information
 
 
 def measured(value: object, error: object = None) -> str:
@@ -47,6 +49,15 @@ def headline(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(label, values[key], unit) for key, (label, unit) in HEADLINE.items() if key in values]
 
 
+def latent_numbers(latent: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `latent` of metrics.json flat, as text: where too few images decide, estimates are bounds."""
+    values = with_errors(flatten_metrics(latent))
+    if latent.get("saturation", 0.0) > SATURATED:
+        for name, sign in (("mutual_information", "≥"), ("total_correlation", "≤"), ("marginal_kl", "≤")):
+            values[name] = f"{sign} {measured(latent[name])}"
+    return values
+
+
 def registration(workspace: Workspace) -> dict[str, Any]:
     """The decision of the stage register; empty where it has not run. Raises UserError where it is something else."""
     path = workspace.reports / "registration.json"
@@ -69,11 +80,12 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
 
 
 def test_lines(report: Mapping[str, Any]) -> list[str]:
-    """The test split's numbers, in nats per image unless named otherwise, and how they were measured."""
+    """The test split's numbers, in nats per image unless a unit stands there, and how they were measured."""
     values = with_errors(report["test"])
     width = max(map(len, values))
     heading = f"test split, {report.get('protocol')} (reports/metrics.json):"
-    return [heading, *(f"  {name:<{width}}  {value}" for name, value in values.items())]
+    units = {name: unit for name, (_, unit) in HEADLINE.items() if unit != "nats per image"}
+    return [heading, *(f"  {name:<{width}}  {value}  {units.get(name, '')}".rstrip() for name, value in values.items())]
 
 
 def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:

@@ -57,15 +57,21 @@ def test_each_failure_is_one_line_with_a_fix_and_the_exit_code_is_one(here: Work
     assert found["disk"][:4] in ("ok  ", "warn")
 
 
-def test_a_cache_that_dvc_cannot_name_is_found(here: Workspace, monkeypatch: pytest.MonkeyPatch):
-    """Mistake 21: the exit code of `dvc cache dir` is looked at."""
-    monkeypatch.setattr("pipeline.services.dvc_command.stale_stages", lambda *_, **__: set())
+def test_an_empty_folder_of_the_run_cache_and_a_cache_that_dvc_cannot_name_are_found(here: Workspace):
+    """Mistake 21: what makes `dvc repro` fail ever after, and the exit code of `dvc cache dir`."""
+    (here.repository / ".dvc" / "cache" / "runs" / "ab" / "abcd").mkdir(parents=True)
+    level, found = doctor.dvc(here)
+    assert level == "fail"
+    execute("sh", "-c", found.partition("; fix: ")[2], cwd=here.repository)
+    assert doctor.dvc(here)[0] == "ok"
     (here.repository / ".dvc" / "config").write_text("[cach")
-    with pytest.raises(UserError, match=r"^dvc cache dir: .*; fix: git checkout"):
-        doctor.dvc(here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.services.dvc_command.stale_stages", lambda *_, **__: set())
+        with pytest.raises(UserError, match=r"^dvc cache dir: .*; fix: git checkout"):
+            doctor.dvc(here)
 
 
-def test_a_folder_without_git_and_a_repository_that_git_does_not_trust_are_found(
+def test_another_python_no_git_and_a_repository_that_git_does_not_trust_are_found(
     here: Workspace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
     level, found = doctor.git(Workspace(tmp_path_factory.mktemp("empty")))
@@ -75,9 +81,6 @@ def test_a_folder_without_git_and_a_repository_that_git_does_not_trust_are_found
     assert level == "fail"
     assert "detected dubious ownership" in found
     assert found.endswith(f"; fix: git config --global --add safe.directory {here.repository}")
-
-
-def test_another_python_than_this_one_is_found(here: Workspace, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert doctor.python(here)[0] == "warn"
 
@@ -98,31 +101,16 @@ def test_data_that_are_missing_are_found_and_fetched_ones_need_no_network(
     assert doctor.data(here) == ("ok", "mnist: already in data/raw")
 
 
-def test_a_damaged_tracking_store_is_found(here: Workspace):
-    """Mistake 21: a damaged store."""
+def test_a_damaged_tracking_store_and_too_little_space_are_found(here: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Mistake 21: a damaged store; GB that are MB."""
     assert doctor.tracking(here)[0] == "ok"
     here.state.mkdir()
     (here.state / "mlflow.db").write_bytes(b"no database" * 1000)
     level, found = doctor.tracking(here)
     assert level == "fail"
     assert "vaeline sync" in found
-
-
-@pytest.mark.parametrize(("free", "level"), [(12_340_000_000, "ok"), (4_000_000_000, "warn"), (900_000_000, "fail")])
-def test_free_space_is_in_gigabytes(here: Workspace, monkeypatch: pytest.MonkeyPatch, free: int, level: str):
-    """Mistake 21: GB that are MB."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**13, 0, free))
-    found = doctor.disk(here)
-    assert found[0] == level
-    assert found[1].startswith(f"{free / 10**9:.1f} GB free at {here.repository}")
-
-
-def test_an_empty_folder_of_the_run_cache_is_found_and_the_fix_removes_it(here: Workspace):
-    """Mistake 21: what makes `dvc repro` fail ever after."""
-    run = here.repository / ".dvc" / "cache" / "runs" / "ab" / "abcd"
-    run.mkdir(parents=True)
-    level, found = doctor.dvc(here)
-    assert level == "fail"
-    execute("sh", "-c", found.partition("; fix: ")[2], cwd=here.repository)
-    assert doctor.dvc(here)[0] == "ok"
+    for free, expected in ((12_340_000_000, "ok"), (4_000_000_000, "warn"), (900_000_000, "fail")):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage(10**13, 0, free))
+        level, found = doctor.disk(here)
+        assert (level, found[:24]) == (expected, f"{free / 10**9:.1f} GB free at {here.repository}"[:24])

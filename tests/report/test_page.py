@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from evaluated_workspace import PARAMS, set_up
-from pipeline.report import page
+from pipeline.report import page, summary
 from pipeline.stages import evaluate, sample
 from pipeline.stages.theory import theory_files
 from vaeline.config import parse_params
@@ -27,6 +26,7 @@ from vaeline.training.history import Epoch, to_csv
 
 EVIL = """<script>alert(1)</script>"'><img src=https://evil.example/x onerror=alert(2)> {{ 7*7 }} &amp;"""
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+REPORTS = Path("reports")
 
 
 class Reading(HTMLParser):
@@ -34,16 +34,15 @@ class Reading(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
         self.text, self._open = "", []  # type: ignore[var-annotated]
         self.feed(text)
         self.close()
         assert not self._open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._open += [] if tag in VOID else [tag]
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
@@ -51,20 +50,23 @@ class Reading(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def having(self, tag: str) -> list[dict[str, str | None]]:
+    def having(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 def png(width: int = 8, height: int = 8, noise: bool = False) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256 if noise else 1, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()
 
 
-def write_claims(claims: list[Claim]) -> None:
-    for name, content in theory_files(claims).items():
-        Path("reports/theory", name).write_bytes(content)
+def write(name: str, content: object) -> None:
+    (REPORTS / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_claims(claim: Claim) -> None:
+    for name, content in theory_files([claim]).items():
+        (REPORTS / "theory" / name).write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +80,20 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         set_up(PARAMS)
         evaluate.main()
         sample.main()
-        epochs = [
-            Epoch(i, i, -50 / i, -45 / i, 5 / i, -52 / i, -46 / i, 6 / i, 0.3 / i, 1.0, 1e-3) for i in range(1, 13)
-        ]
-        Path("reports/history.csv").write_text(to_csv(epochs))
+        first = (-50, -45, 5, -52, -46, 6, 0.3)
+        write("history.csv", to_csv([Epoch(i, i, *(value / i for value in first), 1.0, 1e-3) for i in range(1, 13)]))
         decision = {"digest": "d" * 64, "name": "shapes", "decision": "rejected", "reasons": ["not above", "too few"]}
-        Path("reports/registration.json").write_text(json.dumps(decision | {"gate": {"gain": -0.25, "gain_se": 0.125}}))
-        Path("reports/theory").mkdir()
+        write("registration.json", decision | {"gate": {"gain": -0.25, "gain_se": 0.125}})
+        (REPORTS / "theory").mkdir()
         table, picture = (("x", "y"), ("1", "2")), Picture("dots", "Dots", png())
-        write_claims([Claim("gap", "The gap", "a = b", ("Words < words.",), {}, table, (picture,))])
+        write_claims(Claim("gap", "The gap", "a = b", ("Words < words.",), {}, table, (picture,)))
     return folder
 
 
 @pytest.fixture
-def run(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def run(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it as the working folder."""
-    shutil.copytree(outputs, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.chdir(shutil.copytree(outputs, tmp_path / "copy"))
     return tmp_path / "copy"
 
 
@@ -109,69 +108,58 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     ids = [attributes["id"] for _, attributes in read.tags if attributes.get("id")]
     assert sorted(ids) == ["latents", "numbers", "origin", "pictures", "theory", "training"]
     assert {f"#{name}" for name in ids} == {link["href"] for link in read.having("a")}
-    test = json.loads((run / "reports" / "metrics.json").read_text())["test"]
-    assert f"± {test['elbo_se']:.2g}".rstrip("0") in read.text
-    assert f"= {test['reconstruction']:.4f}".replace("-", "−") in read.text
+    test = json.loads((REPORTS / "metrics.json").read_text())["test"]
     words = ("rejected", "not above", "too few", "gain −0.25 ± 0.12", "nats per image", "train.beta", "shapes@champion")
-    for word in (*words, "The gap", "a = b", "Words < words."):
+    words += (f"± {test['elbo_se']:.2g}".rstrip("0"), f"= {test['reconstruction']:.4f}".replace("-", "−"))
+    for word in (*words, "The gap", "a = b", "Words < words.", "dB, mean of each image's"):
         assert word in read.text, word
-    shown = [image["alt"] or "" for image in read.having("img")]
-    assert [alt.partition(",")[0] for alt in shown[:4]] == ["ELBO", "Reconstruction term", "KL", "σ of the likelihood"]
-    assert "train from -50 to -4.167; validation from -52 to -4.333" in shown[0]
-    assert shown[4].startswith("KL of each of 6 latent dimensions on the test split by falling size")
-    assert shown[5:] == [*page.CAPTIONS.values(), "Dots"]
+    shown = {image["alt"]: image["src"] for image in read.having("img")}
+    alts = list(shown)
+    assert [alt.partition(",")[0] for alt in alts[:4]] == ["ELBO", "Reconstruction term", "KL", "σ of the likelihood"]
+    assert "train from -50 to -4.167; validation from -52 to -4.333" in alts[0]
+    assert alts[4].startswith("KL of each of 6 latent dimensions on the test split by falling size")
+    assert alts[5:] == [*page.CAPTIONS.values(), "Dots"]
     assert len(text) < 2_000_000
-    assert set(page.CAPTIONS) == {path.stem for path in Path("reports/samples").iterdir()}
-    source = {image["alt"]: image["src"] or "" for image in read.having("img")}
+    assert set(page.CAPTIONS) == {path.stem for path in (REPORTS / "samples").iterdir()}
     for name, caption in page.CAPTIONS.items():
-        content = base64.b64decode(source[caption].partition(",")[2])
-        assert content == (run / "reports" / "samples" / f"{name}.png").read_bytes(), name
+        content = base64.b64decode(shown[caption].partition(",")[2])
+        assert content == (REPORTS / "samples" / f"{name}.png").read_bytes(), name
 
 
-def test_the_page_is_content_the_same_bytes_wherever_and_whenever_it_is_made(
+def test_the_page_is_content_the_same_bytes_everywhere_and_asks_for_nothing(
     run: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first, _ = render()
+    first, read = render()
     monkeypatch.chdir(outputs)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     assert render()[0] == first
     words = re.sub(r"base64,[A-Za-z0-9+/=]*", "", first)
     assert str(run.parent) not in words
     assert not re.search(r"20\d\d-\d\d-\d\d|version \d|run_id|mlflow\.example", words)
-
-
-def test_nothing_on_the_page_comes_from_elsewhere_and_nothing_runs(run: Path):
-    text, read = render()
-    assert not re.search(r"https?:|//|@import|url\((?!#)", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text))
+    assert not re.search(r"https?:|//|@import|url\((?!#)", words)
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "embed", "form", "base"}
     for tag, attributes in read.tags:
         assert not [name for name in attributes if name.startswith("on")]
-        for name in ("src", "href", "data", "action", "poster", "srcset"):
-            if value := attributes.get(name):
-                assert value.startswith(("data:image/png;base64,", "#")), (tag, value)
+        for name in {"src", "href", "data", "action", "poster", "srcset"} & attributes.keys():
+            assert attributes[name].startswith(("data:image/png;base64,", "#")), (tag, name)
     policies = [meta["content"] for meta in read.having("meta") if meta.get("http-equiv")]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-
-
-def test_it_can_be_read_by_those_who_do_not_see_it_and_on_small_or_dark_screens(run: Path):
-    text, read = render()
+    # to be read also by those who do not see it, and on small or dark screens
     assert read.having("html") == [{"lang": "en"}]
     assert all(image["alt"] for image in read.having("img"))
-    headings = [tag for tag, _ in read.tags if tag in ("h1", "h2", "h3")]
-    assert headings[0] == "h1"
-    assert headings.count("h1") == 1
+    assert [tag for tag, _ in read.tags if tag in ("h1", "h2", "h3")][:2] == ["h1", "h2"]
+    assert len(read.having("h1")) == 1
     assert {"viewport", "color-scheme"} <= {meta.get("name") for meta in read.having("meta")}
-    assert "prefers-color-scheme: dark" in text
-    assert "@media print" in text
+    assert "prefers-color-scheme: dark" in first
+    assert "@media print" in first
 
 
 def test_hostile_words_stay_words(run: Path):
-    reports = run / "reports"
     decision = {"digest": EVIL, "name": EVIL, "decision": EVIL, "reasons": [EVIL], "gate": {EVIL: 1.0}}
-    (reports / "registration.json").write_text(json.dumps(decision))
-    metrics = json.loads((reports / "metrics.json").read_text())
-    (reports / "metrics.json").write_text(json.dumps(metrics | {"protocol": EVIL, "objective": EVIL}))
-    write_claims([Claim("k", EVIL, EVIL, (EVIL,), {}, ((EVIL,), (EVIL,)), (Picture("dots", EVIL, png()),))])
+    write("registration.json", decision)
+    metrics = json.loads((REPORTS / "metrics.json").read_text())
+    write("metrics.json", metrics | {"protocol": EVIL, "objective": EVIL})
+    write_claims(Claim("k", EVIL, EVIL, (EVIL,), {}, ((EVIL,), (EVIL,)), (Picture("dots", EVIL, png()),)))
     _, read = render()
     assert read.text.count("<script>alert(1)</script>") >= 12
     assert "{{ 7*7 }}" in read.text
@@ -179,24 +167,30 @@ def test_hostile_words_stay_words(run: Path):
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
 
 
-def test_an_autoencoder_has_no_bound_and_no_sum(run: Path):
-    report = {"objective": "autoencoder", "protocol": "p", "test": {"reconstruction": -3.0, "mse": 0.1, "psnr": 10.0}}
-    (run / "reports" / "metrics.json").write_text(json.dumps(report))
-    rows = [Epoch(i, i, None, -4.0, None, None, -5.0 / i, None, 0.2, 1.0, 1e-3) for i in (1, 2)]
-    (run / "reports" / "history.csv").write_text(to_csv(rows))
-    (run / "reports" / "kl_per_dimension.csv").write_text("dimension,kl\n")
-    _, read = render()
-    assert "ELBO" not in read.text
-    assert len(read.having("img")) == 1 + len(page.CAPTIONS) + 1, "the reconstruction's curve, the sheets, the claim's"
-
-
-def test_a_large_picture_is_made_smaller(run: Path):
-    (run / "reports" / "samples" / "prior_samples.png").write_bytes(png(1500, 400, noise=True))
+def test_an_autoencoder_has_no_bound_and_a_large_picture_is_made_smaller(run: Path):
+    test = {"reconstruction": -3.0, "mse": 0.1, "psnr": 10.0}
+    write("metrics.json", {"objective": "autoencoder", "protocol": "p", "test": test})
+    write("history.csv", to_csv([Epoch(i, i, None, -4.0, None, None, -5.0 / i, None, 0.2, 1.0, 1e-3) for i in (1, 2)]))
+    write("kl_per_dimension.csv", "dimension,kl\n")
+    (REPORTS / "samples" / "prior_samples.png").write_bytes(png(1500, 400, noise=True))
     text, read = render()
+    assert "ELBO" not in read.text
+    images = [image["src"] for image in read.having("img")]
+    assert len(images) == 1 + len(page.CAPTIONS) + 1, "the reconstruction's curve, the sheets, the claim's"
     assert len(text) < 2_000_000
-    (large,) = [image["src"] or "" for image in read.having("img") if "webp" in (image["src"] or "")[:20]]
+    (large,) = [source for source in images if "webp" in source[:20]]
     with Image.open(io.BytesIO(base64.b64decode(large.partition(",")[2]))) as picture:
         assert max(picture.size) == 1400
+
+
+def test_saturated_estimates_are_bounds_without_an_error_and_units_are_printed():
+    latent = {"mutual_information": 5.7, "mutual_information_se": 0.01, "total_correlation": 3.25, "marginal_kl": 4.0}
+    near, far = (summary.latent_numbers(latent | {"saturation": share}) for share in (0.9, 0.01))
+    expected = {"mutual_information": "≥ 5.7", "total_correlation": "≤ 3.25", "marginal_kl": "≤ 4"}
+    assert near == expected | {"saturation": "0.9"}
+    assert far["mutual_information"] == "5.700 ± 0.010"
+    lines = summary.test_lines({"protocol": "p", "test": {"elbo": -3.5, "psnr": 20.8, "psnr_se": 0.1}})
+    assert lines[1:] == ["  elbo  -3.5", "  psnr  20.80 ± 0.10  dB, mean of each image's"]
 
 
 @pytest.mark.parametrize(
@@ -209,22 +203,21 @@ def test_a_large_picture_is_made_smaller(run: Path):
     ],
 )
 def test_outputs_that_are_no_outputs_are_one_clear_line(run: Path, name: str, words: str):
-    (run / "reports" / name).write_text("[1\n2")
-    with pytest.raises(UserError, match=rf"^reports/{re.escape(name)}: {words}[^\n]*$"):
-        render()
+    for content in ("[1\n2", '[{"key": "a"}]') if name.startswith("theory") else ("[1\n2",):
+        write(name, content)
+        with pytest.raises(UserError, match=rf"^reports/{re.escape(name)}: {words}[^\n]*$"):
+            render()
 
 
 @pytest.mark.slow
 def test_a_browser_shows_it_without_asking_anyone(run: Path):
-    browser = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here")
-    (run / "page.html").write_text(render()[0])
-    shot = run / "shot.png"
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += [f"--user-data-dir={run / 'profile'}", "--window-size=800,1200", f"--screenshot={shot}"]
-    subprocess.run([*command, (run / "page.html").as_uri()], check=True, timeout=240, capture_output=True)
-    with Image.open(shot) as picture:
-        colours = picture.convert("RGB").getcolors(1_000_000)
-    assert colours is not None
-    assert len(colours) > 50
+    Path("page.html").write_text(render()[0])
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={run / 'profile'}", "--window-size=800,1200", f"--screenshot={run / 'shot.png'}"]
+    address = (run / "page.html").as_uri()
+    subprocess.run([browser, *options, address], check=True, timeout=240, capture_output=True)
+    with Image.open("shot.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1_000_000) or []) > 50

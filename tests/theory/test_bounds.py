@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from oracles import kl_by_quadrature, probabilistic_pca
-from small_theory_context import small_context
+from small_theory_context import hurry, small_context
 from vaeline import config
 from vaeline.theory import bounds
 
@@ -47,9 +46,18 @@ def test_the_terms_agree_with_the_densities():
     assert sum(numbers["kl_per_dimension"]) == pytest.approx(numbers["rate"], rel=1e-5)
 
 
-@pytest.mark.parametrize("claim", [bounds.gap, bounds.terms])
-def test_an_autoencoder_has_no_bound(claim: Any):
-    assert claim(small_context(objective="autoencoder")).words == (bounds.NO_BOUND,)
+def test_numbers_of_few_images_and_of_a_training_path_are_said_to_be_that(monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch)
+    here = small_context()
+    history = [replace(here.history[0], validation_kl=kl) for kl in (15.0, 32.1)]
+    terms, gap = bounds.terms(replace(here, history=history)), bounds.gap(here)
+    for claim in (terms, gap):
+        assert claim.words[0].startswith("12 random ones of 60 test images (not the whole split")
+    assert "15.0 nats after the first epoch, 32.1 after the last" in terms.words[1]
+    assert "is not a rate-distortion curve" in terms.words[1]
+    assert "on the first 12 of them" in gap.words[1]
+    everything = replace(here, options=config.Theory(images=60, importance_samples=2, seed=1))
+    assert bounds.terms(everything).words[0].startswith("All 60 test images")
 
 
 def test_kl_on_the_grid_is_the_closed_form_and_quadrature():

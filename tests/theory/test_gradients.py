@@ -1,6 +1,7 @@
 """Gradient estimators against an exact gradient; the variance of a minibatch."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ def test_the_small_models_exact_gradient_is_that_of_the_closed_form():
 def test_estimators_agree_with_the_exact_gradient_and_a_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch):
     claim = gradients.estimators(small_context())
     assert claim.numbers["largest_z"] < 4
+    chance = claim.numbers["components"] * 2 * NormalDist().cdf(-4)
+    assert claim.numbers["chance_beyond_4"] == pytest.approx(chance)
+    assert "these z are not independent" in claim.words[0]
     assert claim.numbers["estimators"]["elbo/score-function"]["variance_ratio"] > 10
     assert claim.numbers["estimators"]["elbo/score-function"]["trained_variance_ratio"] > 10
 

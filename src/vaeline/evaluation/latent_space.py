@@ -68,7 +68,7 @@ def aggregate_report(model: VAE, posterior: DiagonalGaussian, z: Tensor) -> Repo
     """The KL taken apart, see `latent_metrics.decompose`, at one sample z an image, [N, Z].
 
     "saturation" is the share of images at which the limit "log_images" and not the model decides: near 1 the mutual
-    information and the total correlation are lower bounds, the marginal KL an upper one. A prior that does not
+    information is a lower bound, the total correlation and the marginal KL are upper ones. A prior that does not
     factorise has no "dimension_wise_kl". At most DENSITIES / Z of the N^2 pairs of images are looked at.
     """
     count = min(len(z), max(2, math.isqrt(DENSITIES // model.latent_dim)))

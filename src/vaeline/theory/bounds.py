@@ -55,14 +55,15 @@ def gap(context: Context) -> Claim:
     ais, median, above = Measured.of(difference), float(difference.median()), difference > 2 * difference_se
     largest, largest_se = float(difference.max()), float(difference_se[difference.argmax()])
     words = (
-        f"{len(x)} test images. ELBO {elbo.text()}, log p(x) {likelihood.text()} nats per image (importance sampling, "
-        f"k = {samples}; the ± are those of the sample of images). Gap {mean.text()} nats; the smallest of an image "
+        f"{_chosen(context, x)}: ELBO {elbo.text()}, log p(x) {likelihood.text()} nats per image (importance "
+        f"sampling, k = {samples}; the ± are those of the sample of images). Gap {mean.text()} nats; the smallest "
         f"{least:.2f} ± {least_se:.2f}, images below zero by more than two standard errors: {below}. ELBO and log p(x) "
         "are from separate draws.",
-        f"Annealed importance sampling (AIS), another method, on {len(difference)} of them: above importance sampling "
-        f"(IS) by {ais.text()} nats (median {median:.2f}, at most {largest:.1f} ± {largest_se:.1f}), by more than two "
+        f"Annealed importance sampling (AIS), another method, on the first {len(difference)} of them: above importance "
+        f"sampling (IS) by a median of {median:.2f} nats, at most {largest:.1f} ± {largest_se:.1f}, by more than two "
         f"standard errors on {int(above.sum())}. Both are lower bounds in expectation: where AIS is above, {samples} "
-        "samples of q(z|x) are too few, and log p(x) and the gap are larger than IS and its standard error show.",
+        "samples of q(z|x) are too few for that image, and its log p(x) and gap are larger than IS and its standard "
+        "error show. A mean over so few, which one image can decide, corrects none of the others.",
     )
     numbers: dict[str, Any] = {"images": len(x), "importance_samples": samples}
     numbers |= elbo.numbers("elbo") | likelihood.numbers("log_likelihood") | mean.numbers("gap")
@@ -72,6 +73,13 @@ def gap(context: Context) -> Claim:
     caption = "Left: IWAE-k above the ELBO. Middle: each image's gap. Right: annealing against importance sampling."
     draw = partial(_draw_gap, climb=climb, gaps=gaps, difference=difference, errors=difference_se)
     return Claim("gap", title, equation, words, numbers, pictures=(chart("gap", caption, draw, panels=3),))
+
+
+def _chosen(context: Context, x: Tensor) -> str:
+    """Which images a number is of; the page's own ELBO is of the whole split."""
+    if len(x) == len(context.test):
+        return f"All {len(x)} test images"
+    return f"{len(x)} random ones of {len(context.test):,} test images (not the whole split of reports/metrics.json)"
 
 
 def bound_at(weights: Tensor, k: int) -> Tensor:
@@ -123,16 +131,21 @@ def terms(context: Context) -> Claim:
     by_densities = _weights(context, x, BOUND_DRAWS, "densities").mean(0)
     difference = Measured.of(found.elbo.double().cpu() - by_densities)
     elbo, reconstruction, rate = map(Measured.of, (found.elbo, found.reconstruction, found.kl))
+    first, last = context.history[0].validation_kl or 0.0, context.history[-1].validation_kl or 0.0
     words = (
-        f"{len(x)} test images: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
-        f"{rate.value / math.log(2):.1f} bits, is the information in the latents about an image; the more of it, the "
-        "nearer the reconstruction. With β = 1 training ends where a nat of rate gains less than a nat of it.",
+        f"{_chosen(context, x)}: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
+        f"{rate.value / math.log(2):.1f} bits, is the most that the latents can hold about an image on average.",
+        f"KL of the validation images: {first:.1f} nats after the first epoch, {last:.1f} after the last. Training "
+        "does not minimise the KL, it maximises the difference: the KL rises as long as a nat of it gains more than a "
+        "nat of reconstruction (β = 1). The path of one training is not a rate-distortion curve: that has, at each "
+        "rate, the least distortion of all models, trained to the end.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
     numbers: dict[str, Any] = {"images": len(x)} | elbo.numbers("elbo") | reconstruction.numbers("reconstruction")
     numbers |= rate.numbers("rate") | difference.numbers("terms_minus_densities")
+    numbers |= {"first_validation_kl": first, "last_validation_kl": last}
     numbers["kl_per_dimension"] = found.kl_per_dimension.double().mean(0).cpu().tolist()
-    caption = "Left: the bound and its reconstruction by epoch. Middle: rate and distortion. Right: KL by dimension."
+    caption = "Left: the bound and its reconstruction by epoch. Middle: the path of training. Right: KL by dimension."
     draw = partial(_draw_terms, context=context, numbers=numbers)
     return Claim("terms", title, equation, words, numbers, pictures=(chart("terms", caption, draw, panels=3),))
 
@@ -145,10 +158,10 @@ def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: d
     lines(left, series)
     left.set(xlabel="epoch", ylabel="nats per image", title="Training")
     path = [(row.validation_kl, -row.validation_reconstruction) for row in context.history]
-    middle.plot(*zip(*path, strict=True), marker=".", label="validation, by epoch")
-    middle.plot(numbers["rate"], -numbers["reconstruction"], "*", color=INK, markersize=9, label="test")
-    middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Rate and distortion")
+    middle.plot(*zip(*path, strict=True), marker=".", label="by epoch")
+    middle.plot(*path[-1], "o", color=INK, label="last epoch")
     middle.legend()
+    middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Validation during training")
     bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
     right.set(xlabel="latent dimension; a single bar is their sum", ylabel="mean KL, nats", title="Where the rate goes")
 

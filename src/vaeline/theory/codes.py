@@ -1,4 +1,4 @@
-"""Claim: an autoencoder's codes lie anywhere, a VAE's latent space is a distribution that can be sampled."""
+"""Claim: a VAE's codes come with a prior to sample from, roughly theirs; an autoencoder's lie anywhere."""
 
 import tempfile
 from collections.abc import Callable
@@ -74,6 +74,7 @@ def latent_space(context: Context) -> Claim:
         distances["trained model, its prior"] = distance(_decoded(context.model, z))
     numbers: dict[str, Any] = {"training_images": len(data), "epochs": context.options.epochs, "compared": len(test)}
     numbers |= {"frechet_features": kind, "samples": samples, "frechet": distances}
+    numbers["code_variances"] = {name: c.train_codes.double().var(0).tolist() for name, c in coded.items()}
     if test.labels is not None:
         labels, expected = torch.from_numpy(data.labels), torch.from_numpy(test.labels)
         for name, c in coded.items():
@@ -83,35 +84,41 @@ def latent_space(context: Context) -> Claim:
     rows += [(name, f"{value:.2f}", "", "") for name, value in distances.items()]
     return Claim(
         "sampling",
-        "An autoencoder's code has no meaning by itself; a VAE's latent space is a distribution",
+        "A VAE is trained with a distribution to sample from; an autoencoder's codes have none",
         "AE:   max log p(x|z = f(x))                              nothing determines where the codes f(x) lie\n"
-        "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         the codes, all together, fill N(0, I)",
+        "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         each q(z|x) is drawn towards N(0, I)",
         _words(numbers),
         numbers,
-        (("images from", "Frechet distance to test images", "hole", "reach"), *rows),
-        _pictures(context, coded, images, test),
+        (("images from", "Frechet distance to test images", "draw to code", "code to draw"), *rows),
+        _pictures(context, coded, images, data, test),
     )
 
 
 def _words(numbers: dict[str, Any]) -> list[str]:
     vae, plain, vae_fitted, fitted = numbers["samples"].values()
     far = numbers["frechet"]
-    midway = {name: far[f"{name}, midpoints"] / far[f"{name}, reconstructions"] for name in ("VAE", "AE")}
+    variances = {name: f"{min(found):.2f} to {max(found):.2f}" for name, found in numbers["code_variances"].items()}
+    midway = {name: (far[f"{name}, midpoints"], far[f"{name}, reconstructions"]) for name in ("VAE", "AE")}
+    (vae_far, vae_near), (plain_far, plain_near) = midway.values()
     words = [
         f"Both have the trained model's shape and were trained alike, and more briefly than it: "
-        f"{numbers['training_images']:,} images, {numbers['epochs']} epochs, the same batches.",
+        f"{numbers['training_images']:,} images, {numbers['epochs']} epochs, the same batches. The codes' variances by "
+        f"dimension are {variances['VAE']} (VAE) and {variances['AE']} (autoencoder); N(0, I) has 1. The KL draws the "
+        "VAE's codes towards it, not all the way.",
         f"Decoded N(0, I): Frechet distance {vae['frechet']:.2f} for the VAE, {plain['frechet']:.2f} for the "
         f"autoencoder, whose training does not put codes there (held-out images: {far['held-out images']:.2f}). A "
         "Gaussian with the mean and covariance of the codes, N(m, S), measured after training, makes a generative "
         f"model of an autoencoder too (Ghosh et al. 2020, arXiv:1903.12436): {fitted['frechet']:.2f}, and "
         f"{vae_fitted['frechet']:.2f} for the VAE. Features: {numbers['frechet_features']}.",
-        "Hole (near generative precision): the distance of a draw to the nearest code of a training image, over that "
-        f"of a held-out code. N(0, I): {vae['hole']:.2f} for the VAE, {plain['hole']:.2f} for the autoencoder; N(m, S) "
-        f"of its codes: {fitted['hole']:.2f}. Reach (near recall): the distance of a held-out code to the nearest "
-        f"draw, over that to the nearest code: {vae['reach']:.2f}, {plain['reach']:.2f} and {fitted['reach']:.2f}. "
-        "Only a distribution of codes has both near 1; the VAE's are not quite N(0, I) either: see its N(m, S).",
-        "Half-way between the codes of two test images the Frechet distance is that of reconstructions times "
-        f"{midway['VAE']:.1f} for the VAE, {midway['AE']:.1f} for the autoencoder.",
+        "Draw to code (near generative precision): the distance of a draw to the nearest code of a training image, "
+        f"over that of a held-out code. N(0, I): {vae['draw_to_code']:.2f} for the VAE, {plain['draw_to_code']:.2f} "
+        f"for the autoencoder; N(m, S) of its codes: {fitted['draw_to_code']:.2f}. Code to draw (near recall): the "
+        "distance of a held-out code to the nearest draw, over that to the nearest code: "
+        f"{vae['code_to_draw']:.2f}, {plain['code_to_draw']:.2f} and {fitted['code_to_draw']:.2f}. Draws from the "
+        "distribution of the codes have both near 1.",
+        f"Half-way between the codes of two test images the Frechet distance is {vae_far:.2f} for the VAE and "
+        f"{plain_far:.2f} for the autoencoder; over that of its own reconstructions {vae_far / vae_near:.1f} and "
+        f"{plain_far / plain_near:.1f}.",
     ]
     if "knn_accuracy_vae" in numbers:
         both = f"{numbers['knn_accuracy_vae']:.1%} (VAE) and {numbers['knn_accuracy_ae']:.1%} (autoencoder)"
@@ -153,7 +160,7 @@ def fitted(codes: Tensor, noise: Tensor) -> Tensor:
 
 
 def _nearness(coded: Coded, z: Tensor) -> dict[str, float]:
-    """Of draws z [M, Z] to the codes, both 1 at best: near generative precision (`hole`) and recall (`reach`)."""
+    """Of draws z [M, Z] to the codes, both 1 at best: near generative precision, and near recall."""
 
     def nearest(points: Tensor, among: Tensor) -> float:
         """Median distance of points [N, Z] to the nearest of others [M, Z]."""
@@ -161,7 +168,7 @@ def _nearness(coded: Coded, z: Tensor) -> dict[str, float]:
 
     codes = coded.train_codes[: len(z)]
     usual = nearest(coded.held_out, codes)
-    return {"hole": nearest(z, codes) / usual, "reach": nearest(coded.held_out, z) / usual}
+    return {"draw_to_code": nearest(z, codes) / usual, "code_to_draw": nearest(coded.held_out, z) / usual}
 
 
 @torch.no_grad()
@@ -196,7 +203,9 @@ def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor]
     return lambda x: (small(x).flatten(1) - mean) @ axes, f"{axes.shape[1]} principal components of the pixels"
 
 
-def _pictures(context: Context, coded: dict[str, Coded], images: dict[str, Tensor], test: Split) -> tuple[Picture, ...]:
+def _pictures(
+    context: Context, coded: dict[str, Coded], images: dict[str, Tensor], data: Split, test: Split
+) -> tuple[Picture, ...]:
     """Decoded draws, interpolations, and the codes' two widest principal directions with N(0, I) as circles."""
     draws = [("test images", _expected(context, test.pixels[:COLUMNS]))]
     draws += [(name, drawn[:COLUMNS]) for name, drawn in images.items()]
@@ -205,19 +214,22 @@ def _pictures(context: Context, coded: dict[str, Coded], images: dict[str, Tenso
         x = context.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
         paths += [(name, sampling.interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
 
+    colours: dict[str, Any] = {} if data.labels is None else {"c": data.labels[:1500], "cmap": "tab10"}
+
     def draw(*panels: Any) -> None:
         angle = np.linspace(0, 2 * np.pi, 200)
         for axes, (name, c) in zip(panels, coded.items(), strict=True):
             flat = (c.train_codes[:1500] @ probes.principal_components(c.train_codes, 2)[1]).numpy()
-            axes.plot(flat[:, 0], flat[:, -1], ".", markersize=2, alpha=0.5)
+            axes.scatter(flat[:, 0], flat[:, -1], s=3, alpha=0.6, **colours)
             for radius in (1, 2, 3):
                 axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=INK, linewidth=0.9)
             axes.set_aspect("equal", adjustable="datalim")
             axes.set(title=f"{name}: codes", xlabel="first principal direction", ylabel="second")
 
-    samples = "The same noise, decoded. The VAE was trained so that N(0, I) is where its codes are."
+    samples = "The same noise, decoded by both models, as N(0, I) and with the mean and covariance of their codes."
     lines = "Two pairs of test images: the straight line between their codes, decoded."
-    codes = "Codes of training images (dots) and N(0, I) at one, two and three standard deviations (circles)."
+    dots = "dots, coloured by class" if colours else "dots"
+    codes = f"Codes of training images ({dots}) and N(0, I) at one, two and three standard deviations (circles)."
     return (
         image_rows("samples", samples, "Decoded draws", draws),
         image_rows("interpolations", lines, "Interpolations", paths),

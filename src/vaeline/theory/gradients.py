@@ -44,6 +44,7 @@ def estimators(context: Context) -> Claim:
     deviations, ways = _measure(context)
     score, largest = ways["elbo/score-function"], max(way["largest_z"] for way in ways.values())
     on_trained, count = "", sum(map(len, deviations.values()))
+    chance = count * math.erfc(4 / math.sqrt(2))  # of normal numbers, however dependent
     if "trained_variance_ratio" in score:
         on_trained = f", {score['trained_variance_ratio']:,.0f} on the trained one (a batch of {BATCH} images)"
     title = "The score function is unbiased and noisy; reparameterising takes the noise outside"
@@ -54,15 +55,16 @@ def estimators(context: Context) -> Claim:
     )
     words = (
         f"Small model: z is one number, x has {SMALL_PIXELS}, everything is linear and Gaussian, and the gradient is "
-        f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}: "
-        "each is unbiased (of normal numbers one in 16,000 is beyond 4).",
+        f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}. "
+        f"Without a bias one beyond 4 has a chance of at most {chance:.1%} (the sum over all of them: the estimators "
+        "share their noise, so these z are not independent).",
         "The score function weighs ∇ log q by log w, a number of the size of log p(x); the pathwise estimator takes "
         "the noise outside, z = μ + σ ε, and differentiates the decoder. On the ELBO the encoder's gradient has by the "
         f"score function {score['variance_ratio']:.3g} times the variance on the small model{on_trained}.",
         "Sticking the landing has no variance left where q is the true posterior: it gains on a trained model, not on "
         "this small one, whose q is far from it. A baseline takes the size of log p(x) out of the score function.",
     )
-    numbers = {"largest_z": largest, "components": count, "estimators": ways}
+    numbers = {"largest_z": largest, "components": count, "chance_beyond_4": chance, "estimators": ways}
     header = ("bound", "estimator", "largest |z|", "variance / pathwise, small", "variance / pathwise, trained")
     rows = []
     for (bound, name), way in zip(WAYS, ways.values(), strict=True):

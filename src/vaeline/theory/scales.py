@@ -31,6 +31,10 @@ SCALED, COLUMNS = 256, 10  # images that latents are scaled on, and that are sho
 # Rombach et al. 2022 (arXiv:2112.10752): f = 8, four latent channels, images of 512 x 512
 LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_channels=4, blocks=2)
 LARGE_SHAPE = (3, 512, 512)
+# What their network has and LARGE lacks, in parameters: 3 x 3 convolutions, group norms, 1 x 1 convolutions
+BLOCK = {c: 2 * (9 * c * c + c + 2 * c) for c in (128, 256, 512)}  # a residual block that keeps its c channels
+MIDDLE, ATTENTION = 2 * BLOCK[512], 4 * (512 * 512 + 512) + 2 * 512
+THIRD_BLOCKS = BLOCK[128] + BLOCK[256] + 2 * BLOCK[512]
 RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
 
 
@@ -146,15 +150,17 @@ def squared_error(context: Context) -> Claim:
     on_train, exact = _errors(context, context.taken(context.train, context.options.images * 10), "train")
     on_test, _ = _errors(context, context.taken(context.test, context.options.images), "test")
     sigma, best, best_test = float(likelihood.sigma), _root(on_train), _root(on_test)
-    how = "learned" if likelihood.learned else "fixed"
+    dimensions, how = math.prod(context.model.shape), "learned" if likelihood.learned else "fixed"
+    weight = dimensions / (2 * sigma**2)
     words = (
         f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
-        f"{len(on_train)} training images. So minimising the MSE is maximising a Gaussian likelihood with a σ that "
-        "was chosen, and its weight against the KL, 1 / (2σ²), with it.",
+        f"{len(on_train)} training images. So minimising the MSE, the mean over D = {dimensions:,} pixel values, is "
+        "maximising a Gaussian likelihood whose σ was chosen, and with it the weight against the KL: D / (2σ²), "
+        f"{weight:,.0f} here, for the mean; 1 / (2σ²) for the sum of squares.",
         f"σ is {sigma:.5f} ({how}); √MSE of the same images with z ~ q(z|x) is {best.text(5)}, of test images "
         f"{best_test.text(5)}, in pixels on [0, 1].",
     )
-    numbers = {"sigma": sigma, "learned": likelihood.learned}
+    numbers = {"sigma": sigma, "learned": likelihood.learned, "weight_of_mean_squared_error": weight}
     numbers |= best.numbers("root_mean_squared_error_train") | best_test.numbers("root_mean_squared_error_test")
     numbers["largest_relative_difference"] = exact
     caption = "The cost of a pixel as a function of σ: it is least at √MSE, where training puts a σ that is learned."
@@ -201,35 +207,41 @@ def _root(errors: Tensor) -> Measured:
 
 
 def latent_diffusion(context: Context) -> Claim:
-    """The residual network at two sizes, and the scale that a diffusion model wants of its latents."""
-    network = context.section.network
-    if isinstance(network, config.Residual):
-        which, model = "the trained model", copy.deepcopy(context.model)
-    else:
-        which, network = "untrained here: only its shapes matter", small(context.model.shape)
-        model = _model(network, context.model.shape)
-    with torch.device("meta"):  # sizes, no numbers
-        large = _sizes(LARGE, _model(LARGE, LARGE_SHAPE))
-    here = _sizes(network, model)
-    parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
-    splits = (Splits(part, part, context.binarise) for part in parts)
-    scale, other = (scale_factor(model, split, context.options.seed, context.device) for split in splits)
-    spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
-    title = "The same components make up Stable Diffusion's autoencoder"
+    """The residual network at two sizes; of a trained one its latents and their scale."""
+    title = "Stable Diffusion's first stage is a VAE of the same components"
     equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
-    words = (
-        "The encoder, the posterior, its sample and the KL (with a small weight there) are those of every other "
-        "section; only the network is convolutional, and latents keep their places. First row: this package's residual "
-        f"network on images like these ({which}). Second: the same code at the widths of Stable Diffusion's "
-        "autoencoder, without its attention layers.",
-        "A diffusion model wants latents of variance 1: stage train writes 1 / std(z), over the training images, into "
-        f"models/config.json of a model with this network. {scale:.4f} here, 0.18215 in Stable Diffusion; the variance "
-        f"of other images' scaled latents is {spread:.4f}.",
-    )
-    numbers = {"here": here | {"scale_factor": scale, "scaled_variance": spread}, "stable_diffusion_size": large}
+    trained, network = isinstance(context.section.network, config.Residual), context.section.network
+    if not isinstance(network, config.Residual):
+        network = small(context.model.shape)
+    with torch.device("meta"):  # sizes, no numbers
+        here, large = _sizes(network, context.model.shape), _sizes(LARGE, LARGE_SHAPE)
+    words = [
+        "First row: this package's residual network on images like these "
+        f"({'the trained model' if trained else 'not trained here: sizes only'}). Second: the same code at the widths "
+        "of Stable Diffusion's autoencoder. The posterior, its sample and the KL are those of every other section; "
+        "latents keep their places.",
+        f"Theirs has more: in the middle of encoder and decoder two residual blocks ({MIDDLE:,} parameters) and an "
+        f"attention layer ({ATTENTION:,}), and in the decoder a third block a level ({THIRD_BLOCKS:,}). It is trained "
+        "with a perceptual and an adversarial loss beside the reconstruction's, and a very small weight of the KL.",
+    ]
+    numbers: dict[str, Any] = {"here": here, "stable_diffusion_size": large}
+    numbers["stable_diffusion_more"] = {"middle": MIDDLE, "attention": ATTENTION, "third_blocks": THIRD_BLOCKS}
+    scale, pictures = math.nan, []
+    if trained:
+        model = copy.deepcopy(context.model)
+        parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
+        splits = (Splits(part, part, context.binarise) for part in parts)
+        scale, other = (scale_factor(model, split, context.options.seed, context.device) for split in splits)
+        spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
+        words.append(
+            "A diffusion model wants latents of variance 1: stage train writes 1 / std(z), over the training images, "
+            f"into models/config.json. {scale:.4f} here, 0.18215 in Stable Diffusion; the variance of other images' "
+            f"scaled latents is {spread:.4f}."
+        )
+        here |= {"scale_factor": scale, "scaled_variance": spread}
+        pictures.append(_maps(context, model, here["latents"], here["factor"]))
     header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
-    rows = (_row(here, f"{scale:.4f}"), _row(large, "(theirs: 0.18215)"))
-    pictures = (_maps(context, model, here["latents"], here["factor"]),)
+    rows = (_row(here, f"{scale:.4f}" if trained else "of a trained one only"), _row(large, "0.18215 (theirs)"))
     return Claim("latent_diffusion", title, equation, words, numbers, (header, *rows), pictures)
 
 
@@ -239,27 +251,23 @@ def small(shape: Shape) -> config.Residual:
     return config.Residual(kind="residual", channels=list(SMALL_CHANNELS[: halvings + 1]), latent_channels=4, blocks=1)
 
 
-def _model(network: config.Residual, shape: Shape) -> VAE:
-    dimensions = math.prod(latent_shape(shape, network.channels, network.latent_channels))
-    section = {"latent_dim": dimensions, "network": network, "likelihood": {"kind": "gaussian"}}
-    return build_model(config.Model.model_validate(section), shape, "elbo", seed=0).requires_grad_(False)
-
-
-def _sizes(network: config.Residual, model: VAE) -> dict[str, Any]:
+def _sizes(network: config.Residual, shape: Shape) -> dict[str, Any]:
     """Shapes and parameter counts, as theory.json has them."""
-    latents = latent_shape(model.shape, network.channels, network.latent_channels)
+    latents = latent_shape(shape, network.channels, network.latent_channels)
+    section = {"latent_dim": math.prod(latents), "network": network, "likelihood": {"kind": "gaussian"}}
+    model = build_model(config.Model.model_validate(section), shape, "elbo", seed=0)
     return {
-        "shape": list(model.shape),
+        "shape": list(shape),
         "latents": list(latents),
-        "factor": model.shape[1] // latents[1],
-        "compression": math.prod(model.shape) / math.prod(latents),
+        "factor": shape[1] // latents[1],
+        "compression": math.prod(shape) / math.prod(latents),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
     }
 
 
 def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
-    shape, latents, f, compression, encoder, decoder = sizes.values()
+    shape, latents, f, compression, encoder, decoder = list(sizes.values())[:6]
     image, latents = " × ".join(map(str, shape)), " × ".join(map(str, latents))
     return image, str(f), latents, f"{compression:.1f}", f"{encoder:,}", f"{decoder:,}", scale
 
