@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from oracles import ProbabilisticPCA, probabilistic_pca
 from vaeline import config
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
@@ -38,6 +39,17 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         (scales, "STEPS", 10),
     ):
         monkeypatch.setattr(module, name, value)
+
+
+def pca_context(options: config.Theory, mean_error: float = 0.0) -> tuple[ProbabilisticPCA, Context]:
+    """A model with its true posterior, but for an error of its mean, on images that it drew, without labels."""
+    pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05)
+    pca.bias.fill_(0.5)
+    vae = pca.vae(mean_error=mean_error).float().requires_grad_(False)
+    vae.shape = (1, 1, 64)
+    images = (256 * pca.sample(1000, torch.Generator().manual_seed(2))).floor().clamp(0, 255)
+    train, few = (Split(images[:count].numpy().astype(np.uint8)) for count in (1000, 60))
+    return pca, replace(small_context(options=options), model=vae, train=train, validation=few, test=few)
 
 
 def small_context(

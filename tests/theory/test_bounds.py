@@ -3,12 +3,11 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from oracles import kl_by_quadrature, probabilistic_pca
-from small_theory_context import hurry, small_context
+from oracles import kl_by_quadrature
+from small_theory_context import hurry, pca_context, small_context
 from vaeline import config
 from vaeline.theory import bounds
 
@@ -22,18 +21,9 @@ def test_the_mean_of_groups_is_the_elbo_at_1_and_one_iwae_at_all():
 
 
 def test_the_gap_of_a_model_with_its_true_posterior_is_zero_and_else_the_divergence():
-    pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05)
-    pca.bias.fill_(0.5)
-    shift = 0.3
-    expected = float((0.5 * shift**2 / pca.posterior()[1].exp()).sum())
-    for error, truth in ((0.0, 0.0), (shift, expected)):
-        vae = pca.vae(mean_error=error).float().requires_grad_(False)
-        vae.shape = (1, 1, 64)
-        base = small_context(options=config.Theory(images=30, importance_samples=1000, seed=1))
-        images = (256 * pca.sample(60, torch.Generator().manual_seed(2))).floor().clamp(0, 255)
-        test = replace(base.test, pixels=images.numpy().astype(np.uint8))
-        claim = bounds.gap(replace(base, model=vae, test=test))
-        numbers = claim.numbers
+    for error in (0.0, 0.3):
+        pca, here = pca_context(config.Theory(images=30, importance_samples=1000, seed=1), mean_error=error)
+        numbers, truth = bounds.gap(here).numbers, float((0.5 * error**2 / pca.posterior()[1].exp()).sum())
         assert numbers["gap"] == pytest.approx(truth, abs=4 * numbers["gap_se"] + 0.02)
         assert numbers["annealed_minus_importance"] == pytest.approx(0, abs=0.5)
         assert numbers["gaps_below_zero_by_2_se"] <= (4 if error == 0 else 0)

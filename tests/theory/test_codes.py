@@ -1,16 +1,12 @@
 """An autoencoder and a VAE side by side."""
 
 import copy
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from oracles import probabilistic_pca
-from small_theory_context import TINY, hurry, small_context
+from small_theory_context import TINY, hurry, pca_context, small_context
 from vaeline import config
-from vaeline.data.sources.dataset import Split
 from vaeline.theory import codes
 
 
@@ -40,16 +36,10 @@ def test_an_autoencoder_and_a_vae_stand_side_by_side(labelled: bool, monkeypatch
 
 def test_the_codes_variances_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch):
     """z of a model with its true posterior are N(0, I); of the same codes, twice as wide, they are not."""
-    pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05)
-    pca.bias.fill_(0.5)
-    vae, images = pca.vae().float().requires_grad_(False), pca.sample(1000, torch.Generator().manual_seed(1))
-    vae.shape = (1, 1, 64)
-    pixels = (256 * images).floor().clamp(0, 255).numpy().astype(np.uint8)
-    base = small_context(labelled=False, options=config.Theory(images=12, training_images=1000, seed=1))
-    here = replace(base, model=vae, train=Split(pixels), validation=Split(pixels[:60]), test=Split(pixels[:60]))
-    wide = copy.deepcopy(vae)
+    _, here = pca_context(config.Theory(images=12, training_images=1000, seed=1))
+    wide = copy.deepcopy(here.model)
     wide.encoder[1].bias[2:] += 2.5
-    monkeypatch.setattr(codes, "_train", lambda context, data, objective: vae if objective == "elbo" else wide)
+    monkeypatch.setattr(codes, "_train", lambda context, data, objective: here.model if objective == "elbo" else wide)
     claim = codes.latent_space(here)
     found = claim.numbers["code_variances"]
     assert found["VAE"] == pytest.approx([1, 1], abs=0.2)
