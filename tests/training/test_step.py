@@ -1,4 +1,7 @@
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from vaeline import config
 from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.training import step as steps
 from vaeline.training.build import build_model
-from vaeline.training.step import Batch, State, kl_weight, losses, one_cycle, step
+from vaeline.training.step import Batch, State, Stepper, kl_weight, losses, one_cycle, step
 
 SHAPE = (1, 8, 8)
 LIKELIHOODS = [
@@ -121,7 +124,6 @@ def test_a_parameter_that_the_loss_does_not_depend_on_is_an_error():
 
 def test_on_cuda_every_tensor_of_a_step_stays_there(monkeypatch: pytest.MonkeyPatch):
     """Shapes and devices alone, without a GPU; autograd's engine would need the driver, so its result is made up."""
-    monkeypatch.setattr(steps, "_losses", lambda device: losses)
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, inputs: [torch.empty_like(p) for p in inputs])
     monkeypatch.setattr(steps, "precision", lambda device: torch.autocast("cpu", torch.bfloat16))
     with FakeTensorMode(), torch.device("cuda"):
@@ -130,6 +132,36 @@ def test_on_cuda_every_tensor_of_a_step_stays_there(monkeypatch: pytest.MonkeyPa
         tensors = [*state.tensors().values(), *result, state.failed]
         assert {tensor.device.type for tensor in tensors} == {"cuda"}
         assert {tensor.dtype for tensor in result} == {torch.float32}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_captured_step_moves_the_state_as_the_plain_one_also_where_capture_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+):
+    """A graph that runs while it is captured, and again over the same buffers at each replay."""
+    stepper, other, plain = Stepper(start(), step_config()[0]), start(), []
+    stepper.on_cuda = stepper.captures = True
+    monkeypatch.setattr(steps, "step", lambda *arguments: plain.append(arguments) or step(*arguments))
+
+    @contextmanager
+    def graph(captured: SimpleNamespace, capture_error_mode: str) -> Iterator[None]:
+        yield
+        captured.replay = lambda arguments=plain[-1]: step(*arguments)
+        if fails:
+            raise RuntimeError("operation not permitted\nwhen capturing")
+
+    waiting = SimpleNamespace(wait_stream=lambda stream: None)
+    fakes = {"CUDAGraph": SimpleNamespace, "Stream": lambda: waiting, "current_stream": lambda: waiting}
+    for name, fake in (fakes | {"stream": nullcontext, "graph": graph}).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for seed, count, beta in ((0, 16, 0.5), (1, 16, 1.0), (2, 5, 1.0), (3, 16, 2.0)):
+        options, _, weight = step_config(beta=beta)
+        stepper(batch(count, seed=seed), 0.01 * beta, weight)
+        step(other, batch(count, seed=seed), options, torch.tensor(0.01 * beta), weight)
+    assert same([*stepper.state.tensors().values()], [*other.tensors().values()])
+    assert sorted(stepper.graphs) == ([] if fails else [5, 16])
+    logged = ["training without CUDA graphs: operation not permitted"] if fails else []
+    assert [record.getMessage() for record in caplog.records] == logged
 
 
 def test_matrix_products_are_bfloat16_and_the_terms_float32_under_autocast(monkeypatch: pytest.MonkeyPatch):

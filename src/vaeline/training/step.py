@@ -5,11 +5,11 @@
 `nn.utils.get_total_norm` 0.05 ms.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from vaeline.config import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, surrogate
 from vaeline.training.process_group import SINGLE, ProcessGroup
+
+log = logging.getLogger(__name__)
 
 RISE = 0.25  # the part of training in which the learning rate rises
 START, END = 1 / 20, 1 / 1000  # of the peak
@@ -32,6 +34,10 @@ class Batch:
     uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
     normal: Tensor | None  # [B, Z] or [K, B, Z], for the samples of z; None for a plain autoencoder
     fraction: float = 1.0  # of the group's images in this step that are here: 0 for a placeholder
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in (self.pixels, self.uniform, self.normal) if tensor is not None]
 
 
 @dataclass(frozen=True)
@@ -105,16 +111,74 @@ def bound_of(options: Train) -> Bound:
     return "iwae" if options.objective == "iwae" else "elbo"
 
 
+class Stepper:
+    """Calls of `step` with the state's tensors, the same bits each way: how it runs depends on the device alone.
+
+    On CUDA, in one process, forward, backward, clipping and Adam are one CUDA graph over static buffers, captured at
+    the first batch of each size. Where capture fails, a warning says so once and steps run operation by operation.
+    """
+
+    def __init__(self, state: State, options: Train, group: ProcessGroup = SINGLE) -> None:
+        self.state, self.options, self.group = state, options, group
+        self.on_cuda = state.totals.device.type == "cuda"
+        self.captures = self.on_cuda and group.is_single
+        self.graphs: dict[int, tuple[Batch, torch.cuda.CUDAGraph]] = {}  # by the batch's size
+        self.rate, self.beta = (torch.zeros_like(state.count) for _ in range(2))  # the graphs' schedule
+
+    def __call__(self, batch: Batch, learning_rate: float, beta: Tensor) -> None:
+        """One step; `beta` is the KL's weight, on the CPU."""
+        if not self.on_cuda:
+            step(self.state, batch, self.options, learning_rate, beta, self.group)
+            return
+        self.rate.fill_(learning_rate)
+        self.beta.fill_(beta)
+        count = len(batch.pixels)
+        if self.captures and count not in self.graphs:
+            self._capture(batch)
+        if not self.captures:
+            step(self.state, batch, self.options, self.rate, self.beta, self.group)
+            return
+        buffers, graph = self.graphs[count]
+        for buffer, tensor in zip(buffers.tensors(), batch.tensors(), strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+
+    def _capture(self, batch: Batch) -> None:
+        buffers = Batch(*(None if t is None else t.clone() for t in (batch.pixels, batch.uniform, batch.normal)))
+        arguments = (self.state, buffers, self.options, self.rate, self.beta)
+        tensors = [*self.state.tensors().values(), self.state.failed]
+        before = [tensor.clone() for tensor in tensors]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):  # what libraries set up at first use must not be captured
+                for _ in range(2):
+                    step(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may pin memory meanwhile
+                step(*arguments)
+            self.graphs[len(batch.pixels)] = buffers, graph
+        except RuntimeError as error:
+            self.captures = False
+            log.warning("training without CUDA graphs: %s", str(error).partition("\n")[0])
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
+
+
 def step(
-    state: State, batch: Batch, options: Train, learning_rate: float, beta: Tensor, group: ProcessGroup = SINGLE
+    state: State,
+    batch: Batch,
+    options: Train,
+    learning_rate: float | Tensor,
+    beta: Tensor,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[Tensor, Tensor]:
     """Maximise the objective by one step of Adam, with the gradient clipped to a norm; `beta` is the KL's weight.
 
-    Returns the loss in nats per image and the gradient's norm before clipping, scalars left on the device; on CUDA the
-    next step overwrites them. Where one of them is not finite, the state keeps its parameters and moments, now and from
-    then on. A group's loss is the mean over all its images, its gradient the sum over ranks of fraction * gradient.
+    Returns the loss in nats per image and the gradient's norm before clipping, scalars left on the device. Where one
+    of them is not finite, the state keeps its parameters and moments, now and from then on. A group's loss is the mean
+    over all its images, its gradient the sum over ranks of fraction * gradient.
     """
-    losses = _losses(state.totals.device.type)
     how = {"bound": bound_of(options), "estimator": options.estimator}
     loss, sums = losses(state.model, batch, beta, options.free_bits, **how)
     gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
@@ -136,7 +200,7 @@ def step(
             state.second,
             [],
             [state.count] * len(gradients),
-            lr=learning_rate,
+            lr=learning_rate,  # type: ignore[arg-type]
             amsgrad=False,
             maximize=False,
             grad_scale=excess if clips else None,
@@ -145,12 +209,6 @@ def step(
         )
         state.totals.add_(sums)
     return loss, norm
-
-
-@cache
-def _losses(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`losses`, on CUDA compiled and, forward and backward, captured in CUDA graphs."""
-    return losses if device == "cpu" else torch.compile(losses, mode="reduce-overhead", dynamic=False)
 
 
 def losses(

@@ -27,7 +27,7 @@ from vaeline.training.history import Epoch, Tracker
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.splits import Splits, validate
-from vaeline.training.step import Averages, Batch, State, bound_of, kl_weight, one_cycle, step
+from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_weight, one_cycle
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class _Training:
     ) -> None:
         self.options, self.group, self.checkpoints = options, group, checkpoints
         self.model, self.state = model, State(model)
-        self.device = self.state.totals.device
+        self.device, self.take_step = self.state.totals.device, Stepper(self.state, options, group)
         self.images = open_images(splits.train, self.device)
         self.validation = open_images(splits.validation, self.device)
         self.noise = Noise(options.seed, self.device)
@@ -175,7 +175,7 @@ class _Training:
             if self.draws_uniform:
                 uniform = self.noise.uniform(torch.Size((len(batch), *own.shape[1:])))[rows]
             item = Batch(own.to(torch.float32), uniform, normal, fraction)
-            step(self.state, item, self.options, *self.schedule(self.step), self.group)
+            self.take_step(item, *self.schedule(self.step))
             self.step += 1
             is_due = self.step % self.settings.log_every == 0 or self.step % self.steps_per_epoch == 0
             if is_due or self.device.type == "cpu":  # elsewhere a look waits for the device
@@ -196,10 +196,10 @@ class _Training:
             raise KeyboardInterrupt if signal.SIGINT in self.signals else SystemExit(128 + signal.SIGTERM)
 
     def schedule(self, number: int) -> tuple[float, Tensor]:
-        """The learning rate and the KL's weight of step `number`, from 0."""
+        """The learning rate and the KL's weight of step `number`, from 0; on the CPU."""
         beta = kl_weight(number, self.options.warmup_epochs * self.steps_per_epoch, self.options.beta)
         rate = one_cycle(number, self.steps, self.options.learning_rate)
-        return rate, torch.full((), beta, device=self.device)
+        return rate, torch.full((), beta)
 
     def finish_epoch(self) -> None:
         """Validate, add a row, keep the weights if they are the best so far, report."""
