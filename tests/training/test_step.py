@@ -122,16 +122,20 @@ def test_a_parameter_that_the_loss_does_not_depend_on_is_an_error():
         step(State(vae), batch(), *step_config())
 
 
-def test_on_cuda_every_tensor_of_a_step_stays_there(monkeypatch: pytest.MonkeyPatch):
-    """Shapes and devices alone, without a GPU; autograd's engine would need the driver, so its result is made up."""
+def test_on_cuda_every_tensor_of_a_step_stays_there_and_none_is_looked_at(monkeypatch: pytest.MonkeyPatch):
+    """A fake tensor has no value. What would need the driver, autograd's engine and Adam, is left out."""
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *tensors, lr, **options: rates.append(lr))
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, inputs: [torch.empty_like(p) for p in inputs])
     monkeypatch.setattr(steps, "precision", lambda device: torch.autocast("cpu", torch.bfloat16))
-    with FakeTensorMode(), torch.device("cuda"):
-        state, noise = State(build_model(model(), SHAPE, "elbo")), torch.zeros(16, *SHAPE)
-        result = step(state, Batch(noise, noise, torch.zeros(16, 3)), *step_config(gradient_clip=1.0))
-        tensors = [*state.tensors().values(), *result, state.failed]
-        assert {tensor.device.type for tensor in tensors} == {"cuda"}
-        assert {tensor.dtype for tensor in result} == {torch.float32}
+    (options, _, _), rates = step_config(gradient_clip=1.0), []
+    for section in MODELS:
+        with FakeTensorMode(), torch.device("cuda"):
+            state, noise = State(build_model(section, SHAPE, "elbo")), torch.zeros(16, *SHAPE)
+            rate, beta = torch.zeros(()), torch.zeros(())
+            result = step(state, Batch(noise, noise, torch.zeros(16, 3)), options, rate, beta)
+            tensors = [*state.tensors().values(), *result, state.failed, rates[-1]]
+            assert {tensor.device.type for tensor in tensors} == {"cuda"}
+            assert {tensor.dtype for tensor in result} == {torch.float32}
 
 
 @pytest.mark.parametrize("fails", [False, True])

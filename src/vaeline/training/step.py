@@ -144,11 +144,12 @@ class Stepper:
         graph.replay()
 
     def _capture(self, batch: Batch) -> None:
-        buffers = Batch(*(None if t is None else t.clone() for t in (batch.pixels, batch.uniform, batch.normal)))
+        uniform, normal = (None if t is None else t.clone() for t in (batch.uniform, batch.normal))
+        buffers = Batch(batch.pixels.clone(), uniform, normal)
         arguments = (self.state, buffers, self.options, self.rate, self.beta)
         tensors = [*self.state.tensors().values(), self.state.failed]
         before = [tensor.clone() for tensor in tensors]
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):  # what libraries set up at first use must not be captured
@@ -179,8 +180,8 @@ def step(
     of them is not finite, the state keeps its parameters and moments, now and from then on. A group's loss is the mean
     over all its images, its gradient the sum over ranks of fraction * gradient.
     """
-    how = {"bound": bound_of(options), "estimator": options.estimator}
-    loss, sums = losses(state.model, batch, beta, options.free_bits, **how)
+    bound, estimator = bound_of(options), options.estimator
+    loss, sums = losses(state.model, batch, beta, options.free_bits, bound=bound, estimator=estimator)
     gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
     loss = loss.detach()
     with torch.no_grad():
@@ -200,7 +201,7 @@ def step(
             state.second,
             [],
             [state.count] * len(gradients),
-            lr=learning_rate,  # type: ignore[arg-type]
+            lr=learning_rate,
             amsgrad=False,
             maximize=False,
             grad_scale=excess if clips else None,
