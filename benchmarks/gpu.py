@@ -1,14 +1,11 @@
-"""Training on a GPU against an eager loop over a DataLoader and against the roofline: a markdown table.
+"""`python -m benchmarks.gpu OUTPUT.md`: training on a GPU against an eager loop over a DataLoader and the roofline.
 
-    python -m benchmarks.gpu OUTPUT.md [--device cpu]    (cpu: the same code in small)
-
-Roofline: a step takes no less than its floating-point operations (matrix products and convolutions, forward and
-backward) over the measured rate of a large matrix product, and no less than its fewest bytes (uint8 pixels read;
-parameters and both of Adam's moments, float32, read and written) over the measured rate of a large copy.
+With `--device cpu` the same code in small. A step's roof is the larger of two times: floating-point operations of the
+matrix products and convolutions over the measured rate of a matrix product; and the fewest bytes (uint8 pixels read,
+float32 parameters and both of Adam's moments read and written) over the measured rate of a copy.
 """
 
 import argparse
-import copy
 import hashlib
 import signal
 import tempfile
@@ -53,19 +50,8 @@ COLUMNS = (
 
 def seconds(run: Callable[[], object], calls: int = 1, repeats: int = 1) -> float:
     """Seconds a call in the best of some runs of `calls` in a row; the device is waited for after a run."""
-
-    def together() -> None:
-        for _ in range(calls):
-            run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return best(together, repeats) / calls
-
-
-def state_of(section: config.Model, device: torch.device) -> State:
-    """Of the same model each time."""
-    return State(build_model(section, SHAPE, "elbo", 1).to(device))
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else bool
+    return best(lambda: ([run() for _ in range(calls)], wait()), repeats) / calls
 
 
 class Measures:
@@ -90,7 +76,7 @@ class Measures:
         """Captured steps with a learned sigma against plain ones, over batches of two sizes."""
         own, ends, sizes = torch.from_numpy(pixels(128)).to(self.device).float(), [], []
         for captures in (True, False):
-            state, noise = state_of(LEARNED, self.device), Noise(1, self.device)
+            state, noise = State(build_model(LEARNED, SHAPE, "elbo", 1).to(self.device)), Noise(1, self.device)
             stepper = Stepper(state, TWO_EPOCHS)
             stepper.captures &= captures
             for number in range(20):
@@ -102,7 +88,7 @@ class Measures:
         return f"graphs for batches of {sizes}; largest difference {(ends[0] - ends[1]).abs().max().item():.1e}"
 
     def resumed(self) -> str:
-        """Digests with a learned sigma's weights: trained twice, and with two stops in the middle of epochs."""
+        """Digests of weights, with a learned sigma: trained twice, and with two stops in the middle of epochs."""
         data, digests = Splits(pixels(2000 if self.cuda else 300), pixels(100), "none"), []
         for stops in ((-1,), (-1,), (2, 4, -1)):
             with tempfile.TemporaryDirectory() as folder:
@@ -118,18 +104,18 @@ class Measures:
 
     def against_float64(self, section: config.Model) -> str:
         """Relative errors of the loss and of its gradient on a fresh batch."""
-        own = (torch.rand(64, *SHAPE) < 0.2).float() * 255
-        normal, model, results = torch.randn(64, section.latent_dim), build_model(section, SHAPE, "elbo", 1), []
-        for vae, kind in ((copy.deepcopy(model).double(), own.double()), (model.to(self.device), own.to(self.device))):
-            loss, _ = losses(vae, Batch(own.to(kind), None, normal.to(kind)), torch.ones(()).to(kind), 0.0)
-            gradient = torch.autograd.grad(loss, list(vae.parameters()))
+        own, normal, results = (torch.rand(64, *SHAPE) < 0.2) * 255, torch.randn(64, section.latent_dim), []
+        for like in (torch.ones((), dtype=torch.float64), torch.ones((), device=self.device)):
+            model = build_model(section, SHAPE, "elbo", 1).to(like)
+            loss, _ = losses(model, Batch(own.to(like), None, normal.to(like)), like, 0.0)
+            gradient = torch.autograd.grad(loss, list(model.parameters()))
             results.append((loss.item(), torch.cat([g.double().cpu().flatten() for g in gradient])))
         (exact, reference), (loss, gradient) = results
         return f"loss {abs(loss / exact - 1):.1e}, gradient {(gradient - reference).norm() / reference.norm():.1e}"
 
     def evaluation(self) -> str:
         """Seconds of what the stage evaluate measures, k = 100, and of an epoch's validation, by the MLP."""
-        model, images = state_of(MLP, self.device).model, self.images[:10_000]
+        model, images = build_model(MLP, SHAPE, "elbo", 1).to(self.device), self.images[:10_000]
         source, noise = open_images(images, self.device), Noise(1, self.device)
         validation = seconds(lambda: validate(model, source, noise), repeats=2)
         how = {"importance_samples": 100, "active_units_threshold": 0.01, "seed": 1}
@@ -138,7 +124,7 @@ class Measures:
 
     def loader_speed(self, section: config.Model, size: int) -> float:
         """Images a second of a loop with a DataLoader of one worker, in float32, that looks at the loss."""
-        model, cuda = state_of(section, self.device).model, self.cuda
+        model, cuda = build_model(section, SHAPE, "elbo", 1).to(self.device), self.cuda
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
         data = TensorDataset(torch.from_numpy(self.images).float() / 255)
         batches = iter(DataLoader(data, size, shuffle=True, num_workers=int(cuda), pin_memory=cuda))
@@ -156,18 +142,17 @@ class Measures:
 
     def row(self, section: config.Model, size: int) -> str:
         """The columns after the network's name."""
-        state, own = state_of(section, self.device), torch.from_numpy(self.images[:size]).to(self.device).float()
+        state = State(build_model(section, SHAPE, "elbo", 1).to(self.device))
+        own = torch.from_numpy(self.images[:size]).to(self.device).float()
         batch, one = Batch(own, None, torch.randn(size, section.latent_dim, device=self.device)), torch.ones(())
         with FlopCounterMode(display=False) as counter:
             torch.autograd.grad(losses(state.model, batch, one.to(self.device), 0.0)[0], state.parameters)
         flop, traffic = counter.get_total_flops(), own[0].numel() * size + 24 * sum(p.numel() for p in state.parameters)
         roof = max(flop / self.product, traffic / self.copying)
-        options = TWO_EPOCHS.model_copy(update={"batch_size": size})
-        stepper = Stepper(state, options)
+        stepper = Stepper(state, options := TWO_EPOCHS.model_copy(update={"batch_size": size}))
         first = seconds(lambda: stepper(batch, 1e-3, one))
         replay = stepper.graphs[size][1].replay if stepper.graphs else lambda: stepper(batch, 1e-3, one)
         graph = seconds(replay, 100 if self.cuda else 1, 3)
-
         speed, images = Speedometer(), np.tile(self.images, (4 if size > 1000 else 1, 1, 1, 1))
         with tempfile.TemporaryDirectory() as folder:
             where = {"checkpoints": Path(folder), "settings": Settings(log_every=len(images) // size // 2)}
@@ -203,11 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
     with reproducible(measures.device):
         for line, measure, *parameters in lines:
             try:
-                found = measure(*parameters)
+                text += line.format(measure(*parameters)) + "\n"
             except Exception as error:  # the rest can be measured all the same
-                found = f"{type(error).__name__}: {error}".partition("\n")[0]
-            print(line.format(found), flush=True)
-            text += line.format(found) + "\n"
+                text += line.format(repr(error).partition("\n")[0]) + "\n"
             chosen.output.write_text(text, encoding="utf-8")
 
 

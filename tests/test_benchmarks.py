@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import mistakes
+from benchmarks import gpu, mistakes
 
 ROOT = Path(__file__).parents[1]
 NAMES, MISTAKES = mistakes.read_table()
@@ -23,3 +23,14 @@ def test_a_mistake_is_made_at_exactly_one_place(mistake: mistakes.Mistake):
 def test_every_mistake_has_a_test():
     tests = mistakes.named_tests()
     assert not [f"{number}. {name}" for number, name in NAMES.items() if not tests[number]]
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_measured_by_runs_in_small_on_the_cpu(tmp_path: Path):
+    gpu.main([f"{tmp_path}/gpu.md", "--device", "cpu"])
+    text = (tmp_path / "gpu.md").read_text()
+    assert "largest difference 0.0e+00" in text
+    assert "bit-identical" in text
+    assert "Error" not in text
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| MLP")]
+    assert len(row) == len(gpu.COLUMNS.split(" | "))

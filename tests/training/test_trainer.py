@@ -15,6 +15,7 @@ from vaeline.data import batches
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
 from vaeline.training import checkpoint, trainer
+from vaeline.training import step as steps
 from vaeline.training.device import Settings
 from vaeline.training.history import best
 from vaeline.training.randomness import Noise
@@ -56,13 +57,13 @@ def test_a_training_depends_on_its_seed_alone_and_not_on_how_its_images_are_read
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """The batches that steps are taken on."""
     batches: list[Batch] = []
-    real = trainer.step
+    real = steps.step
 
     def watched(state: trainer.State, batch: Batch, *rest: Any) -> object:
         batches.append(batch)
         return real(state, batch, *rest)
 
-    monkeypatch.setattr(trainer, "step", watched)
+    monkeypatch.setattr(steps, "step", watched)
     return batches
 
 
@@ -196,19 +197,19 @@ def test_pseudo_inputs_start_at_different_training_images(tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_ends_training_within_that_step_and_keeps_the_checkpoint(
     plain: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, calls = trainer.step, []
+    real, calls = steps.step, []
 
     def poisoned(state: trainer.State, batch: Batch, *rest: Any) -> object:
         calls.append(1)
         pixels = batch.pixels * float("nan") if len(calls) == 11 else batch.pixels
         return real(state, Batch(pixels, batch.uniform, batch.normal), *rest)
 
-    monkeypatch.setattr(trainer, "step", poisoned)
+    monkeypatch.setattr(steps, "step", poisoned)
     expected = r"^training diverged: .* not finite at step 11; lower train.learning_rate"
     with pytest.raises(UserError, match=expected):
         train_small(tmp_path, settings=Settings(checkpoint_seconds=0.0))
     assert len(calls) == 11
-    monkeypatch.setattr(trainer, "step", real)
+    monkeypatch.setattr(steps, "step", real)
     assert checkpoint.read(tmp_path).progress["step"] == 10
     assert same_weights(train_small(tmp_path), plain)
 
