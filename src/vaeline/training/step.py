@@ -112,10 +112,10 @@ def bound_of(options: Train) -> Bound:
 
 
 class Stepper:
-    """Calls of `step` with the state's tensors, the same bits each way: how it runs depends on the device alone.
+    """Calls of `step`: on CUDA and in one process as a CUDA graph.
 
-    On CUDA, in one process, forward, backward, clipping and Adam are one CUDA graph over static buffers, captured at
-    the first batch of each size. Where capture fails, a warning says so once and steps run operation by operation.
+    Forward, backward, clipping and Adam are one graph over static buffers, captured at the first batch of each size.
+    Where capture fails, one warning is logged and steps run operation by operation.
     """
 
     def __init__(self, state: State, options: Train, group: ProcessGroup = SINGLE) -> None:
