@@ -136,9 +136,9 @@ def terms(context: Context) -> Claim:
         f"{_chosen(context, x)}: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is the most that the latents can hold about an image on average.",
         f"KL of the validation images: {first:.1f} nats after the first epoch, {last:.1f} after the last. Training "
-        "does not minimise the KL, it maximises the difference: the KL rises as long as a nat of it gains more than a "
-        "nat of reconstruction (β = 1). The path of one training is not a rate-distortion curve: that has, at each "
-        "rate, the least distortion of all models, trained to the end.",
+        "does not minimise the KL, it maximises the difference (β = 1): the KL rises where a nat of it gains more than "
+        "a nat of reconstruction, and falls where less. The path of one training is not a rate-distortion curve: that "
+        "has, at each rate, the least distortion of all models, trained to the end.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
     numbers: dict[str, Any] = {"images": len(x)} | elbo.numbers("elbo") | reconstruction.numbers("reconstruction")
