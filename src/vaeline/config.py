@@ -126,6 +126,7 @@ class DiscretisedLogistic(Section):
     """Exact 8-bit pixels (Kingma et al. 2016)."""
 
     kind: Literal["discretised-logistic"]
+    scale: Literal["shared", "pixel"] = "pixel"  # one learned scale, or one a pixel
 
 
 class StandardNormal(Section):

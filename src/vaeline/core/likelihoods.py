@@ -124,7 +124,8 @@ class ContinuousBernoulli(Likelihood):
 class DiscretisedLogistic(Likelihood):
     """Exact 8-bit pixels: a logistic(output, scale) integrated over each of 256 bins, the outer two taking the tails.
 
-    Kingma et al. 2016 (arXiv:1606.04934), with one learned scale. With a and b the standardised upper and lower
+    Kingma et al. 2016 (arXiv:1606.04934), with one learned scale, or one a pixel. The output is not confined to [0, 1]:
+    a logistic about a mean below 0 gives a black pixel nearly all its mass. With a and b the standardised upper and lower
     edge of a bin, log(sigmoid(a) - sigmoid(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a)), exact and
     stable however far the pixel lies from the output. The mean is that of the logistic clamped to [0, 1], within half
     a grey level of the mean over the 256 values.
@@ -133,16 +134,17 @@ class DiscretisedLogistic(Likelihood):
     uses_noise = False
     measure = "discrete"
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        """`shape`: of the scales, () for one, or (C, H, W)."""
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(START_SIGMA * math.sqrt(3) / math.pi)))
+        self.log_scale = nn.Parameter(torch.full(shape, math.log(START_SIGMA * math.sqrt(3) / math.pi)))
 
     def _scale(self) -> Tensor:
         return torch.exp(soft_bound(self.log_scale, LOG_SIGMA_BOUND))
 
     @property
     def sigma(self) -> Tensor:
-        return self._scale().detach() * (math.pi / math.sqrt(3))  # of the logistic, before discretisation
+        return self._scale().detach().mean() * (math.pi / math.sqrt(3))  # of the logistic, before discretisation
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         return pixels / 255
@@ -151,7 +153,7 @@ class DiscretisedLogistic(Likelihood):
         scale, half_bin = self._scale(), 0.5 / 255
         above = F.softplus((output - x - half_bin) / scale)  # -log P(X below the upper edge)
         below = F.softplus((x - half_bin - output) / scale)  # -log P(X above the lower edge)
-        log_width = torch.log(-torch.expm1(-2 * half_bin / scale))  # scalar
+        log_width = torch.log(-torch.expm1(-2 * half_bin / scale))  # of the scales' shape
         black, white = x < half_bin, x > 1 - half_bin
         inner = above + below - log_width
         return -torch.where(black, above, torch.where(white, below, inner)).flatten(1).sum(1)

@@ -30,10 +30,10 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
                 likelihood = likelihoods.Gaussian(None if sigma == "learned" else sigma)
             case config.ContinuousBernoulli():
                 likelihood = likelihoods.ContinuousBernoulli()
-            case config.DiscretisedLogistic():
-                likelihood = likelihoods.DiscretisedLogistic()
-        if isinstance(likelihood, likelihoods.Gaussian | likelihoods.DiscretisedLogistic):
-            decoder.append(networks.UnitInterval())  # their output is a pixel
+            case config.DiscretisedLogistic(scale=scale):
+                likelihood = likelihoods.DiscretisedLogistic(shape if scale == "pixel" else ())
+        if isinstance(likelihood, likelihoods.Gaussian):
+            decoder.append(networks.UnitInterval())  # its output is a pixel
         match model.prior:
             case config.StandardNormal():
                 prior = priors.StandardNormal()
