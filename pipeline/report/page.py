@@ -27,6 +27,7 @@ CAPTIONS = {  # of the stage sample's sheets
     "prior_samples": "Samples drawn from the prior",
     "reconstructions": "Test images and their reconstructions",
     "interpolation": "Interpolations between test images",
+    "mixtures": "Mixtures of three test images",
     "traversals": "Traversals of latent dimensions",
 }
 

@@ -45,7 +45,7 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     """All sheets by name; `section.seed` chooses the images, again and again where the split has too few."""
     columns, steps, pairs = section.columns, section.steps, max(1, section.rows // 2)
     order = np.random.default_rng(section.seed).permutation(len(test))
-    images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows))])
+    images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows, 3))])
     codes = torch.cat([posterior.mean for posterior in _posteriors(model, images)])  # [N, Z]
     code = "code" if model.deterministic else "posterior mean"
 
@@ -70,6 +70,14 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     headers = ["test image", *(f"{fraction:.2f}" for fraction in fractions.tolist()), "test image"]
     title = f"Interpolation between test images\nthe decoder's mean on the straight line between their {code}s"
     sheets["interpolation"] = Sheet(title, rows, headers)
+
+    rows = [("test image", images[:1])]
+    for i in range(steps):  # row i: i + 1 mixtures, from the first image's share down to none in the last row
+        shares = torch.tensor([(steps - 1 - i, i - j, j) for j in range(i + 1)]).to(codes) / max(1, steps - 1)
+        rows.append(("", _pixels(model, shares @ codes[:3])))
+    rows[-1] = ("test images at both ends", np.concatenate([images[1:2], rows[-1][1], images[2:3]]))
+    title = "Mixtures of three test images, which stand outside the corners\nthe decoder's mean at weighted means of"
+    sheets["mixtures"] = Sheet(f"{title} their {code}s", rows, centred=True)
     return sheets | {"traversals": _traversals(model, codes[:1], test, section)}
 
 

@@ -30,7 +30,7 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
     assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
     assert lines_with(done.stdout, "report:   reports/index.html")
     assert lines_with(done.stdout, "runs:     make ui")
-    for name in ("prior_samples", "reconstructions", "interpolation", "traversals"):
+    for name in ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals"):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
 
 

@@ -59,7 +59,7 @@ def test_both_stages_write_the_same_bytes_every_time(workspace: Path, measured: 
         for folder in (measured, workspace)
     )
     assert first == again
-    sheets = ("prior_samples", "reconstructions", "interpolation", "traversals")
+    sheets = ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals")
     assert set(first) == {
         *(f"reports/samples/{name}.png" for name in sheets),
         "reports/metrics.json",

@@ -45,10 +45,11 @@ def test_originals_are_test_images_pixel_for_pixel_and_stand_where_they_belong(m
         "prior_samples": [],
         "reconstructions": [0, 1, 2, 3, 4, 10, 11, 12, 13, 14],
         "interpolation": [0, 8, 9, 17, 18, 26, 27, 35],
+        "mixtures": [0, 29, 37],
         "traversals": [],
     }
     counts = [len(images_of(sheet)) for sheet in drawn.values()]
-    assert counts == [5 * 4, 2 * 5 * 2, 4 * (7 + 2), 3 * 7]
+    assert counts == [5 * 4, 2 * 5 * 2, 4 * (7 + 2), 7 * 8 // 2 + 3, 3 * 7]
 
 
 def test_interpolations_run_between_the_reconstructions_that_stand_below_their_originals(drawn):
@@ -58,6 +59,15 @@ def test_interpolations_run_between_the_reconstructions_that_stand_below_their_o
     for at, place, neighbour in ((0, 0, 1), (1, -1, -2)):
         assert (row[place] == originals[at]).all()
         assert difference(row[neighbour], decoded[at]) <= 1
+
+
+def test_mixtures_fill_a_triangle_between_the_reconstructions_of_the_three_images_outside_its_corners(drawn):
+    (_, decoded), rows = drawn["reconstructions"].rows[1], [images for _, images in drawn["mixtures"].rows]
+    assert [len(images) for images in rows] == [1, *range(1, 7), 9]
+    for corner, expected in zip((rows[1][0], rows[-1][1], rows[-1][-2]), decoded, strict=False):
+        assert difference(corner, expected) <= 1
+    edge = drawn["interpolation"].rows[0][1][1:-1]  # from the first image to the second: the triangle's left edge
+    assert all(difference(images[0], image) <= 1 for images, image in zip(rows[1:-1], edge, strict=False))
 
 
 def test_traversals_are_of_the_dimensions_with_the_largest_kl(measured: Path, drawn):

@@ -21,6 +21,7 @@ from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
+from vaeline.io.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -161,13 +162,16 @@ def log_likelihood(
     dimensions = math.prod(model.shape)
     copies = max(min(k, 16), model.latent_dim if proposal == "laplace" else 1)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * copies)))
-    estimates, effective = [], []
-    for indices, batch in pixel_batches(model, pixels, images):
-        chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
-        found, errors = estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk, proposal=proposal)
-        estimates.append(found.cpu())
-        effective.append(k / (1 + (k - 1) * errors.cpu().square()))
-    return torch.cat(estimates).numpy(), torch.cat(effective).numpy()
+    results = []
+    with progress(f"log p(x) with {k} samples", len(pixels), "images") as reporter:
+        for indices, batch in pixel_batches(model, pixels, images):
+            chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
+            results.append(
+                estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk, proposal=proposal)
+            )
+            reporter.update(indices.stop)
+    estimates, errors = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
+    return estimates.numpy(), (k / (1 + (k - 1) * errors.square())).numpy()
 
 
 def _bound_report(model: VAE, split: str, terms: Bound) -> dict[str, Any]:

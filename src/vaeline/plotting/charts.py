@@ -112,13 +112,14 @@ def bars(axes: Any, values: Mapping[str, float]) -> None:
 class Sheet:
     """Labelled rows of images below a title of some lines, headers above the columns.
 
-    More space stands after every `group` of rows where that is more than one.
+    More space stands after every `group` of rows where that is more than one. `centred`: shorter rows are.
     """
 
     title: str
     rows: Sequence[tuple[str, Pixels]]
     headers: Sequence[str] = ()
     group: int = 1
+    centred: bool = False
 
 
 def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
@@ -155,7 +156,8 @@ def render(sheet: Sheet) -> Pixels:
     top = MARGIN + (len(lines) + bool(sheet.headers)) * (TYPE + 6) + GAP
     inset = (across - GAP - width) // 2  # of an image in its column
     rises = [top + round((i + (i // sheet.group * 0.2 if sheet.group > 1 else 0)) * down) for i in range(len(rows))]
-    ends = [left + (max(map(len, rows)) - 1) * across + inset + width, left + len(sheet.headers) * across]
+    longest = max(map(len, rows))
+    ends = [left + (longest - 1) * across + inset + width, left + len(sheet.headers) * across]
     right = max(ends + [MARGIN + math.ceil(font.getlength(line)) for line in lines])
     mode, ink, pale = ("RGB", (BLACK,) * 3, (PALE,) * 3) if channels >= 3 else ("L", BLACK, PALE)
     drawn = Image.new(mode, (right + MARGIN, rises[-1] + height + MARGIN), "white")
@@ -166,8 +168,8 @@ def render(sheet: Sheet) -> Pixels:
         draw.text((left + i * across + (across - GAP) // 2, top - GAP), header, fill=ink, font=font, anchor="md")
     for y, label, images in zip(rises, labels, rows, strict=True):
         draw.text((MARGIN, y + height // 2), label, fill=ink, font=font, anchor="lm")
-        for i, image in enumerate(images):
-            x = left + i * across + inset
+        start = left + inset + ((longest - len(images)) * across // 2 if sheet.centred else 0)
+        for x, image in zip(range(start, right, across), images, strict=False):
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline=pale)
             drawn.paste(Image.fromarray(image), (x, y))
     return np.array(drawn)
