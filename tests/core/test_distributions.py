@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import kl_by_quadrature, within
+from oracles import kl_by_quadrature
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.priors import StandardNormal
 
@@ -22,14 +22,6 @@ def test_closed_form_kl_equals_numerical_integration(mean: float, log_variance: 
     """Mistake 4: KL reported negated; a misplaced parenthesis that divides log-variance by variance."""
     kl = float(gaussian(mean, log_variance).kl_to_standard_normal())
     assert kl == pytest.approx(kl_by_quadrature(mean, log_variance), abs=1e-9)
-
-
-def test_kl_equals_the_mean_of_log_q_minus_log_p() -> None:
-    generator = torch.Generator().manual_seed(1)
-    mean, log_variance = torch.randn(2, 1, 5, generator=generator, dtype=torch.float64)
-    q = DiagonalGaussian(mean, log_variance)
-    z = q.rsample(torch.randn(20_000, 1, 5, generator=generator, dtype=torch.float64))
-    assert within(q.log_prob(z) - StandardNormal().log_prob(z), q.kl_to_standard_normal().sum(1))
 
 
 @given(st.floats(-10, 10), st.floats(-20, 20))
@@ -55,13 +47,6 @@ def test_log_prob_equals_the_textbook_density_for_any_leading_axes() -> None:
     assert torch.allclose(DiagonalGaussian(mean, log_variance).log_prob(z), truth, atol=1e-12)
     standard = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     assert torch.allclose(StandardNormal().log_prob(z), standard, atol=1e-12)
-
-
-def test_samples_have_the_mean_and_the_variance() -> None:
-    noise = torch.randn(50_000, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    z = gaussian(2.0, math.log(9.0)).rsample(noise)
-    assert within(z, 2.0)
-    assert within((z - 2.0).square(), 9.0)
 
 
 def test_samples_and_kl_have_the_gradients_of_finite_differences() -> None:

@@ -1,3 +1,5 @@
+"""Importance sampling and annealing against exact log p(x): probabilistic PCA, and a crooked decoder on a fine grid."""
+
 import math
 from collections.abc import Callable
 
@@ -5,17 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import ProbabilisticPCA, probabilistic_pca, within
+from oracles import (
+    ProbabilisticPCA,
+    probabilistic_pca,
+    reverse_annealed_log_likelihood,
+    sigmoidal_temperatures,
+    within,
+)
 from vaeline.core import estimators, networks
-from vaeline.core.estimators import importance_log_likelihood, log_likelihood, log_weights
+from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_likelihood, log_weights
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import StandardNormal
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 @pytest.fixture
@@ -25,33 +36,7 @@ def oracle() -> ProbabilisticPCA:
 
 @pytest.fixture
 def x(oracle: ProbabilisticPCA) -> Tensor:
-    return oracle.sample(3, torch.Generator().manual_seed(1))
-
-
-def test_at_the_true_posterior_every_weight_is_p_of_x(oracle: ProbabilisticPCA, x: Tensor) -> None:
-    weights = log_weights(oracle.vae(), x, normal(50, 3, 2))
-    assert torch.allclose(weights, oracle.log_likelihood(x).expand(50, 3), atol=1e-9)
-    estimate, standard_error = importance_log_likelihood(weights)
-    assert torch.allclose(estimate, oracle.log_likelihood(x), atol=1e-9)
-    assert (standard_error < 1e-6).all()
-
-
-def test_elbo_is_below_the_importance_weighted_bounds_and_those_rise_to_log_p(
-    oracle: ProbabilisticPCA, x: Tensor
-) -> None:
-    model, truth, repeats = oracle.vae(mean_error=0.3, log_variance_error=0.7), oracle.log_likelihood(x), 4000
-    bounds = [elbo_terms(model, x.repeat(repeats, 1, 1, 1), normal(3 * repeats, 2)).elbo.view(repeats, 3)]
-    for k in (1, 5, 50):
-        weights = log_weights(model, x, normal(repeats * k, 3, 2, seed=k)).view(repeats, k, 3)
-        bounds.append(importance_log_likelihood(weights.transpose(0, 1).flatten(1))[0].view(repeats, 3))
-    means = [bound.mean(0) for bound in bounds]
-    errors = [3 * bound.std(0) / math.sqrt(repeats) for bound in bounds]
-    for i in range(3):
-        assert (means[i] <= means[i + 1] + errors[i] + errors[i + 1]).all()
-    for mean, error in zip(means, errors, strict=True):
-        assert (mean <= truth + error).all()
-    assert (means[3] - means[0] > 0.1).all()  # the bounds are not all one
-    assert (truth - means[3] < 0.05).all()
+    return oracle.sample(3, seeded(1))
 
 
 def test_the_mean_weight_is_an_unbiased_estimate_of_p_of_x(oracle: ProbabilisticPCA, x: Tensor) -> None:
@@ -77,24 +62,6 @@ def test_weights_are_averaged_in_float64_without_overflow_in_one_piece_or_severa
     estimate, error = importance_log_likelihood(torch.tensor([[-3.0]]))
     assert float(estimate) == -3.0
     assert error.isnan()  # one sample shows no spread
-
-
-def test_log_weights_have_the_gradients_of_finite_differences(oracle: ProbabilisticPCA, x: Tensor) -> None:
-    class Weights(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = oracle.vae(mean_error=0.2, log_variance_error=0.4)
-
-        def forward(self, noise: Tensor) -> Tensor:
-            return log_weights(self.model, x, noise)
-
-    weights, noise = Weights(), normal(4, 3, 2)
-    names, values = zip(*weights.named_parameters(), strict=True)
-
-    def bound(*values: Tensor) -> Tensor:
-        return torch.func.functional_call(weights, dict(zip(names, values, strict=True)), (noise,)).logsumexp(0)
-
-    assert torch.autograd.gradcheck(bound, values)
 
 
 def small(likelihood: Likelihood) -> VAE:
@@ -177,3 +144,81 @@ def test_noise_has_its_distribution_and_the_two_kinds_do_not_share_random_bits()
     for shift in range(-16, 17):
         pair = torch.stack([sizes, uniforms[:, 20 + shift : 400 + shift].flatten()])
         assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
+
+
+def linear_temperatures(steps: int) -> Tensor:
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+def wrong_encoder() -> tuple[ProbabilisticPCA, VAE]:
+    pca = probabilistic_pca()
+    return pca, pca.vae(mean_error=0.3, log_variance_error=0.5)
+
+
+@pytest.mark.parametrize("temperatures", [linear_temperatures(5), sigmoidal_temperatures(40)])
+def test_the_mean_weight_is_p_x_however_few_the_temperatures(temperatures: Tensor) -> None:
+    pca, model = wrong_encoder()
+    x = pca.sample(3, seeded(1))
+    found, error, _ = annealed_log_likelihood(model, x, temperatures, seeded(2), chains=1000, leapfrog_steps=5)
+    assert ((found - pca.log_likelihood(x)) / error).abs().max() < 4
+    assert error.max() < 0.1
+
+
+def test_single_chains_bracket_log_p_and_more_temperatures_tighten_the_bracket() -> None:
+    pca, model = wrong_encoder()
+    many = pca.sample(4, seeded(1)).repeat(300, 1, 1, 1)  # 300 estimates an image, of one chain each
+    to_mean, log_variance = pca.posterior()
+    posterior = (many.flatten(1) - pca.bias) @ to_mean.T + torch.exp(0.5 * log_variance) * normal(1, len(many), 2)
+    widths = []
+    for steps in (3, 30):
+        temperatures = sigmoidal_temperatures(steps)
+        below, _, _ = annealed_log_likelihood(model, many, temperatures, seeded(3), chains=1)
+        above = reverse_annealed_log_likelihood(model, many, posterior, temperatures, seeded(4))
+        low, high = below - pca.log_likelihood(many), above - pca.log_likelihood(many)
+        assert low.mean() < 4 * low.std() / math.sqrt(len(many))
+        assert high.mean() > -4 * high.std() / math.sqrt(len(many))
+        widths.append(float(high.mean() - low.mean()))
+    assert widths[0] > 0.05  # three temperatures cannot close it
+    assert 0 < widths[1] < widths[0] / 3
+
+
+def test_moves_are_accepted_about_as_often_as_asked() -> None:
+    pca, model = wrong_encoder()
+    x = pca.sample(4, seeded(1))
+    _, _, acceptance = annealed_log_likelihood(model, x, linear_temperatures(300), seeded(6), chains=20)
+    assert ((acceptance > 0.55) & (acceptance < 0.8)).all()
+
+
+def test_annealing_agrees_with_importance_sampling_and_a_grid_on_a_crooked_decoder() -> None:
+    """A two-dimensional latent space bent by a random tanh network, with an encoder that knows nothing."""
+    _, model = wrong_encoder()
+    torch.manual_seed(4)
+    model.decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Unflatten(1, (1, 1, 6))).double()
+    with torch.no_grad():
+        model.decoder[0].weight.mul_(2)
+        model.decoder[2].weight.mul_(3)
+        for parameter in model.encoder.parameters():
+            parameter.zero_()  # q(z|x) = p(z)
+    x = probabilistic_pca().sample(4, seeded(1))
+    axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    output, log_cell = model.decode(z), model.prior.log_prob(z) + 2 * math.log(16 / 400)
+    joint = torch.stack([model.likelihood.log_prob(image.expand_as(output), output) + log_cell for image in x.split(1)])
+    truth = joint.logsumexp(1).detach()
+    annealed, annealed_error, _ = annealed_log_likelihood(model, x, sigmoidal_temperatures(100), seeded(7), chains=200)
+    sampled, error = importance_log_likelihood(log_weights(model, x, normal(20_000, 4, 2, seed=8)).detach())
+    assert ((annealed - truth) / annealed_error).abs().max() < 4
+    assert ((annealed - sampled) / torch.hypot(annealed_error, error)).abs().max() < 4
+    assert annealed_error.max() < 0.2
+
+
+def test_a_move_that_diverges_is_refused_and_no_gradients_are_left() -> None:
+    pca, model = wrong_encoder()
+    with torch.no_grad():
+        model.decoder[0].weight.mul_(1e100)  # the first steps leap to infinity and to NaN
+    x = pca.sample(3, seeded(1))
+    found, _, acceptance = annealed_log_likelihood(model, x, linear_temperatures(10), seeded(2), chains=5)
+    assert found.isfinite().all()
+    assert (acceptance < 0.1).all()
+    assert not found.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -69,16 +69,6 @@ def test_the_bounds_on_the_mutual_information_bracket_it_where_images_are_few() 
     assert 0 < float(runs[0]["saturation"].mean()) < 1
 
 
-def test_the_parts_sum_to_the_whole_for_every_image() -> None:
-    posterior = DiagonalGaussian(2 * _normal(300, 5).float(), _normal(300, 5, seed=1).float() - 1)
-    found, z = _decomposed(posterior)
-    prior = StandardNormal()
-    assert torch.allclose(found["mutual_information"] + found["marginal_kl"], found["rate"], rtol=1e-12, atol=1e-12)
-    dimensions = (found["marginals"] - prior.log_prob(z.unsqueeze(-1)).double()).sum(1)
-    assert torch.allclose(found["total_correlation"] + dimensions, found["marginal_kl"], atol=1e-4)  # float32 log p(z)
-    assert torch.allclose(found["rate"], (posterior.log_prob(z) - prior.log_prob(z)).double(), atol=1e-4)
-
-
 def test_the_densities_are_those_of_the_mixture_however_they_are_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = DiagonalGaussian(_normal(50, 3), _normal(50, 3, seed=1))
     z = posterior.rsample(_normal(50, 3, seed=2))
@@ -117,17 +107,6 @@ def test_mmd_of_equal_gaussians_is_zero_within_its_null_deviation() -> None:
     assert float(values.std()) == pytest.approx(sum(run["null_deviation"] for run in runs) / 20, rel=0.5)
 
 
-def test_mmd_of_shifted_gaussians_is_their_population_value() -> None:
-    x, y = _normal(2, 1000, 3)
-    found = maximum_mean_discrepancy(x + 0.5, y, permutations=100, generator=_generator())
-    assert found["p_value"] == 1 / 101
-    assert found["squared"] > 10 * found["null_deviation"]
-    assert found["bandwidth"] == pytest.approx(6, rel=0.1)
-    u, v = _normal(2, 200_000, 3, seed=5)  # E k over pairs drawn afresh
-    same, apart = (float(_kernel(u - v + shift, found["bandwidth"]).mean()) for shift in (0, 0.5))
-    assert found["squared"] == pytest.approx(2 * same - 2 * apart, rel=0.3)
-
-
 def _kernel(difference: Tensor, bandwidth: float) -> Tensor:
     squares = difference.square().sum(-1)
     return torch.stack([s * bandwidth / (s * bandwidth + squares) for s in KERNEL_SCALES]).mean(0)
@@ -145,4 +124,5 @@ def test_mmd_is_the_sum_over_pairs_that_its_definition_names() -> None:
 def test_mmd_sees_what_mean_and_covariance_do_not() -> None:
     signs = torch.randint(0, 2, (1000, 2), generator=_generator()) * 2.0 - 1
     found = maximum_mean_discrepancy(signs, _normal(1000, 2), permutations=50, generator=_generator())
+    assert found["p_value"] == 1 / 51
     assert found["squared"] > 10 * found["null_deviation"]

@@ -5,11 +5,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from oracles import probabilistic_pca
 from vaeline.core import networks
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.core.priors import StandardNormal
+from vaeline.core.sampling import decoded, interpolate
 
 SHAPE = (1, 9, 7)
 each_likelihood = pytest.mark.parametrize(
@@ -81,6 +83,14 @@ def test_the_posterior_s_variance_is_bounded_whatever_the_encoder_emits() -> Non
         model.encoder[-1].bias.fill_(1e6)
     variance = model.encode(torch.rand(2, *SHAPE)).log_variance.exp()
     assert torch.isfinite(variance).all()
+
+
+def test_interpolation_runs_straight_from_one_reconstruction_to_the_other() -> None:
+    model = probabilistic_pca().vae()  # linear
+    x = probabilistic_pca().sample(2, torch.Generator().manual_seed(1))
+    path, means = interpolate(model, x, 7), model.encode(x).mean
+    assert torch.allclose(path[[0, 3, 6]], decoded(model, torch.stack([means[0], means.mean(0), means[1]])))
+    assert not path.requires_grad
 
 
 def test_a_deterministic_model_has_a_point_for_a_posterior() -> None:

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,6 @@ from vaeline.evaluation.probes import (
     frechet_distance,
     knn_predict,
     linear_predict,
-    mutual_information,
     mutual_information_gap,
     principal_components,
     shrink,
@@ -54,15 +51,6 @@ def test_the_linear_probe_is_the_optimum_that_scikit_learn_finds_at_any_scale(di
     rescaled = x * torch.linspace(1e-3, 1e3, 64) + 5
     again = linear_predict(rescaled[:1000], y[:1000], rescaled[1000:])
     assert float((again == found).double().mean()) > 0.99
-
-
-def test_a_linear_probe_cannot_read_what_is_not_linear() -> None:
-    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-    y = (x[:, 0] * x[:, 1] > 0).long()
-    linear = (linear_predict(x[:2000], y[:2000], x[2000:]) == y[2000:]).double().mean()
-    nearest = (knn_predict(x[:2000], y[:2000], x[2000:]) == y[2000:]).double().mean()
-    assert float(linear) < 0.6
-    assert float(nearest) > 0.95
 
 
 @pytest.mark.parametrize("images", [1797, 40])  # more, and fewer, than pixels
@@ -122,7 +110,8 @@ def test_the_classifier_takes_any_shape_is_a_function_of_its_seed_and_leaves_the
     monkeypatch.setattr("vaeline.evaluation.probes.CLASSIFIER_STEPS", 5)
     labels = torch.tensor([0, 1, 2, 0])
     for shape, smaller in (((1, 8, 8), (8, 8)), ((3, 5, 31), (5, 28)), ((1, 1, 3), (1, 3)), ((3, 64, 50), (28, 28))):
-        x = shrink(torch.rand(4, *shape))
+        images = torch.rand(4, *shape)
+        x = shrink(images)
         assert x.shape[2:] == smaller
         before = torch.get_rng_state()
         first, second, other = (classifier_features(train_classifier(x, labels, seed), x) for seed in (1, 1, 2))
@@ -130,12 +119,7 @@ def test_the_classifier_takes_any_shape_is_a_function_of_its_seed_and_leaves_the
         assert first.shape == (4, CLASSIFIER_FEATURES)
         assert torch.equal(first, second)
         assert not torch.equal(first, other)
-
-
-def test_shrinking_averages_and_leaves_small_images_alone() -> None:
-    image = torch.rand(1, 1, 56, 56)
-    assert torch.allclose(shrink(image)[0, 0, 3, 5], image[0, 0, 6:8, 10:12].mean())
-    assert torch.equal(shrink(image[..., :28, :28]), image[..., :28, :28])
+    assert torch.allclose(x[0, 0, 0, 0], images[0, 0, :3, :2].mean())
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +139,6 @@ def _random(factors: np.ndarray) -> np.ndarray:
     return np.random.default_rng(2).normal(size=(len(factors), 5))
 
 
-def test_mutual_information_is_that_of_the_table_of_counts() -> None:
-    a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    assert mutual_information(a, b) == pytest.approx(0)
-    assert mutual_information(a, a) == pytest.approx(math.log(2))
-    assert mutual_information(np.array([0, 0, 0, 1]), a) == pytest.approx(0.75 * math.log(4 / 3))
-
-
 def test_few_values_stay_and_many_become_bins_of_equal_counts() -> None:
     assert discretise(np.array([7.0, 0.5, 7.0])).tolist() == [1, 0, 1]
     counts = np.bincount(discretise(np.random.default_rng(0).lognormal(size=2000)))
@@ -175,12 +152,11 @@ def test_the_gap_is_one_for_the_factors_and_none_for_a_code_that_holds_each_twic
     assert mutual_information_gap(np.hstack([factors, factors]), factors) == pytest.approx(0, abs=1e-9)
     assert mutual_information_gap(_rotated(factors), factors) < 0.4
     assert mutual_information_gap(_random(factors), factors) < 0.01
-
-
-def test_factors_that_never_vary_are_left_out_of_the_gap(factors: np.ndarray) -> None:
-    constant = np.hstack([factors, np.ones((len(factors), 1))])
-    assert mutual_information_gap(factors, constant) == mutual_information_gap(factors, factors)
-    assert mutual_information_gap(factors, np.ones((len(factors), 1))) == 0.0
+    never_varies = np.ones((len(factors), 1))  # left out
+    assert mutual_information_gap(factors, np.hstack([factors, never_varies])) == mutual_information_gap(
+        factors, factors
+    )
+    assert mutual_information_gap(factors, never_varies) == 0.0
 
 
 def test_dci_of_the_factors_of_their_rotation_of_noise_and_of_factors_held_twice(factors: np.ndarray) -> None:

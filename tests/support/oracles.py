@@ -115,9 +115,3 @@ def reverse_annealed_log_likelihood(
     step_sizes = path.tune(temperatures, len(z))
     weights, _ = path.anneal(z, temperatures.flip(0), step_sizes.flip(0))
     return -importance_log_likelihood(weights)[0]  # the mean of the weights is 1 / p(x)
-
-
-def posterior_gap(log_likelihood: Tensor, standard_error: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q(z|x) || p(z|x)) = log p(x) - ELBO, and its standard error: log w [K, B] -> [B], [B]."""
-    elbo_error = log_weights.std(0) / math.sqrt(len(log_weights))
-    return log_likelihood - log_weights.mean(0), torch.hypot(standard_error, elbo_error)

@@ -46,9 +46,11 @@ class TrainedModel:
     def reconstruct(self, pixels: Values) -> Values:
         """Expected pixels on [0, 1] at the posterior means: [N, C, H, W] -> [N, C, H, W]."""
         vae = self.loaded.vae
-        return self._batched(
-            pixels, self._pixels, lambda u8, _: sampling.reconstructions(vae, vae.likelihood.observe(u8, None))
-        )
+
+        def reconstructed(u8: Tensor, _: range) -> Tensor:
+            return sampling.decoded(vae, vae.encode(vae.likelihood.observe(u8, None)).mean)
+
+        return self._batched(pixels, self._pixels, reconstructed)
 
     def score(self, pixels: Values, seed: int = 0) -> Values:
         """The ELBO in nats per image, with one posterior sample: [N, C, H, W] -> [N].
@@ -73,8 +75,9 @@ class TrainedModel:
         _refuse_seed(seed)
         if not 1 <= n <= MOST_SAMPLES:
             raise ValueError(f"n: found {n}, allowed: 1 to {MOST_SAMPLES}")
-        noise = per_image_noise(seed, range(n), (self.loaded.vae.latent_dim,)).numpy()
-        return self._batched(noise, self._latents, lambda draws, _: sampling.prior_samples(self.loaded.vae, draws))
+        vae = self.loaded.vae
+        noise = per_image_noise(seed, range(n), (vae.latent_dim,)).numpy()
+        return self._batched(noise, self._latents, lambda z, _: sampling.decoded(vae, vae.prior.sample(z)))
 
     def interpolate(self, pixels: Values, steps: int = 10) -> Values:
         """Expected pixels of `steps` images from pixels[0] to pixels[1], both included, along their posterior means.
