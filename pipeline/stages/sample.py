@@ -10,9 +10,8 @@ from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.estimators import batch_ranges, pixel_batches
-from vaeline.core.model import VAE
+from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
-from vaeline.core.sampling import decoded
 from vaeline.data.prepared import load_split
 from vaeline.io.atomic_write import write_folder
 from vaeline.io.workspace import current_workspace

@@ -8,10 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from oracles import probabilistic_pca
 from vaeline.core import networks
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
-from vaeline.core.model import VAE
+from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.core.priors import StandardNormal
-from vaeline.core.sampling import decoded, interpolate
 
 SHAPE = (1, 9, 7)
 each_likelihood = pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model_sections import described
 from vaeline import config
 from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, per_image_noise
-from vaeline.core.sampling import decoded, interpolate
+from vaeline.core.model import decoded, interpolate
 from vaeline.evaluation.split_metrics import bound
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model, save_model

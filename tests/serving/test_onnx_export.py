@@ -13,7 +13,7 @@ import torch
 
 from model_sections import CONV, GATED, LIKELIHOODS, MLP, described
 from vaeline import config
-from vaeline.core.sampling import decoded
+from vaeline.core.model import decoded
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.serving import onnx_export

@@ -1,6 +1,10 @@
-"""The VAE: an encoder, a decoder, a likelihood and a prior. No loss here: see objectives.py."""
+"""The VAE: an encoder, a decoder, a likelihood and a prior; pictures of it. No loss here: see objectives.py."""
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
@@ -51,3 +55,27 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's output for z [N, Z]: [N, C, H, W]; float32 also under autocast."""
         return at_least_float32(self.decoder(z))
+
+
+def decoded(model: VAE, z: Tensor) -> Tensor:
+    """Expected pixels p(x|z) for z [N, Z]."""
+    return model.likelihood.mean(model.decode(z))
+
+
+@torch.no_grad()
+def interpolate(model: VAE, x: Tensor, steps: int) -> Tensor:
+    """`steps` images from x[0] to x[1], both ends included, along their posterior means: x [2, C, H, W]."""
+    start, end = model.encode(x).mean
+    fractions = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+    return decoded(model, torch.stack([torch.lerp(start, end, fraction) for fraction in fractions]))
+
+
+@torch.no_grad()
+def sample_sheet(model: VAE, noise: Tensor) -> NDArray[np.uint8]:
+    """A square grid of prior samples from noise [N^2, Z]: uint8, [N H, N W], or [N H, N W, 3] for colour images."""
+    images, side = decoded(model, model.prior.sample(noise)), math.isqrt(len(noise))
+    colours, height, width = model.shape
+    grid = images.view(side, side, colours, height, width).permute(0, 3, 1, 4, 2)
+    pixels = grid.reshape(side * height, side * width, colours).mul(255).round().to(torch.uint8)
+    array: NDArray[np.uint8] = pixels.cpu().numpy()
+    return array if colours == 3 else array[..., 0]

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vaeline.core import estimators, sampling
+from vaeline.core import estimators
 from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, observe, pixel_batches
 from vaeline.core.likelihoods import Measure
 from vaeline.core.metrics import Measured
-from vaeline.core.model import VAE
+from vaeline.core.model import VAE, decoded
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
 from vaeline.io.progress import progress
@@ -147,7 +147,7 @@ def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
     for _, batch in pixel_batches(model, pixels):
         x = model.likelihood.observe(batch, None)
         mean = model.encode(x).mean
-        errors.append((x - sampling.decoded(model, mean)).square().flatten(1).mean(1).double().cpu())
+        errors.append((x - decoded(model, mean)).square().flatten(1).mean(1).double().cpu())
         means.append(mean.cpu())
     return torch.cat(errors).numpy(), torch.cat(means)
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vaeline.core import sampling
 from vaeline.core.estimators import batch_ranges, observe, per_image_noise
+from vaeline.core.model import decoded
 from vaeline.core.objectives import elbo_terms
 from vaeline.serving.model_files import LoadedModel
 
@@ -41,14 +41,14 @@ class TrainedModel:
 
     def decode(self, latents: Values) -> Values:
         """Expected pixels of p(x|z) on [0, 1]: [N, Z] -> [N, C, H, W]."""
-        return self._batched(latents, self._latents, lambda z, _: sampling.decoded(self.loaded.vae, z))
+        return self._batched(latents, self._latents, lambda z, _: decoded(self.loaded.vae, z))
 
     def reconstruct(self, pixels: Values) -> Values:
         """Expected pixels on [0, 1] at the posterior means: [N, C, H, W] -> [N, C, H, W]."""
         vae = self.loaded.vae
 
         def reconstructed(u8: Tensor, _: range) -> Tensor:
-            return sampling.decoded(vae, vae.encode(vae.likelihood.observe(u8, None)).mean)
+            return decoded(vae, vae.encode(vae.likelihood.observe(u8, None)).mean)
 
         return self._batched(pixels, self._pixels, reconstructed)
 
@@ -77,7 +77,7 @@ class TrainedModel:
             raise ValueError(f"n: found {n}, allowed: 1 to {MOST_SAMPLES}")
         vae = self.loaded.vae
         noise = per_image_noise(seed, range(n), (vae.latent_dim,)).numpy()
-        return self._batched(noise, self._latents, lambda z, _: sampling.decoded(vae, vae.prior.sample(z)))
+        return self._batched(noise, self._latents, lambda z, _: decoded(vae, vae.prior.sample(z)))
 
     def interpolate(self, pixels: Values, steps: int = 10) -> Values:
         """Expected pixels of `steps` images from pixels[0] to pixels[1], both included, along their posterior means.

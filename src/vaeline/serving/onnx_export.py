@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaeline.core.model import VAE
-from vaeline.core.sampling import decoded
+from vaeline.core.model import VAE, decoded
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.serving.model_files import LoadedModel

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline import config
-from vaeline.core import sampling
-from vaeline.core.model import VAE
+from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
@@ -173,7 +172,7 @@ def _nearness(coded: Coded, z: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _decoded(model: VAE, z: Tensor) -> Tensor:
-    return torch.cat([sampling.decoded(model, part.to(model.device)).cpu() for part in torch.split(z, ROWS)])
+    return torch.cat([decoded(model, part.to(model.device)).cpu() for part in torch.split(z, ROWS)])
 
 
 def _batches(context: Context, pixels: Pixels, stream: str, *, training: bool = False) -> list[Tensor]:
@@ -212,7 +211,7 @@ def _pictures(
     paths = []
     for pair in range(SHOWN_PAIRS):
         x = context.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
-        paths += [(name, sampling.interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
+        paths += [(name, interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
 
     colours: dict[str, Any] = {} if data.labels is None else {"c": data.labels[:1500], "cmap": "tab10"}
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from vaeline import config
 from vaeline.core.likelihoods import Bernoulli
-from vaeline.core.model import VAE
+from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
-from vaeline.core.sampling import sample_sheet
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
 from vaeline.io.progress import progress

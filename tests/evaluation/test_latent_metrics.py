@@ -6,13 +6,13 @@ from torch import Tensor
 
 from oracles import within
 from vaeline.core.distributions import DiagonalGaussian
-from vaeline.core.latent_metrics import (
+from vaeline.core.priors import StandardNormal
+from vaeline.evaluation.latent_space import (
     KERNEL_SCALES,
     decompose,
     gaussian_total_correlation,
     maximum_mean_discrepancy,
 )
-from vaeline.core.priors import StandardNormal
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -74,7 +74,7 @@ def test_the_densities_are_those_of_the_mixture_however_they_are_cut_up(monkeypa
     z = posterior.rsample(_normal(50, 3, seed=2))
     normals = torch.distributions.Normal(posterior.mean, (0.5 * posterior.log_variance).exp())
     densities = normals.log_prob(z[:, None, :])  # [N, N, Z]
-    monkeypatch.setattr("vaeline.core.latent_metrics.DENSITIES_AT_ONCE", 350)  # 7 rows, and one left over
+    monkeypatch.setattr("vaeline.evaluation.latent_space.DENSITIES_AT_ONCE", 350)  # 7 rows, and one left over
     found = decompose(posterior, z, torch.zeros(50))
     assert torch.allclose(found["marginal_kl"], densities.sum(-1).logsumexp(1) - math.log(50))
     assert torch.allclose(found["marginals"], densities.logsumexp(1) - math.log(50))
