@@ -19,7 +19,7 @@ LOG_SIGMA_BOUND = LOG_VARIANCE_BOUND / 2
 
 
 class Likelihood(nn.Module):
-    """What every p(x|z) offers; as it stands, the data space of a density of dequantised pixels."""
+    """Interface of p(x|z); as it stands, the data space of a density of dequantised pixels."""
 
     uses_noise: ClassVar[bool] = True  # does `observe` want fresh uniform noise when training and evaluating?
     measure: ClassVar[Measure] = "density"  # of x: binary values, a density on [0, 1]^D, or 256 discrete values

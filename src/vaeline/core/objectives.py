@@ -70,11 +70,7 @@ def surrogate(terms: Terms, beta: float | Tensor, free_bits: float) -> Tensor:
 
 
 def importance_weighted_bound(log_weights: Tensor) -> Tensor:
-    """IWAE-k, log((1/K) sum_k w_k) of log w = log p(x|z) + log p(z) - log q(z|x): [K, B] -> [B].
-
-    Between the ELBO (K = 1) and log p(x) in expectation, and never falls as K grows (Burda et al. 2015,
-    arXiv:1509.00519, theorem 1).
-    """
+    """IWAE-k, log((1/K) sum_k w_k): [K, B] -> [B]; rises with K to log p(x) (Burda et al. 2015, arXiv:1509.00519)."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 

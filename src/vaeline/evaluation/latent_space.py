@@ -192,10 +192,7 @@ def maximum_mean_discrepancy(
 
 
 def probe_report(model: VAE, train: Split, test: Split, test_means: Tensor, seed: int) -> Report:
-    """Accuracies on test images of k-NN and of a linear probe, learnt from at most PROBE_PIXELS training pixels.
-
-    From posterior means (test_means [N, Z]), from the pixels themselves, and from as many principal components.
-    """
+    """Accuracies of k-NN and a linear probe on posterior means (test_means [N, Z]), pixels and principal components."""
     most = max(2, PROBE_PIXELS // math.prod(model.shape))
     train, test = train[:most], test[:most]
     pixels, test_pixels = (

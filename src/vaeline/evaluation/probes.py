@@ -1,7 +1,4 @@
-"""What simple readers make of codes: nearest neighbours, a linear probe, PCA, a Frechet distance, MIG and DCI.
-
-Everything runs on the CPU and is a function of its arguments and seeds.
-"""
+"""Probes of codes, on the CPU: nearest neighbours, a linear probe, PCA, a Frechet distance, MIG and DCI."""
 
 import numpy as np
 import torch
@@ -21,10 +18,7 @@ Values = NDArray[np.float64]
 
 
 def knn_predict(train: Tensor, labels: Tensor, test: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """The commonest label (the smallest, in a tie) of the k nearest training points: [N, D], [N], [M, D] -> [M].
-
-    Euclidean distance; k is at most N.
-    """
+    """The commonest label (the smallest, in a tie) of the k nearest training points: [N, D], [N], [M, D] -> [M]."""
     classes, k = int(labels.max()) + 1, min(k, len(train))
     half_squares = 0.5 * train.square().sum(1)
     predicted = []
@@ -58,10 +52,7 @@ def linear_predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the first principal axes [D, Z] of x [N, D], Z = min(count, N, D), in float64.
-
-    Where both N and D are larger than LARGEST_GRAM, the first LARGEST_GRAM points stand for all.
-    """
+    """The mean [D] and the first min(count, N, D) principal axes [D, Z] of x [N, D] (LARGEST_GRAM points at most)."""
     if min(x.shape) > LARGEST_GRAM:
         x = x[:LARGEST_GRAM]
     mean, count = x.mean(0), min(count, *x.shape)
@@ -74,10 +65,7 @@ def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), features [N, D] and [M, D] taken for Gaussian.
-
-    Dowson & Landau 1982. Biased upwards by few points: compare only distances between as many.
-    """
+    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of features [N, D] and [M, D]; biased upwards by few points."""
     x, y = x.double(), y.double()
     first, second = torch.cov(x.T), torch.cov(y.T)
     values, vectors = torch.linalg.eigh(first)
@@ -94,10 +82,7 @@ def shrink(images: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def train_classifier(images: Tensor, labels: Tensor, seed: int) -> nn.Sequential:
-    """A small convolutional network, trained on pixels on [0, 1], [N, C, H, W], and labels [N].
-
-    CLASSIFIER_STEPS steps of Adam at one cycle. All but its last layer are the features of a Frechet distance.
-    """
+    """A small convolutional network, trained on pixels on [0, 1], [N, C, H, W], and labels [N]: features, logits."""
     _, channels, height, width = images.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -116,10 +116,7 @@ def score(model: VAE, pixels: Pixels, *, seed: int, active_units_threshold: floa
 
 
 def gain(challenger: Scores, champion: Scores) -> Measured:
-    """The gain of one model over another, mean(d) with d_i = ELBO_challenger(x_i) - ELBO_champion(x_i), in nats.
-
-    Paired, so that what both find hard cancels.
-    """
+    """The mean gain in nats of ELBO_challenger(x_i) - ELBO_champion(x_i); paired, so what both find hard cancels."""
     with np.errstate(invalid="ignore"):  # inf - inf: the gate refuses what is not finite
         return Measured.of(challenger.elbo - champion.elbo)
 
