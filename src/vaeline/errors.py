@@ -1,5 +1,8 @@
 """Exceptions that a user can act upon."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
 
 
@@ -13,3 +16,13 @@ class UserError(Exception):
 
 class TransientError(UserError):
     """Something outside cannot be reached: a server, a remote. A stage exits with TRY_AGAIN, and a flow retries it."""
+
+
+@contextmanager
+def optional_imports(extra: str) -> Iterator[None]:
+    """Imports of libraries that only this extra of pyproject.toml brings. Raises UserError where one is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        raise UserError(f"{library}: is not installed; pip install 'vaeline[{extra}]'") from None

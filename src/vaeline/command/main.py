@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 import vaeline
 from vaeline.command.program import run_program, use_code_of
 from vaeline.errors import UserError
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import Workspace, current_folder, current_workspace
 
 DRIFT = 3  # exit code of `score`
 
@@ -97,12 +97,16 @@ def score(
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 error, one line on stderr, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "pipeline/cli.py").is_file():
-            use_code_of(folder)
-            import_module("pipeline.cli").main()
-    run_program(app)
+
+    def start() -> None:
+        here = current_folder()
+        for folder in (here, *here.parents):
+            if (folder / "dvc.yaml").is_file() and (folder / "pipeline/cli.py").is_file():
+                use_code_of(folder)
+                import_module("pipeline.cli").main()
+        app()
+
+    run_program(start)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ from vaeline.io.safe_read import shown
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+UNUSABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 OWN = "work in a clone of your own"
-EXTRAS = {  # of pyproject.toml: the libraries that each brings
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "pipeline": ("mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"),
-}
+OF_PIPELINE = {"mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"}  # brought by the extra `pipeline`
 # of numpy, safetensors and torch, whose errors have no errno
 FULL_DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "requested and", "inline_container.cc")
 
@@ -104,10 +102,11 @@ def explain(error: BaseException) -> list[str] | None:
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
     if isinstance(error, OSError) and number in FORBIDDEN and name:
         return [f"{name}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
+    if isinstance(error, OSError) and number in UNUSABLE and name:
+        return [f"{name}: cannot be written: {error.strerror}"]
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").partition(".")[0]
-        extras = [extra for extra, libraries in EXTRAS.items() if library in libraries]
-        return [f"{library}: is not installed; pip install 'vaeline[{extras[0]}]'"] if extras else None
+        return [f"{library}: is not installed; pip install 'vaeline[pipeline]'"] if library in OF_PIPELINE else None
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None

@@ -73,6 +73,14 @@ class Workspace:
         return self.state
 
 
+def current_folder() -> Path:
+    """The current folder. Raises UserError where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted: cd to one that is there") from None
+
+
 def current_workspace() -> Workspace:
     """The workspace that this process was started in; for entry points only, everything else is passed one.
 
@@ -82,8 +90,5 @@ def current_workspace() -> Workspace:
     """
     if root := RunContext.read().root or os.environ.get("DVC_ROOT"):
         return Workspace(Path(), Path(root))
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:
-        raise UserError("the current folder was deleted: cd to one that is there") from None
+    here = current_folder()
     return Workspace(Path(), next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here))

@@ -95,7 +95,18 @@ class TrainedModel:
         self, given: Values, read: Callable[[Tensor], Tensor], function: Callable[[Tensor, range], Tensor]
     ) -> Values:
         """Apply a function to a few rows at once, so that memory stays bounded; the answer is of the input's kind."""
-        rows: Any = _real_numbers(given)
+        rows: Any = given
+        if isinstance(given, Tensor):
+            rows, real = given.detach(), not given.is_complex()
+        else:
+            try:
+                rows = np.asarray(given)  # JSON requests arrive as lists or with dtype object
+                rows = rows.astype(np.float64) if rows.dtype == object else rows
+                real = rows.dtype.kind in "buif"
+            except (TypeError, ValueError):
+                real = False
+        if not real or rows.ndim == 0:
+            raise ValueError("input: found something else than an array of real numbers")
         home = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
         parts = []
         with torch.no_grad():
@@ -128,23 +139,6 @@ class TrainedModel:
         if not torch.isfinite(z).all():
             raise ValueError("latents: found values that are not finite")
         return z
-
-
-def _real_numbers(given: Any) -> Any:
-    """An array or tensor of real numbers; JSON requests arrive as lists or with dtype object."""
-    rows: Any = given
-    if isinstance(given, Tensor):
-        rows, real = given.detach(), not given.is_complex()
-    else:
-        try:
-            rows = np.asarray(given)
-            rows = rows.astype(np.float64) if rows.dtype == object else rows
-            real = rows.dtype.kind in "buif"
-        except (TypeError, ValueError):
-            real = False
-    if not real or rows.ndim == 0:
-        raise ValueError("input: found something else than an array of real numbers")
-    return rows
 
 
 def _refuse_seed(seed: int) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vaeline.core.model import VAE, decoded
-from vaeline.errors import UserError
+from vaeline.errors import UserError, optional_imports
 from vaeline.io.atomic_write import write_files
 from vaeline.serving.model_files import LoadedModel
 
@@ -51,22 +51,19 @@ class Graph(nn.Module):
         return self.function(self.vae, given)
 
 
-def _encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = vae.encode(vae.likelihood.observe(pixels, None))
-    return posterior.mean, posterior.log_variance
-
-
-def _decoder(vae: VAE, z: Tensor) -> tuple[Tensor]:
-    return (decoded(vae, z),)
-
-
 def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     """Write the three files of a model on the CPU; those of an earlier export are replaced together.
 
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
     Raises UserError, before anything is written, where one is above TOLERANCE or the model too large for a file.
     """
-    import onnxscript  # noqa: F401
+    with optional_imports("onnx"):
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        import onnxscript  # noqa: F401
+
+    def encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, ...]:
+        posterior = vae.encode(vae.likelihood.observe(pixels, None))
+        return posterior.mean, posterior.log_variance
 
     vae, config = loaded.vae, loaded.config
     if (size := sum(tensor.nbytes for tensor in vae.state_dict().values())) > LARGEST:
@@ -78,8 +75,10 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         images = 255 * (images > 127).to(torch.uint8)
     latents = 2 * torch.randn(EXAMPLES, vae.latent_dim, generator=generator)
     names = ("mean", "log_variance")
-    encoder_bytes, encoder_error = _checked_graph(loaded, _encoder, ENCODER, {"pixels": images}, names)
-    decoder_bytes, decoder_error = _checked_graph(loaded, _decoder, DECODER, {"z": latents}, ["pixels"])
+    encoder_bytes, encoder_error = _checked_graph(loaded, encoder, ENCODER, {"pixels": images}, names)
+    decoder_bytes, decoder_error = _checked_graph(
+        loaded, lambda vae, z: (decoded(vae, z),), DECODER, {"z": latents}, ["pixels"]
+    )
     sigma = vae.likelihood.sigma
     pixel_shape, latent_shape = ["N", *vae.shape], ["N", vae.latent_dim]
     about = {
@@ -105,10 +104,7 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     }
     text = json.dumps(about, indent=2) + "\n"
     contents = {ENCODER: encoder_bytes, DECODER: decoder_bytes, ABOUT: text.encode()}
-    try:
-        write_files({folder / name: content for name, content in contents.items()})
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
+    write_files({folder / name: content for name, content in contents.items()})
     return encoder_error, decoder_error
 
 

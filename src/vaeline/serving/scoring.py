@@ -49,10 +49,7 @@ def score_images(
     table = io.StringIO()
     rows = zip(names, (f"{value:.6g}" for value in elbo), places, strict=True)
     csv.writer(table, lineterminator="\n").writerows([("image", "elbo", "quantile"), *rows])
-    try:
-        write_file(out, table.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    write_file(out, table.getvalue().encode())
     if reference is None:
         raise UserError(
             f"{uri}: has no ELBOs of test images with it, so there is no verdict (the scores are in {out}); "

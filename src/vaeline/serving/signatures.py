@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaeline.errors import UserError
+from vaeline.errors import UserError, optional_imports
 from vaeline.io.safe_read import read_bounded
 
 if TYPE_CHECKING:
@@ -21,14 +21,7 @@ PEM_BYTES = 64 << 10
 
 def signing_key() -> "Ed25519PrivateKey | None":
     """Private key of VAELINE_SIGNING_KEY; None where it is not set. Raises UserError for anything else."""
-    if not (path := os.environ.get(SIGNING)):
-        return None
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = _read_key(path, private=True)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{SIGNING}: {path}: allowed: an unencrypted Ed25519 private key in PEM")
-    return key
+    return _read_key(SIGNING, path, private=True) if (path := os.environ.get(SIGNING)) else None
 
 
 def signer(key: "Ed25519PrivateKey") -> str:
@@ -42,22 +35,15 @@ def trusted_signers() -> frozenset[str] | None:
         return None
     if not paths.strip():
         raise UserError(f"{TRUSTED}: is empty, which trusts nobody; allowed: public keys (PEM files), or not set")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    found = set()
-    for path in paths.split(os.pathsep):
-        key = _read_key(path, private=False)
-        if not isinstance(key, Ed25519PublicKey):
-            raise UserError(f"{TRUSTED}: {path}: allowed: an Ed25519 public key in PEM")
-        found.add(key.public_bytes_raw().hex())
-    return frozenset(found)
+    keys = (_read_key(TRUSTED, path, private=False) for path in paths.split(os.pathsep))
+    return frozenset(key.public_bytes_raw().hex() for key in keys)
 
 
 def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     """Whether the owner of the public key `by` (hex) signed exactly this content."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+    with optional_imports("pipeline"):
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(by)).verify(signature, content)
     except (InvalidSignature, ValueError):
@@ -65,13 +51,17 @@ def is_signed(content: bytes, signature: bytes, by: str) -> bool:
     return True
 
 
-def _read_key(path: str, private: bool) -> Any:
-    """Key in a PEM file; None where it is none, or encrypted."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-
+def _read_key(variable: str, path: str, private: bool) -> Any:
     content = read_bounded(Path(path), PEM_BYTES)
+    with optional_imports("pipeline"):
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
     try:
-        return load_pem_private_key(content, password=None) if private else load_pem_public_key(content)
+        key = load_pem_private_key(content, password=None) if private else load_pem_public_key(content)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
-        return None
+        key = None
+    if not isinstance(key, Ed25519PrivateKey if private else Ed25519PublicKey):
+        kind = "unencrypted Ed25519 private" if private else "Ed25519 public"
+        raise UserError(f"{variable}: {path}: allowed: an {kind} key in PEM")
+    return key
