@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model_sections import described
 from vaeline import config
 from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, per_image_noise
-from vaeline.core.model import decoded, interpolate
+from vaeline.core.model import decoded, interpolate, prior_samples, reconstructions
 from vaeline.evaluation.split_metrics import bound
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model, save_model
@@ -88,9 +88,11 @@ def test_numpy_and_torch_of_any_dtype_are_answered_alike_and_in_kind(model: Trai
 def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: TrainedModel, method: str):
     array = given(method)
     many = np.resize(array, (2 * BATCH + 3, *array.shape[1:]))
+    many.flags.writeable = False
     whole = CALLS[method](model, many)
     assert len(whole) == len(many)
-    np.testing.assert_allclose(whole[:3], CALLS[method](model, many[:3]), rtol=1e-5, atol=1e-5)
+    assert len(CALLS[method](model, many[:0])) == 0
+    np.testing.assert_allclose(whole[:3], CALLS[method](model, array[:3]), rtol=1e-5, atol=1e-5)
     if method != "score":  # whose noise goes by an image's place
         np.testing.assert_allclose(whole[len(array) :][: len(array)], whole[: len(array)], rtol=1e-5, atol=1e-5)
 
@@ -102,7 +104,6 @@ def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, mo
     monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
     model.score(np.resize(PIXELS, (23, *SHAPE)))
     assert sizes == [5, 5, 5, 5, 3]
-    assert PIXELS_AT_ONCE == 1 << 20
 
 
 def test_the_noise_of_a_score_is_another_in_each_batch(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
@@ -114,25 +115,15 @@ def test_the_noise_of_a_score_is_another_in_each_batch(model: TrainedModel, monk
     np.testing.assert_allclose(model.score(copies, seed=3), whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["encode", "decode", "reconstruct", "score"])
-def test_read_only_rows_are_read_and_no_rows_give_no_rows(model: TrainedModel, method: str):
-    rows = given(method).copy()
-    rows.flags.writeable = False
-    assert np.array_equal(CALLS[method](model, rows), CALLS[method](model, given(method)))
-    assert len(CALLS[method](model, rows[:0])) == 0
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda m: m.encode(PIXELS[:, :, 1:]), r"pixels: found shape \[7, 1, 7, 8\], allowed: \[N, 1, 8, 8\]"),
-        (lambda m: m.encode(PIXELS[0]), "pixels: found shape"),
         (lambda m: m.encode(torch.from_numpy(PIXELS) + 0.5), "pixels: found other values than whole numbers"),
         (lambda m: m.encode(PIXELS.astype(int) + 256), "pixels: found other values"),
         (lambda m: m.encode(PIXELS.astype(int) - 256), "pixels: found other values"),
         (lambda m: m.encode(np.full(PIXELS.shape, np.nan)), "pixels: found other values"),
         (lambda m: m.encode(torch.from_numpy(PIXELS).to(torch.complex64)), "something else than an array of real"),
-        (lambda m: m.encode(PIXELS.astype(complex)), "something else than an array of real numbers"),
         (lambda m: m.encode(np.array("a")), "something else than an array of real numbers"),
         (lambda m: m.encode([[1, 2], [3]]), "something else than an array of real numbers"),
         (lambda m: m.decode(np.zeros((2, 3))), r"latents: found shape \[2, 3\], allowed: \[N, 4\]"),

@@ -29,18 +29,17 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("network", [MLP, CONV, GATED], ids=["mlp", "conv", "gated"])
 def test_a_saved_model_comes_back_bit_for_bit(
     tmp_path: Path, network: dict[str, Any], likelihood: dict[str, Any], objective: str
-) -> None:
+):
     model = section(network, likelihood)
     vae = build_model(model, SHAPE, objective, seed=1)
     save_model(tmp_path, vae, described(model, objective))
     loaded = load_model(tmp_path)
-    assert loaded.config.model == model
-    assert loaded.config.objective == objective
+    assert (loaded.config.model, loaded.config.objective) == (model, objective)
     assert loaded.vae.shape == loaded.config.shape == SHAPE
     x, z = torch.rand(2, *SHAPE), torch.randn(2, 3)
-    for mine, theirs in [(vae.encode(x).mean, loaded.vae.encode(x).mean), (vae.decode(z), loaded.vae.decode(z))]:
-        assert torch.equal(mine, theirs)
+    assert torch.equal(vae.encode(x).mean, loaded.vae.encode(x).mean)
     assert torch.equal(vae.encode(x).log_variance, loaded.vae.encode(x).log_variance)
+    assert torch.equal(vae.decode(z), loaded.vae.decode(z))
     assert str(vae.likelihood.sigma) == str(loaded.vae.likelihood.sigma)
     assert not loaded.vae.training
     assert not any(p.requires_grad for p in loaded.vae.parameters())
@@ -63,27 +62,27 @@ def test_the_same_model_is_saved_as_the_same_bytes_and_another_weight_is_another
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]  # no temporary file stays
 
 
-def test_weights_follow_the_seed_and_the_global_generator_is_left_alone() -> None:
+def test_weights_follow_the_seed_alone_and_a_prior_draws_after_the_networks():
     torch.manual_seed(12345)
     before = torch.get_rng_state()
     first, again, other = (build_model(section(), SHAPE, "elbo", seed=seed).state_dict() for seed in (1, 1, 2))
+    vamp = config.Model.model_validate(section().model_dump() | {"prior": VAMP})
+    with_prior = build_model(vamp, SHAPE, "elbo", seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], same[name]) for name in first for same in (again, with_prior))
     assert not torch.equal(first["encoder.2.weight"], other["encoder.2.weight"])
 
 
-def test_a_description_that_describes_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    model = section()
-    broken = described(model) | {"objective": "gan"}
+def test_a_description_that_describes_nothing_is_refused_before_anything_is_written(tmp_path: Path):
+    vae, broken = build_model(section(), SHAPE, "elbo", seed=1), described(section()) | {"objective": "gan"}
     with pytest.raises(UserError, match=r"config\.json: objective: .*gan"):
-        save_model(tmp_path / "model", build_model(model, SHAPE, "elbo", seed=1), broken)
+        save_model(tmp_path / "model", vae, broken)
     assert not (tmp_path / "model").exists()
 
 
 def change_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        content = json.loads((folder / CONFIG).read_text())
-        change(content)
+        change(content := json.loads((folder / CONFIG).read_text()))
         (folder / CONFIG).write_text(json.dumps(content))
 
     return apply
@@ -91,8 +90,7 @@ def change_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Non
 
 def change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
-        change(tensors)
+        change(tensors := load_file(folder / WEIGHTS))
         save_file(tensors, folder / WEIGHTS)
 
     return apply
@@ -105,7 +103,6 @@ def cut(name: str) -> Callable[[Path], None]:
 NAME = "decoder.0.bias"
 BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {  # more in package_damage.py
     "no config": (CONFIG, "cannot be read", lambda folder: (folder / CONFIG).unlink()),
-    "no weights": (WEIGHTS, "cannot be read", lambda folder: (folder / WEIGHTS).unlink()),
     "torn config": (CONFIG, "is not JSON", cut(CONFIG)),
     "binary config": (CONFIG, "is not JSON", lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe\x00")),
     "torn weights": (WEIGHTS, "is not a safetensors file", cut(WEIGHTS)),
@@ -135,38 +132,22 @@ def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, cas
     assert message.startswith(str(folder / file))
     assert words in message
     assert "\n" not in message
-
-
-def test_only_a_key_of_params_yaml_can_be_removed_by_dvc(folder: Path) -> None:
-    change_json(lambda c: c.update(extra=1))(folder)
-    with pytest.raises(UserError, match=r"config\.json: extra: unknown key; allowed: [a-z_, ]*$"):
-        load_model(folder)
-    with pytest.raises(UserError, match=r"extra: unknown key; .* \(to remove it: -S '~extra'\)"):
-        config.parse_params({"extra": 1})
+    assert "-S '~" not in message, "only a key of params.yaml can be removed by DVC"
 
 
 @pytest.mark.parametrize("prior", [VAMP, MIXTURE], ids=["vamp", "mixture"])
-def test_a_learned_prior_is_saved_with_its_model(tmp_path: Path, prior: dict[str, Any]) -> None:
+def test_a_learned_prior_is_saved_with_its_model(tmp_path: Path, prior: dict[str, Any]):
     model = config.Model.model_validate(section(GATED).model_dump() | {"prior": prior})
     vae = build_model(model, SHAPE, "elbo", seed=1)
     save_model(tmp_path, vae, described(model))
     loaded, z = load_model(tmp_path).vae, torch.randn(5, 3)
     assert torch.equal(loaded.prior.log_prob(z), vae.prior.log_prob(z))
     assert torch.equal(loaded.prior.sample(z), vae.prior.sample(z))
-    assert set(load_file(tmp_path / WEIGHTS)) == set(vae.state_dict())
 
 
-def test_a_model_saved_before_there_were_priors_has_the_standard_normal(folder: Path) -> None:
-    content = json.loads((folder / CONFIG).read_text())
-    del content["model"]["prior"]
-    (folder / CONFIG).write_text(json.dumps(content))
+def test_a_model_saved_before_there_were_priors_has_the_standard_normal(folder: Path):
+    change_json(lambda content: content["model"].pop("prior"))(folder)
     assert load_model(folder).config.model.prior.kind == "standard-normal"
-
-
-def test_a_prior_draws_after_the_networks_so_that_they_start_the_same() -> None:
-    vamp = config.Model.model_validate(section().model_dump() | {"prior": VAMP})
-    one, other = build_model(section(), SHAPE, "elbo", seed=1), build_model(vamp, SHAPE, "elbo", seed=1)
-    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 def residual(latent_dim: int, channels: list[int]) -> config.Model:

@@ -135,20 +135,18 @@ def test_without_a_reference_the_scores_are_written_but_no_verdict_is_given(
     assert lines == []
 
 
-def test_what_cannot_be_scored_or_written_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
+def test_what_cannot_be_scored_is_reported(model: TrainedModel, tmp_path: Path, lines: list[str]):
     (tmp_path / "rgba").mkdir()
     Image.new("RGBA", (6, 8)).save(tmp_path / "rgba" / "a.png")
-    (tmp_path / "file").write_text("x")
     fine, autoencoder = (
         write_images(tmp_path / "new", noise(3, 1)),
         trained(tmp_path / "plain", objective="autoencoder"),
     )
-    for scored, images, options, line in (
-        (model, tmp_path / "rgba", {}, r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"),
-        (model, fine, {"fit": True}, "--fit: makes square images; the model's: 6 x 8 pixels in L"),
-        (model, tmp_path / "nowhere", {}, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
-        (model, fine, {"out": tmp_path / "file" / "scores.csv"}, r"file/scores.csv: cannot be written"),
-        (autoencoder, fine, {}, "models:/m@champion: is a plain autoencoder"),
+    for scored, images, fit, line in (
+        (model, tmp_path / "rgba", False, r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"),
+        (model, fine, True, "--fit: makes square images; the model's: 6 x 8 pixels in L"),
+        (model, tmp_path / "nowhere", False, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
+        (autoencoder, fine, False, "models:/m@champion: is a plain autoencoder"),
     ):
         with pytest.raises(UserError, match=line):
-            run(scored, images, lines, **options)
+            run(scored, images, lines, fit)

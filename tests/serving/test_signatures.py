@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,16 +50,17 @@ def test_what_a_key_signs_is_known_by_its_public_half_alone(keys: Path, monkeypa
     key, trusted = signing_key(), trusted_signers()
     assert key is not None
     assert trusted is not None
-    assert signer(key) in trusted
-    assert len(trusted) == 2
+    (other,) = trusted - {own := signer(key)}
     signature = key.sign(b"content")
-    (other,) = trusted - {signer(key)}
-    assert is_signed(b"content", signature, signer(key))
-    assert not is_signed(b"another", signature, signer(key))
-    assert not is_signed(b"content", signature, other)
-    assert not is_signed(b"content", signature[:-1], signer(key))
-    assert not is_signed(b"content", b"", signer(key))
-    assert not is_signed(b"content", signature, "ff" * 32)
+    assert is_signed(b"content", signature, own)
+    for content, mark, by in (
+        (b"another", signature, own),
+        (b"content", signature, other),
+        (b"content", signature[:-1], own),
+        (b"content", b"", own),
+        (b"content", signature, "ff" * 32),
+    ):
+        assert not is_signed(content, mark, by)
 
 
 def test_a_signature_is_that_of_the_standard():
@@ -73,15 +75,24 @@ def test_a_signature_is_that_of_the_standard():
     assert is_signed(b"\x72", signature, public)
 
 
-@pytest.mark.parametrize("name", ["one.pub", "other.pem", "locked.pem", "text", "none"])
-def test_what_is_no_signing_key_is_told_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setenv("VAELINE_SIGNING_KEY", str(keys / name))
-    with pytest.raises(UserError, match=rf"{name}: (allowed: an unencrypted Ed25519 private key|cannot be read)"):
-        signing_key()
+ALLOWED = {"VAELINE_SIGNING_KEY": "unencrypted Ed25519 private", "VAELINE_TRUSTED_KEYS": "Ed25519 public"}
 
 
-@pytest.mark.parametrize("name", ["one.pem", "other.pub", "text", "none"])
-def test_what_is_no_trusted_key_is_told_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", f"{keys / 'one.pub'}:{keys / name}")
-    with pytest.raises(UserError, match=rf"{name}: (allowed: an Ed25519 public key|cannot be read)"):
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        *(("VAELINE_SIGNING_KEY", name) for name in ("one.pub", "other.pem", "locked.pem", "text", "none")),
+        *(("VAELINE_TRUSTED_KEYS", name) for name in ("one.pem", "other.pub", "text", "none")),
+    ],
+)
+def test_what_is_no_key_is_reported_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
+    monkeypatch.setenv(variable, f"{keys / 'one.pub'}:{keys / name}" if "TRUSTED" in variable else str(keys / name))
+    with pytest.raises(UserError, match=rf"{name}: (allowed: an {ALLOWED[variable]} key|cannot be read)"):
+        signing_key() if "SIGNING" in variable else trusted_signers()
+
+
+def test_without_cryptography_a_key_is_refused_with_what_to_install(keys: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAELINE_TRUSTED_KEYS", str(keys / "one.pub"))
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    with pytest.raises(UserError, match=r"^cryptography: is not installed; pip install 'vaeline\[pipeline\]'$"):
         trusted_signers()
