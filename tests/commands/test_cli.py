@@ -30,10 +30,14 @@ def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]):
     vaeline(*arguments, code=2)
 
 
-def test_outside_a_repository_the_error_names_the_folder(tmp_path: Path):
+def test_outside_a_repository_and_in_a_deleted_folder_the_error_is_one_line(tmp_path: Path):
     done = execute(sys.executable, "-m", "pipeline.cli", "run", cwd=tmp_path, check=False)
-    assert done.returncode == 1
     assert done.stderr == f"error: no dvc.yaml in {tmp_path}: run vaeline in a clone of the repository\n"
+    code = "import os; from vaeline.command.main import main; os.rmdir('../gone'); main()"
+    (tmp_path / "gone").mkdir()
+    gone = execute(sys.executable, "-c", code, "run", cwd=tmp_path / "gone", check=False)
+    assert gone.stderr == "error: the current folder was deleted: cd to one that is there\n"
+    assert done.returncode == gone.returncode == 1
 
 
 def test_a_mistake_in_params_is_reported_before_anything_starts(toy: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,24 +12,21 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from packages import make_keys
 from vaeline.errors import UserError
 from vaeline.serving.signatures import is_signed, signer, signing_key, trusted_signers
-
-
-def pem(key: Ed25519PrivateKey | X25519PrivateKey, password: bytes | None = None) -> bytes:
-    lock = BestAvailableEncryption(password) if password else NoEncryption()
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     """Keys in PEM files, and others that will not do."""
-    private = {"one": Ed25519PrivateKey.generate(), "two": Ed25519PrivateKey.generate()}
-    for name, key in (private | {"other": X25519PrivateKey.generate()}).items():
-        (tmp_path / f"{name}.pem").write_bytes(pem(key))
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (tmp_path / f"{name}.pub").write_bytes(public)
-    (tmp_path / "locked.pem").write_bytes(pem(private["one"], b"word"))
+    for name in ("one", "two"):
+        make_keys(tmp_path, name)
+    other, locked = X25519PrivateKey.generate(), BestAvailableEncryption(b"word")
+    for key, file, lock in ((other, "other.pem", NoEncryption()), (Ed25519PrivateKey.generate(), "locked.pem", locked)):
+        (tmp_path / file).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
+    public = other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "other.pub").write_bytes(public)
     (tmp_path / "text").write_text("no key")
     return tmp_path
 
