@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from vaeline.command.program import explain
+from vaeline.io.atomic_write import write_file
 
 START = "import sys\nfrom pipeline.stages import runner\nfrom vaeline.errors import UserError\n"
 RUN = "sys.modules['pipeline.stages.fake'] = sys.modules['__main__']; runner.main('fake')\n"
@@ -68,15 +69,18 @@ def test_the_full_disk_errors_of_every_library_are_recognised(write: Callable[[P
     full.symlink_to("/dev/full")
     with pytest.raises((OSError, RuntimeError)) as caught:
         write(full)
-    (line,) = explain(caught.value) or []
-    assert line.startswith("the disk is full")
+    assert str(explain(caught.value)).startswith("['the disk is full")
 
 
-def test_a_forbidden_file_and_exhausted_memory_are_explained_and_other_errors_are_not():
+def test_a_path_that_cannot_be_written_and_exhausted_memory_are_explained_and_other_errors_are_not(tmp_path: Path):
     assert explain(FileNotFoundError(errno.ENOENT, "No such file", "nothing")) is None
     assert explain(PermissionError(errno.EACCES, "Permission denied", "/srv/run.lock")) == [
         f"/srv/run.lock: Permission denied, for user {os.geteuid()}; work in a clone of your own"
     ]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="File exists") as refused:
+        write_file(tmp_path / "file" / "scores.csv", b"")
+    assert explain(refused.value) == [f"{tmp_path}/file: cannot be written: File exists"]
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 55)
     assert explain(caught.value) is not None
