@@ -97,22 +97,15 @@ def test_an_images_answer_depends_neither_on_the_batch_nor_on_its_size(model: Tr
         np.testing.assert_allclose(whole[len(array) :][: len(array)], whole[: len(array)], rtol=1e-5, atol=1e-5)
 
 
-def test_memory_is_bounded_however_many_images_there_are(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
-    sizes: list[int] = []
-    monkeypatch.setattr("vaeline.core.estimators.PIXELS_AT_ONCE", 64 * 5)
-    encode = model.loaded.vae.encode
-    monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
-    model.score(np.resize(PIXELS, (23, *SHAPE)))
-    assert sizes == [5, 5, 5, 5, 3]
-
-
-def test_the_noise_of_a_score_is_another_in_each_batch(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
-    """Mistake 17: the same noise in every batch. Nine copies of one image in batches of three."""
-    copies = np.repeat(PIXELS[:1], 9, axis=0)
+def test_memory_is_bounded_and_the_noise_is_another_in_each_batch(model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    """Mistake 17: the same noise in every batch. Nine copies of one image in batches of four."""
+    copies, sizes, encode = np.repeat(PIXELS[:1], 9, axis=0), [], model.loaded.vae.encode
     whole = model.score(copies, seed=3)
     assert len(np.unique(whole)) == 9
-    monkeypatch.setattr("vaeline.core.estimators.PIXELS_AT_ONCE", 64 * 3)
+    monkeypatch.setattr("vaeline.core.estimators.PIXELS_AT_ONCE", 64 * 4)
+    monkeypatch.setattr(model.loaded.vae, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
     np.testing.assert_allclose(model.score(copies, seed=3), whole, rtol=1e-5)
+    assert sizes == [4, 4, 1]
 
 
 @pytest.mark.parametrize(
