@@ -57,10 +57,6 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
     Raises UserError, before anything is written, where one is above TOLERANCE or the model too large for a file.
     """
-    with optional_imports("onnx"):
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
-        import onnxscript  # noqa: F401
-
     def encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, ...]:
         posterior = vae.encode(vae.likelihood.observe(pixels, None))
         return posterior.mean, posterior.log_variance
@@ -116,7 +112,9 @@ def _checked_graph(
     outputs: Sequence[str],
 ) -> tuple[bytes, float]:
     """ONNX graph of a function of this input, and its largest difference from torch, at most TOLERANCE."""
-    import onnxruntime  # type: ignore[import-untyped]
+    with optional_imports("onnx"):
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401
 
     graph, ((name, given),) = Graph(loaded.vae, function).eval(), example.items()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
