@@ -57,6 +57,7 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
     Raises UserError, before anything is written, where one is above TOLERANCE or the model too large for a file.
     """
+
     def encoder(vae: VAE, pixels: Tensor) -> tuple[Tensor, ...]:
         posterior = vae.encode(vae.likelihood.observe(pixels, None))
         return posterior.mean, posterior.log_variance
