@@ -26,15 +26,17 @@ def assert_same(states: StageStates, trial: CrashWorkspace, stage: str) -> None:
         assert trial.tracked() == states.store[stage]
 
 
-def failures(points: Iterable[int], check: Callable[[int], None]) -> list[str]:
-    """What went wrong at which points."""
-    found = []
+def check_at(what: str, names: Sequence[str], points: Iterable[int], check: Callable[[int], None]) -> None:
+    """Check at all these points, then fail with the names of those at which it failed."""
+    bad, count = [], 0
     for at in points:
+        count += 1
         try:
             check(at)
         except AssertionError as error:
-            found.append(f"{at}: {str(error)[:2000]}")
-    return found
+            bad.append(f"{names[at]}: {str(error)[:2000]}")
+    print(f"\n{what}: at {count} of {len(names)} points, {len(bad)} not as they should be")
+    assert not bad, "\n".join(bad)
 
 
 def number_of(points: Sequence[str], pattern: str) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from oracles import ProbabilisticPCA, probabilistic_pca
+from small_training import bumps
 from vaeline import config
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
@@ -18,14 +19,6 @@ from vaeline.training.history import Epoch
 
 TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
 EPOCH = Epoch(1, 10, -3.0, -2.0, 1.0, -3.5, -2.5, 1.0, None, 1.0, 1e-3)
-
-
-def bumps(count: int, seed: int, size: int = 8) -> np.ndarray:
-    """Grey images of one soft bump each: uint8 [count, 1, size, size]."""
-    rng, grid = np.random.default_rng(seed), np.arange(size)
-    row, column = rng.uniform(1, size - 1, (2, count, 1, 1))
-    square = (grid[:, None] - row) ** 2 + (grid[None, :] - column) ** 2
-    return (255 * np.exp(-square / rng.uniform(1, 8, (count, 1, 1)))).astype(np.uint8)[:, None]
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:

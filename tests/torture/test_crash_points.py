@@ -5,12 +5,11 @@ import random
 import shutil
 import time
 from collections import Counter
-from functools import partial
 
 import pytest
 
-from crash_trials import assert_same, changes, failures, number_of
-from crash_workspaces import STAGES, CrashWorkspace, StageStates
+from crash_trials import assert_same, changes, check_at, number_of
+from crash_workspaces import STAGES, StageStates
 
 
 def assert_recovers(states: StageStates, stage: str, at: int) -> None:
@@ -46,10 +45,8 @@ def test_a_stage_killed_at_a_write_goes_on_to_the_same_bytes_and_run(trained: St
 @pytest.mark.timeout(14400)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_killed_at_any_write_goes_on_to_the_same_bytes_and_run(full: StageStates, stage: str):
-    points = changes(full.points[stage])
-    bad = failures(points, lambda at: assert_recovers(full, stage, at))
-    print(f"\n{stage}: killed at {len(points)} of {len(full.points[stage])} points, {len(bad)} not as uncrashed")
-    assert not bad, "\n".join(f"{full.points[stage][int(b.split(':')[0])]}: {b}" for b in bad)
+    names = full.points[stage]
+    check_at(f"{stage} killed", names, changes(names), lambda at: assert_recovers(full, stage, at))
 
 
 @pytest.mark.torture
@@ -61,16 +58,8 @@ def test_sync_killed_at_any_write_sends_each_point_once(full: StageStates):
         assert trial.tracked() == full.store["sample"]
         shutil.rmtree(trial.folder)
 
-    trial = full.trial("theory")
-    counted = trial.run_ok("sync").points
-    points = changes(counted)
-    bad = failures(points, check)
-    print(f"\nsync: killed at {len(points)} of {len(counted)} points, {len(bad)} not as uncrashed")
-    assert not bad, "\n".join(f"{counted[int(b.split(':')[0])]}: {b}" for b in bad)
-
-
-def _check_same(states: StageStates, trial: CrashWorkspace, stage: str, _: int) -> None:
-    assert_same(states, trial, stage)
+    names = full.trial("theory").run_ok("sync").points
+    check_at("sync killed", names, changes(names), check)
 
 
 @pytest.mark.torture
@@ -90,7 +79,10 @@ def test_a_stage_killed_at_random_moments_goes_on_to_the_same_bytes_and_run(full
             ends[trial.run(stage, after=rng.uniform(0, seconds)).code] += 1
             trial.clear(stage)
         trial.run_ok(stage)
-        bad += [f"{number} {stage}: {text}" for text in failures([0], partial(_check_same, full, trial, stage))]
+        try:
+            assert_same(full, trial, stage)
+        except AssertionError as error:
+            bad.append(f"{number} {stage}: {error}")
         shutil.rmtree(trial.folder)
     print(f"\nseed {seed}: 50 trials, {ends[-9]} kills at random moments, {len(bad)} not as unkilled")
     assert not bad, bad

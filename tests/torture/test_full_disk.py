@@ -4,11 +4,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from crash_trials import ALIKE, assert_old_or_new, assert_same, failures, number_of, put_old_outputs
+from crash_trials import ALIKE, assert_old_or_new, assert_same, check_at, number_of, put_old_outputs
 from crash_workspaces import STAGES, TRACKED, CrashWorkspace, StageStates
 
 ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
@@ -83,10 +84,7 @@ def test_with_no_room_for_tracking_alone_training_goes_on(trained: StageStates):
 def test_with_no_room_at_any_write_a_stage_keeps_what_was_there(full: StageStates, stage: str):
     names = full.points[stage]
     points = [n for n, name in enumerate(names) if ROOM.match(name) and not ALIKE.match(name)]
-    points = points[:: EVERY.get(stage, 1)]
-    bad = failures(points, lambda at: assert_survives(full, stage, at))
-    print(f"\n{stage}: no room from {len(points)} of {len(names)} points on, {len(bad)} not as they should be")
-    assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
+    check_at(f"{stage}, no room", names, points[:: EVERY.get(stage, 1)], lambda at: assert_survives(full, stage, at))
 
 
 @pytest.fixture
@@ -109,12 +107,9 @@ def test_on_a_file_system_that_is_full_too(full: StageStates, stage: str, small_
     trial = full.trial(stage).copy(small_disk / "work")
     put_old_outputs(full, trial, stage)
     filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
     done = trial.run(stage)
     assert_one_line(done.code, done.said) if done.code else None
     assert_old_or_new(full, trial, stage)

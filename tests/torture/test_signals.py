@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from crash_trials import assert_old_or_new, assert_same, changes, failures, number_of, put_old_outputs
+from crash_trials import assert_old_or_new, assert_same, changes, check_at, number_of, put_old_outputs
 from crash_workspaces import STAGES, StageStates
 
 CODES = {"int": 130, "term": 143}
@@ -46,6 +46,4 @@ def test_a_signal_ends_a_stage_cleanly(trained: StageStates, stage: str, point: 
 def test_a_signal_at_any_write_ends_a_stage_cleanly(full: StageStates, stage: str, action: str):
     names = full.points[stage]
     points = changes(names)[:: EVERY.get(stage, 1)]
-    bad = failures(points, lambda at: assert_stops(full, stage, action, at))
-    print(f"\n{stage}: SIG{action.upper()} at {len(points)} of {len(names)} points, {len(bad)} not as they should be")
-    assert not bad, "\n".join(f"{names[int(b.split(':')[0])]}: {b}" for b in bad)
+    check_at(f"{stage}, SIG{action.upper()}", names, points, lambda at: assert_stops(full, stage, action, at))
