@@ -40,29 +40,24 @@ def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy:
     assert not lines_with(third.stderr, "| train | Stage"), "DVC was asked once, not stage by stage"
 
 
-def test_a_failing_stage_ends_the_run_with_one_clear_line(toy: Path, prefect_api: str):
+def test_what_ends_a_run_is_one_clear_line(toy: Path, prefect_api: str):
+    def error_line(api: str, **env: str) -> str:
+        done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=api, **env)
+        assert done.returncode == 1
+        assert not lines_with(done.stderr, "Traceback")
+        (line,) = lines_with(done.stderr, "error: ")[-1:]
+        return line
+
     (toy / "train.sh").write_text("echo error: a.png: truncated >&2; exit 1\n")
     proxy = "http://127.0.0.1:9"  # of a company's network: this machine's own servers are asked without it
-    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api, http_proxy=proxy)
-    assert done.returncode == 1
-    assert lines_with(done.stderr, "error: stage 'train' failed: a.png: truncated (not run: sample)")
-    assert not lines_with(done.stderr, "Traceback")
+    failed = error_line(prefect_api, http_proxy=proxy)
+    assert failed == "error: stage 'train' failed: a.png: truncated (not run: sample)"
     assert not (toy / "sample.txt").exists()
-
-
-def test_a_torn_lock_file_is_one_clear_line(toy: Path, prefect_api: str):
     (toy / "dvc.lock").write_text("schema: '2.0'\nstages:\n  fetch:\n    cmd: [")
-    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
-    assert done.returncode == 1
-    assert lines_with(done.stderr, "error: dvc status: ", "dvc.lock is torn: `git checkout dvc.lock`, or delete it")
-    assert not lines_with(done.stderr, "Traceback")
-
-
-def test_a_prefect_server_that_is_away_is_one_clear_line(toy: Path):
-    done = vaeline("run", cwd=toy, check=False, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.returncode == 1
-    assert lines_with(done.stderr, "error: Prefect: Failed to reach API", "unset PREFECT_API_URL")
-    assert not lines_with(done.stderr, "Traceback")
+    assert lines_with(
+        error_line(prefect_api), "dvc status: ", "dvc.lock is torn: `git checkout dvc.lock`, or delete it"
+    )
+    assert lines_with(error_line("http://127.0.0.1:9/api"), "Prefect: Failed to reach API", "unset PREFECT_API_URL")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
