@@ -4,7 +4,6 @@ Jobs come as JSON lines on standard input; for each, one line with the exit code
 """
 
 import json
-import math
 import os
 import pickle
 import signal
@@ -21,7 +20,7 @@ Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, a
 
 
 def main() -> None:
-    """Import, then fork for each line."""
+    """Import, then fork for each line; a job is killed `after` so many seconds."""
     preload()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -29,21 +28,14 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             work(job)
-        status = wait(child, job.get("after"))
-        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
-
-
-def wait(child: int, after: float | None) -> int:
-    """Wait for a job, or kill it some seconds after its start."""
-    deadline = time.monotonic() + after if after is not None else math.inf
-    while True:
-        pid, status = os.waitpid(child, 0 if after is None else os.WNOHANG)
-        if pid:
-            return status
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            after = None
-        time.sleep(0.002)
+        if job["after"] is not None:
+            deadline = time.monotonic() + job["after"]
+            while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def preload() -> None:

@@ -4,7 +4,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -58,15 +57,6 @@ def no_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_smoke_test(monkeypatch)
 
 
-def manifest(test_sha256: str) -> dict[str, Any]:
-    """Of 20 test images; the other splits' files are not there."""
-    split = {"sha256": test_sha256, "mean": 0.5, "std": 0.29, "labels": False, "factors": False}
-    counts = {"train": 40, "validation": 10, "test": 20}
-    splits = {name: split | {"count": count} for name, count in counts.items()}
-    facts = {"source": "digits", "shape": [1, 5, 4], "binarise": "none", "duplicates_dropped": 0, "classes": None}
-    return {"format": 1, "splits": splits, **facts}
-
-
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a folder with what the stages before `register` leave behind, around a tiny untrained model.
@@ -96,7 +86,18 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         reports.mkdir(exist_ok=True)
         pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 5, 4), dtype=np.uint8)
         np.save(prepared / "test.npy", pixels)
-        (prepared / "manifest.json").write_text(json.dumps(manifest(file_digest(prepared / "test.npy"))))
+        split = {"mean": 0.5, "std": 0.29, "labels": False, "factors": False}
+        split["sha256"] = file_digest(prepared / "test.npy")  # the other splits' files are not there
+        counts = {"train": 40, "validation": 10, "test": 20}
+        manifest = {"format": 1, "splits": {name: split | {"count": count} for name, count in counts.items()}}
+        manifest |= {
+            "source": "digits",
+            "shape": [1, 5, 4],
+            "binarise": "none",
+            "duplicates_dropped": 0,
+            "classes": None,
+        }
+        (prepared / "manifest.json").write_text(json.dumps(manifest))
         identity = {"digest": file_digest(prepared / "manifest.json"), "source": "digits", "binarise": "none"}
         described = {"model": section.model_dump(), "objective": "elbo", "data": identity}
         save_model(root / "models", vae, described)

@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from crash_trials import assert_same, changes, check_at, number_of
-from crash_workspaces import STAGES, StageStates
+from crash_workspaces import STAGES, StageStates, assert_same, changes, check_at, number_of
 
 
 def assert_recovers(states: StageStates, stage: str, at: int) -> None:

@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from crash_trials import ALIKE, assert_old_or_new, assert_same, check_at, number_of, put_old_outputs
-from crash_workspaces import STAGES, TRACKED, CrashWorkspace, StageStates
+from crash_workspaces import (
+    ALIKE,
+    STAGES,
+    TRACKED,
+    CrashWorkspace,
+    StageStates,
+    assert_old_or_new,
+    assert_same,
+    check_at,
+    number_of,
+    put_old_outputs,
+)
 
 ROOM = re.compile(r"create|half write|open|mkdir|fsync|commit|half copy")
 EVERY = {"theory": 4, "register": 12}

@@ -4,8 +4,16 @@ import shutil
 
 import pytest
 
-from crash_trials import assert_old_or_new, assert_same, changes, check_at, number_of, put_old_outputs
-from crash_workspaces import STAGES, StageStates
+from crash_workspaces import (
+    STAGES,
+    StageStates,
+    assert_old_or_new,
+    assert_same,
+    changes,
+    check_at,
+    number_of,
+    put_old_outputs,
+)
 
 CODES = {"int": 130, "term": 143}
 EVERY = {"train": 2, "theory": 5, "register": 12}
