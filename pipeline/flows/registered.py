@@ -29,12 +29,10 @@ def registered(workspace: Workspace, again: bool = False) -> Registered | None:
 
     None where nothing was registered here.
     """
-    decision = registration(workspace)
-    if not decision:
+    if not (decision := registration(workspace)):
         return None
-    uri = tracking_uri(workspace)
+    uri, path = tracking_uri(workspace), workspace.state / "registered.json"
     wanted = Registered(redact(uri), decision["name"], decision["digest"])
-    path = workspace.state / "registered.json"
     if not again and not (uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()):
         with suppress(OSError, ValueError, TypeError):
             kept = Registered(**json.loads(path.read_text()))
@@ -48,19 +46,15 @@ def registered(workspace: Workspace, again: bool = False) -> Registered | None:
         with one_line_errors():
             version = find_by_digest(client, wanted.name, wanted.digest)
         if version:
-            found = replace(wanted, version=str(version.version), run_id=version.run_id)
-            write_file(path, json.dumps(asdict(found)).encode())
-            return found
+            wanted = replace(wanted, version=str(version.version), run_id=version.run_id)
+            write_file(path, json.dumps(asdict(wanted)).encode())
     return wanted
 
 
 def links(workspace: Workspace, found: Registered) -> dict[str, str]:
     """Pages of MLflow's web interface by what they show; none where no server is known."""
-    uri = tracking_uri(workspace)
-    if artifact_location(uri, workspace) is None:
-        base = redact(uri).rstrip("/")
-    else:
-        base = server.address if (server := running(workspace, MLFLOW)) else ""
+    uri, server = tracking_uri(workspace), running(workspace, MLFLOW)
+    base = redact(uri).rstrip("/") if artifact_location(uri, workspace) is None else server.address if server else ""
     if not base or found.version is None:
         return {}
     return {

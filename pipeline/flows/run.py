@@ -50,12 +50,11 @@ def prefect_api(workspace: Workspace) -> Iterator[None]:
     if api := known_prefect(workspace):
         os.environ["PREFECT_API_URL"] = api
         yield
-    else:
-        temporary = temporary_prefect_server(workspace)
-        os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
-        with started(temporary) as process:
-            flow = import_module("pipeline.flows.vaeline")
-
-            wait_until_ready(temporary, process)
-            yield
-            flow.send_remaining()
+        return
+    temporary = temporary_prefect_server(workspace)
+    os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
+    with started(temporary) as process:
+        flow = import_module("pipeline.flows.vaeline")
+        wait_until_ready(temporary, process)
+        yield
+        flow.send_remaining()

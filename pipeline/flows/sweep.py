@@ -10,7 +10,6 @@ import subprocess
 import time
 from contextlib import suppress
 from typing import Annotated
-from uuid import UUID
 
 from httpx import HTTPError
 from optuna.trial import FrozenTrial
@@ -25,11 +24,10 @@ from pydantic import Field
 
 from pipeline.services.environment import enter_workspace, prepare_environment
 from pipeline.services.servers import first_line
-from pipeline.sweep.devices import one_slot
 from pipeline.sweep.reports import report_to_mlflow, status, to_markdown, write_reports
 from pipeline.sweep.run import run_trials
 from pipeline.sweep.study import Request, Result, Search, Sweep, exclusive, load_sweep, plan_sweep
-from pipeline.sweep.trial import TrialProcess
+from pipeline.sweep.trial import TrialProcess, one_slot
 from vaeline.errors import UserError
 
 DEPLOYMENT = "trial/trial"
@@ -82,15 +80,14 @@ def sweep_flow(
         with exclusive(sweep):
             sweep.begin()
             away = report_to_mlflow(sweep)
-            run_trials(sweep, lambda trial, _: _submit(sweep, trial), jobs, log.info)
+            run_trials(sweep, lambda trial, _: TrialFlowRun(sweep, trial), jobs, log.info)
             folder = write_reports(sweep)
             if away := report_to_mlflow(sweep, folder) or away:
                 log.warning("not in MLflow: %s", away)
     except UserError as error:
         return Failed(message=str(error))
     create_markdown_artifact(to_markdown(sweep), key="sweep", description=f"{sweep.name}: {folder}")
-    failed = [trial.user_attrs["name"] for trial in sweep.trials() if trial.value is None]
-    if failed:
+    if failed := [trial.user_attrs["name"] for trial in sweep.trials() if trial.value is None]:
         return Failed(message=f"failed: {', '.join(failed)}; the others are ranked in {folder}")
     return Completed(message=f"{sweep.total} trials ranked in {folder}")
 
@@ -98,9 +95,25 @@ def sweep_flow(
 class TrialFlowRun:
     """A trial at work as a flow run, somewhere."""
 
-    def __init__(self, flow_run: UUID) -> None:
-        self._flow_run, self._asked = flow_run, 0.0
-        self._crashed: float | None = None  # since when its process is gone
+    def __init__(self, sweep: Sweep, trial: FrozenTrial) -> None:
+        """Start it. Raises UserError where Prefect's server does not take it."""
+        self._asked, self._crashed = 0.0, 0.0  # when the server was last asked; since when its process is gone
+        parameters = {"sweep": sweep.name, "storage": sweep.storage, "number": trial.number}
+        for pause in PAUSES_S:
+            time.sleep(pause)
+            try:
+                run = run_deployment(
+                    DEPLOYMENT, parameters=parameters, flow_run_name=trial.user_attrs["name"], timeout=0
+                )
+            except ObjectNotFound:
+                raise UserError(f"Prefect: there is no deployment {DEPLOYMENT}: vaeline deploy makes it") from None
+            except HTTPError as error:
+                reason = first_line(error)
+            else:
+                assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
+                self._flow_run = run.id
+                return
+        raise UserError(f"Prefect: {DEPLOYMENT} cannot be run: {reason}")
 
     def poll(self) -> Result | None:
         """None until the flow run has ended; then why it failed, in case that it stored no result itself."""
@@ -116,7 +129,7 @@ class TrialFlowRun:
         except HTTPError:  # the server is busy or away: asked again
             return None
         # of a crashed one the worker may start again and go on with it
-        self._crashed = (self._crashed or now) if state and state.is_crashed() else None
+        self._crashed = (self._crashed or now) if state and state.is_crashed() else 0.0
         if not state or not state.is_final() or (self._crashed and now - self._crashed < COMES_BACK_S):
             return None
         return {"reason": state.message or f"the flow run ended {state.name}"}
@@ -125,20 +138,3 @@ class TrialFlowRun:
         """Cancel the flow run, if the server is there."""
         with suppress(HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
             client.set_flow_run_state(self._flow_run, Cancelling())
-
-
-def _submit(sweep: Sweep, trial: FrozenTrial) -> TrialFlowRun:
-    name = trial.user_attrs["name"]
-    parameters = {"sweep": sweep.name, "storage": sweep.storage, "number": trial.number}
-    for pause in PAUSES_S:
-        time.sleep(pause)
-        try:
-            run = run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
-        except ObjectNotFound:
-            raise UserError(f"Prefect: there is no deployment {DEPLOYMENT}: vaeline deploy makes it") from None
-        except HTTPError as error:
-            reason = first_line(error)
-        else:
-            assert isinstance(run, FlowRun)  # in asynchronous code it would be a coroutine
-            return TrialFlowRun(run.id)
-    raise UserError(f"Prefect: {DEPLOYMENT} cannot be run: {reason}")

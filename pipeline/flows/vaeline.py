@@ -23,16 +23,8 @@ from prefect.states import Completed, Failed
 
 from pipeline.flows import registered
 from pipeline.report import summary
-from pipeline.services import flow_run_processes
-from pipeline.services.dvc_command import (
-    Outcome,
-    StageError,
-    always_stale,
-    read_stages,
-    reproduce,
-    run_experiment,
-    stale_stages,
-)
+from pipeline.services import dvc_command, flow_run_processes
+from pipeline.services.dvc_command import Outcome
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
@@ -51,24 +43,24 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
 
     `stale` is False where DVC has already found that nothing changed: asking again would cost two seconds.
     """
-    if not stale:
-        return Completed(name="Cached", message=f"stage '{name}': cached", data="cached")
     workspace, log = current_workspace(), get_run_logger().info
-    return _state(f"stage '{name}'", lambda: reproduce(workspace, name, log, environment, force))
+    return _state(
+        f"stage '{name}'",
+        lambda: dvc_command.reproduce(workspace, name, log, environment, force) if stale else "cached",
+    )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
 def run_overrides(overrides: list[str], environment: dict[str, str]) -> State[str]:
     """The name of a DVC experiment, run in a copy of the workspace."""
     workspace, log = current_workspace(), get_run_logger().info
-    return _state("experiment", lambda: run_experiment(workspace, overrides, log, environment))
+    return _state("experiment", lambda: dvc_command.run_experiment(workspace, overrides, log, environment))
 
 
 def _state(what: str, work: Callable[[], str]) -> State[Any]:
-    """The outcome of some work as a state."""
     try:
         outcome = work()
-    except StageError as error:
+    except dvc_command.StageError as error:
         return Failed(name=TRANSIENT if error.transient else "Failed", message=str(error))
     return Completed(name=outcome.capitalize(), message=f"{what}: {outcome}", data=outcome)
 
@@ -100,8 +92,8 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
 
 def _bring_up_to_date(workspace: Workspace, environment: dict[str, str]) -> State[dict[str, Outcome]]:
     """Every stage as a task; once one has run or was restored, DVC is asked about those after it."""
-    stages, forced = read_stages(workspace), always_stale(workspace)
-    stale = stale_stages(workspace) | forced
+    stages, forced = dvc_command.read_stages(workspace), dvc_command.always_stale(workspace)
+    stale = dvc_command.stale_stages(workspace) | forced
     outcomes: dict[str, Outcome] = {} if stale else dict.fromkeys(stages, "cached")
     for name, description in stages.items() if stale else ():
         asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
@@ -129,8 +121,8 @@ def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict
     decision = summary.registration(workspace)["decision"]
     current = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
     links = registered.links(workspace, found)
-    lines = [f"- [{what}]({address})" for what, address in links.items()]
-    text = "\n".join(["## Unchanged: nothing to compute", current, *lines])
+    text = f"## Unchanged: nothing to compute\n{current}"
+    text += "".join(f"\n- [{what}]({address})" for what, address in links.items())
     create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
     return Completed(name="Unchanged", message=" ".join(["unchanged:", current, *links.values()]), data=outcomes)
 

@@ -1,7 +1,7 @@
 """Named changes to params.yaml, run as DVC experiments."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,15 @@ def overlay(below: Any, above: Any) -> Any:
     return below | {key: overlay(below.get(key), value) for key, value in above.items()}
 
 
-def override_arguments(now: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Arguments of `dvc exp run` that turn one content of params.yaml into the other."""
-    return [argument for change in _changes(now, wanted) for argument in ("-S", change)]
-
-
-def _changes(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key in sorted(now.keys() - wanted.keys()):
-        yield f"~{path}{key}"
+def override_arguments(now: dict[str, Any], wanted: dict[str, Any], path: str = "") -> list[str]:
+    """Arguments of `dvc exp run` that turn one content of params.yaml, or of its section `path`, into the other."""
+    arguments = [argument for key in sorted(now.keys() - wanted.keys()) for argument in ("-S", f"~{path}{key}")]
     for key, value in wanted.items():
         if isinstance(value, dict) and isinstance(now.get(key), dict):
-            yield from _changes(now[key], value, f"{path}{key}.")
+            arguments += override_arguments(now[key], value, f"{path}{key}.")
         elif key not in now or now[key] != value:
-            yield f"++{path}{key}={_literal(value)}"
+            arguments += ["-S", f"++{path}{key}={_literal(value)}"]
+    return arguments
 
 
 def _literal(value: Any) -> str:

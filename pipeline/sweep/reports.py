@@ -83,9 +83,19 @@ def pictures(sweep: Sweep) -> dict[str, bytes]:
     drawn = _optuna_plots(sweep) if len(scored) > 1 and varied(sweep.space) else {}
     points = [result(trial)["metrics"] for trial in scored]
     points = [point for point in points if {"test.kl", "test.reconstruction"} <= point.keys()]
-    if len(points) > 1:
-        drawn["rate_distortion.png"] = _rate_distortion(points)
-    return drawn
+
+    def rate_distortion(axes: Any) -> None:
+        """Rate KL against distortion -E_q[log p(x|z)], which add up to -ELBO (Alemi et al. 2018)."""
+        for rank, metrics in enumerate(points, 1):
+            point = (metrics["test.kl"], -metrics["test.reconstruction"])
+            axes.scatter(*point, color="C0")
+            axes.annotate(str(rank), point, (4, 4), textcoords="offset points")
+            axes.axline(point, slope=-1, color="#dddddd", linewidth=0.8, zorder=0)
+        axes.set_xlabel("rate: KL, nats per test image")
+        axes.set_ylabel("distortion: $-$reconstruction, nats per test image")
+        axes.set_title("numbered by rank; grey lines join equal ELBO")
+
+    return drawn | ({"rate_distortion.png": chart("", "", rate_distortion).png} if len(points) > 1 else {})
 
 
 def _optuna_plots(sweep: Sweep) -> dict[str, bytes]:
@@ -109,30 +119,11 @@ def _optuna_plots(sweep: Sweep) -> dict[str, bytes]:
     return drawn
 
 
-def _rate_distortion(points: list[dict[str, float]]) -> bytes:
-    """Rate KL against distortion -E_q[log p(x|z)], nats per test image (Alemi et al. 2018, Fixing a Broken ELBO).
-
-    Both add up to -ELBO, so that points on one falling diagonal are equally good.
-    """
-
-    def draw(axes: Any) -> None:
-        for rank, metrics in enumerate(points, 1):
-            point = (metrics["test.kl"], -metrics["test.reconstruction"])
-            axes.scatter(*point, color="C0")
-            axes.annotate(str(rank), point, (4, 4), textcoords="offset points")
-            axes.axline(point, slope=-1, color="#dddddd", linewidth=0.8, zorder=0)
-        axes.set_xlabel("rate: KL, nats per test image")
-        axes.set_ylabel("distortion: $-$reconstruction, nats per test image")
-        axes.set_title("numbered by rank; grey lines join equal ELBO")
-
-    return chart("rate_distortion", "", draw).png
-
-
 def write_reports(sweep: Sweep) -> Path:
     """Write the table as CSV and Markdown and the pictures; returns their folder."""
     folder = sweep.workspace.reports / "sweeps" / sweep.name
-    texts = {"ranking.csv": to_csv(sweep), "ranking.md": to_markdown(sweep)}
-    for name, content in ({name: text.encode() for name, text in texts.items()} | pictures(sweep)).items():
+    tables = {"ranking.csv": to_csv(sweep).encode(), "ranking.md": to_markdown(sweep).encode()}
+    for name, content in (tables | pictures(sweep)).items():
         write_file(folder / name, content)
     return folder
 
@@ -144,10 +135,9 @@ def report_to_mlflow(sweep: Sweep, folder: Path | None = None) -> str:
     """
     asked = {"sweep.search": sweep.request.search, "sweep.metric": sweep.request.metric}
     for key, distribution in sweep.space.items():
+        asked[key] = str(distribution)
         if isinstance(distribution, CategoricalDistribution):
             asked[key] = ", ".join(show(to_values({key: choice})[key]) for choice in distribution.choices)
-        else:
-            asked[key] = str(distribution)
     asked["sweep.trials"] = str(sweep.total)
     try:
         run = open_parent(sweep.workspace, sweep.baseline.params["register"]["name"], sweep.name, asked)

@@ -8,11 +8,10 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.sweep.devices import slots
 from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
 from pipeline.sweep.space import Values, check, corners, with_values
 from pipeline.sweep.study import Result, Sweep, exclusive
-from pipeline.sweep.trial import POLL_S, TrialProcess, remove_clones
+from pipeline.sweep.trial import POLL_S, TrialProcess, remove_clones, slots
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
 from vaeline.io.progress import progress
@@ -33,10 +32,16 @@ class Job(Protocol):
 def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
     """Run what is missing, rank, and report; returns whether no trial failed."""
     again = f"vaeline sweep --name {sweep.name}"
+
+    def summary() -> str:
+        failed = sweep.count(TrialState.FAIL)
+        done = f"{sweep.count(TrialState.COMPLETE)} of {sweep.total} trials done"
+        return f"{done}, {failed} failed" if failed else done
+
     with exclusive(sweep):
         sweep.begin()
         remove_clones(sweep)
-        log(f"sweep {sweep.name}: {_summary(sweep)}, {jobs} at once; logs in {sweep.folder}/")
+        log(f"sweep {sweep.name}: {summary()}, {jobs} at once; logs in {sweep.folder}/")
         if away := report_to_mlflow(sweep):
             log(f"the sweep goes on without MLflow: {away}")
         try:
@@ -44,7 +49,7 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
             if register:
                 complete_best(sweep, log)
         except BaseException:
-            log(f"stopped: {_summary(sweep)}; go on with: {again}")
+            log(f"stopped: {summary()}; go on with: {again}")
             raise
         folder = write_reports(sweep)
         if away := report_to_mlflow(sweep, folder):
@@ -54,12 +59,6 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
         log(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
         log("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
     return sweep.count(TrialState.COMPLETE) == sweep.total
-
-
-def _summary(sweep: Sweep) -> str:
-    failed = sweep.count(TrialState.FAIL)
-    done = f"{sweep.count(TrialState.COMPLETE)} of {sweep.total} trials done"
-    return f"{done}, {failed} failed" if failed else done
 
 
 def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int, log: Log) -> None:

@@ -44,10 +44,9 @@ def parse_space(assignments: Sequence[str], params: Any) -> Space:
             continue
         mistakes += [f"{key}: given twice"] if key in space else []
         space[key] = distribution
+    pairs = itertools.permutations(space, 2)
     mistakes += [
-        f"{inner}: is inside {outer}, which is varied too"
-        for inner, outer in itertools.permutations(space, 2)
-        if inner.startswith(f"{outer}.")
+        f"{key}: is inside {outer}, which is varied too" for key, outer in pairs if key.startswith(f"{outer}.")
     ]
     if mistakes:
         raise UserError("\n".join(mistakes))
@@ -77,8 +76,10 @@ def to_values(params: Mapping[str, Any]) -> Values:
 
 def to_params(space: Space, values: Values) -> dict[str, Any]:
     """Optuna's parameters for these values."""
-    choices = {key for key, distribution in space.items() if isinstance(distribution, CategoricalDistribution)}
-    return {key: json.dumps(value) if key in choices else value for key, value in values.items()}
+    return {
+        key: json.dumps(value) if isinstance(space[key], CategoricalDistribution) else value
+        for key, value in values.items()
+    }
 
 
 def varied(space: Space) -> list[str]:
@@ -88,8 +89,7 @@ def varied(space: Space) -> list[str]:
 
 def grid(space: Space) -> list[Values]:
     """Every combination, the last key changing fastest. Raises UserError for a range."""
-    ranges = [key for key, distribution in space.items() if not isinstance(distribution, CategoricalDistribution)]
-    if ranges:
+    if ranges := [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]:
         raise UserError(f"{', '.join(ranges)}: a range has no grid; give values, or --search random or bayesian")
     return list(corners(space))
 
@@ -101,7 +101,7 @@ def corners(space: Space) -> Iterator[Values]:
         yield to_values(dict(zip(space, params, strict=True)))
 
 
-def with_values(params: Any, values: Mapping[str, Any]) -> Any:
+def with_values(params: Any, values: Values) -> Any:
     """The content of params.yaml with these values; a section that is given a `kind` is replaced whole."""
     changes: dict[str, Any] = {}
     for key, value in values.items():

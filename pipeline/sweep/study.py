@@ -93,9 +93,9 @@ def parse_metric(text: str) -> tuple[str, bool]:
     prefix, colon, metric = text.rpartition(":")
     if colon and prefix in ("max", "min"):
         return metric, prefix == "max"
-    for pattern, more_is_better in ((UPWARDS, True), (DOWNWARDS, False)):
-        if not colon and any(pattern.fullmatch(word) for word in text.split(".")):
-            return text, more_is_better
+    for pattern in (UPWARDS, DOWNWARDS):
+        if not colon and any(map(pattern.fullmatch, text.split("."))):
+            return text, pattern is UPWARDS
     raise UserError(f"--metric: found {text!r}, whose direction is not known; allowed: max:METRIC or min:METRIC")
 
 
@@ -127,12 +127,9 @@ class Sweep:
     @cached_property
     def study(self) -> optuna.Study:
         """The study, made where it is missing. Raises UserError where the storage cannot be used."""
-        return optuna.create_study(
-            storage=open_storage(self.storage),
-            study_name=self.name,
-            direction="maximize" if self.maximise else "minimize",
-            load_if_exists=True,
-        )
+        direction: Literal["maximize", "minimize"] = "maximize" if self.maximise else "minimize"
+        storage = open_storage(self.storage)
+        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
 
     def trials(self) -> list[FrozenTrial]:
         """The latest trial of each name."""
@@ -145,8 +142,8 @@ class Sweep:
     def begin(self) -> None:
         """Store a new sweep, or go on with a known one: what failed or was cut off waits again.
 
-        Raises UserError where the name stands for another request or baseline. To be called by the one process that
-        runs the sweep: to it every trial in state RUNNING is one that a killed process left.
+        Raises UserError as `check_stored`. To be called by the one process that runs the sweep: to it every trial in
+        state RUNNING is one that a killed process left.
         """
         self.check_stored()
         self.study.set_user_attr("request", asdict(self.request))
@@ -154,12 +151,11 @@ class Sweep:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)
         known = self.trials()
-        waiting = [dict(trial.user_attrs) for trial in known if trial.state == TrialState.FAIL]
+        waiting = [(t.user_attrs["name"], t.user_attrs["values"]) for t in known if t.state == TrialState.FAIL]
         for number, values in enumerate(self.combinations[len(known) :], len(known)):
-            waiting.append({"name": self._trial_name(number, values), "values": values})
-        for attributes in waiting:
-            attributes.pop("result", None)
-            self.study.enqueue_trial(to_params(self.space, attributes["values"]), attributes)
+            waiting.append((self._trial_name(number, values), values))
+        for name, values in waiting:
+            self.study.enqueue_trial(to_params(self.space, values), {"name": name, "values": values})
 
     def check_stored(self) -> None:
         """Raise UserError where the stored study is of another request or baseline."""
@@ -193,15 +189,14 @@ class Sweep:
 
     def finish(self, number: int, result: Result) -> FrozenTrial:
         """Store the result of trial `number`, unless it has one: failed with a reason or without the metric."""
-        frozen = self.study.trials[number]
-        if frozen.state.is_finished():
-            return frozen
+        if (stored := self.study.trials[number]).state.is_finished():
+            return stored
         score = result.get("metrics", {}).get(self.metric)
         if score is None:
             result = {"reason": f"no {self.metric} in its metrics", **result}
         failed = "reason" in result
         # optuna's Trial of a number: `ask` alone makes one publicly, and another process may have asked
-        optuna.Trial(self.study, frozen._trial_id).set_user_attr("result", result)
+        optuna.Trial(self.study, stored._trial_id).set_user_attr("result", result)
         self.study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
         return self.study.trials[number]
 
@@ -228,7 +223,7 @@ def plan_sweep(workspace: Workspace, request: Request, name: str = "") -> Sweep:
             raise UserError("--name: goes on with the sweep as it was asked; leave out the other options but --jobs")
         return load_sweep(workspace, name)
     baseline = read_baseline(workspace)
-    if (request.search == "grid") != (request.trials == 0) or request.trials < 0:
+    if (request.search == "grid") != (request.trials == 0):
         raise UserError("--trials: how many a search draws: needed by --search random and bayesian, and only by them")
     name = name or f"sweep-{value_digest(asdict(request) | baseline.identity)[:6]}"
     if not NAME.fullmatch(name):

@@ -7,9 +7,11 @@ files while it does. A clone has its own stash and locks, shares Git's objects a
 
 import os
 import shutil
+import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.services.child_processes import spawn, stop
@@ -54,23 +56,18 @@ class TrialProcess:
             cache = cache_folder(sweep.workspace)
             project = make_clone(root, self._clone, baseline.commit, stash=baseline.stash, cache=cache).absolute()
             changes = override_arguments(baseline.params, with_values(baseline.params, values))
-            here = os.environ.get("PYTHONPATH", "")
-            context = RunContext.read().environment(
-                root=str(sweep.workspace.repository.absolute()),
-                sweep=sweep.name,
-                parent_run=sweep.study.user_attrs.get("parent_run"),
-                uploader_path=here,
-            )
+            command = ["dvc", "--cd", str(project), "exp", "run", "--name", name, *changes, *targets]
+            here, parent = os.environ.get("PYTHONPATH", ""), sweep.study.user_attrs.get("parent_run")
+            context = {"root": str(sweep.workspace.repository.absolute()), "sweep": sweep.name, "parent_run": parent}
             own = {  # the clone's own code, whatever is edited meanwhile
                 "PYTHONPATH": os.pathsep.join(filter(None, [str(project / "src"), str(project), here])),
                 "PYTHONUNBUFFERED": "1",
                 "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site"),  # goes with the clone
-            }
-            command = ["dvc", "--cd", str(project), "exp", "run", "--name", name, *changes, *targets]
+            } | RunContext.read().environment(**context, uploader_path=here)
             self._project, self._started = project, time.monotonic()
             with self._log.open("a", encoding="utf-8") as output:
                 self._log_start = output.tell()  # bytes that earlier runs left
-                self._process = spawn(command, {**os.environ, **context, **own, **environment}, output)
+                self._process = spawn(command, {**os.environ, **own, **environment}, output)
         except BaseException:
             self._remove_clone()
             raise
@@ -129,8 +126,7 @@ class TrialProcess:
 def remove_clones(sweep: Sweep) -> None:
     """Remove the clones that killed processes left of a sweep; not those at work."""
     for clone in (sweep.folder / "work").glob("*/"):
-        lock = _lock_clone(clone, wait=False)
-        if lock is not None:
+        if (lock := _lock_clone(clone, wait=False)) is not None:
             shutil.rmtree(clone, ignore_errors=True)
             os.close(lock)
 
@@ -140,3 +136,43 @@ def _lock_clone(clone: Path, wait: bool = True) -> int | None:
     locks = clone.parents[1] / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return acquire(locks / clone.name, wait=wait)
+
+
+def slots(jobs: int) -> list[dict[str, str]]:
+    """The environment of each of `jobs` places: the accelerators in turn, else the cores divided.
+
+    What the user's own environment says of threads stays.
+    """
+    if accelerators := _accelerators():
+        return [{"CUDA_VISIBLE_DEVICES": accelerators[slot % len(accelerators)]} for slot in range(jobs)]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return [{name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}] * jobs
+
+
+@contextmanager
+def one_slot() -> Iterator[dict[str, str]]:
+    """An accelerator that no other process in such a block on this machine has, else a shared one, else the cores."""
+    locks = Path(tempfile.gettempdir()) / f"vaeline-devices-{os.getuid()}"
+    locks.mkdir(exist_ok=True)
+    for name in _accelerators():
+        descriptor = acquire(locks / name.replace("/", "-"), wait=False)
+        if descriptor is not None:
+            try:
+                yield {"CUDA_VISIBLE_DEVICES": name}
+            finally:
+                os.close(descriptor)
+            return
+    yield slots(1)[0]
+
+
+def _accelerators() -> list[str]:
+    """The CUDA devices that may be used, as CUDA_VISIBLE_DEVICES names them; torch would take seconds to ask."""
+    if os.environ.get("VAELINE_DEVICE") == "cpu":
+        return []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in map(str.strip, visible.split(",")) if name and name != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.split() if done.returncode == 0 else []
