@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from pipeline.sweep.space import check, corners, grid, parse_space, to_params, to_values, varied, with_values
+from pipeline.sweep.space import check, corners, grid, parse_space, varied, with_values
 from vaeline.config import parse_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import read_yaml
@@ -44,14 +44,6 @@ def test_a_range_is_of_whole_numbers_where_the_parameter_is():
     }
 
 
-def test_values_are_the_same_after_a_way_through_optunas_parameters():
-    space = parse_space(["train.beta=1,1.0", "model.network={kind: gated}", "model.latent_dim=2..16"], PARAMS)
-    values = {"train.beta": 1.0, "model.network": {"kind": "gated"}, "model.latent_dim": 7}
-    params = to_params(space, values)
-    assert params == {"train.beta": "1.0", "model.network": '{"kind": "gated"}', "model.latent_dim": 7}
-    assert to_values(params) == values
-
-
 def test_the_grid_is_every_combination_once_and_a_range_has_only_ends():
     space = parse_space(["train.beta=0.5,1", "model.latent_dim=2,4,8", "train.epochs=1"], PARAMS)
     found = [tuple(values.values()) for values in grid(space)]
@@ -89,11 +81,11 @@ def test_a_mistake_in_an_assignment_is_one_clear_line(assignment: str, line: str
 
 
 def test_all_mistakes_are_reported_at_once():
-    with pytest.raises(UserError) as caught:
-        parse_space(["train.beta", "train.epochs=1", "train.epochs=2", "model={a: 1}", "model.latent_dim=2"], PARAMS)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 3
-    assert lines[1:] == ["train.epochs: given twice", "model.latent_dim: is inside model, which is varied too"]
+    assignments = ["train.beta", "train.epochs=1", "train.epochs=2", "model={a: 1}", "model.latent_dim=2"]
+    with pytest.raises(
+        UserError, match=r"(?s)^'train.beta': .*\ntrain.epochs: given twice\nmodel.latent_dim: is inside model"
+    ):
+        parse_space(assignments, PARAMS)
 
 
 def test_every_combination_is_checked_and_a_mistake_that_many_share_is_reported_once():

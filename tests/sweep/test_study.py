@@ -61,9 +61,7 @@ def test_any_value_makes_a_name_that_git_and_a_file_system_take(tmp_path: Path):
     sweep = begun(tmp_path, Request([network, likelihood, paths, "sample.seed=1,2", "train.seed=1,2"]))
     names = [trial.user_attrs["name"] for trial in sweep.trials()]
     assert len(set(names)) == 32
-    for name in names:
-        assert "/" not in name
-        assert len(name) < 160
+    assert not [name for name in names if "/" in name or len(name) >= 160]
     for name in names[::8]:
         subprocess.run(["git", "check-ref-format", f"refs/exps/cc/cc/{name}"], check=True)
 
@@ -123,6 +121,11 @@ def test_a_search_keeps_to_its_space_and_goes_on_as_if_it_had_never_stopped(meth
     assert search(tmp_path / "stopped", method, 14) == whole
     assert search(tmp_path / "other", method, 2, seed=2) != whole[:2]
     assert search(tmp_path / "big", method, 2, seed=2**62), "any seed draws"
+    sweep = begun(tmp_path / "killed", Request(SEARCHES, method, 2, metric="min:loss"))
+    sweep.study.ask(sweep.space)  # killed before it had a name: leaves nothing
+    trial = begun(tmp_path / "killed", sweep.request).next_trial()
+    assert trial and trial.user_attrs["name"].startswith("s-01-")
+    assert len(sweep.trials()) == 1
 
 
 def test_bayesian_search_closes_in_on_the_best(tmp_path: Path):
@@ -130,38 +133,21 @@ def test_bayesian_search_closes_in_on_the_best(tmp_path: Path):
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10]), "the first ten are drawn at random"
 
 
-def test_a_killed_draw_leaves_nothing(tmp_path: Path):
-    request = Request(SEARCHES, "random", 2, metric="min:loss")
-    sweep = begun(tmp_path, request)
-    sweep.study.ask(sweep.space)  # killed before it had a name
-    again = begun(tmp_path, request)
-    trial = again.next_trial()
-    assert trial
-    assert trial.user_attrs["name"].startswith("s-01-")
-    assert len(again.trials()) == 1
-
-
-def test_a_damaged_or_unknown_storage_is_one_clear_line(tmp_path: Path):
+def test_a_storage_that_is_damaged_unknown_or_in_use_is_one_clear_line(tmp_path: Path):
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(UserError, match=r"^the sweep's storage sqlite:///.*study.db cannot be used: .*not a database"):
         open_storage(f"sqlite:///{tmp_path}/study.db")
     with pytest.raises(UserError, match=r"^the sweep's storage nosuch://host/db cannot be used: .*nosuch"):
         open_storage("nosuch://user:secret@host/db")
     sweep = begun(tmp_path / "gone")
+    with exclusive(sweep), pytest.raises(UserError, match="sweep s: another process is running it"), exclusive(sweep):
+        pass
     with (
         pytest.raises(UserError, match=r"^sweep s: its storage sqlite:///.*study.db failed: .*no such table"),
         exclusive(sweep),
     ):
         (tmp_path / "gone" / "study.db").write_bytes(b"")
         sweep.next_trial()
-
-
-def test_two_processes_do_not_run_the_same_sweep(tmp_path: Path):
-    sweep = make_sweep(tmp_path)
-    with exclusive(sweep), pytest.raises(UserError, match="sweep s: another process is running it"), exclusive(sweep):
-        pass
-    with exclusive(sweep):
-        pass
 
 
 def test_a_plan_is_checked_and_named_after_what_is_asked(repository: Path):
@@ -177,19 +163,16 @@ def test_a_plan_is_checked_and_named_after_what_is_asked(repository: Path):
     ranges = ["train.warmup_epochs=0..9", "train.epochs=5..20"]
     with pytest.raises(UserError, match=r"warmup_epochs \(9\) must not exceed epochs \(5\)"):
         plan_sweep(here, Request(ranges, "random", trials=3))
-    for request in (Request(ranges, "random"), Request(GRID.assignments, trials=3)):
-        with pytest.raises(UserError, match=r"^--trials: how many a search draws"):
-            plan_sweep(here, request)
-    for address, where in {
-        "": ".vaeline/sweeps/s/study.db",
-        "sqlite:////no/study.db": "sqlite:////no/study.db",
-    }.items():
-        with pytest.raises(UserError, match=f"--name: there is no sweep 's' in .*{where}; start it with KEY=VALUES"):
-            load_sweep(here, "s", address)
+    with pytest.raises(UserError, match=r"^--trials: how many a search draws"):
+        plan_sweep(here, Request(ranges, "random"))
+    with pytest.raises(UserError, match=r"--name: there is no sweep 's' in sqlite:.*s.db; start it"):
+        load_sweep(here, "s", "sqlite:////no/s.db")
     assert not (repository / ".vaeline" / "sweeps").exists()
 
 
-def test_a_baseline_is_the_commit_with_the_changes_read_by_many_at_the_same_moment(repository: Path):
+def test_a_baseline_is_the_commit_with_the_changes_read_by_many_at_the_same_moment(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
     here = Workspace(Path(), repository)
     (repository / "dvc.lock").write_text("schema: '2.0'\n")  # what DVC writes is no change
     with ThreadPoolExecutor(4) as pool:
@@ -200,9 +183,6 @@ def test_a_baseline_is_the_commit_with_the_changes_read_by_many_at_the_same_mome
     assert read_baseline(here).identity != found[0].identity
     (repository / "seed.txt").write_text("seed")
     assert read_baseline(here).stash == ""
-
-
-def test_a_repository_of_another_user_is_refused_in_gits_words(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(UserError, match=r"^git: detected dubious ownership in repository at '.*'$"):
-        read_baseline(Workspace(Path(), repository))
+        read_baseline(here)
