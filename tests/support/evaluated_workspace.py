@@ -14,7 +14,7 @@ from vaeline.serving.model_files import save_model
 from vaeline.training.build import build_model
 
 RAW, PREPARED, MODEL = Workspace().raw, Workspace().prepared, Workspace().model
-PARAMS: dict[str, Any] = {
+PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text()) | {
     "data": {
         "source": {"kind": "shapes", "count": 150, "size": 12},
         "binarise": "none",
@@ -27,22 +27,11 @@ PARAMS: dict[str, Any] = {
         "network": {"kind": "mlp", "hidden": [32]},
         "likelihood": {"kind": "gaussian", "sigma": 0.2},
     },
-    "train": {
-        "objective": "elbo",
-        "beta": 1.0,
-        "warmup_epochs": 0,
-        "free_bits": 0.0,
-        "epochs": 1,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "gradient_clip": 10.0,
-        "patience": 1,
-        "seed": 1,
-    },
     "evaluate": {"importance_samples": 5, "active_units_threshold": 0.01, "seed": 1},
     "sample": {"columns": 5, "rows": 4, "steps": 7, "traversals": 3, "seed": 1},
     "register": {"name": "shapes", "minimum_active_units": 0},
 }
+del PARAMS["theory"]
 
 
 def changed(**sections: dict[str, Any]) -> dict[str, Any]:

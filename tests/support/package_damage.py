@@ -78,10 +78,6 @@ def replace(name: str, by: Callable[[Path, Path], Any]) -> Damage:
     return apply
 
 
-def link(path: Path, target: Path) -> None:
-    path.symlink_to(target)
-
-
 def fifo(path: Path, _: Path) -> None:
     os.mkfifo(path)
 
@@ -132,10 +128,6 @@ def bytecode(folder: Path) -> None:
     (here / "models.cpython-311.pyc").write_bytes(code(folder))
 
 
-def other_config(content: dict[str, Any]) -> None:
-    content["data"]["source"] = "mnist"
-
-
 NESTED = b"[" * 100_000 + b"]" * 100_000
 DAMAGED: dict[str, Damage] = {  # done to a package whose manifest and signature stay as they were
     "pickle in place of the weights": put(WEIGHTS_AT, pickled),
@@ -150,11 +142,11 @@ DAMAGED: dict[str, Damage] = {  # done to a package whose manifest and signature
     "library code changed": edit("code/vaeline/serving/model_files.py", lambda old: old + b"\n"),
     "another loader module": edit("MLmodel", lambda old: old.replace(b"mlflow.pyfunc.loaders.code_model", b"evil")),
     "another requirement": edit("requirements.txt", lambda old: old + b"evil==1.0\n"),
-    "link in place of a file": replace(CONFIG_AT, link),
-    "link in place of the weights": replace(WEIGHTS_AT, link),
-    "link in place of a folder": replace("code", link),
-    "link in place of the model's folder": replace("artifacts/model", link),
-    "link in place of the manifest": replace(MANIFEST, link),
+    "link in place of a file": replace(CONFIG_AT, Path.symlink_to),
+    "link in place of the weights": replace(WEIGHTS_AT, Path.symlink_to),
+    "link in place of a folder": replace("code", Path.symlink_to),
+    "link in place of the model's folder": replace("artifacts/model", Path.symlink_to),
+    "link in place of the manifest": replace(MANIFEST, Path.symlink_to),
     "link to nowhere added": lambda folder: (folder / "more.txt").symlink_to("/nowhere"),
     "link to a device": replace(WEIGHTS_AT, lambda path, _: path.symlink_to("/dev/zero")),
     "pipe in place of the weights": replace(WEIGHTS_AT, fifo),
@@ -188,7 +180,7 @@ DAMAGED: dict[str, Damage] = {  # done to a package whose manifest and signature
     "file with an odd name in bytes added": lambda folder: Path(os.fsdecode(bytes(folder) + b"/\xff.txt")).touch(),
     "what MLflow leaves, but large": put(LEFT_BY_MLFLOW, b"a" * 10_000),
     "what MLflow leaves, but elsewhere": put(f"artifacts/{LEFT_BY_MLFLOW}", b"model_name: a\n"),
-    "config of another model": edit_json(CONFIG_AT, other_config),
+    "config of another model": edit_json(CONFIG_AT, lambda c: c["data"].update(source="mnist")),
     "config of 100 MB": make_large(CONFIG_AT, 100 << 20),
     "weights of a terabyte": make_large(WEIGHTS_AT, 1 << 40),
     "manifest of 100 MB": make_large(MANIFEST, 100 << 20),
@@ -197,13 +189,10 @@ DAMAGED: dict[str, Damage] = {  # done to a package whose manifest and signature
     "space added to the manifest": edit(MANIFEST, lambda old: old + b" "),
     "manifest made anew": reseal,
 }
+ALSO = ("pickle in place of the weights", "torch archive in place of the weights", "pickle added", "pt2 archive added")
 RESEALED: dict[str, Damage] = {  # the attacker made the manifest fit, and no signature is asked for
-    "pickle in place of the weights": put(WEIGHTS_AT, pickled),
-    "torch archive in place of the weights": put_torch(WEIGHTS_AT),
-    "pickle added": put("artifacts/model/model.pkl", pickled),
-    "pt2 archive added": put_torch("model.pt2"),
+    **{name: DAMAGED[name] for name in (*ALSO, "bytecode added", "config of 100 MB")},
     "shared library added": put("code/vaeline/extra.so", b"\x7fELF"),
-    "bytecode added": bytecode,
     "huge header": edit(WEIGHTS_AT, lambda old: struct.pack("<Q", 1 << 40) + old[8:]),
     "largest header": edit(WEIGHTS_AT, lambda old: b"\xff" * 8 + old[8:]),
     "header longer than the file": edit(WEIGHTS_AT, lambda old: struct.pack("<Q", len(old) - 7) + old[8:]),
@@ -232,7 +221,6 @@ RESEALED: dict[str, Damage] = {  # the attacker made the manifest fit, and no si
     "key twice in the config": edit(CONFIG_AT, lambda old: b'{"format": 1,' + old[1:]),
     "config that is not a number": edit(CONFIG_AT, lambda old: old.replace(b'"scale_factor": null', b"") + b"NaN"),
     "infinite scale": edit_json(CONFIG_AT, lambda c: c.update(scale_factor=float("inf"))),
-    "config of 100 MB": make_large(CONFIG_AT, 100 << 20),
     "config in UTF-16": edit(CONFIG_AT, lambda old: old.decode().encode("utf-16")),
     "config is a list": put(CONFIG_AT, b"[]"),
     "unknown key in the config": edit_json(CONFIG_AT, lambda c: c["model"].update({"a\nb\x1b[2J": 1})),

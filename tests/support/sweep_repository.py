@@ -40,19 +40,6 @@ echo '{"test": {"elbo": '-"$(cat models/model.safetensors)"', "kl": 1, "reconstr
 IGNORED = "/.vaeline/ /data.txt /models/ /reports/ /registered.txt /prepared /trained /hang"
 
 
-def make_sweep_repository(folder: Path) -> Path:
-    """A tiny repository with these stages, committed, and one change that is not."""
-    make_toy(folder)
-    texts = {"dvc.yaml": STAGES, "prepare.sh": PREPARE, "train.sh": TRAIN, "evaluate.sh": EVALUATE}
-    texts |= {".gitignore": IGNORED.replace(" ", "\n") + "\n", ".dvcignore": ".vaeline/\n"}
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    execute("git", "add", "-A", cwd=folder)
-    execute("git", "commit", "-qm", "Start", cwd=folder)
-    (folder / "seed.txt").write_text("another seed, uncommitted")
-    return folder
-
-
 def make_sweep(folder: Path, request: Request = GRID, **baseline: Any) -> Sweep:
     """A sweep on a baseline that is no commit, its study in `folder`; not begun."""
     start = Baseline(**{"commit": "c" * 40, "stash": "", "changes": "", "params": PARAMS, **baseline})
@@ -77,7 +64,14 @@ def make_scored_sweep(folder: Path, metric: str = "test.elbo") -> Sweep:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository for sweeps, as working folder."""
+    """A tiny repository with these stages, committed, and one change that is not; the working folder."""
     monkeypatch.setenv("REPOSITORY", str(tmp_path))
-    monkeypatch.chdir(make_sweep_repository(tmp_path))
+    monkeypatch.chdir(make_toy(tmp_path))
+    texts = {"dvc.yaml": STAGES, "prepare.sh": PREPARE, "train.sh": TRAIN, "evaluate.sh": EVALUATE}
+    texts |= {".gitignore": IGNORED.replace(" ", "\n") + "\n", ".dvcignore": ".vaeline/\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    execute("git", "add", "-A", cwd=tmp_path)
+    execute("git", "commit", "-qm", "Start", cwd=tmp_path)
+    (tmp_path / "seed.txt").write_text("another seed, uncommitted")
     return tmp_path
