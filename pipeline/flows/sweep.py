@@ -1,9 +1,8 @@
 """A sweep by several workers: the flow `sweep` has each trial run by the deployment `trial`.
 
-Whatever workers serve the work pool take the trials, each in the clone that it was started for; the clones must be at
-the same commit with the same params. Results travel through optuna's storage: by default a file, which workers on one
-machine share; for several machines VAELINE_SWEEP_STORAGE names a database. All need the same MLflow server. The DVC
-experiment stays in the clone of the worker, unless there is a DVC remote to push to.
+The workers of the pool take the trials, each in its own clone; the clones must be at the same commit with the same
+params. Results travel through optuna's storage: a file that workers on one machine share, or the database that
+VAELINE_SWEEP_STORAGE names. A DVC experiment stays in the worker's clone, unless there is a DVC remote to push to.
 """
 
 import subprocess
@@ -78,7 +77,6 @@ def sweep_flow(
     try:
         sweep = plan_sweep(workspace, Request(assignments, search, trials, seed, metric), name)
         with exclusive(sweep):
-            sweep.begin()
             away = report_to_mlflow(sweep)
             run_trials(sweep, lambda trial, _: TrialFlowRun(sweep, trial), jobs, log.info)
             folder = write_reports(sweep)

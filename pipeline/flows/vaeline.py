@@ -2,12 +2,9 @@
 
 Prefect decides when, DVC what: no stage logic and no caching here, and torch is never imported.
 
-Stages run one after another, evaluate and sample too: each uses every core or the one accelerator, so that two at
-once take as long as in turn, with twice the memory, and DVC's lock does not let them check or commit at once.
-
+Stages run one after another: each uses every core or the one accelerator, and DVC's lock excludes two at once.
 A failure of something outside (tracking, a remote, a lock) is retried by Prefect's settings
-PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS, and training then goes on from its checkpoint; everything
-else ends the run at once.
+PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS; everything else ends the run at once.
 """
 
 from collections.abc import Callable

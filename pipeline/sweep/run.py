@@ -39,7 +39,6 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
         return f"{done}, {failed} failed" if failed else done
 
     with exclusive(sweep):
-        sweep.begin()
         remove_clones(sweep)
         log(f"sweep {sweep.name}: {summary()}, {jobs} at once; logs in {sweep.folder}/")
         if away := report_to_mlflow(sweep):

@@ -39,11 +39,11 @@ def parse_space(assignments: Sequence[str], params: Any) -> Space:
             if not equals or not KEY.fullmatch(key) or not text.strip():
                 raise UserError(f"{assignment!r}: is no assignment; {FORM}")
             distribution = _parse_values(key, text, params)
+            if key in space:
+                raise UserError(f"{key}: given twice")
+            space[key] = distribution
         except UserError as error:
             mistakes.append(str(error))
-            continue
-        mistakes += [f"{key}: given twice"] if key in space else []
-        space[key] = distribution
     pairs = itertools.permutations(space, 2)
     mistakes += [
         f"{key}: is inside {outer}, which is varied too" for key, outer in pairs if key.startswith(f"{outer}.")
@@ -76,10 +76,8 @@ def to_values(params: Mapping[str, Any]) -> Values:
 
 def to_params(space: Space, values: Values) -> dict[str, Any]:
     """Optuna's parameters for these values."""
-    return {
-        key: json.dumps(value) if isinstance(space[key], CategoricalDistribution) else value
-        for key, value in values.items()
-    }
+    choices = {key for key, distribution in space.items() if isinstance(distribution, CategoricalDistribution)}
+    return {key: json.dumps(value) if key in choices else value for key, value in values.items()}
 
 
 def varied(space: Space) -> list[str]:

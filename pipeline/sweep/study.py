@@ -142,8 +142,8 @@ class Sweep:
     def begin(self) -> None:
         """Store a new sweep, or go on with a known one: what failed or was cut off waits again.
 
-        Raises UserError as `check_stored`. To be called by the one process that runs the sweep: to it every trial in
-        state RUNNING is one that a killed process left.
+        For `exclusive` alone: to the one process that runs the sweep, a trial in state RUNNING is one that a killed
+        process left. Raises UserError as `check_stored`.
         """
         self.check_stored()
         self.study.set_user_attr("request", asdict(self.request))
@@ -256,12 +256,13 @@ def _storage_address(workspace: Workspace, name: str) -> str:
 
 @contextmanager
 def exclusive(sweep: Sweep) -> Iterator[None]:
-    """One process runs a sweep. Raises UserError where another on this machine does, and where the storage fails."""
+    """The sweep, begun. Raises UserError where another process of this machine runs it, and where its storage fails."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     descriptor = acquire(sweep.folder / "lock", wait=False)
     if descriptor is None:
         raise UserError(f"sweep {sweep.name}: another process is running it")
     try:
+        sweep.begin()
         yield
     except StorageInternalError as error:  # a full disk, a database that is gone
         raise UserError(f"sweep {sweep.name}: its storage {redact(sweep.storage)} failed: {error.__cause__}") from None

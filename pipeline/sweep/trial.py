@@ -1,8 +1,7 @@
 """One trial: `dvc exp run` in a clone of its own, and the experiment brought back into the repository.
 
-Why a clone and not `dvc exp run --temp`: that keeps what is to run in one stash for the whole repository, unlocked
-between putting in and taking out, so that of two at once one may run the other's trial, and it changes the user's own
-files while it does. A clone has its own stash and locks, shares Git's objects and DVC's cache, and touches nothing.
+Not `dvc exp run --temp`: its one stash for the whole repository is not locked, so that of two at once one may run the
+other's trial, and it changes the user's files meanwhile. A clone shares only Git's objects and DVC's cache.
 """
 
 import os
