@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("data_fixtures", "registry_fixtures", "workspace_fixtures")
+pytest_plugins = ("data_files", "registry_fixture", "workspaces")
 HOME = pytest.StashKey[Path]()
 FOREIGN = ("MLFLOW_", "VAELINE_", "DVC_", "PREFECT_", "GIT_", "XDG_")
 # on a busy machine any example may take long

@@ -4,11 +4,16 @@ import gzip
 import hashlib
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
-from vaeline.data.sources.catalogue import Item
+from vaeline.config import Data, Source
+from vaeline.data.sources import public
+from vaeline.data.sources.catalogue import Item, PublicSet, UnavailableError
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -40,3 +45,43 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+@pytest.fixture
+def section() -> Callable[..., Data]:
+    """Section `data` with small defaults around a source."""
+
+    def make(source: Source, **changes: Any) -> Data:
+        values = {"binarise": "none", "validation": 4, "test": "auto", "seed": 1} | changes
+        return Data(source=source, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four real files, from Debian's package (31 MB, downloaded once a session)."""
+    folder = tmp_path_factory.mktemp("fashion-mnist")
+    try:
+        public.download_package("fashion-mnist", folder)
+    except UnavailableError as reason:
+        if str(reason).startswith("apt-get"):
+            pytest.skip(f"no Debian or Ubuntu archive within reach: {reason}")
+        raise
+    return folder
+
+
+@pytest.fixture
+def tiny_set(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Fashion-MNIST shrunk to 30 + 10 images of 4 x 5 pixels: the files by name, pinned in the catalogue."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train-images-idx3-ubyte": rng.integers(0, 256, (30, 4, 5)),
+        "train-labels-idx1-ubyte": rng.integers(0, 10, 30),
+        "t10k-images-idx3-ubyte": rng.integers(0, 256, (10, 4, 5)),
+        "t10k-labels-idx1-ubyte": rng.integers(0, 10, 10),
+    }
+    files = {name: idx_bytes(array) for name, array in arrays.items()}
+    items = tuple(item_of(name, content) for name, content in files.items())
+    monkeypatch.setitem(public.PUBLIC_SETS, "fashion-mnist", PublicSet(items, tuple("abcdefghij")))
+    return files
