@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from uploads import until
 from workspaces import command_line, execute, lines_with, read_lock, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
@@ -33,7 +33,7 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
 
 
-def test_a_second_run_computes_nothing(clone: Path):
+def test_a_second_run_computes_nothing_and_the_outputs_name_no_run_no_time_and_no_place(clone: Path):
     before = (clone / "dvc.lock").read_bytes()
     done = vaeline("run", cwd=clone)
     assert lines_with(done.stderr, *(f"{name} cached" for name in STAGES))
@@ -42,8 +42,6 @@ def test_a_second_run_computes_nothing(clone: Path):
     assert not lines_with(done.stderr, "Running stage")
     assert (clone / "dvc.lock").read_bytes() == before
 
-
-def test_the_outputs_name_no_run_no_time_and_no_place(clone: Path):
     texts = [path for path in (clone / "reports").rglob("*") if path.suffix in (".json", ".csv", ".html")]
     texts += [clone / "models" / "config.json", clone / "data" / "prepared" / "manifest.json"]
     assert len(texts) >= 5
@@ -89,16 +87,6 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
     params.write_text(text.replace("  epochs: 3", "  epochs: 40"))
     execute("dvc", "repro", "train", cwd=clone)
     whole = read_lock(clone)["train"]
-    kill_in_training(clone)
-    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
-    assert read_lock(clone)["train"] == whole
-    params.write_text(text)
-    execute("dvc", "repro", cwd=clone)
-    assert read_lock(clone) == before
-
-
-def kill_in_training(clone: Path) -> None:
-    """`dvc repro -f train`, killed with its stage after some epochs."""
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(command, cwd=clone, env=env, stdout=subprocess.PIPE, text=True) as repro:
@@ -107,10 +95,12 @@ def kill_in_training(clone: Path) -> None:
         stages = psutil.Process(repro.pid).children(recursive=True)
         repro.kill()
     assert stages
-    deadline = time.monotonic() + 20
-    while any("runner.py train" in command_line(stage) for stage in stages):
-        assert time.monotonic() < deadline, "the stage goes on without DVC"
-        time.sleep(0.1)
+    until(lambda: not any("runner.py train" in command_line(stage) for stage in stages), 20)  # not without DVC
+    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    assert read_lock(clone)["train"] == whole
+    params.write_text(text)
+    execute("dvc", "repro", cwd=clone)
+    assert read_lock(clone) == before
 
 
 @pytest.mark.slow

@@ -51,25 +51,23 @@ def test_another_model_store_or_a_damaged_entry_is_asked_for_again(
         case "entry":
             (toy / ".vaeline" / "registered.json").write_text("{")
     found = registered(current_workspace())
-    assert found is not None
-    assert found.version is None, "the store is away"
+    assert found and found.version is None, "the store is away"
 
 
-def test_a_database_that_is_gone_has_no_version(known: Registered, toy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    here = current_workspace()
-    assert links(here, known) == {}, "no server shows a database file"
-    entry, database = toy / ".vaeline" / "registered.json", toy / ".vaeline" / "mlflow.db"
-    entry.write_text(json.dumps(asdict(replace(known, uri=tracking_uri(here)))))
-    database.touch()
-    assert registered(here).version == "7"
-    database.unlink()
-    assert registered(here).version is None
-
-
-def test_links_lead_to_a_server_that_is_known(known: Registered, monkeypatch: pytest.MonkeyPatch):
+def test_links_lead_to_a_server_that_is_known_and_a_database_that_is_gone_has_no_version(
+    known: Registered, toy: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example/")
     assert links(current_workspace(), known) == {
         "digits version 7": "https://mlflow.example/#/models/digits/versions/7",
         "MLflow run run": "https://mlflow.example/#/runs/run",
     }
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    here = current_workspace()
+    assert links(here, known) == {}, "no server shows a database file"
+    (toy / ".vaeline" / "registered.json").write_text(json.dumps(asdict(replace(known, uri=tracking_uri(here)))))
+    database = toy / ".vaeline" / "mlflow.db"
+    database.touch()
+    assert registered(here).version == "7"
+    database.unlink()
+    assert registered(here).version is None

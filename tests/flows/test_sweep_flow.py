@@ -1,7 +1,6 @@
 """A sweep by several workers; the slow test has real ones, each serving a clone of its own, as on two machines."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -57,24 +56,14 @@ def clones(repository: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) 
         yield folders
 
 
-def sweep(repository: Path) -> subprocess.CompletedProcess[str]:
-    return execute(sys.executable, "-c", SWEEP, cwd=repository)
-
-
-def betas(folder: Path) -> set[str]:
-    return {line.split()[0] for line in (folder / "trained").read_text().splitlines()}
-
-
 def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: Path, monkeypatch: pytest.MonkeyPatch):
     here = Workspace(Path(), repository)
     begun = plan_sweep(here, Request(["train.beta=2,3"]), "far")
     begun.begin()
     done, failed = begun.next_trial(), begun.next_trial()
     assert done and failed
-    results: dict[str, Result] = {
-        "far-01-beta2": {"metrics": {"test.elbo": -2.0}},
-        "far-02-beta3": {"reason": "diverged"},
-    }
+    results: dict[str, Result] = {"far-01-beta2": {"metrics": {"test.elbo": -2.0}}}
+    results["far-02-beta3"] = {"reason": "diverged"}
 
     class Process:
         def __init__(self, sweep: object, name: str, *_: object) -> None:
@@ -86,16 +75,12 @@ def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: 
     monkeypatch.chdir(worker)
     monkeypatch.setattr(flows, "TrialProcess", Process)
     states = [flows.trial_flow.fn("far", begun.storage, trial.number) for trial in (done, failed)]
-    assert [(state.type.value, state.message) for state in states] == [
-        ("COMPLETED", "test.elbo -2.0"),
-        ("FAILED", "diverged"),
-    ]
+    ended = [(state.type.value, state.message) for state in states]
+    assert ended == [("COMPLETED", "test.elbo -2.0"), ("FAILED", "diverged")]
     assert [trial.value for trial in load_sweep(here, "far").trials()] == [-2.0, None]
 
     lost = flows.trial_flow.fn("far", "sqlite:////no/study.db", 0)
-    assert str(lost.message).startswith(
-        "--name: there is no sweep 'far' in sqlite:////no/study.db; start it with KEY=VALUES; workers"
-    )
+    assert "--name: there is no sweep 'far' in sqlite:////no/study.db; start it with" in str(lost.message)
     (worker / "seed.txt").write_text("moved")
     assert "began on commit" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
 
@@ -110,9 +95,9 @@ def test_what_the_sweep_deployment_cannot_do_is_refused():
 def test_workers_share_the_trials_and_the_results_are_ranked_where_the_sweep_began(
     repository: Path, clones: list[Path]
 ):
-    done = sweep(repository)
+    done = execute(sys.executable, "-c", SWEEP, cwd=repository)
     assert lines_with(done.stdout, "FAILED failed: far-02-beta3; the others are ranked in reports/sweeps/far")
-    by_each = [betas(clone) for clone in clones]
+    by_each = [{line.split()[0] for line in (clone / "trained").read_text().splitlines()} for clone in clones]
     assert all(by_each), "both took part"
     assert by_each[0] | by_each[1] == {"2", "3", "4", "5"}
     assert not by_each[0] & by_each[1]
@@ -128,5 +113,5 @@ def test_workers_share_the_trials_and_the_results_are_ranked_where_the_sweep_beg
 
     (repository / "params.yaml").write_text((repository / "params.yaml").read_text().replace("rows: 6", "rows: 7"))
     (repository / ".vaeline" / "sweeps" / "far" / "study.db").unlink()
-    moved = sweep(repository)
+    moved = execute(sys.executable, "-c", SWEEP, cwd=repository)
     assert len(lines_with(moved.stderr, "failed: sweep far: began on commit ", "with other params or uncommitted")) == 4
