@@ -39,13 +39,8 @@ class PreloadedProcess:
     def __init__(self) -> None:
         path = os.pathsep.join(map(str, (HERE, ROOT / "src", ROOT)))
         env = os.environ | {"PYTHONPATH": path, "VAELINE_DEVICE": "cpu", "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "preloaded_process.py")],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command, pipe = [sys.executable, str(HERE / "preloaded_process.py")], subprocess.PIPE
+        self.process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True)
         assert self._answer() == "ready"
 
     def _answer(self) -> str:
@@ -85,22 +80,12 @@ class CrashWorkspace:
         self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
     ) -> Outcome:
         """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
-        points = self.folder / ".points.json"
+        points, log = self.folder / ".points.json", self.folder / ".log"
         points.unlink(missing_ok=True)
-        job = {
-            "what": what,
-            "cwd": str(self.folder),
-            "log": str(self.folder / ".log"),
-            "env": self.env | env,
-            "action": action,
-            "at": at,
-            "root": str(self.folder / within) if within else str(self.folder) + "/",
-            "points": str(points),
-            "after": after,
-        }
-        code = self.preloaded.do(job)
-        found = json.loads(points.read_text() or "[]") if points.exists() else []
-        return Outcome(code, (self.folder / ".log").read_text(), found)
+        job = {"what": what, "cwd": str(self.folder), "log": str(log), "env": self.env | env, "points": str(points)}
+        job["root"] = str(self.folder / within) if within else f"{self.folder}/"
+        code = self.preloaded.do(job | {"action": action, "at": at, "after": after})
+        return Outcome(code, log.read_text(), json.loads(points.read_text() or "[]") if points.exists() else [])
 
     def run_ok(self, what: str, **env: str) -> Outcome:
         """Run, expecting success."""

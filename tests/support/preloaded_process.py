@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def preload() -> None:
-    """What stages, uploaders and the command line import."""
+    """Import what stages, uploaders and the command line do."""
     from vaeline.tracking.connection import ENVIRONMENT
 
     os.environ |= ENVIRONMENT
