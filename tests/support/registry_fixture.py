@@ -68,8 +68,7 @@ class FilledRegistry:
         return rollback(self.client, self.workspace, NAME, reason)
 
     def aliases(self) -> dict[str, str]:
-        found = self.client.get_registered_model(NAME).aliases
-        return {alias: str(version) for alias, version in found.items()}
+        return {key: str(value) for key, value in self.client.get_registered_model(NAME).aliases.items()}
 
     def history(self) -> list[tuple[str, str, str | None]]:
         from vaeline.registry.champion_history import read
@@ -152,11 +151,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from vaeline.training.history import Epoch, to_csv
 
         root = folder or tmp_path_factory.mktemp("outputs")
-        section = config.Model(
-            latent_dim=3,
-            network=config.Mlp(kind="mlp", hidden=[8]),
-            likelihood=config.Gaussian(kind="gaussian"),
-        )
+        network, likelihood = config.Mlp(kind="mlp", hidden=[8]), config.Gaussian(kind="gaussian")
+        section = config.Model(latent_dim=3, network=network, likelihood=likelihood)
         vae = build_model(section, (1, 5, 4), "elbo", seed=seed)
         if sigma is not None:
             vae.likelihood.log_sigma.data.fill_(math.log(sigma))

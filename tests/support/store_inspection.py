@@ -57,7 +57,6 @@ def _files(client: Any, run_id: str, uri: str, folder: str = "") -> list[list[st
             found += _files(client, run_id, uri, entry.path)
             continue
         local = Path(uri.removeprefix("file://")) / entry.path
-        name = IMAGE.sub(r"images/\1\2", entry.path)
-        same = local.exists()
-        found.append([name, hashlib.sha256(local.read_bytes()).hexdigest()[:12] if same else ""])
+        digest = hashlib.sha256(local.read_bytes()).hexdigest()[:12] if local.exists() else ""
+        found.append([IMAGE.sub(r"images/\1\2", entry.path), digest])
     return found
