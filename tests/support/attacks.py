@@ -34,20 +34,38 @@ class Registry:
         return str(self.client.get_model_version(name, str(version)).tags[TAG])
 
 
-def copy_over(registry: Registry, name: str = NAME) -> None:
-    """Version 1's package, of this name, in the place of version 2's."""
+def copy_over(registry: Registry, version: int, name: str = NAME) -> None:
+    """Another package in the place of version 2's, all of it."""
     shutil.rmtree(registry.folder(2))
-    shutil.copytree(registry.folder(1, name), registry.folder(2))
+    shutil.copytree(registry.folder(version, name), registry.folder(2))
 
 
 def set_tag(registry: Registry, value: str, key: str = TAG) -> None:
     registry.client.set_model_version_tag(NAME, "2", key, value)
 
 
+def older(registry: Registry) -> None:
+    copy_over(registry, 1)
+
+
+def older_and_its_tag(registry: Registry) -> None:
+    copy_over(registry, 1)
+    set_tag(registry, registry.tag(1))
+
+
 def all_its_tags(registry: Registry) -> None:
-    copy_over(registry)
+    older_and_its_tag(registry)
     for key, value in registry.client.get_model_version(NAME, "1").tags.items():
         set_tag(registry, value, key)
+
+
+def another(registry: Registry) -> None:
+    copy_over(registry, 1, OTHER)
+
+
+def another_and_its_tag(registry: Registry) -> None:
+    another(registry)
+    set_tag(registry, registry.tag(1, OTHER))
 
 
 def older_files_under_the_manifest(registry: Registry) -> None:
@@ -60,23 +78,28 @@ def older_manifest(registry: Registry) -> None:
         shutil.copy(registry.folder(1) / file, registry.folder(2) / file)
 
 
-ATTACKS: list[tuple[Callable[[Registry], object], str]] = [
-    (copy_over, "the package or the tag was changed"),
-    (lambda r: (copy_over(r), set_tag(r, r.tag(1))), f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
+def new_manifest(registry: Registry) -> None:
+    reseal(registry.folder(2))
+
+
+def no_tag(registry: Registry) -> None:
+    registry.client.delete_model_version_tag(NAME, "2", TAG)
+
+
+ATTACKS: list[tuple[Callable[[Registry], None], str]] = [
+    (older, "the package or the tag was changed"),
+    (older_and_its_tag, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
     (all_its_tags, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
-    (lambda r: copy_over(r, OTHER), "the package or the tag was changed"),
-    (
-        lambda r: (copy_over(r, OTHER), set_tag(r, r.tag(1, OTHER))),
-        f"is of '{OTHER}' version 1, passed off as '{NAME}' version 2",
-    ),
+    (another, "the package or the tag was changed"),
+    (another_and_its_tag, f"is of '{OTHER}' version 1, passed off as '{NAME}' version 2"),
     (older_files_under_the_manifest, "was changed"),
     (older_manifest, "the package or the tag was changed"),
-    (lambda r: reseal(r.folder(2)), "the package or the tag was changed"),
-    (lambda r: r.client.delete_model_version_tag(NAME, "2", TAG), "has no tag vaeline.manifest"),
-    (lambda r: set_tag(r, "0" * 64), "the package or the tag was changed"),
-    (lambda r: set_tag(r, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: is"),
-    (lambda r: set_tag(r, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: is"),
-    (lambda r: shutil.rmtree(r.folder(2) / "artifacts"), "is missing"),
+    (new_manifest, "the package or the tag was changed"),
+    (no_tag, "has no tag vaeline.manifest"),
+    (lambda registry: set_tag(registry, "0" * 64), "the package or the tag was changed"),
+    (lambda registry: set_tag(registry, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: is"),
+    (lambda registry: set_tag(registry, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: is"),
+    (lambda registry: shutil.rmtree(registry.folder(2) / "artifacts"), "is missing"),
 ]
 
 

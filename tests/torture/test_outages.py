@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from crash_workspaces import CrashWorkspace, StageStates
 from pipeline.services.servers import free_port
-from uploads import is_free, outbox_events, outbox_runs, until
+from uploads import is_free, outbox_events, outbox_runs
 from vaeline.io.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
@@ -29,18 +28,26 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port(0)
-        self.address = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "files")]
+        self.folder.mkdir(exist_ok=True)
+        command = f"mlflow server --host 127.0.0.1 --port {self.port} --workers 1"
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        store += ["--artifacts-destination", str(self.folder / "files")]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        until(self.answers, 600)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command.split(), *store], stdout=log, stderr=log, start_new_session=True
+            )
+        until(self.answers)
 
     def answers(self) -> bool:
+        from urllib.request import urlopen
+
         try:
             with urlopen(f"{self.address}/health", timeout=2) as answer:
                 return answer.status == 200
@@ -53,19 +60,38 @@ class Server:
         if number == signal.SIGKILL:
             self.process.wait()
 
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+
     def points(self, workspace: CrashWorkspace) -> Points:
         """How often each (name, step) of its runs is in the database, those of the machine left out."""
-        found: Points = Counter()
         if not (self.folder / "server.db").exists():
-            return found
+            return Counter()
         query = (
             "select metrics.key, step from metrics join tags on tags.run_uuid = metrics.run_uuid "
             "where tags.key = 'vaeline.outbox' and tags.value = ? and metrics.key not like 'system/%'"
         )
+        found: Points = Counter()
         with sqlite3.connect(f"file:{self.folder}/server.db?mode=ro", uri=True) as database:
             for event in outbox_events(workspace.folder, "start"):
                 found.update(database.execute(query, [event["token"]]).fetchall())
         return found
+
+
+def until(condition: Callable[[], object], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+def reported(workspace: CrashWorkspace) -> Points:
+    """How often each point is in the outbox."""
+    found: Points = Counter()
+    for event in outbox_events(workspace.folder, "metrics"):
+        found.update((name, event["step"]) for name in event["values"] if not name.startswith("system/"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -73,30 +99,41 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Not started yet; it stays up from one test to the next, for its start takes long."""
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
-    if server.process is not None and server.process.poll() is None:
-        server.signal(signal.SIGKILL)
+    server.stop()
 
 
-def run(workspace: CrashWorkspace, address: str, *command: str, timeout: int = 3) -> "subprocess.Popen[str]":
-    env = os.environ | {
+def environment(workspace: CrashWorkspace, address: str) -> dict[str, str]:
+    ours = {
         "VAELINE_CHECKPOINT_SECONDS": "1",
-        "VAELINE_LOG_EVERY": "1",
-        "VAELINE_DEVICE": "cpu",
-        "DVC_ROOT": str(workspace.folder),
         "MLFLOW_TRACKING_URI": address,
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        "DVC_ROOT": str(workspace.folder),
+        "VAELINE_DEVICE": "cpu",
     }
-    pipe, out = subprocess.PIPE, subprocess.STDOUT
-    command = (sys.executable, "-m", *command)
-    return subprocess.Popen(command, cwd=workspace.folder, env=env, stdout=pipe, stderr=out, text=True)
+    return os.environ | ours | {"VAELINE_LOG_EVERY": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "PYTHONPATH": path()}
+
+
+def path() -> str:
+    root = Path(__file__).parents[2]
+    return f"{root / 'src'}{os.pathsep}{root}"
+
+
+def run(workspace: CrashWorkspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=workspace.folder,
+        env=environment(workspace, address) | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def synced(workspace: CrashWorkspace, address: str) -> bool:
     """Whether `vaeline sync` sent all; a server that a busy machine makes slow is one clear line, and asked again."""
-    sync = run(workspace, address, "pipeline.cli", "sync", timeout=60)
-    printed, _ = sync.communicate()
-    assert "Traceback" not in printed, printed
-    assert sync.returncode in (0, 1), printed
+    sync = run(workspace, address, "pipeline.cli", "sync", MLFLOW_HTTP_REQUEST_TIMEOUT="60")
+    said, _ = sync.communicate()
+    assert "Traceback" not in said, said
+    assert sync.returncode in (0, 1), said
     return sync.returncode == 0
 
 
@@ -104,10 +141,9 @@ def prepared(states: StageStates) -> CrashWorkspace:
     """Ready to train for some hundred steps."""
     workspace = states.trial("train")
     params = workspace.folder / "params.yaml"
-    text = (
-        params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}").replace("patience: 10", f"patience: {STEPS}")
-    )
-    params.write_text(text.replace("    - 16\n", "    - 256\n    - 256\n"))
+    long = params.read_text().replace("epochs: 2", f"epochs: {STEPS // 3}")
+    long = long.replace("patience: 10", f"patience: {STEPS}")
+    params.write_text(long.replace("    - 16\n", "    - 256\n    - 256\n"))
     return workspace
 
 
@@ -120,7 +156,7 @@ def test_an_outage_in_the_middle_of_a_training_costs_nothing(trained: StageState
     training = run(workspace, server.address, "pipeline.stages.runner", "train")
     assert training.stdout is not None
     if outage != "refused":
-        until(lambda: sum(server.points(workspace).values()) > 0 or training.poll() is not None, 600)
+        until(lambda: sum(server.points(workspace).values()) > 0 or training.poll() is not None)
         server.signal(signal.SIGSTOP if outage.startswith("hung") else signal.SIGKILL)
     before = sum(server.points(workspace).values())
     passing = outage in ("hung", "killed")
@@ -128,19 +164,17 @@ def test_an_outage_in_the_middle_of_a_training_costs_nothing(trained: StageState
         time.sleep(10)
         server.signal(signal.SIGCONT) if outage == "hung" else server.start()
         assert training.poll() is None, "the outage is in the middle"
-    printed, _ = training.communicate()
-    assert training.returncode == 0, printed
+    said, _ = training.communicate()
+    assert training.returncode == 0, said
     assert model_digest(workspace.folder / "models") == model_digest(alone.folder / "models")
-    until(lambda: all(map(is_free, outbox_runs(workspace.folder))), 600)
+    until(lambda: all(map(is_free, outbox_runs(workspace.folder))))
     ended = sum(server.points(workspace).values())
     if outage.startswith("hung"):
         server.signal(signal.SIGCONT)
     elif not server.answers():
         server.start()
-    until(lambda: synced(workspace, server.address), 600)
-    expected, found = Points(), server.points(workspace)
-    for event in outbox_events(workspace.folder, "metrics"):
-        expected.update((name, event["step"]) for name in event["values"] if not name.startswith("system/"))
+    until(lambda: synced(workspace, server.address))
+    expected, found = reported(workspace), server.points(workspace)
     assert not passing or ended == sum(expected.values()), "sent by itself once the server was back"
     print(f"\n{outage}: {before} points before, {ended} when the training ended, {sum(found.values())} after sync")
     assert set(expected.values()) == set(found.values()) == {1}
