@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model_sections import described
 from vaeline import config
-from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, per_image_noise
-from vaeline.core.model import decoded, interpolate, prior_samples, reconstructions
+from vaeline.core.estimators import BATCH, per_image_noise
+from vaeline.core.model import decoded, interpolate
 from vaeline.evaluation.split_metrics import bound
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model, save_model

@@ -124,11 +124,11 @@ class ContinuousBernoulli(Likelihood):
 class DiscretisedLogistic(Likelihood):
     """Exact 8-bit pixels: a logistic(output, scale) integrated over each of 256 bins, the outer two taking the tails.
 
-    Kingma et al. 2016 (arXiv:1606.04934), with one learned scale, or one a pixel. The output is not confined to [0, 1]:
-    a logistic about a mean below 0 gives a black pixel nearly all its mass. With a and b the standardised upper and lower
-    edge of a bin, log(sigmoid(a) - sigmoid(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a)), exact and
-    stable however far the pixel lies from the output. The mean is that of the logistic clamped to [0, 1], within half
-    a grey level of the mean over the 256 values.
+    Kingma et al. 2016 (arXiv:1606.04934), with one learned scale, or one a pixel. The output is not confined to
+    [0, 1]: a logistic about a mean below 0 gives a black pixel nearly all its mass. With a and b the standardised
+    upper and lower edge of a bin, log(sigmoid(a) - sigmoid(b)) = -softplus(-a) - softplus(b) + log(1 - exp(b - a)),
+    exact and stable however far the pixel lies from the output. The mean is that of the logistic clamped to [0, 1],
+    within half a grey level of the mean over the 256 values.
     """
 
     uses_noise = False
