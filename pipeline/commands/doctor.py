@@ -7,12 +7,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
 from vaeline.command.program import OWN
 from vaeline.config import Download, read_params
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
 from vaeline.io.workspace import Workspace
@@ -101,7 +102,7 @@ def data(workspace: Workspace) -> Finding:
 
 def tracking(workspace: Workspace) -> Finding:
     """The MLflow store: a sqlite file that is whole and can be written, or a server that answers."""
-    from vaeline.tracking.connection import SQLITE, connect, redact, tracking_uri
+    from vaeline.tracking.connection import SQLITE, connect, tracking_uri
     from vaeline.tracking.outbox import Outbox
 
     uri = tracking_uri(workspace)
@@ -130,16 +131,14 @@ def tracking(workspace: Workspace) -> Finding:
 
 def prefect(workspace: Workspace) -> Finding:
     """Prefect's server, where one is configured."""
-    from vaeline.tracking.connection import redact
-
-    api = os.environ.get("PREFECT_API_URL")
-    if api is None:
+    if "PREFECT_API_URL" not in os.environ:
         return "ok", "a temporary server for each run"
+    api = redact(os.environ["PREFECT_API_URL"])
     try:
         with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=5):  # needs no password
-            return "ok", f"{redact(api)} answers"
-    except (OSError, ValueError) as error:  # an HTTPError is an OSError
-        return "fail", f"{redact(api)} does not answer: {error}; fix: start that server, or unset PREFECT_API_URL"
+            return "ok", f"{api} answers"
+    except (OSError, ValueError, HTTPException) as error:
+        return "fail", f"{api} does not answer: {error}; fix: start that server, or unset PREFECT_API_URL"
 
 
 def device(workspace: Workspace) -> Finding:

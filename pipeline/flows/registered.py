@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pipeline.report.summary import registration
 from pipeline.services.servers import MLFLOW, running
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import SQLITE, artifact_location, redact, tracking_uri
+from vaeline.tracking.connection import SQLITE, artifact_location, tracking_uri
 
 
 @dataclass(frozen=True)

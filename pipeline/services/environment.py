@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.git import HOOK_VARIABLES
 from vaeline.io.workspace import Workspace, current_workspace
 
@@ -53,6 +53,8 @@ def prepare_environment() -> None:
     os.environ.update(defaults | os.environ)
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    if api := os.environ.get("PREFECT_API_URL"):
+        os.environ.setdefault("PREFECT_UI_URL", redact(api).removesuffix("/api"))  # of the links that Prefect logs
     here = str(Path(sys.executable).parent)
     others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])

@@ -17,10 +17,10 @@ import psutil
 
 from pipeline.services.child_processes import Process, ProcessRecord, members, spawn, stop, stop_group
 from pipeline.services.dvc_command import error_line
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import VARIABLE, RunContext, Workspace
-from vaeline.tracking.connection import artifact_location, redact, tracking_uri
+from vaeline.tracking.connection import artifact_location, tracking_uri
 
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"

@@ -27,7 +27,6 @@ from pipeline.services.servers import first_line
 from vaeline.command.program import run_program, use_code_of
 from vaeline.errors import UserError
 from vaeline.io.workspace import RunContext, Workspace, current_workspace
-from vaeline.tracking.connection import redact
 
 POOL = "vaeline"
 # What a flow run starts. Nothing is taken from its job_variables, which come with the request for the flow run; there
@@ -104,7 +103,7 @@ def _client() -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True) as client:
             yield client
     except (HTTPError, RuntimeError) as error:
-        raise UserError(f"Prefect at {redact(os.environ.get('PREFECT_API_URL', ''))}: {first_line(error)}") from None
+        raise UserError(f"Prefect at {os.environ.get('PREFECT_API_URL')}: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

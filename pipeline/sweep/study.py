@@ -26,7 +26,7 @@ from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
-from vaeline.tracking.connection import SQLITE, redact
+from vaeline.tracking.connection import SQLITE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 MOST_CORNERS = 1024  # of a search space that are checked; a trial is checked anyway before it runs
@@ -108,7 +108,7 @@ def open_storage(address: str) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(address)
     except (SQLAlchemyError, ImportError, StorageInternalError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the sweep's storage {redact(address)} cannot be used: {reason}") from None
+        raise UserError(f"the sweep's storage {address} cannot be used: {reason}") from None
 
 
 class Sweep:
@@ -237,7 +237,7 @@ def load_sweep(workspace: Workspace, name: str, storage: str = "") -> Sweep:
     """A stored sweep on the working tree as it is. Raises UserError where there is none, or on another baseline."""
     address = storage or _storage_address(workspace, name)
     start = "start it with KEY=VALUES; workers on several machines need a database, VAELINE_SWEEP_STORAGE"
-    missing = UserError(f"--name: there is no sweep {name!r} in {redact(address)}; {start}")
+    missing = UserError(f"--name: there is no sweep {name!r} in {address}; {start}")
     if address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
         raise missing
     try:
@@ -265,6 +265,6 @@ def exclusive(sweep: Sweep) -> Iterator[None]:
         sweep.begin()
         yield
     except StorageInternalError as error:  # a full disk, a database that is gone
-        raise UserError(f"sweep {sweep.name}: its storage {redact(sweep.storage)} failed: {error.__cause__}") from None
+        raise UserError(f"sweep {sweep.name}: its storage {sweep.storage} failed: {error.__cause__}") from None
     finally:
         os.close(descriptor)

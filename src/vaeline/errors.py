@@ -1,17 +1,38 @@
-"""Exceptions that a user can act upon."""
+"""Exceptions that a user can act upon, and text without credentials."""
+
+import os
+import re
+from urllib.parse import unquote
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
+CREDENTIALS = re.compile(r"(?<=://)[^\s:/]*(:\S*)?@")  # of an address: up to the last @, for a password may hold one
+QUERY = re.compile(r"(://[^\s?]*\?)\S*|\b((?:Bearer|Basic)\s+|password=)\S+")
+SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET(_ACCESS_KEY)?|AUTH_STRING|API_KEY)$")  # names of variables
+
+
+def redact(text: str) -> str:
+    """The text without credentials: those of addresses and headers, and values of the environment's secrets."""
+    text = QUERY.sub(r"\1\2***", CREDENTIALS.sub("", text))
+    for name, value in os.environ.items():
+        found = CREDENTIALS.search(value)  # a library may quote the password alone
+        secret = value.strip() if SECRET.search(name) else found[1][1:] if found and found[1] else ""
+        if len(secret) > 5:
+            text = text.replace(secret, "***").replace(unquote(secret), "***")
+    return text
 
 
 class UserError(Exception):
     """A mistake in params, data, environment or command line.
 
-    The message is one line: it names the file or key path, what was found and what is allowed.
+    The message is one line without credentials: it names the file or key path, what was found and what is allowed.
     Entry points print it without a traceback and exit with code 1.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class TransientError(UserError):

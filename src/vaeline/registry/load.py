@@ -19,14 +19,14 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import current_workspace
 from vaeline.registry.versions import ADDRESS, DATA_TAG, DIGEST_TAG, MANIFEST_TAG, UNKNOWN, find_version_at
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import Package, RegisteredAs, is_package, load_package, load_plain
 from vaeline.serving.signatures import TRUSTED
-from vaeline.tracking.connection import SQLITE, connect, one_line_errors, redact, tracking_uri
+from vaeline.tracking.connection import SQLITE, connect, one_line_errors, tracking_uri
 
 ALLOWED = "models:/NAME@alias, models:/NAME/3, models:/m-ID, runs:/RUN/PATH, file:///FOLDER or a folder"
 LOGGED = re.compile(r"models:/(m-[0-9a-f]+)")
@@ -105,8 +105,8 @@ def storage_errors(address: str) -> Iterator[None]:
         except (OSError, MlflowException):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{redact(address)}: cannot be downloaded: {reason}") from None
+            reason = " ".join(redact(str(error)).split())[:300]
+            raise UserError(f"{address}: cannot be downloaded: {reason}") from None
 
 
 def _locate(uri: str) -> tuple[str, RegisteredAs | None]:
@@ -143,7 +143,7 @@ def _locate(uri: str) -> tuple[str, RegisteredAs | None]:
         except MlflowException as error:
             if error.error_code not in UNKNOWN:
                 raise
-            raise UserError(f"{uri}: {' '.join(error.message.split())[:300]} (store: {redact(store)})") from None
+            raise UserError(f"{uri}: {' '.join(redact(error.message).split())[:300]} (store: {store})") from None
         if not version.tags.get(MANIFEST_TAG):
             raise UserError(
                 f"{uri}: version {version.version} has no tag {MANIFEST_TAG}, nothing to check it against; "

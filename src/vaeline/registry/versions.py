@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import parse_json
-from vaeline.tracking.connection import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +28,7 @@ def find_models(client: "MlflowClient", name: str | None = None) -> "list[Regist
     chosen = [model for model in found if model.name == name]
     if not chosen:
         names = ", ".join(sorted(model.name for model in found)) or "none; `vaeline run` registers the first"
-        raise UserError(f"no model is registered as {name!r} in {redact(client.tracking_uri)}; registered: {names}")
+        raise UserError(f"no model is registered as {name!r} in {client.tracking_uri}; registered: {names}")
     return chosen
 
 

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.errors import TransientError, UserError
+from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
 
@@ -24,6 +23,7 @@ ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # "View run ..." with the password of the address
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -45,11 +45,6 @@ def artifact_location(uri: str, workspace: Workspace) -> str | None:
         return None
     folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state.absolute()
     return (folder / "artifacts").as_uri()
-
-
-def redact(text: str) -> str:
-    """The text without user names and passwords in addresses."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def connect(workspace: Workspace) -> "MlflowClient":
@@ -84,10 +79,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2].partition(" (Background on this")[0]
-        store = redact(get_tracking_uri())
         final = "disk is full" in reason or (isinstance(error, MlflowException) and error.error_code not in AWAY)
         kind = UserError if final else TransientError
-        raise kind(f"MLFLOW_TRACKING_URI: the tracking store {store} cannot be used: {reason[:300]}") from None
+        store = f"MLFLOW_TRACKING_URI: the tracking store {get_tracking_uri()}"
+        raise kind(f"{store} cannot be used: {reason[:300]}") from None
 
 
 def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:

@@ -15,8 +15,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from vaeline.errors import redact
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import experiment_id, redact
+from vaeline.tracking.connection import experiment_id
 from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
 from vaeline.tracking.outbox import Event, RunOutbox
 from vaeline.tracking.provenance import user

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.workspace import RunContext, Workspace
-from vaeline.tracking.connection import connect, one_line_errors, redact
+from vaeline.tracking.connection import connect, one_line_errors
 from vaeline.tracking.outbox import Outbox, RunOutbox
 
 if TYPE_CHECKING:

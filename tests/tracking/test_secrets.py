@@ -1,0 +1,87 @@
+"""No credential reaches an output, a file or the list of processes."""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from uploads import mlflow_server, until
+from vaeline.errors import UserError, redact
+from workspace_fixtures import OWN_CODE
+from workspaces import command_line, tiny_clone
+
+CANARY = "p@c4n4ry"
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("'http://user:p@ss@host:5000/x' is away", "'http://host:5000/x' is away"),
+        ("postgresql://user:p/w@host/db?password=x&a=b, again", "postgresql://host/db?*** again"),
+        ("https://token@host", "https://host"),
+        ("invalid header b'Bearer abc' or Basic abc", "invalid header b'Bearer *** or Basic ***"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("models:/digits@champion", "models:/digits@champion"),
+        ("nonnumeric port: 's3@cret@host'; s3%40cret", "nonnumeric port: '***@host'; ***"),
+        ("refused: t0p-s3cret", "refused: ***"),
+    ],
+)
+def test_an_error_line_has_no_credentials(text: str, redacted: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://user:s3%40cret@host/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3@cret@host")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0p-s3cret\n")
+    assert redact(text) == str(UserError(text)) == redacted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_password_reaches_no_output_no_file_and_no_command_line(tmp_path: Path):
+    """A whole run against a real MLflow server, and commands whose stores are away."""
+    clone, outputs, seen, done = tiny_clone(tmp_path / "clone"), [], set(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            with suppress(psutil.Error):
+                seen.update(map(command_line, psutil.Process().children(recursive=True)))
+
+    with mlflow_server(tmp_path) as (address, _):
+        until(lambda: "startup complete" in (tmp_path / "server.log").read_text())
+        here = address.replace("://", f"://user:{CANARY}@")
+        secrets = {
+            "MLFLOW_TRACKING_URI": here,
+            "MLFLOW_TRACKING_TOKEN": CANARY,
+            "PREFECT_API_AUTH_STRING": f"user:{CANARY}",
+            "PREFECT_SERVER_API_AUTH_STRING": f"user:{CANARY}",
+        }
+        database = {"MLFLOW_TRACKING_URI": f"postgresql://user:{CANARY}@127.0.0.1:9/db?password={CANARY}"}
+        away = {
+            "MLFLOW_TRACKING_URI": f"http://user:{CANARY}@127.0.0.1:9",
+            "PREFECT_API_URL": f"http://u:{CANARY}@[::1]:9",
+        }
+        threading.Thread(target=watch, daemon=True).start()
+        for command, changes, code in [
+            ("run", {}, 0),
+            ("sync", {}, 0),
+            ("models", {}, 0),
+            ("doctor", {}, 0),
+            ("sync", {"MLFLOW_TRACKING_TOKEN": f"{CANARY}\n"}, 0),
+            *[(command, changes, 1) for changes in (away, database) for command in ("doctor", "models", "up")],
+            ("down", away, 0),
+        ]:
+            environment = {**os.environ, **OWN_CODE, **secrets, **changes}
+            arguments = [sys.executable, "-m", "pipeline.cli", command]
+            ended = subprocess.run(arguments, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+            outputs.append(f"{command} {changes}: {ended.stdout}{ended.stderr}".replace(str(changes), ""))
+            assert ended.returncode == code, outputs[-1]
+        done.set()
+    assert "promoted" in outputs[0]
+    assert any("train" in command for command in seen)
+    assert not [text for text in [*outputs, *seen] if "c4n4ry" in text]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {clone / ".vaeline" / "outbox" / "outbox.db", tmp_path / "server.db"} <= set(files)
+    assert not [path for path in files if b"c4n4ry" in path.read_bytes()]
