@@ -9,8 +9,6 @@ from vaeline.errors import UserError
 from vaeline.io.git import git
 from workspaces import execute
 
-CACHE = Path("/shared/cache")
-
 
 @pytest.fixture
 def commit(toy: Path) -> str:
@@ -24,24 +22,19 @@ def commit(toy: Path) -> str:
     return git(toy, "rev-parse", "HEAD")
 
 
-def test_a_clone_that_shares_the_cache_has_dvc_lock_the_changes_and_the_way_of_linking(
-    toy: Path, commit: str, tmp_path: Path
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_clone_that_shares_the_cache_has_dvc_lock_the_changes_and_the_way_of_linking_and_another_its_own(
+    toy: Path, commit: str, tmp_path: Path, shared: bool
 ):
     """Mistake 20."""
-    stash = git(toy, "stash", "create")
-    clone = make_clone(toy, tmp_path / "work" / "clone", commit, stash=stash, cache=CACHE)
+    given = {"stash": git(toy, "stash", "create"), "cache": Path("/shared/cache")} if shared else {}
+    clone = make_clone(toy, tmp_path / "work" / "clone", commit, **given)
     assert clone == tmp_path / "work" / "clone"
-    assert (clone / "dvc.lock").read_text() == "schema: '2.0'\n"
-    assert (clone / "seed.txt").read_text() == "changed"
-    assert (clone / ".dvc" / "config.local").read_text() == f"[cache]\ntype = hardlink\ndir = {CACHE}\n\n"
+    assert (clone / "dvc.lock").exists() == shared
+    assert (clone / "seed.txt").read_text() == ("changed" if shared else "seed")
+    settings = "type = hardlink\ndir = /shared/cache" if shared else f"dir = {clone / '.dvc' / 'cache'}"
+    assert (clone / ".dvc" / "config.local").read_text() == f"[cache]\n{settings}\n\n"
     assert not list((clone / ".git" / "objects").glob("[0-9a-f][0-9a-f]")), "objects are shared"
-
-
-def test_a_clone_without_a_shared_cache_has_its_own_and_no_lock(toy: Path, commit: str, tmp_path: Path):
-    clone = make_clone(toy, tmp_path / "clone", commit)
-    assert not (clone / "dvc.lock").exists()
-    assert (clone / "seed.txt").read_text() == "seed"
-    assert (clone / ".dvc" / "config.local").read_text() == f"[cache]\ndir = {clone / '.dvc' / 'cache'}\n\n"
 
 
 def test_a_shallow_repository_is_cloned_with_its_changes_and_dvc_can_commit_there(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.services.environment import prepare_environment
 from pipeline.services.servers import mlflow_server
+from vaeline.command.program import set_process_defaults
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, vaeline
 
@@ -24,6 +25,7 @@ def test_what_prefect_dvc_and_git_read_is_made_right(toy: Path):
         "PREFECT_API_AUTH_STRING": "",  # left blank in an environment file
         "PREFECT_SERVER_API_AUTH_STRING": "admin:secret",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "",
+        "PREFECT_API_URL": "http://me:s3cret@host:4200/api",
         "PATH": os.pathsep.join(["/usr/bin", here, "/bin"]),
         "SHELL": "/usr/sbin/nologin",
         "GIT_DIR": "/elsewhere/.git",  # as in a hook of another repository
@@ -33,6 +35,7 @@ def test_what_prefect_dvc_and_git_read_is_made_right(toy: Path):
     prepare_environment()
     assert os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith(f"{toy}/.vaeline/prefect.db")
     assert os.environ["PREFECT_API_AUTH_STRING"] == "admin:secret", "a started server's password is its clients'"
+    assert os.environ["PREFECT_UI_URL"] == "http://host:4200"
     assert os.environ["PATH"] == os.pathsep.join([here, "/usr/bin", "/bin"]), "DVC's python is this one"
     assert os.environ["SHELL"] == "/bin/sh"
     assert not {"GIT_DIR", "GIT_INDEX_FILE"} & set(os.environ)
@@ -46,32 +49,24 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
     monkeypatch.setattr("getpass.getuser", unknown)
     del os.environ["HOME"]
     prepare_environment()
-    assert os.environ["USER"] == f"uid{os.getuid()}"
-    assert os.environ["HOME"] == f"{toy}/.vaeline"
+    assert (os.environ["USER"], os.environ["HOME"]) == (f"uid{os.getuid()}", f"{toy}/.vaeline")
 
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_servers_of_this_machine_are_asked_past_a_proxy(name: str):
-    code = (
-        "from vaeline.command.program import *; set_process_defaults(); from urllib.request import proxy_bypass as p;"
-    )
-    code += "print([p('127.0.0.1'), p('a.b')])"
-    proxied = {"http_proxy": "http://127.0.0.1:9", name: "a.b"}
-    assert execute(sys.executable, "-c", code, cwd=Path.cwd(), env=proxied).stdout.split() == ["[True,", "True]"]
+    os.environ |= {"http_proxy": "http://127.0.0.1:9", name: "a.b"}
+    set_process_defaults()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "a.b,127.0.0.1,localhost"
 
 
-def test_something_else_in_the_place_of_the_local_state_is_one_clear_line(toy: Path):
-    (toy / ".vaeline").symlink_to(toy / "unmounted")
-    done = vaeline("models", cwd=toy, check=False)
-    assert done.returncode == 1
-    assert done.stderr == f"error: {toy}/.vaeline: must be a folder, found a file or a link to what is not there\n"
-
-
-def test_a_folder_that_was_deleted_is_one_clear_line(toy: Path):
+def test_no_local_state_and_no_folder_are_one_clear_line_each(toy: Path):
     gone = f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -m pipeline.cli models"
     done = execute("sh", "-c", gone, cwd=toy, env={"PYTHONPATH": str(ROOT)}, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: the current folder was deleted: cd to one that is there\n"
+    assert (done.returncode, done.stderr) == (1, "error: the current folder was deleted: cd to one that is there\n")
+    (toy / ".vaeline").symlink_to(toy / "unmounted")
+    done = vaeline("models", cwd=toy, check=False)
+    found = "must be a folder, found a file or a link to what is not there"
+    assert (done.returncode, done.stderr) == (1, f"error: {toy}/.vaeline: {found}\n")
 
 
 def test_no_password_is_printed_or_in_a_command():

@@ -1,75 +1,58 @@
-"""Servers: kept running and found again, and only they; ports, passwords, and who may use Prefect's."""
+"""Servers: kept running and found again, and only they; ports, and who may use Prefect's."""
 
+import asyncio
 import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from pipeline.services.child_processes import ProcessRecord
 from pipeline.services.prefect_app import is_own
-from pipeline.services.servers import (
-    Server,
-    free_port,
-    running,
-    started,
-    stop_service,
-    wait_until_ready,
-)
+from pipeline.services.servers import Server, free_port, running, started, stop_service, wait_until_ready
+from pipeline.services.worker import JOB, POOL, TEMPLATE, make_pool
+from uploads import until
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from workspaces import ask
+from workspaces import alive, ask
 
-SLEEP = ["sh", "-c", "sleep 300 & echo $!; wait"]
 HERE = Workspace()
-
-
-def child_of(name: str) -> psutil.Process:
-    """The process that the service's shell started."""
-    log, deadline = Path(".vaeline", f"{name}.log"), time.monotonic() + 20
-    while not (text := log.read_text().strip()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return psutil.Process(int(text))
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: Path, killed: bool):
     code = "from pipeline.services.servers import *; from vaeline.io.workspace import Workspace"
-    subprocess.run([sys.executable, "-c", f"{code}; keep_running(Workspace(), 'd', {SLEEP}, {{}}, 'a')"], check=True)
+    sleep = ["sh", "-c", "sleep 300 & echo $!; wait"]
+    subprocess.run([sys.executable, "-c", f"{code}; keep_running(Workspace(), 'd', {sleep}, {{}}, 'a')"], check=True)
     found = running(HERE, "d")
     assert found is not None
     assert found.address == "a"
     assert os.getsid(found.pid) == found.pid, "a closed terminal does not reach it"
-    child = child_of("d")
+    log = toy / ".vaeline" / "d.log"
+    until(lambda: log.read_text().strip())
+    child = psutil.Process(int(log.read_text()))
     if killed:
         os.kill(found.pid, signal.SIGKILL)
-        until = time.monotonic() + 20
-        while running(HERE, "d"):
-            assert time.monotonic() < until
+        until(lambda: not running(HERE, "d"))
     assert stop_service(HERE, "d")
-    assert has_ended(child)
+    assert not alive([child])
     assert running(HERE, "d") is None
     assert not stop_service(HERE, "d")
 
 
 def test_a_process_of_others_under_the_recorded_number_is_not_stopped(toy: Path):
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
-        record = replace(ProcessRecord.of(other.pid), started="earlier")
-        (toy / ".vaeline").mkdir()
-        (toy / ".vaeline" / "d.json").write_text(json.dumps(asdict(record)))
+        replace(ProcessRecord.of(other.pid), started="earlier").write(HERE.make_state() / "d.json")
         assert running(HERE, "d") is None
         assert not stop_service(HERE, "d")
         assert other.poll() is None
@@ -131,5 +114,17 @@ def test_a_foreign_web_page_starts_nothing_at_prefects_server(prefect_api: str):
         connection.request("POST", path, b"{}", {"Content-Type": "application/json", **headers})
         assert connection.getresponse().status == status, headers
         connection.close()
-    runs = ask(prefect_api, "/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})
-    assert len(runs) == 2
+    assert len(ask(prefect_api, "/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})) == 2
+
+
+def test_job_variables_of_a_flow_run_choose_neither_command_nor_environment(prefect_api: str):
+    """Mistake 22: job_variables; a pool of an earlier version is brought up to date."""
+    with SyncPrefectClient(prefect_api) as client:
+        default = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=default))
+        make_pool(client)
+        assert client.read_work_pool(POOL).base_job_template == TEMPLATE
+    values = {"command": "touch /tmp/x", "env": {"LD_PRELOAD": "x.so"}, "env.A": "b", "working_dir": "/etc"}
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        job = asyncio.run(ProcessJobConfiguration.from_template_and_values(TEMPLATE, values))
+    assert (job.command, job.env, job.working_dir) == (JOB["command"], {}, None)

@@ -1,6 +1,7 @@
 """One run at a time in a workspace, and no stage of another `dvc repro` beside it."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ RUN, STAGE = "workspace_lock(Workspace(), print)", "stage_lock(Workspace())"
 HERE = Workspace()
 
 
-@pytest.fixture
+@pytest.fixture(params=[RUN, STAGE])
 def other(request: pytest.FixtureRequest, toy: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock which the parameter names."""
     command = [sys.executable, "-c", HOLD.format(request.param)]
@@ -30,29 +31,23 @@ def other(request: pytest.FixtureRequest, toy: Path) -> Iterator[subprocess.Pope
         process.kill()
 
 
-@pytest.mark.parametrize("other", [RUN], indirect=True)
-def test_a_second_run_waits_for_the_first_and_logs_it(other: subprocess.Popen[str]):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_names_what_is_at_work_and_waits_for_its_end(other: subprocess.Popen[str], killed: bool):
+    what = rf"(another run \(process {other.pid}\)|a stage of a `dvc repro`) is at work here"
+    with pytest.raises(BusyError, match=f"^{what}$"):
+        workspace_lock(HERE, print, "skip").__enter__()
     lines: list[str] = []
 
-    def end_the_first(line: str) -> None:
+    def end_the_other(line: str) -> None:
         lines.append(line)
+        if killed:
+            other.kill()
         other.communicate("\n")
 
-    with workspace_lock(HERE, end_the_first):
-        assert other.poll() == 0
-    assert lines == [f"another run (process {other.pid}) is at work here: waiting for its end"]
-
-
-@pytest.mark.parametrize("other", [RUN, STAGE], indirect=True)
-def test_a_run_that_is_not_to_wait_names_what_is_at_work_and_a_killed_one_leaves_the_lock(
-    other: subprocess.Popen[str],
-):
-    with pytest.raises(BusyError, match=rf"^(another run \(process {other.pid}\)|a stage of a `dvc repro`) is at work"):
-        workspace_lock(HERE, print, "skip").__enter__()
-    other.kill()
-    other.wait()
-    with workspace_lock(HERE, print, "skip"):
-        pass
+    with workspace_lock(HERE, end_the_other):
+        assert other.poll() is not None
+    assert len(lines) == 1
+    assert re.fullmatch(f"{what}: waiting for its end", lines[0])
 
 
 @pytest.mark.parametrize("other", [RUN], indirect=True)

@@ -1,6 +1,5 @@
 """Fails on the upgrade of MLflow that moves or changes one of the private names in use."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,13 @@ def test_a_picture_is_stored_as_log_image_stores_it(store: Path):
     assert [name.split("+timestamp+")[0] for name in names] == ["images/samples+step+3"] * 2
     assert [name.rpartition("+")[2].partition(".")[2] for name in names] == ["webp", "png"]
     assert client.get_run(run).data.tags[MLFLOW_LOGGED_IMAGES] == "True"
-
-
-def test_a_picture_is_made_small_in_its_proportions():
     assert compress_image_size(Image.new("L", (1024, 512))).size == (256, 128)
 
 
 def test_the_monitors_measure_this_machine():
     found: dict[str, float] = {}
-    for _ in range(2):
-        for monitor in system_monitors():
-            monitor.collect_metrics()
-            found |= monitor.aggregate_metrics()
-            monitor.clear_metrics()
-        time.sleep(0.1)
+    for monitor in system_monitors():
+        monitor.collect_metrics()
+        found |= monitor.aggregate_metrics()
+        monitor.clear_metrics()
     assert {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"} <= found.keys()

@@ -18,15 +18,13 @@ from pathlib import Path
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.outbox import Outbox
 outbox = Outbox(Workspace(Path(sys.argv[1]), Path(sys.argv[1])))
+(run,) = outbox.runs()
 """
 WRITER = f"""{OPEN}
-run = outbox.create(sys.argv[2])
-(run,) = outbox.runs("key = 'shared'") or [run]
 for step in range(200):
     run.append("metrics", step=step, values={{"writer": float(sys.argv[2])}})
 """
 KILLED = f"""{OPEN}
-(run,) = outbox.runs()
 run.hold("writer", shared=True)
 with outbox.transaction():
     run.append("tags")
@@ -61,8 +59,7 @@ def test_events_are_read_in_order_from_any_number_on_with_their_time(run: RunOut
     assert [steps(run, after) for after in (0, *numbers)] == [[0, 1, 2], [1, 2], [2], []]
 
 
-def test_events_of_several_processes_are_all_there_each_in_its_order(tmp_path: Path, outbox: Outbox):
-    run = outbox.create("shared")
+def test_events_of_several_processes_are_all_there_each_in_its_order(tmp_path: Path, run: RunOutbox):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
     for number in range(4):
@@ -75,12 +72,12 @@ def test_a_log_cut_anywhere_by_a_kill_or_a_power_failure_holds_the_first_events(
         run.append("image", bytes([step]) * 5000, step=step)
     log = run.outbox.folder / "outbox.db-wal"
     seen = set()
-    for number, cut in enumerate(range(0, log.stat().st_size + 1, 1777)):
-        copy = tmp_path / f"cut-{number}"
-        (copy / ".vaeline" / "outbox").mkdir(parents=True)
-        shutil.copy(run.outbox.path, copy / ".vaeline" / "outbox")
-        (copy / ".vaeline" / "outbox" / log.name).write_bytes(log.read_bytes()[:cut])
-        (found,) = outbox_in(copy).runs()
+    for cut in range(0, log.stat().st_size + 1, 1777):
+        copy = outbox_in(tmp_path / f"cut-{cut}")
+        copy.folder.mkdir(parents=True)
+        shutil.copy(run.outbox.path, copy.folder)
+        (copy.folder / log.name).write_bytes(log.read_bytes()[:cut])
+        (found,) = copy.runs()
         assert steps(found) == list(range(len(found.read())))
         assert all(found.file(event["digest"]) == bytes([event["step"]]) * 5000 for _, event in found.read())
         found.append("image", b"more", step=9)
@@ -129,22 +126,18 @@ def test_a_writer_is_seen_until_it_ends_and_its_missing_end_is_added(tmp_path: P
     assert [event["kind"] for _, event in run.read()] == ["start", "end"]
 
 
-def test_the_same_bytes_are_kept_once(run: RunOutbox):
+def test_a_run_is_sent_when_some_store_has_all_of_it_and_the_same_bytes_are_kept_once(run: RunOutbox):
+    assert run.progress("sqlite:///a") == (0, None, False)
     for content in (b"picture", b"picture", b"other"):
         run.append("image", content)
-    first, second, other = (event["digest"] for _, event in run.read())
-    assert first == second != other
-    assert (run.file(first), run.file(other)) == (b"picture", b"other")
+    (_, first), (_, second), (last, other) = run.read()
+    assert first["digest"] == second["digest"] != other["digest"]
+    assert (run.file(first["digest"]), run.file(other["digest"])) == (b"picture", b"other")
     assert run.outbox.execute("SELECT count(*) FROM files") == [(2,)]
-
-
-def test_a_run_is_sent_when_some_store_has_all_of_it(run: RunOutbox):
-    assert run.progress("sqlite:///a") == (0, None, False)
-    run.append("start", training=False)
     assert not run.is_sent()
-    run.set_progress("sqlite:///a", run.read()[-1][0], "abc", True)
+    run.set_progress("sqlite:///a", last, "abc", True)
     run.set_progress("sqlite:///b", 0, None, False)
-    assert run.progress("sqlite:///a") == (run.read()[-1][0], "abc", True)
+    assert run.progress("sqlite:///a") == (last, "abc", True)
     assert run.is_sent()
     run.append("end", status="FINISHED")
     assert not run.is_sent()
@@ -178,7 +171,7 @@ def test_pruning_deletes_what_is_old_and_sent_and_nothing_that_a_process_uses(ou
         os.close(lock)
 
 
-def test_a_reader_of_another_process_sees_what_is_committed(tmp_path: Path, run: RunOutbox):
+def test_a_reader_of_another_process_sees_only_what_is_committed(tmp_path: Path, run: RunOutbox):
     with run.outbox.transaction():
         run.append("tags")
         assert outbox_in(tmp_path).runs()[0].read() == []

@@ -11,37 +11,25 @@ from vaeline.tracking.sweeps import close_parent, open_parent
 from vaeline.tracking.uploader import sync_all
 
 
-def train(key: str, digest: str, **tags: str) -> None:
-    """A training that has sent its run."""
-    with open_training_run(current_workspace(), key, RunStart("experiment", key, {}, tags)) as run:
-        run.finish_training(digest)
-    sync_all(current_workspace())
-
-
 def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent_become_its_children(store: Path):
-    parent = open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"})
-    assert open_parent(current_workspace(), "experiment", "first", {"train.beta": "1, 4"}) == parent, "found again"
-    assert open_parent(current_workspace(), "experiment", "second", {}) != parent
-    reports = current_workspace().reports / "sweeps" / "first"
+    here, params = current_workspace(), {"train.beta": "1, 4"}
+    parent = open_parent(here, "experiment", "first", params)
+    assert open_parent(here, "experiment", "first", params) == parent, "found again"
+    assert open_parent(here, "experiment", "second", {}) != parent
+    reports = here.reports / "sweeps" / "first"
     reports.mkdir(parents=True)
     (reports / "ranking.csv").write_text("rank\n1\n")
-    train("orphan", "a" * 64)
-    train("elsewhere", "b" * 64, **{"mlflow.parentRunId": "another"})
-    train("unrelated", "c" * 64)
+    for key, tags in (("orphan", {}), ("elsewhere", {"mlflow.parentRunId": "another"}), ("unrelated", {})):
+        with open_training_run(here, key, RunStart("experiment", key, {}, tags)) as training:
+            training.finish_training(f"digest of {key}")
+    sync_all(here)
+    outcome = {"metrics": {"best/test/elbo": -1.5}, "tags": {"vaeline.sweep_best": "first-01"}, "folder": reports}
     for _ in range(2):
-        close_parent(
-            current_workspace(),
-            parent,
-            "FINISHED",
-            metrics={"best/test/elbo": -1.5},
-            tags={"vaeline.sweep_best": "first-01"},
-            folder=reports,
-            digests=["a" * 64, "b" * 64, ""],
-        )
-    client = connect(current_workspace())
+        close_parent(here, parent, "FINISHED", **outcome, digests=["digest of orphan", "digest of elsewhere", ""])
+    client = connect(here)
     run = client.get_run(parent)
-    assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "first", {"train.beta": "1, 4"})
-    assert run.data.metrics == {"best/test/elbo": -1.5}
+    assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "first", params)
+    assert run.data.metrics == outcome["metrics"]
     assert [file.path for file in client.list_artifacts(parent)] == ["ranking.csv"]
     runs = client.search_runs([run.info.experiment_id])
     parents = {r.info.run_name: r.data.tags.get("mlflow.parentRunId") for r in runs}

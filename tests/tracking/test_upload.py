@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 DIGEST = "m" * 64
 
 
-def train(key: str, start: RunStart) -> RunTracker:
-    return open_training_run(current_workspace(), key, start)
+def train(start: RunStart) -> RunTracker:
+    return open_training_run(current_workspace(), "key", start)
 
 
-def later_stage(start: RunStart) -> RunTracker:
-    return open_model_run(current_workspace(), DIGEST, start)
+def report_later(start: RunStart, **values: float) -> RunTracker:
+    """A later stage that reports some numbers."""
+    with open_model_run(current_workspace(), DIGEST, start) as run:
+        run.metrics(values)
+    return run
 
 
 def upload(run: RunTracker, client: "MlflowClient") -> None:
@@ -48,7 +52,7 @@ def client(store: Path) -> "MlflowClient":
 @pytest.fixture
 def run(store: Path, start: RunStart) -> RunTracker:
     """A finished training of three steps, nothing of it sent."""
-    run = train("key", start)
+    run = train(start)
     for step in (1, 2, 3):
         run.metrics({"train/elbo": -float(step), "train/kl": 1.0}, step)
     run.image("samples", np.full((8, 8), 7, np.uint8), 3)
@@ -66,16 +70,12 @@ def history(client: "MlflowClient", run: "Run", name: str) -> list[tuple[int, fl
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
-def pictures(client: "MlflowClient", run: "Run") -> list[str]:
-    return [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
-
-
 def assert_arrived_once(client: "MlflowClient", tracker: RunTracker) -> None:
     (run,) = runs(client)
     events = [event for _, event in tracker.outbox.read()]
     sent = [(e["step"], e["values"]["train/elbo"], e["time"]) for e in events if e["kind"] == "metrics"]
     assert history(client, run, "train/elbo") == sent
-    assert len(pictures(client, run)) == 1
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 2, "a PNG, and a small WebP"
     assert run.data.params == {"train.beta": "1.0"}
     assert run.data.tags["vaeline.model_digest"] == DIGEST
     assert run.info.run_name == "run"
@@ -96,14 +96,16 @@ class FailingClient:
 
         def call(*values: Any, **named: Any) -> Any:
             self._left -= 1
-            if self._left == 0 and not self._lost:
-                raise ConnectionError(name)
-            result = real(*values, **named)
+            result = None if self._left == 0 and not self._lost else real(*values, **named)
             if self._left == 0:
                 raise ConnectionError(name)
             return result
 
         return call
+
+
+def send_through_failing(run: RunTracker, client: "MlflowClient", at: int, *, lost: bool) -> None:
+    Upload(run.outbox, cast("MlflowClient", FailingClient(client, at, lost=lost)), current_workspace()).send()
 
 
 def test_everything_arrives_once_with_its_own_time_and_later_stages_add_to_it(
@@ -113,8 +115,7 @@ def test_everything_arrives_once_with_its_own_time_and_later_stages_add_to_it(
     assert sync() == "7 events of 1 runs sent"
     assert_arrived_once(client, run)
     assert sync() == "0 events of 0 runs sent"
-    with later_stage(start) as later:
-        later.metrics({"test_nll": 99.0})
+    report_later(start, test_nll=99.0)
     sync()
     (found,) = runs(client)
     assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0}
@@ -127,7 +128,7 @@ def test_whichever_call_fails_everything_arrives_once(run: RunTracker, client: "
     run.outbox.append("metrics", step=4, values={"train/elbo": -4.0})
     for at in itertools.count(1):
         try:
-            Upload(run.outbox, cast("MlflowClient", FailingClient(client, at, lost=lost)), current_workspace()).send()
+            send_through_failing(run, client, at, lost=lost)
             break
         except ConnectionError:
             continue
@@ -140,30 +141,28 @@ def test_metrics_at_the_end_of_a_batch_are_sent_again_where_their_call_fails(run
     """Mistake 16: progress is recorded after the batch's last metrics were sent."""
     upload(run, client)
     run.outbox.append("metrics", step=4, values={"train/elbo": -4.0})
-    failing = cast("MlflowClient", FailingClient(client, 2, lost=False))  # get_run, then log_batch
     with pytest.raises(ConnectionError, match="log_batch"):
-        Upload(run.outbox, failing, current_workspace()).send()
+        send_through_failing(run, client, 2, lost=False)  # get_run, then log_batch
     assert not run.outbox.is_sent()
     upload(run, client)
     assert_arrived_once(client, run)
 
 
-def test_a_resumed_training_goes_on_in_its_run(store: Path, start: RunStart, client: "MlflowClient"):
-    first = train("key", start)
-    first.metrics({"train/elbo": 1.0}, 1)
-    first.close("KILLED")
-    sync()
-    assert runs(client)[0].info.status == "KILLED"
-    second = train("key", start)
-    second.metrics({"train/elbo": 1.0}, 1)
-    second.metrics({"train/elbo": 2.0}, 2)
-    upload(second, client)
-    assert runs(client)[0].info.status == "RUNNING"
-    second.close()
-    sync()
+def test_a_resumed_training_goes_on_in_its_run_which_is_left_to_its_uploader_while_it_is_written(
+    store: Path, start: RunStart, client: "MlflowClient"
+):
+    for values, status in (([1.0], "KILLED"), ([1.0, 2.0], "FINISHED")):
+        training = train(start)
+        for step, value in enumerate(values):
+            training.metrics({"train/elbo": value}, step)
+        assert sync() == "0 events of 0 runs sent; 1 still being written or sent by another process"
+        upload(training, client)
+        assert runs(client)[0].info.status == "RUNNING"
+        training.close(status)
+        assert sync() == "1 events of 1 runs sent"
+        assert runs(client)[0].info.status == status
     (run,) = runs(client)
-    assert run.info.status == "FINISHED"
-    assert [(step, value) for step, value, _ in history(client, run, "train/elbo")] == [(1, 1.0), (2, 2.0)]
+    assert [(step, value) for step, value, _ in history(client, run, "train/elbo")] == [(0, 1.0), (1, 2.0)]
 
 
 def test_a_run_that_the_outbox_no_longer_has_is_found_in_the_store_by_its_model(
@@ -172,8 +171,7 @@ def test_a_run_that_the_outbox_no_longer_has_is_found_in_the_store_by_its_model(
     sync()
     assert run.outbox.prune(time.time() + 60)
     outputs(folder=store.parents[1])
-    with later_stage(start) as later:
-        later.metrics({"test_nll": 99.0, "test_elbo": -11.0})  # the outputs have this test_elbo, the store has none
+    report_later(start, test_nll=99.0, test_elbo=-11.0)  # the outputs have this test_elbo, the store has none
     sync()
     (found,) = runs(client)
     assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0, "test_elbo": -11.0}
@@ -184,56 +182,49 @@ def test_in_an_empty_store_a_run_is_made_with_history_and_metrics(
     client: "MlflowClient", start: RunStart, outputs: Callable[..., Path], store: Path
 ):
     outputs(folder=store.parents[1])
-    with later_stage(start) as later:
-        later.metrics({"test_elbo": -11.0})
-    upload(later, client)
+    upload(report_later(start, test_elbo=-11.0), client)
     (made,) = runs(client)
     assert [(step, value) for step, value, _ in history(client, made, "train/elbo")] == [(10, -5.0), (20, -4.0)]
     assert made.data.metrics["test_elbo"] == -11.0
-    assert made.data.tags["vaeline.model_digest"] == DIGEST
-    assert made.info.status == "FINISHED"
+    assert (made.data.tags["vaeline.model_digest"], made.info.status) == (DIGEST, "FINISHED")
 
 
-@pytest.mark.parametrize("deleted", ["run", "experiment"])
-def test_what_was_deleted_comes_back_with_the_runs_whole_history(
-    run: RunTracker, start: RunStart, client: "MlflowClient", deleted: str
+@pytest.mark.parametrize("change", ["deleted run", "deleted experiment", "another store"])
+def test_what_was_deleted_or_goes_to_another_store_comes_with_the_runs_whole_history(
+    run: RunTracker,
+    start: RunStart,
+    client: "MlflowClient",
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    change: str,
 ):
     sync()
     (sent,) = runs(client)
-    if deleted == "run":
-        client.delete_run(sent.info.run_id)
-    else:
-        client.delete_experiment(sent.info.experiment_id)
-    with later_stage(start) as later:
-        later.metrics({"test_nll": 99.0})
-    sync()
+    match change:
+        case "deleted run":
+            client.delete_run(sent.info.run_id)
+        case "deleted experiment":
+            client.delete_experiment(sent.info.experiment_id)
+        case _:
+            other = shutil.copy(empty_store, tmp_path / "other.db")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+            client = connect(current_workspace())
+    upload(report_later(start, test_nll=99.0), client)
     anew = max(runs(client), key=lambda found: len(found.data.metrics))
     assert len(history(client, anew, "train/elbo")) == 3
     assert anew.data.metrics["test_nll"] == 99.0
 
 
-def test_another_store_gets_the_whole_run(
-    run: RunTracker, start: RunStart, empty_store: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-):
-    sync()
-    other = store.parent / "other.db"
-    other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    with later_stage(start) as later:
-        later.metrics({"test_nll": 99.0})
-    client = connect(current_workspace())
-    upload(later, client)
-    (moved,) = runs(client)
-    assert len(history(client, moved, "train/elbo")) == 3
-
-
 def test_what_mlflow_refuses_costs_only_itself(store: Path, start: RunStart, client: "MlflowClient"):
-    with train("key", start) as run:
+    Outbox(current_workspace()).create("without a start").append("metrics", step=1, values={"a": 1.0})
+    with train(start) as run:
         run.metrics({"good": 1.0, "bad,name": 2.0, "x" * 300: 3.0}, 1)
         run.image("bad,key", np.zeros((2, 2), np.uint8), 1)
         run.tags({"x" * 300: "too long"})
         run.metrics({"good": 2.0}, 2)
-    upload(run, client)
+    assert sync().endswith("of 2 runs sent")
+    assert all(run.is_sent() for run in Outbox(current_workspace()).runs())
     (sent,) = runs(client)
     assert sent.data.metrics == {"good": 2.0}
     assert len(history(client, sent, "good")) == 2
@@ -243,7 +234,7 @@ def test_what_mlflow_refuses_costs_only_itself(store: Path, start: RunStart, cli
 def test_thousands_of_points_arrive_beside_the_data_set(store: Path, client: "MlflowClient"):
     manifest = {"shape": [1, 28, 28], "splits": {"train": {"count": 50_000}, "test": {"count": 10_000}}}
     described = {"name": "fashion-mnist", "digest": "d" * 64, "manifest": manifest}
-    with train("key", RunStart("experiment", "run", dataset=described)) as run:
+    with train(RunStart("experiment", "run", dataset=described)) as run:
         for step in range(1200):
             run.metrics({"a": float(step)}, step)
     upload(run, client)
@@ -252,19 +243,3 @@ def test_thousands_of_points_arrive_beside_the_data_set(store: Path, client: "Ml
     dataset = sent.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("fashion-mnist", "d" * 36)
     assert json.loads(dataset.profile) == {"train": 50_000, "test": 10_000, "shape": [1, 28, 28]}
-
-
-def test_a_run_without_its_start_is_given_up_and_blocks_nothing(store: Path, client: "MlflowClient"):
-    run = Outbox(current_workspace()).create("lost")
-    run.append("metrics", step=1, values={"a": 1.0})
-    run.append("end", status="FINISHED")
-    sync()
-    assert run.is_sent()
-    assert runs(client) == []
-
-
-def test_a_run_that_another_process_writes_is_left_to_its_uploader(store: Path, start: RunStart):
-    run = train("key", start)
-    assert sync() == "0 events of 0 runs sent; 1 still being written or sent by another process"
-    run.close()
-    assert sync().endswith("of 1 runs sent")
