@@ -11,7 +11,7 @@ import torch
 from oracles import ProbabilisticPCA
 from vaeline import config
 from vaeline.core import estimators
-from vaeline.core.estimators import Proposal, per_image_uniform
+from vaeline.core.estimators import Proposal, per_image_noise, per_image_uniform
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
@@ -101,6 +101,16 @@ def test_the_nll_is_exact_and_the_bound_tight_at_the_true_posterior(truth: Truth
     assert test["gap_se"] < test["elbo_se"]
 
 
+def test_the_gap_is_the_divergence_from_the_true_posterior(truth: Truth) -> None:
+    shift = 0.2  # of every posterior mean
+    variance = truth.model.posterior()[1].exp()
+    divergence = float((0.5 * shift**2 / variance).sum())
+    test = scored(truth.vae(mean_error=shift), truth.images, k=2000)[0]["test"]
+    assert test["gap"] == pytest.approx(divergence, abs=4 * test["gap_se"] + 0.01)
+    assert test["gap"] > 4 * test["gap_se"]
+    assert test["elbo"] + test["gap"] == pytest.approx(-test["nll"], abs=1e-9)
+
+
 def test_kl_is_the_closed_form_for_each_dimension(truth: Truth, result: Result, test: dict[str, Any]) -> None:
     x, dimensions = truth.observed(), result[1]
     to_mean, log_variance = truth.model.posterior()
@@ -153,6 +163,13 @@ def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pyte
     assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
 
 
+def test_an_image_scores_the_same_whatever_stands_after_it(truth: Truth) -> None:
+    """Mistake 6: an NLL that depends on the batch."""
+    few, many = (log_likelihood(truth.vae(), x, 30, 1)[0] for x in (truth.images[:5], truth.images))
+    assert few == pytest.approx(many[:5], abs=1e-4)
+    assert few.tolist() != pytest.approx(log_likelihood(truth.vae(), truth.images[:5], 30, 2)[0].tolist(), abs=1e-6)
+
+
 def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_misses(
     truth: Truth, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +190,22 @@ def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_mi
     assert not caplog.text
 
 
+def test_bits_per_dimension_count_the_dequantisation(truth: Truth, test: dict[str, Any]) -> None:
+    """Mistakes 6 and 7: a density of dequantised pixels costs 8 bits a dimension more than in units of grey levels."""
+    exact = truth.log_likelihood().mean()
+    assert test["bits_per_dimension"] == pytest.approx(8 - test["elbo"] / (PIXELS * math.log(2)))
+    assert test["bits_per_dimension_nll"] == pytest.approx(8 - exact / (PIXELS * math.log(2)), abs=1e-5)
+
+
+def test_the_elbo_is_a_whole_density_of_dequantised_pixels(truth: Truth) -> None:
+    """Mistake 7: the Gaussian's constant dropped or added twice, or no dequantisation."""
+    noise = per_image_noise(SEED, range(len(truth.images)), (LATENTS,))
+    z = truth.vae().encode(truth.observed().float()).rsample(noise).double()
+    density = torch.distributions.Normal(z @ truth.model.weight.T + truth.model.bias, SIGMA)
+    expected = density.log_prob(truth.observed().flatten(1)).sum(1).numpy()
+    assert bound(truth.vae(), truth.images, SEED).reconstruction == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("likelihood", "protocol", "offset"),
     [
@@ -185,12 +218,11 @@ def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_mi
 def test_bits_are_named_by_their_protocol_and_only_densities_have_an_offset(
     likelihood: str, protocol: str, offset: int
 ) -> None:
-    """Mistake 7: bits per dimension that do not say of what, or an offset of 8 where nothing was dequantised."""
+    """Mistake 7: bits per dimension that do not say of what, or an offset where nothing was dequantised."""
     report, _ = scored(built({"kind": likelihood}), BLACK_AND_WHITE if likelihood == "bernoulli" else GREY)
     test = report["test"]
     assert protocol in report["protocol"]
     assert test["bits_per_dimension"] == pytest.approx(offset - test["elbo"] / (30 * math.log(2)))
-    assert test["bits_per_dimension_nll"] == pytest.approx(offset + test["nll"] / (30 * math.log(2)))
 
 
 def test_grey_pixels_under_bernoulli_are_refused() -> None:

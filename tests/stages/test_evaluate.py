@@ -25,8 +25,8 @@ def read_report(folder: Path = Path()) -> dict[str, Any]:
 
 
 def test_evaluate_writes_metrics_and_the_kl_of_each_dimension_and_reports_them_to_the_models_run(measured: Path):
-    report, test = read_report(measured), read_report(measured)["test"]
     """Mistake 23."""
+    report, test = read_report(measured), read_report(measured)["test"]
     assert (report["objective"], test["importance_samples"], test["proposal"]) == ("elbo", 5, "laplace")
     with (measured / "reports/kl_per_dimension.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
