@@ -2,10 +2,9 @@
 
 import os
 import re
-from urllib.parse import unquote
-
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
 CREDENTIALS = re.compile(r"(?<=://)[^\s:/]*(:\S*)?@")  # of an address: up to the last @, for a password may hold one
