@@ -26,6 +26,10 @@ def test_the_gap_of_a_model_with_its_true_posterior_is_zero_and_else_the_diverge
         numbers, truth = bounds.gap(here).numbers, float((0.5 * error**2 / pca.posterior()[1].exp()).sum())
         assert numbers["gap"] == pytest.approx(truth, abs=4 * numbers["gap_se"] + 0.02)
         assert numbers["annealed_minus_importance"] == pytest.approx(0, abs=0.5)
+        assert numbers["amortisation"] == pytest.approx(truth, abs=4 * numbers["amortisation_se"] + 0.05)
+        assert numbers["approximation"] == pytest.approx(
+            0, abs=4 * numbers["approximation_se"] + 0.05
+        )  # it is diagonal
         assert numbers["gaps_below_zero_by_2_se"] <= (4 if error == 0 else 0)
 
 
