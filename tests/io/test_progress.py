@@ -47,6 +47,7 @@ def test_bytes_are_shown_in_megabytes_and_quick_or_quiet_tasks_not_at_all(
 def test_on_a_terminal_a_bar_moves_below_the_lines(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

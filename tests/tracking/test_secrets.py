@@ -9,11 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from workspace_fixtures import OWN_CODE
 
 from uploads import mlflow_server, until
 from vaeline.errors import UserError, redact
-from workspaces import command_line, tiny_clone
+from workspaces import OWN_CODE, command_line, tiny_clone
 
 CANARY = "p@c4n4ry"
 
