@@ -86,7 +86,7 @@ def test_what_was_not_recorded_is_an_error_before_anything_is_computed(repositor
 
 
 def test_changes_that_no_trusted_key_signed_are_shown_and_run_only_if_asked_for(repository: Path, tmp_path: Path):
-    """Mistake 17: code from a tracking store runs on the machine of whoever reproduces a model."""
+    """Mistake 17: code from a tracking store runs where a model is reproduced."""
     (repository / "src").unlink()
     (repository / "src").mkdir()
     (repository / "src/vaeline.py").write_bytes(code(tmp_path / "x") + b"# \x1b[2J\n")

@@ -15,9 +15,10 @@ from oracles import (
     within,
 )
 from vaeline.core import estimators, networks
-from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_likelihood, log_weights
+from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_likelihood
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from vaeline.core.model import VAE
+from vaeline.core.objectives import log_weights
 from vaeline.core.priors import StandardNormal
 
 

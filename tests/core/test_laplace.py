@@ -50,7 +50,7 @@ def test_a_linear_gaussian_models_proposal_has_the_posteriors_mode_and_precision
     pca = probabilistic_pca()
     model = pca.vae(mean_error=0.5, log_variance_error=1.0)
     x = pca.sample(4, torch.Generator().manual_seed(0))
-    found = laplace_proposal(model, x, model.encode(x))
+    found = laplace_proposal(model, x)
     weights, sigma = model.decoder[0].weight, model.likelihood.sigma
     precision = torch.eye(2) + weights.mT @ weights / sigma**2
     mode = torch.linalg.solve(precision, weights.mT @ (x.flatten(1) - pca.bias).mT / sigma**2).mT

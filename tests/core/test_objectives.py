@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from oracles import probabilistic_pca, within
-from vaeline.core.estimators import log_weights
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import (
@@ -20,6 +19,7 @@ from vaeline.core.objectives import (
     elbo_terms,
     estimate,
     importance_weighted_bound,
+    log_weights,
     surrogate,
 )
 from vaeline.core.priors import VampPrior

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import vaeline
 from attacks import ATTACKS, NAME, OTHER, Registry
 from pipeline.stages import register as stage
-from registry_fixture import enter, patch_smoke_test
+from registry_fixture import enter, entered
 from uploads import answers, mlflow_server, until
 from vaeline.command.main import app
 from vaeline.errors import UserError
@@ -44,12 +44,8 @@ def signed_registry(
 ):
     """Registered once, with signatures: it takes seconds."""
     root = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    with entered(root) as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        enter(patch, root)
-        patch_smoke_test(patch)
-        patch.chdir(root)
-        patch.setenv("VAELINE_UPLOADER", "off")
         patch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
         patch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
         (root / ".vaeline").mkdir()

@@ -24,7 +24,7 @@ from package_damage import DAMAGED, MANIFESTS, RESEALED, code
 from packages import reseal
 from pipeline import cli
 from pipeline.stages import register as stage
-from registry_fixture import ROOT, enter, patch_smoke_test
+from registry_fixture import ROOT, entered
 from vaeline.config import read_params
 from vaeline.data.prepared import load_split
 from vaeline.errors import UserError
@@ -117,11 +117,7 @@ def prepared(
 ) -> Iterator[Path]:
     """A repository whose registry has version 1, the champion, and 3, champion before it, whose files tests replace."""
     root = tmp_path_factory.mktemp("trust")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        enter(patch, root)
-        patch_smoke_test(patch)
-        patch.setenv("VAELINE_UPLOADER", "off")
+    with entered(root):
         outputs(9, folder=root)
         shutil.copytree(root / "models", root / "challenger")
         outputs(folder=root)  # the model of the sealed package

@@ -1,14 +1,11 @@
 """Servers: kept running and found again, and only they; ports, and who may use Prefect's."""
 
 import asyncio
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from pipeline.services.worker import JOB, POOL, TEMPLATE, make_pool
 from uploads import until
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from workspaces import alive, ask
+from workspaces import alive, answer, ask
 
 HERE = Workspace()
 
@@ -101,17 +98,6 @@ def test_only_this_machines_names_and_the_servers_own_pages_are_let_in(host: str
     assert is_own(host, origin) == own
 
 
-def posted(port: int, path: str, headers: dict[str, str]) -> int:
-    """Status of a POST; sent again, as Prefect's client does, while the server's database is busy (503)."""
-    for _ in range(10):
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-            connection.request("POST", path, b"{}", {"Content-Type": "application/json", **headers})
-            if (status := connection.getresponse().status) != 503:
-                break
-        time.sleep(1)
-    return status
-
-
 def test_a_foreign_web_page_starts_nothing_at_prefects_server(prefect_api: str):
     flow = ask(prefect_api, "/flows/", {"name": "a web page's"})["id"]
     deployment = ask(prefect_api, "/deployments/", {"name": "target", "flow_id": flow})["id"]
@@ -122,7 +108,7 @@ def test_a_foreign_web_page_starts_nothing_at_prefects_server(prefect_api: str):
         ({"Host": f"example.org:{port}"}, 403),
         ({"Origin": f"http://127.0.0.1:{port}"}, 201),
     ):
-        assert posted(port, f"/api/deployments/{deployment}/create_flow_run", headers) == status, headers
+        assert answer(prefect_api, f"/deployments/{deployment}/create_flow_run", {}, **headers)[0] == status, headers
     assert len(ask(prefect_api, "/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})) == 2
 
 

@@ -116,7 +116,7 @@ def mlmodel(*lines: str, **files: Callable[[Path], bytes]) -> Damage:
     return apply
 
 
-EXECUTING: dict[str, Damage] = {  # what MLflow's own loaders would run; the manifest fits, but nobody signed it
+EXECUTING: dict[str, Damage] = {  # what MLflow's own loaders would run; the manifest fits, but is not signed
     "loader module": mlmodel("loader_module: evil", "code: code", code__evil_py=code),
     "loader module of data": mlmodel("loader_module: evil", "data: artifacts", "code: code", code__evil_py=code),
     "pickled model": mlmodel("loader_module: mlflow.pyfunc.model", "python_model: evil.txt", evil_txt=pickled),

@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,17 @@ def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
 def patch_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """No smoke test of new packages, whose process takes six seconds: tests/registry/test_registration.py has it."""
     monkeypatch.setattr("vaeline.registry.registration.smoke_test", lambda *given: None)
+
+
+@contextmanager
+def entered(root: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Work in `root`, which owns the tracking store; no uploader, no smoke test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        enter(patch, root)
+        patch_smoke_test(patch)
+        patch.setenv("VAELINE_UPLOADER", "off")
+        yield patch
 
 
 class FilledRegistry:
@@ -215,11 +227,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
     from vaeline.tracking.uploader import upload_now
 
     root = tmp_path_factory.mktemp("published")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        enter(patch, root)
-        patch_smoke_test(patch)
-        patch.setenv("VAELINE_UPLOADER", "off")
+    with entered(root):
         (root / ".vaeline").mkdir()
         shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
         client = connect(current_workspace())

@@ -118,19 +118,28 @@ def make_toy(folder: Path) -> Path:
     return folder
 
 
-def ask(api: str, path: str, body: object = None) -> Any:
-    """Prefect's API: a GET, or a POST of `body`; a server too busy to take it (503) is asked again, as Prefect does."""
+def answer(api: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
+    """Status and content of a GET, or a POST of `body`; a server too busy (503) is asked again, as Prefect does."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{api}{path}", data, {"Content-Type": "application/json"})
-    for delay in (1, 2, 4, 8, 16, None):
+    request = urllib.request.Request(f"{api}{path}", data, {"Content-Type": "application/json", **headers})
+    for delay in (1, 2, 4, 8, 16, 0):
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.loads(answer.read() or "null")
+            response = urllib.request.urlopen(request, timeout=60)
         except urllib.error.HTTPError as error:
-            if error.code != 503 or delay is None:
-                raise
-            time.sleep(delay)
-    return None
+            response = error
+        with response:
+            status, content = response.status, response.read()
+        if status != 503:
+            break
+        time.sleep(delay)
+    return status, content
+
+
+def ask(api: str, path: str, body: object = None) -> Any:
+    """Prefect's API: the content of a GET, or of a POST of `body`."""
+    status, content = answer(api, path, body)
+    assert status < 400, (path, status, content)
+    return json.loads(content or "null")
 
 
 def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:

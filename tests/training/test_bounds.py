@@ -9,8 +9,7 @@ import torch
 
 from small_training import CPU, Recorder, batch, bumps, model, options, same_weights, step_config, train_small
 from vaeline import config
-from vaeline.core.estimators import log_weights
-from vaeline.core.objectives import Bound, Estimator
+from vaeline.core.objectives import Bound, Estimator, log_weights
 from vaeline.data.batches import Resident
 from vaeline.training import splits
 from vaeline.training.build import build_model

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.laplace import DEGREES, laplace_proposal
 from vaeline.core.model import VAE
-from vaeline.core.objectives import conditional_log_likelihood
+from vaeline.core.objectives import log_joint, log_weights
 
 BATCH = 500  # images at once, fewer where they are large:
 PIXELS_AT_ONCE = 2**20  # decoded at once; some ten times as many bytes of memory
@@ -62,17 +62,6 @@ def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, stream]))
 
 
-def log_weights(model: VAE, x: Tensor, noise: Tensor, posterior: DiagonalGaussian | None = None) -> Tensor:
-    """log w = log p(x|z) + log p(z) - log q(z|x) in nats: x [B, C, H, W], standard normal noise [K, B, Z] -> [K, B].
-
-    The densities at the sample, not the closed-form KL: the mean over K of w is then an unbiased estimate of p(x)
-    (Burda et al. 2015, arXiv:1509.00519, equation 8).
-    """
-    posterior = posterior or model.encode(x)
-    z = posterior.rsample(noise)  # [K, B, Z]
-    return conditional_log_likelihood(model, x, z) + model.prior.log_prob(z) - posterior.log_prob(z)
-
-
 def importance_log_likelihood(*log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """log((1/K) sum_k w_k), a lower bound on log p(x) in expectation, and its standard error: [K, B] -> [B], [B].
 
@@ -106,14 +95,14 @@ def log_likelihood(
     decoded at once: where it can, many samples of few images, since one alone need not be repeated for its samples.
     """
     x, at_once = observe(model, pixels, indices, seed), chunk * len(pixels)
-    posterior = model.encode(x)
-    laplace = laplace_proposal(model, x, posterior) if proposal == "laplace" else None
+    laplace = laplace_proposal(model, x) if proposal == "laplace" else None
+    posterior = laplace.posterior if laplace else model.encode(x)
     images = max(1, at_once // k)
     results = []
     for first in range(0, len(pixels), images):
         part = slice(first, first + images)
         normals = [_generator(seed, index, _NORMAL) for index in indices[part]]
-        tails = [_generator(seed, index, _CHI_SQUARED) for index in indices[part]]
+        tails = [_generator(seed, index, _CHI_SQUARED) for index in indices[part]] if laplace else []
         pieces = []
         for start in range(0, k, at_once):
             size = (min(at_once, k - start), model.latent_dim)
@@ -188,17 +177,14 @@ class AnnealingPath:
             accepted += acceptance.mean(0)
         return log_weights, accepted / max(len(step_sizes), 1)
 
-    def _log_joint(self, z: Tensor) -> Tensor:
-        return self.model.prior.log_prob(z) + conditional_log_likelihood(self.model, self.x, z)
-
     def _log_ratio(self, z: Tensor) -> Tensor:
-        return (self._log_joint(z) - self.posterior.log_prob(z)).double()
+        return (log_joint(self.model, self.x, z) - self.posterior.log_prob(z)).double()
 
     def _value_and_gradient(self, z: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """log f_b(z) [C, B] and its gradient in z [C, B, Z]."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value = torch.lerp(self.posterior.log_prob(z), self._log_joint(z), temperature.to(z))
+            value = torch.lerp(self.posterior.log_prob(z), log_joint(self.model, self.x, z), temperature.to(z))
             (gradient,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), gradient
 

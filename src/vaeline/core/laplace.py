@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
-from vaeline.core.objectives import conditional_log_likelihood
+from vaeline.core.objectives import log_joint, log_weights
 
 MOST_LATENTS = 64  # a step costs as many decoded images as there are latent dimensions: beyond, q(z|x) is the proposal
 STEPS = 6  # of Gauss and Newton
@@ -53,24 +53,25 @@ class LaplaceProposal:
         log_q = log_t + math.log1p(-share)
         if share:
             log_q = torch.logaddexp(log_q, self.posterior.log_prob(z).double() + math.log(share))
-        return (conditional_log_likelihood(model, x, z) + model.prior.log_prob(z)).double() - log_q
+        return log_joint(model, x, z).double() - log_q
 
 
 @torch.no_grad()
-def laplace_proposal(model: VAE, x: Tensor, posterior: DiagonalGaussian) -> LaplaceProposal:
+def laplace_proposal(model: VAE, x: Tensor) -> LaplaceProposal:
     """Proposal for images x [B, C, H, W] in data space, from the mode of log p(x, z) and its curvature there.
 
     From the mean of q(z|x), Gauss-Newton steps z + t H^-1 g, t the best of STEP_SIZES: g is the gradient of
     log p(x, z) and H = J^T W J + P, with J the decoder's Jacobian, W >= 0 minus the second derivative of log p(x|z) in
     the decoder's output and P > 0 the prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2.
     """
+    posterior = model.encode(x)
     z = posterior.mean
     sizes = z.new_tensor(STEP_SIZES).view(-1, 1, 1)
     for _ in range(STEPS):
         gradient, factor = _expand(model, x, z)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1).to(z)
         candidates = z + sizes * step  # [T, B, Z]
-        values = conditional_log_likelihood(model, x, candidates) + model.prior.log_prob(candidates)
+        values = log_joint(model, x, candidates)
         z = candidates[values.nan_to_num(-math.inf).argmax(0), torch.arange(len(z), device=z.device)]
     return LaplaceProposal(posterior, z.double(), _expand(model, x, z)[1])
 
@@ -83,16 +84,14 @@ def best_diagonal(
     By Adam with reparameterised samples, from the mode and the diagonal of the curvature there (Cremer, Li & Duvenaud
     2018, arXiv:1801.03558, call the rest of the gap amortisation).
     """
-    mean = start.mode.to(x).detach().clone().requires_grad_()
-    log_variance = (-start.factor.square().sum(-1).log()).to(x).detach().requires_grad_()
+    mean = start.mode.to(x, copy=True).requires_grad_()
+    log_variance = (-start.factor.square().sum(-1).log()).to(x).requires_grad_()
     optimiser = torch.optim.Adam([mean, log_variance], lr=0.01)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
         noise = torch.randn(samples, *mean.shape, generator=generator).to(x)
-        posterior = DiagonalGaussian(mean, log_variance)
-        z = posterior.rsample(noise)
-        elbo = conditional_log_likelihood(model, x, z) + model.prior.log_prob(z) - posterior.log_prob(z)
-        mean.grad, log_variance.grad = torch.autograd.grad(-elbo.mean(0).sum(), [mean, log_variance])
+        elbo = log_weights(model, x, noise, DiagonalGaussian(mean, log_variance)).mean(0)
+        mean.grad, log_variance.grad = torch.autograd.grad(-elbo.sum(), [mean, log_variance])
         optimiser.step()
     return DiagonalGaussian(mean.detach(), log_variance.detach())
 

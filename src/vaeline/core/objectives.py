@@ -74,6 +74,22 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
+def log_weights(model: VAE, x: Tensor, noise: Tensor, posterior: DiagonalGaussian | None = None) -> Tensor:
+    """log w = log p(x|z) + log p(z) - log q(z|x) in nats: x [B, C, H, W], standard normal noise [K, B, Z] -> [K, B].
+
+    The densities at the sample, not the closed-form KL: the mean over K of w is then an unbiased estimate of p(x)
+    (Burda et al. 2015, arXiv:1509.00519, equation 8).
+    """
+    posterior = posterior or model.encode(x)
+    z = posterior.rsample(noise)  # [K, B, Z]
+    return log_joint(model, x, z) - posterior.log_prob(z)
+
+
+def log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) = log p(x|z) + log p(z) in nats for K latents an image: x [B, C, H, W], z [K, B, Z] -> [K, B]."""
+    return conditional_log_likelihood(model, x, z) + model.prior.log_prob(z)
+
+
 def conditional_log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x|z) in nats for K latents an image: x [B, C, H, W], z [K, B, Z] -> [K, B]."""
     output = model.decode(z.flatten(0, 1))  # [K B, C, H, W]

@@ -34,7 +34,7 @@ def trusted_signers() -> frozenset[str] | None:
     if (paths := os.environ.get(TRUSTED)) is None:
         return None
     if not paths.strip():
-        raise UserError(f"{TRUSTED}: is empty, which trusts nobody; allowed: public keys (PEM files), or not set")
+        raise UserError(f"{TRUSTED}: is empty, which trusts no key; allowed: public keys (PEM files), or not set")
     keys = (_read_key(TRUSTED, path, private=False) for path in paths.split(os.pathsep))
     return frozenset(key.public_bytes_raw().hex() for key in keys)
 

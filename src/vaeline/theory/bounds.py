@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
-from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_weights
+from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood
 from vaeline.core.laplace import DEGREES, LaplaceProposal, best_diagonal, laplace_proposal
 from vaeline.core.metrics import Measured
-from vaeline.core.objectives import elbo_terms, importance_weighted_bound
+from vaeline.core.objectives import elbo_terms, importance_weighted_bound, log_weights
 from vaeline.plotting.charts import INK, bars, chart, lines
 from vaeline.theory.claim import Claim, Context
 
@@ -42,8 +42,7 @@ def gap(context: Context) -> Claim:
         return Claim("gap", title, equation, (NO_BOUND,))
     x, samples = context.tested(context.options.images), context.options.importance_samples
     weights = _weights(context, x, samples, "importance")
-    with torch.no_grad():
-        proposal = laplace_proposal(context.model, x, context.model.encode(x))
+    proposal = laplace_proposal(context.model, x)
     log_p, log_p_se = importance_log_likelihood(_weights(context, x, samples, "laplace", proposal))
     from_q = importance_log_likelihood(weights)[0]
     best = best_diagonal(context.model, x, proposal, context.generator("best"))

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaeline.core.estimators import log_weights
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
-from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate
+from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, log_weights
 from vaeline.core.priors import StandardNormal
 from vaeline.plotting.charts import INK, chart
 from vaeline.theory.claim import Claim, Context

@@ -91,7 +91,7 @@ def _measure(run: RunOutbox) -> None:
 
 
 def sync_all(workspace: Workspace) -> str:
-    """Send everything unsent, once, whoever else is sending; returns the counts. Raises UserError on a store away."""
+    """Send everything unsent, once, also while others send; returns the counts. Raises UserError on a store away."""
     runs = [(run, run.has_writer()) for run in Outbox(workspace).runs()]
     unsent, sent = [(run, written) for run, written in runs if not run.is_sent()], []
     if unsent:
