@@ -1,15 +1,25 @@
-"""Named changes to params.yaml, run as DVC experiments."""
+"""Changes to params.yaml for `dvc exp run`: by key (`train.beta=4`), or named in experiments.yaml.
 
+Hydra, by which DVC reads changes, gets nothing of what a user wrote: values are read as YAML, checked as params.yaml
+is, and written as literals.
+"""
+
+import itertools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vaeline.config import parse_params
 from vaeline.errors import UserError
-from vaeline.io.yaml_config import Section, read_yaml, validate
+from vaeline.io.safe_read import shown
+from vaeline.io.yaml_config import Section, parse_yaml, read_yaml, validate
 
 EXPERIMENTS = "experiments.yaml"
+Values = dict[str, Any]  # by key path: {"train.beta": 0.5}
+KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+OVERRIDE = re.compile(rf"(?P<sign>\+{{0,2}})(?P<key>{KEY.pattern})=(?P<value>.*)|~(?P<removed>{KEY.pattern})")
 
 
 class Experiment(Section):
@@ -44,7 +54,64 @@ def experiment_overrides(name: str, params: Any, experiments: Mapping[str, Exper
     wanted = params
     for entry in reversed(chain):
         wanted = overlay(wanted, experiments[entry].params)
-    parse_params(wanted, f"{EXPERIMENTS}: {name}")
+    return checked_arguments(params, wanted, f"{EXPERIMENTS}: {name}")
+
+
+def parse_overrides(overrides: Sequence[str], params: Any, source: str = "-S") -> list[str]:
+    """Arguments of `dvc exp run` for overrides `KEY=VALUE` (VALUE in YAML; a leading + is as none) and `~KEY`.
+
+    `params` is the content of params.yaml. Raises UserError, its lines beginning with `source`, for what is no key path
+    of params.yaml or no value of it.
+    """
+    parse_params(params)
+    values: Values = {}
+    removed, mistakes = [], []
+    for text in overrides:
+        match = OVERRIDE.fullmatch(text)
+        if match is None:
+            mistakes.append(f"{source}: {shown(repr(text))}: allowed: KEY=VALUE, a key path of params.yaml, or ~KEY")
+        elif key := match["removed"]:
+            removed.append(key)
+        else:
+            key = match["key"]
+            mistakes += [f"{source}: {key}: given twice"] if key in values else []
+            values[key] = parse_yaml(match["value"], f"{source}: {key}")
+    if mistakes := mistakes or [f"{source}: {line}" for line in nested_keys([*values, *removed])]:
+        raise UserError("\n".join(mistakes))
+    wanted = with_values(params, values)
+    for key in removed:
+        wanted = _without(wanted, *key.split("."))
+    return checked_arguments(params, wanted, source)
+
+
+def nested_keys(keys: Iterable[str]) -> list[str]:
+    """A line for each key path that lies inside another one."""
+    pairs = itertools.permutations(dict.fromkeys(keys), 2)
+    return [f"{key}: is inside {outer}, which is changed too" for key, outer in pairs if key.startswith(f"{outer}.")]
+
+
+def with_values(params: Any, values: Values) -> Any:
+    """The content of params.yaml with these values; a section that is given a `kind` is replaced whole."""
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = changes
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return overlay(params, changes)
+
+
+def _without(section: dict[str, Any], first: str, *rest: str) -> dict[str, Any]:
+    """A section without the value at a key path; one that is not there changes nothing."""
+    if rest and isinstance(section.get(first), dict):
+        return section | {first: _without(section[first], *rest)}
+    return {key: value for key, value in section.items() if rest or key != first}
+
+
+def checked_arguments(params: Any, wanted: Any, source: str) -> list[str]:
+    """Arguments of `dvc exp run` that turn `params` into `wanted`. Raises UserError where that is not valid."""
+    parse_params(wanted, source)
     return override_arguments(params, wanted)
 
 
@@ -67,7 +134,14 @@ def override_arguments(now: dict[str, Any], wanted: dict[str, Any], path: str = 
 
 
 def _literal(value: Any) -> str:
-    """A value in Hydra's grammar: JSON without quotes around keys."""
+    """A value in Hydra's grammar, in which a backslash means itself but before a quote."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if "${" in value:
+        raise UserError(f"{shown(repr(value))}: ${{ would be replaced by Hydra; allowed: text without it")
+    text = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', r"\""), value)
+    return f'"{text}"'

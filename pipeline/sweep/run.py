@@ -8,8 +8,9 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.sweep.experiments import Values, with_values
 from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
-from pipeline.sweep.space import Values, check, corners, with_values
+from pipeline.sweep.space import check, corners
 from pipeline.sweep.study import Result, Sweep, exclusive
 from pipeline.sweep.trial import POLL_S, TrialProcess, remove_clones, slots
 from vaeline.errors import UserError

@@ -12,16 +12,14 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.sweep.experiments import overlay
+from pipeline.sweep.experiments import KEY, Values, checked_arguments, nested_keys, with_values
 from vaeline.config import parse_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import parse_yaml
 
 Space = dict[str, BaseDistribution]  # by key path
-Values = dict[str, Any]  # of one trial, by key path: {"train.beta": 0.5}
 
 FORM = "allowed: KEY=VALUE,VALUE,... or KEY=[log:]LOW..HIGH"
-KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
 
@@ -44,11 +42,7 @@ def parse_space(assignments: Sequence[str], params: Any) -> Space:
             space[key] = distribution
         except UserError as error:
             mistakes.append(str(error))
-    pairs = itertools.permutations(space, 2)
-    mistakes += [
-        f"{key}: is inside {outer}, which is varied too" for key, outer in pairs if key.startswith(f"{outer}.")
-    ]
-    if mistakes:
+    if mistakes := mistakes + nested_keys(space):
         raise UserError("\n".join(mistakes))
     return space
 
@@ -99,25 +93,13 @@ def corners(space: Space) -> Iterator[Values]:
         yield to_values(dict(zip(space, params, strict=True)))
 
 
-def with_values(params: Any, values: Values) -> Any:
-    """The content of params.yaml with these values; a section that is given a `kind` is replaced whole."""
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        section = changes
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-    return overlay(params, changes)
-
-
 def check(params: Any, combinations: Iterable[Values]) -> None:
     """Check params.yaml and every combination; raises UserError with one line for each different mistake."""
     parse_params(params)
     lines: dict[str, None] = {}
     for values in combinations:
         try:
-            parse_params(with_values(params, values), "sweep")
+            checked_arguments(params, with_values(params, values), "sweep")
         except UserError as error:
             lines |= dict.fromkeys(str(error).splitlines())
     if lines:

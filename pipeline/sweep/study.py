@@ -19,7 +19,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.sweep.space import Values, check, corners, grid, parse_space, show, to_params, to_values, varied
+from pipeline.sweep.experiments import Values
+from pipeline.sweep.space import check, corners, grid, parse_space, show, to_params, to_values, varied
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
 from vaeline.io.git import git, try_git

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from pipeline.services.child_processes import spawn, stop
 from pipeline.services.dvc_command import cache_folder, error_line, make_clone
-from pipeline.sweep.experiments import override_arguments
-from pipeline.sweep.space import Values, with_values
+from pipeline.sweep.experiments import Values, override_arguments, with_values
 from pipeline.sweep.study import Result, Sweep
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.sweep.experiments import experiment_overrides, read_experiments
+from pipeline.sweep.experiments import experiment_overrides, override_arguments, parse_overrides, read_experiments
 from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import read_yaml
@@ -43,6 +44,42 @@ def test_a_mistake_is_reported_before_anything_runs(tmp_path: Path, text: str, l
     with pytest.raises(UserError) as caught:
         experiment_overrides("b", read_yaml(ROOT / "params.yaml"), read_experiments(tmp_path / "experiments.yaml"))
     assert line in str(caught.value)
+
+
+def test_overrides_by_key_become_literals_that_hydra_reads_as_they_are() -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    changes = parse_overrides(["train.beta=4", "+model.prior={kind: vamp, components: 5}", "train.seed=1"], params)
+    assert changes == ["-S", '++model.prior.kind="vamp"', "-S", "++model.prior.components=5", "-S", "++train.beta=4"]
+    to_bernoulli = parse_overrides(["model.likelihood.kind=continuous-bernoulli", "~model.likelihood.sigma"], params)
+    assert to_bernoulli == ["-S", "~model.likelihood.sigma", "-S", '++model.likelihood.kind="continuous-bernoulli"']
+    parser = OverridesParser.create()
+    for text in ("caf\u00e9", 'a"b', "a\\", '\\"', "a\\nb", "a, {b}: [c]", "$HOME", "", " x "):
+        _, argument = override_arguments({}, {"k": [text, {"a": text}]})
+        assert parser.parse_override(argument).value() == [text, {"a": text}]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.beta", "-S: 'train.beta': allowed: KEY=VALUE, a key path of params.yaml, or ~KEY"),
+        ("train@hydra=x", "-S: 'train@hydra=x': allowed: KEY="),
+        ("train.beta=4\nx: 1", "-S: 'train.beta=4\\nx: 1': allowed: KEY="),
+        ("hydra.run.dir=/tmp", "-S: hydra: unknown key"),
+        ("train.bata=4", "-S: train.bata: unknown key; did you mean 'beta'?"),
+        ("train.beta=[4", "-S: train.beta: is not valid YAML"),
+        ("train.beta=${oc.env:HOME}", "-S: train.beta: "),
+        ("register.name=${oc.env:HOME}", "-S: register.name: "),
+        ("data.source={kind: npz, path: '${oc.env:HOME}'}", "'${oc.env:HOME}': ${ would be replaced by Hydra"),
+        ("~train.epochs", "-S: train.epochs: missing"),
+        ("train={}", "-S: train.beta: is inside train, which is changed too"),
+        ("+train.beta=5", "-S: train.beta: given twice"),
+    ],
+)
+def test_an_override_that_is_no_value_of_params_yaml_is_one_line(override: str, line: str) -> None:
+    beta = [] if override.startswith("train.beta") else ["train.beta=4"]
+    with pytest.raises(UserError) as caught:
+        parse_overrides([*beta, override], read_yaml(ROOT / "params.yaml"))
+    assert str(caught.value).startswith(line), str(caught.value)
 
 
 def test_an_experiment_runs_by_its_name_and_further_options_are_dvcs(toy: Path) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from pipeline.sweep.space import check, corners, grid, parse_space, varied, with_values
+from pipeline.sweep.experiments import with_values
+from pipeline.sweep.space import check, corners, grid, parse_space, varied
 from vaeline.config import parse_params
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import read_yaml
