@@ -43,7 +43,7 @@ def find(uri: str, path: Path, below: float, picture: Path) -> None:
         raise UserError(f"{uri}: no ELBOs of test images travel with it; use a model of the registry")
     if not 0 < below < 1:
         raise UserError(f"--below: found {below}, allowed: above 0 and below 1")
-    pixels = (read_folder(path, None, None)[0] if path.is_dir() else read_npz(path).pool).pixels
+    pixels = (read_folder(path)[0] if path.is_dir() else read_npz(path).pool).pixels
     elbo = model.score(pixels)
     threshold = np.quantile(model.reference, below)
     least = np.argsort(elbo)[:SHOWN]

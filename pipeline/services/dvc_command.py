@@ -25,7 +25,7 @@ from vaeline.io.yaml_config import read_yaml
 Log = Callable[[str], None]
 Outcome = Literal["ran", "restored", "cached"]
 DVC = ("dvc", "--wait-for-lock")
-LOCAL_SOURCES = {"folder", "npz"}  # outside the repository, where DVC cannot see a change
+LOCAL_SOURCES = ("folder", "npz")  # outside the repository, where DVC cannot see a change
 BUSY = re.compile(r"Unable to acquire lock|'.*' is busy, it is being blocked by|failed to lock")
 TRANSIENT = re.compile(rf"{BUSY.pattern}|exited with {TRY_AGAIN}\b")
 EMPTY_RUN = "join() argument must be str"  # DVC's message about an empty folder in its run cache, see `empty_runs`
@@ -68,7 +68,10 @@ def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
 
 def always_stale(workspace: Workspace) -> set[str]:
     """The stages to run whatever DVC finds: fetch, where the data are files that DVC does not watch."""
-    kind = read_yaml(workspace.params)["data"]["source"]["kind"]
+    try:
+        kind = read_yaml(workspace.params)["data"]["source"]["kind"]
+    except (TypeError, LookupError):
+        raise UserError(f"{workspace.params}: data.source.kind: missing") from None
     return {"fetch"} if kind in LOCAL_SOURCES else set()
 
 

@@ -1,4 +1,4 @@
-"""Stage prepare: `data/raw` -> `data/prepared`."""
+"""Stage prepare: `data/raw` -> `data/prepared`, `reports/data`."""
 
 from vaeline.config import read_params
 from vaeline.data.prepare import prepare
@@ -6,6 +6,7 @@ from vaeline.io.workspace import current_workspace
 
 
 def main() -> None:
-    """Write the validated splits and their manifest, by section `data` of params.yaml."""
+    """Write the validated splits, their manifest and their summary, by section `data` of params.yaml."""
     workspace = current_workspace()
-    prepare(read_params(workspace.params).data, workspace.raw, workspace.prepared)
+    data = read_params(workspace.params).data
+    prepare(data, workspace.raw, workspace.prepared, workspace.reports / "data")

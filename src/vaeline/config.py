@@ -38,7 +38,9 @@ class Folder(Section):
     kind: Literal["folder"]
     path: str
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # resize to size x size pixels
-    mode: Literal["L", "RGB"] | None = None  # convert
+    fit: Literal["crop", "stretch", "pad"] = "crop"  # how sides become equal; pad: with background
+    mode: Literal["L", "RGB"] | None = None  # convert; transparent pixels are composited on background
+    background: Literal["white", "black"] = "white"
 
 
 class Npz(Section):

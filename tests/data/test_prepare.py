@@ -86,7 +86,7 @@ def test_training_images_in_the_official_test_split_are_dropped(
         "t10k-images-idx3-ubyte": idx_bytes(images[30:]),
     }
     items = tuple(item_of(name, content) for name, content in files.items())
-    monkeypatch.setitem(PUBLIC_SETS, "mnist", PublicSet(items, ("a",)))
+    monkeypatch.setitem(PUBLIC_SETS, "mnist", PublicSet(items, tuple("abcdefghij")))
     (tmp_path / "data/raw").mkdir(parents=True)
     for name, content in files.items():
         (tmp_path / "data/raw" / name).write_bytes(content)
@@ -99,10 +99,23 @@ def test_training_images_in_the_official_test_split_are_dropped(
 @pytest.mark.parametrize(
     ("images", "labels", "words"),
     [
-        (np.zeros((20, 5, 4), np.uint8), None, "validation: 0 images once duplicates are dropped; allowed: at least 4"),
+        (
+            np.full((20, 5, 4), 99, np.uint8),
+            None,
+            "validation: 0 images once duplicates are dropped; allowed: at least 4",
+        ),
         (distinct_images(11), None, "train: 3 images once duplicates are dropped; allowed: at least 4 distinct ones"),
+        *[
+            (
+                distinct_images(20) % (most + 1),
+                None,
+                rf"data\.source\.path: data.npz: the largest value of all images is {most}; "
+                "allowed: 8-bit pixels, 0 to 255, at least one of 32 or more: multiply all of them by 255 / ",
+            )
+            for most in (1, 16, 31)
+        ],
         (distinct_images(20)[:, :1, :1], None, "data: images of 1 x 1 pixels; allowed: at least 4 a side"),
-        (distinct_images(20), np.arange(20), "data: 20 classes for 20 images; allowed: two images a class, or no "),
+        (distinct_images(20), np.arange(20), "data: 20 classes for 20 images; allowed: two images a class and "),
     ],
 )
 def test_less_than_later_stages_need_is_refused(*, tmp_path: Path, section: Section, images, labels, words) -> None:

@@ -30,10 +30,8 @@ class Outer(Section):
     ("text", "value"),
     [
         *[(text, 0.001) for text in ("1e-3", "1E-3", "1.0e-3", "0.001", "1.e-3")],
-        ("010", 10),
-        ("0o10", 8),
-        ("0x1F", 31),
-        ("1_000", 1000),
+        ("0", 0),
+        ("-0.5", -0.5),
         ("1:30", "1:30"),
         ("yes", "yes"),
         ("off", "off"),
@@ -61,6 +59,10 @@ def test_aliases_and_merged_keys_are_read():
         ("train: {beta: 1, beta: 2}", 'at line 1, column 18: found duplicate key "beta" with value "2"'),
         ("a: 1\n---\na: 2", "found another document"),
         ("a: *b", "found undefined alias"),
+        *[
+            (f"a: 1\nb: {n}", f"line 2: found {n}; allowed: decimal numbers without leading zeros, or text in quotes")
+            for n in ("010", "-00", "0o10", "0x1F", "1_000", "+1_0.5e3", "0b1")
+        ],
         ("a: !!python/object:os.system x", "could not determine a constructor for the tag"),
         ("a: !!int abc", "invalid literal for int"),
         ("a: !!bool x", "is not valid YAML: 'x'"),

@@ -42,7 +42,7 @@ def model(tmp_path: Path) -> TrainedModel:
     return trained(tmp_path / "model")
 
 
-def score(model: TrainedModel, images: Path, fit: bool = False, seed: int = 0) -> tuple[Verdict, list[str]]:
+def score(model: TrainedModel, images: Path, fit: str | None = None, seed: int = 0) -> tuple[Verdict, list[str]]:
     """The verdict and the printed lines; the table is `scores.csv` beside the images."""
     lines: list[str] = []
     out = images.parent / "scores.csv"
@@ -88,9 +88,9 @@ def test_fit_resizes_and_converts_class_folders_as_preparing_the_data_does(tmp_p
     model, folder = trained(tmp_path / "model", shape=(1, 8, 8)), tmp_path / "new"
     for name in ("a", "b"):
         write_images(folder / name, noise(2, ord(name), (3, 20, 30)))
-    score(model, folder, fit=True)
+    score(model, folder, fit="crop")
     assert column(tmp_path, "image") == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
-    prepared = read_folder(folder, 8, "L")[0].pixels
+    prepared = read_folder(folder, size=8, mode="L")[0].pixels
     np.testing.assert_allclose(np.float64(column(tmp_path, "elbo")), model.score(prepared, 0), rtol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_images_of_another_kind_are_reported_in_one_line(
 ):
     pixels, kind = noise(2, 1, shape), {1: "8 x 6 pixels in L", 3: "6 x 8 pixels in RGB"}[shape[0]]
     line = rf"its images are {kind}; the model's: 6 x 8 pixels in L"
-    with pytest.raises(UserError, match=rf"{line} \(--fit makes them so\)$"):
+    with pytest.raises(UserError, match=rf"{line} \(--fit crop makes them so\)$"):
         score(model, write_images(tmp_path / "new", pixels))
     np.savez(tmp_path / "new.npz", images=np.moveaxis(pixels, 1, 3))
     with pytest.raises(UserError, match=rf"new.npz: {line}$"):
@@ -117,12 +117,12 @@ def test_what_cannot_be_scored_is_reported_in_one_line(model: TrainedModel, tmp_
     black_white[2, 0, 0, 0] = 7
     grey, plain = write_images(tmp_path / "grey", black_white), trained(tmp_path / "plain", objective="autoencoder")
     for scored, images, fit, line in (
-        (model, tmp_path / "rgba", False, r"a.png: its mode is RGBA; allowed: L or RGB, or --fit to convert"),
-        (model, fine, True, "--fit: makes square images; the model's: 6 x 8 pixels in L"),
-        (model, tmp_path / "nowhere", False, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
-        (binary, grey, False, "image 002.png has grey pixels; the model takes black and white"),
-        (plain, fine, False, "models:/m@champion: is a plain autoencoder"),
-        (replace(model, reference=None), fine, False, "has no ELBOs of test images with it, so there is no verdict"),
+        (model, tmp_path / "rgba", None, r"RGBA with transparency; allowed: L or RGB, or --fit crop to convert"),
+        (model, fine, "pad", "--fit: makes square images; the model's: 6 x 8 pixels in L"),
+        (model, tmp_path / "nowhere", None, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
+        (binary, grey, None, "image 002.png has grey pixels; the model takes black and white"),
+        (plain, fine, None, "models:/m@champion: is a plain autoencoder"),
+        (replace(model, reference=None), fine, None, "has no ELBOs of test images with it, so there is no verdict"),
     ):
         with pytest.raises(UserError, match=line):
             score(scored, images, fit)

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,7 @@ from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_folder, current_workspace
 
 DRIFT = 3  # exit code of `score`
+Fit = Literal["crop", "stretch", "pad"]
 
 
 class Commands(TyperGroup):
@@ -72,7 +73,7 @@ def score(
     out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile")] = Path("scores.csv"),
     level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the ELBO's noise")] = 0,
-    fit: Annotated[bool, typer.Option("--fit", help="resize and convert a folder's images to the model's")] = False,
+    fit: Annotated[Fit | None, typer.Option(help="resize and convert a folder's images to the model's")] = None,
 ) -> None:
     """Score images by their ELBO, and test whether they look like the data that the model was tested on.
 

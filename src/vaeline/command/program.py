@@ -75,7 +75,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         if (lines := explain(error)) is None:
             raise
         for line in lines:
-            print(f"error: {line}", file=sys.stderr)  # noqa: T201
+            print(f"error: {shown(line, most=400)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
@@ -94,7 +94,7 @@ def explain(error: BaseException) -> list[str] | None:
     """One line for each thing that the user can fix; None where the error is a bug."""
     kind, number, name = type(error).__name__, getattr(error, "errno", None), getattr(error, "filename", None)
     if isinstance(error, UserError):
-        return [shown(line, most=400) for line in str(error).split("\n")]
+        return str(error).split("\n")
     if number in FULL_DISK or (
         (isinstance(error, OSError | RuntimeError) or kind == "SafetensorError")
         and any(message in str(error) for message in FULL_DISK_MESSAGES)
@@ -107,6 +107,6 @@ def explain(error: BaseException) -> list[str] | None:
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").partition(".")[0]
         return [f"{library}: is not installed; pip install 'vaeline[pipeline]'"] if library in OF_PIPELINE else None
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     return None

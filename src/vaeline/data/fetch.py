@@ -12,6 +12,7 @@ from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_folder
+from vaeline.io.safe_read import named, shown
 from vaeline.io.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,15 @@ def fetch(source: Source, workspace: Workspace) -> None:
                     (folder / name).mkdir()
                 for path, _ in files:
                     shutil.copyfile(path, folder / path.relative_to(origin))
-                log.info("folder: copied %d images of %d classes from %s", len(files), len(classes or ()), origin)
+                log.info(
+                    "folder: copied %d images of %d classes from %s", len(files), len(classes or ()), named(origin)
+                )
             case Npz():
                 origin = _local(source.path, workspace)
                 if not origin.is_file():
-                    raise UserError(f"data.source.path: {origin}: is not a file; allowed: an .npz file")
+                    raise UserError(f"data.source.path: {named(origin)}: is not a file; allowed: an .npz file")
                 shutil.copyfile(origin, folder / "data.npz")
-                log.info("npz: copied %s", origin)
+                log.info("npz: copied %s", named(origin))
             case Shapes():
                 write_shapes(folder, source.count, source.size, source.seed)
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
@@ -58,9 +61,17 @@ def fetch(source: Source, workspace: Workspace) -> None:
 
 def _local(path: str, workspace: Workspace) -> Path:
     """A path in params: relative to the workspace or, in DVC's copies of the repository, to the original."""
-    given = workspace.root / Path(path).expanduser()
-    found = given if given.exists() else workspace.repository / Path(path).expanduser()
+    try:
+        home = Path(path).expanduser()
+        found = next(
+            (place for root in (workspace.root, workspace.repository) if (place := root / home).exists()), home
+        )
+    except (OSError, RuntimeError) as error:  # too long, no such user
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.source.path: {shown(path)}: {reason}; allowed: a file or folder") from None
     raw = workspace.raw.absolute()
     if raw in (found.absolute(), *found.absolute().parents):
-        raise UserError(f"data.source.path: {path} lies in {workspace.raw}, which fetch writes; allowed: elsewhere")
+        raise UserError(
+            f"data.source.path: {shown(path)} lies in {workspace.raw}, which fetch writes; allowed: elsewhere"
+        )
     return found

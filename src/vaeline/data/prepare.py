@@ -13,19 +13,22 @@ from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, read_manifest
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
+from vaeline.data.summary import contact_sheet, moments, split_numbers
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import new_file, new_folder
+from vaeline.io.atomic_write import new_file, new_folder, write_folder
 from vaeline.io.digests import file_digest
 from vaeline.io.npy import npy_file
+from vaeline.io.safe_read import shown
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes of pixels handled at once
 FEWEST_IMAGES, SMALLEST_SIDE = 4, 4  # of a split and in pixels: what the later stages need
+MOST_CLASSES = 10_000
 
 
-def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
-    """Write the splits and the manifest of `data` into the folder `prepared`, all of it or none.
+def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) -> DataManifest:
+    """Write the splits and the manifest of `data` into the folder `prepared`, all of it or none; then their summary.
 
     An image that lies in several splits stays only in the first of test, validation, train. Duplicates are found
     before binarisation; those within one split are counted in the log and stay.
@@ -36,16 +39,22 @@ def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
     dataset = read_source(data.source, raw)
     if min(shape := dataset.pool.pixels.shape[2:]) < SMALLEST_SIDE:
         raise UserError(f"data: images of {shape[1]} x {shape[0]} pixels; allowed: at least {SMALLEST_SIDE} a side")
-    if (labels := dataset.pool.labels) is not None and 2 * (classes := len(np.unique(labels))) > len(labels):
-        raise UserError(f"data: {classes} classes for {len(labels)} images; allowed: two images a class, or no labels")
+    if (labels := dataset.pool.labels) is not None:
+        allowed = min(len(labels) // 2, MOST_CLASSES)
+        if (count := len(np.unique(labels))) > allowed:
+            found = f"{count} classes for {len(labels)} images"
+            raise UserError(f"data: {found}; allowed: two images a class and at most {MOST_CLASSES:,}, or no labels")
+    classes = dataset.classes and [shown(name, most=60) for name in dataset.classes]
     kept, dropped = _split(dataset, data)
     with new_folder(prepared) as folder:
-        splits = {}
+        splits, numbers = {}, {}
         for name in SPLITS:
             images = dataset.test if name == "test" and dataset.test else dataset.pool
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")
             rng = np.random.default_rng([data.seed, SPLITS.index(name)]) if drawn else None
-            splits[name] = _write_split(folder, name, images, kept[name], rng)
+            splits[name], histograms = _write_split(folder, name, images, kept[name], rng)
+            labels = None if images.labels is None else images.labels[kept[name]]
+            numbers[name] = {"images": len(kept[name])} | split_numbers(histograms, labels, classes)
         content = {
             "format": 1,
             "source": data.source.kind,
@@ -53,10 +62,14 @@ def prepare(data: Data, raw: Path, prepared: Path) -> DataManifest:
             "binarise": data.binarise,
             "splits": splits,
             "duplicates_dropped": dropped,
-            "classes": dataset.classes,
+            "classes": classes,
         }
         with new_file(folder / MANIFEST) as file:
             file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    if summary:
+        sheet = contact_sheet(np.load(prepared / "train.npy", mmap_mode="r"))
+        text = json.dumps(numbers, indent=2) + "\n"
+        write_folder(summary, {"summary.json": text.encode(), "images.png": sheet})
     return read_manifest(prepared)
 
 
@@ -88,18 +101,19 @@ def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
 
 def _write_split(
     folder: Path, name: str, images: Split, indices: Indices, rng: np.random.Generator | None
-) -> dict[str, object]:
-    """Write the arrays of a split; returns its `SplitSummary`."""
+) -> tuple[dict[str, object], NDArray[np.int64]]:
+    """Write the arrays of a split; returns its `SplitSummary` and the counts of each channel's values, [C, 256]."""
     path, shape = folder / f"{name}.npy", images.pixels.shape[1:]
-    histogram = np.zeros(256, np.int64)
+    histograms = np.zeros((shape[0], 256), np.int64)
     step = max(1, BLOCK // math.prod(shape))
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
         for start in range(0, len(indices), step):
             block = images.pixels[indices[start : start + step]]
             block = block if rng is None else binarise(block, rng)
-            histogram += np.bincount(block.ravel(), minlength=256)
+            for channel in range(shape[0]):
+                histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
             write(block)
-    mean, std = moments(histogram)
+    mean, std = moments(histograms.sum(0))
     summary = {"count": len(indices), "sha256": file_digest(path), "mean": mean, "std": std}
     for kind, rows in (("labels", images.labels), ("factors", images.factors)):
         summary |= {kind: rows is not None, f"{kind}_sha256": None}
@@ -108,16 +122,10 @@ def _write_split(
             with npy_file(path, (len(indices), *rows.shape[1:]), rows.dtype) as write:
                 write(rows[indices])
             summary[f"{kind}_sha256"] = file_digest(path)
-    return summary
+    return summary, histograms
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """255 with probability pixel / 255, else 0: exact, since u is uniform on the 255 values 0..254."""
     threshold = rng.integers(0, 255, pixels.shape, dtype=np.uint8)
     return np.where(pixels > threshold, np.uint8(255), np.uint8(0))
-
-
-def moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard deviation of pixels on [0, 1] from the counts of the 256 values: exact integers until last."""
-    n, first, second = (int(histogram @ np.arange(256) ** power) for power in (0, 1, 2))
-    return first / n / 255, math.sqrt(n * second - first**2) / n / 255

@@ -25,7 +25,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     with opened(path) as (file, size):
         if size > most:
-            raise UserError(f"{path}: found {size} bytes, allowed: at most {most}")
+            raise UserError(f"{named(path)}: found {size} bytes, allowed: at most {most}")
         return file.read(size)
 
 
@@ -45,10 +45,10 @@ def opened(path: Path, follow: bool = True) -> Iterator[tuple[BufferedReader, in
         with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path}: is not a regular file")
+                raise UserError(f"{named(path)}: is not a regular file")
             yield file, status.st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{named(path)}: cannot be read: {error.strerror or error}") from None
 
 
 def parse_json(content: bytes, where: str) -> Any:
@@ -72,6 +72,11 @@ def parse_json(content: bytes, where: str) -> Any:
         return json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
     except ValueError:
         raise UserError(f"{where}: is not JSON") from None
+
+
+def named(path: Path) -> str:
+    """A path as it may stand in a message, whatever bytes it has."""
+    return shown(path, most=300)
 
 
 def shown(text: object, most: int = 120) -> str:

@@ -1,6 +1,7 @@
 """Strict YAML 1.2, read as DVC reads it, and pydantic's errors as one line a key. The only module that reads YAML."""
 
 import difflib
+import re
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from vaeline.errors import UserError
 from vaeline.io.safe_read import DEEPEST, read_bounded, shown
 
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # read within a second
+AMBIGUOUS = re.compile(
+    r"[-+]?(0[\d_]+|0[xob][\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
+)  # numbers, as 010: 8 or 10
 LONGEST = 3000  # characters of a value; Python shows no number of more than 4,300 digits, and 0x reads any
 MOST_LINES = 8  # of mistakes
 
@@ -52,7 +56,8 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, source: str) -> Any:
     """Content of YAML 1.2 text, named `source` in messages, as DVC reads it.
 
-    Raises UserError where it is not YAML, has a key twice in a mapping, is nested too deeply or grows by aliases.
+    Raises UserError where it is not YAML, has a key twice in a mapping, is nested too deeply or grows by aliases, and
+    for numbers that readers take differently: 010 (8 in YAML 1.1), 0x10, 1_000.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,7 +73,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _check_size(text: str, source: str) -> None:
-    """Refuse deep nesting, long values, and more of them than allowed, an alias counted as a copy of what it names."""
+    """Refuse deep nesting, long or ambiguous values, and too many, an alias counted as a copy of what it names."""
     open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
     sizes: dict[str | None, int] = {}  # values by anchor; within itself, more than allowed
     values = 0
@@ -83,6 +88,9 @@ def _check_size(text: str, source: str) -> None:
             sizes[anchor] = values - before
         elif isinstance(event, ScalarEvent) and len(event.value) > LONGEST:
             raise UserError(f"{source}: holds a value of more than {LONGEST:,} characters")
+        elif isinstance(event, ScalarEvent) and not event.style and AMBIGUOUS.fullmatch(event.value):
+            where = f"{source}: line {event.start_mark.line + 1}: found {shown(event.value, most=60)}"
+            raise UserError(f"{where}; allowed: decimal numbers without leading zeros, or text in quotes")
         values += 1
         if len(open_nodes) > DEEPEST:
             raise UserError(f"{source}: is nested deeper than {DEEPEST} levels")

@@ -28,14 +28,14 @@ def score_images(
     out: Path,
     level: float,
     seed: int,
-    fit: bool,
+    fit: str | None,
     print_line: Callable[[str], None],
 ) -> Verdict:
     """Score images, write a table (CSV: image, ELBO in nats, quantile in the reference), print and return the verdict.
 
-    `images` is a folder of PNG or JPEG images, or an .npz file; `fit` resizes (stretches) and converts the files of a
-    folder, as data.source.size and data.source.mode do before training. Raises UserError where the model has no ELBO
-    or cannot read the images, and, once the table is written, where the model has no reference.
+    `images` is a folder of PNG or JPEG images, or an .npz file; `fit` (crop, stretch, pad) resizes and converts the
+    files of a folder, as data.source.fit, size and mode do before training. Raises UserError where the model has no
+    ELBO or cannot read the images, and, once the table is written, where the model has no reference.
     """
     vae, reference = model.loaded.vae, model.reference
     if vae.deterministic:
@@ -49,7 +49,7 @@ def score_images(
     table = io.StringIO()
     rows = zip(names, (f"{value:.6g}" for value in elbo), places, strict=True)
     csv.writer(table, lineterminator="\n").writerows([("image", "elbo", "quantile"), *rows])
-    write_file(out, table.getvalue().encode())
+    write_file(out, table.getvalue().encode(errors="surrogateescape"))
     if reference is None:
         raise UserError(
             f"{uri}: has no ELBOs of test images with it, so there is no verdict (the scores are in {out}); "
@@ -66,7 +66,7 @@ def score_images(
     return verdict
 
 
-def _read_images(path: Path, vae: VAE, fit: bool) -> tuple[list[str], NDArray[np.uint8]]:
+def _read_images(path: Path, vae: VAE, fit: str | None) -> tuple[list[str], NDArray[np.uint8]]:
     """Names (a file's path within its folder, or an index) and pixels [N, C, H, W]."""
     channels, height, width = vae.shape
     wanted = _described(vae.shape)
@@ -74,11 +74,11 @@ def _read_images(path: Path, vae: VAE, fit: bool) -> tuple[list[str], NDArray[np
         if fit and height != width:
             raise UserError(f"--fit: makes square images; the model's: {wanted}")
         try:
-            size, mode = (height, "L" if channels == 1 else "RGB") if fit else (None, None)
-            pixels = read_folder(path, size, mode)[0].pixels
+            changes = {"size": height, "mode": "L" if channels == 1 else "RGB", "fit": fit} if fit else {}
+            pixels = read_folder(path, **changes)[0].pixels
         except UserError as error:
             keys = r"data\.source\.size and data\.source\.mode|data\.source\.mode"
-            raise UserError(re.sub(keys, "--fit", str(error))) from None
+            raise UserError(re.sub(keys, "--fit crop", str(error))) from None
         names = [file.relative_to(path).as_posix() for file, _ in scan(path)[1]]
     elif path.is_file():
         pixels = read_npz(path).pool.pixels
@@ -86,7 +86,7 @@ def _read_images(path: Path, vae: VAE, fit: bool) -> tuple[list[str], NDArray[np
     else:
         raise UserError(f"{path}: does not exist; allowed: a folder of PNG or JPEG images, or an .npz file")
     if pixels.shape[1:] != vae.shape:
-        way_out = " (--fit makes them so)" if path.is_dir() else ""
+        way_out = " (--fit crop makes them so)" if path.is_dir() else ""
         raise UserError(f"{path}: its images are {_described(pixels.shape[1:])}; the model's: {wanted}{way_out}")
     if vae.likelihood.measure == "binary" and (grey := ((pixels > 0) & (pixels < 255)).any((1, 2, 3))).any():
         raise UserError(

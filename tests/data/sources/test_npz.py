@@ -54,6 +54,8 @@ def test_grey_colour_and_wider_integers_are_read(tmp_path: Path) -> None:
         (np.array([7, 7, -2, 10**10, 7]), ("-2", "7", "10000000000")),
         (np.array([2**63, 2**63, 0, 2**64 - 1, 2**63], np.uint64), ("0", str(2**63), str(2**64 - 1))),
         (np.array(["b", "b", "<a>", "c", "b"]), ("<a>", "b", "c")),
+        (np.array([b"c", b"c", b"b", b"\xff", b"c"]), ("b", "c", "\\xff")),
+        (np.array([0.5, 0.5, -1e300, 2, 0.5]), ("-1e+300", "0.5", "2.0")),
     ],
 )
 def test_labels_of_any_size_and_names_become_class_numbers(tmp_path: Path, labels: np.ndarray, classes: tuple) -> None:
@@ -62,23 +64,59 @@ def test_labels_of_any_size_and_names_become_class_numbers(tmp_path: Path, label
     assert dataset.classes == classes
 
 
+COLOUR = GREY[..., None].repeat(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (GREY / 255, GREY),
+        ((GREY / 127.5 - 1).astype(np.float32), GREY),
+        (GREY.astype(np.float16), GREY),
+        (GREY > 3, np.where(GREY > 3, 255, 0)),
+        (GREY.astype(np.uint16) * 1000, np.round(GREY * 1000.0 / 257)),
+        (GREY.astype(np.uint16), GREY),
+        (GREY.astype(np.int8) - 99, GREY + 29),
+        (GREY.astype(np.int64) * 60, np.round(GREY * 60.0 * 255 / 4095)),
+        (COLOUR.transpose(0, 3, 1, 2), COLOUR),
+        (COLOUR.transpose(1, 2, 3, 0), COLOUR),
+        (GREY[:, :, :3].transpose(1, 2, 0), GREY[:, :, :3]),
+    ],
+)
+def test_the_expression_in_a_refusal_makes_images_that_are_read(tmp_path: Path, images, expected) -> None:
+    path = save(tmp_path / "d.npz", images=images)
+    line = refusal(path).replace(", or images[..., None] if it is 3 images", "")
+    fixed = eval(line.rpartition(" channels: ")[2], {"images": images})
+    pixels = read_npz(save(path, images=fixed)).pool.pixels
+    np.testing.assert_array_equal(pixels[:, 0] if expected.ndim == 3 else np.moveaxis(pixels, 1, 3), expected)
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": GREY / 255}, "images is of type float64; allowed: images of type uint8"),
-        ({"images": np.full((5, 3, 4), np.nan)}, "images is of type float64; allowed: images of type uint8"),
+        ({"images": np.full((5, 3, 4), np.nan)}, "images is of type float64; allowed: 8-bit pixels"),
         ({"images": changed((4, 0, 2), -1)}, "images[4, 0, 2] is -1"),
         ({"images": changed((1, 2, 0), 256)}, "images[1, 2, 0] is 256"),
-        ({"images": GREY > 3}, "images is of type bool"),
-        ({"images": GREY[0]}, "images has shape (3, 4); allowed: images of type uint8"),
         ({"images": GREY[None, None]}, "images has shape (1, 1, 5, 3, 4)"),
-        ({"images": GREY[..., None].repeat(2, 3)}, "images has shape (5, 3, 4, 2)"),
         ({"images": GREY[:0]}, "images has shape (0, 3, 4)"),
+        ({"images": GREY[:, :0]}, "images has shape (5, 0, 4); allowed: 1 to 4096 pixels"),
         ({"images": np.zeros((2, 5000, 4), np.uint8)}, "images has shape (2, 5000, 4); allowed: 1 to 4096 pixels"),
+        (
+            {"images": np.zeros((5, 8, 8, 4), np.uint8)},
+            "(5, 8, 8, 4); allowed: 8-bit pixels (uint8, 0 to 255), N x H x W, "
+            "or N x H x W x C with 1 or 3 channels: composite the alpha channel on a background, then drop it",
+        ),
         ({"images": GREY.astype(object)}, "Object arrays cannot be loaded when allow_pickle=False"),
         ({"images": GREY, "labels": np.array([{}] * 5)}, "Object arrays cannot be loaded"),
         ({"images": GREY, "labels": np.arange(4)}, "labels has shape (4,); allowed: (5,)"),
-        ({"images": GREY, "labels": np.arange(5.0)}, "labels is of type float64; allowed: labels that are integers or"),
+        (
+            {"images": GREY, "labels": np.array([0, 1, np.nan, 1, 0])},
+            "labels is of type float64, or not finite; allowed",
+        ),
+        (
+            {"images": GREY, "labels": np.arange(5) * 1j},
+            "labels is of type complex128, or not finite; allowed: labels ",
+        ),
         ({"x_train": GREY, "y\x1b[31m": GREY}, "holds 'x_train, y\\x1b[31m'; allowed: images and, if wanted, labels"),
         ({"images": GREY} | {f"array{i}": 0 for i in range(99)}, "...; allowed: images and, if wanted, labels"),
     ],

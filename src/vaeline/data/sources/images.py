@@ -1,22 +1,28 @@
 """A folder of PNG and JPEG images: the files, their classes, and their pixels, checked before decoding."""
 
+import io
 import logging
-import struct
+import os
 import warnings
-import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
+from vaeline.io.safe_read import named, read_bounded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-LARGEST_SIDE = 4096  # pixels
-CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 16-bit modes would be clipped
+LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
+PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks; the others describe
+JPEG_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # segments that describe; 0xEE says how colours are stored
 
 
 def scan(folder: Path) -> tuple[tuple[str, ...] | None, list[tuple[Path, int]]]:
@@ -26,21 +32,23 @@ def scan(folder: Path) -> tuple[tuple[str, ...] | None, list[tuple[Path, int]]]:
     UserError for an empty folder or class, other files, deeper folders, and links that lead out.
     """
     if not folder.is_dir():
-        raise UserError(f"data.source.path: {folder}: is not a folder; allowed: a folder of PNG or JPEG images")
+        raise UserError(f"data.source.path: {named(folder)}: is not a folder; allowed: a folder of PNG or JPEG images")
     entries = _visible(folder)
     classes = [entry for entry in entries if entry.is_dir()]
     if classes and (stray := [entry for entry in entries if entry not in classes]):
-        raise UserError(f"{stray[0]}: lies beside class folders; allowed: only folders, or only images, in {folder}")
+        raise UserError(
+            f"{named(stray[0])}: lies beside class folders; allowed: only folders, or only images, in {named(folder)}"
+        )
     files: list[tuple[Path, int]] = []
     for label, place in enumerate(classes or [folder]):
         paths = _visible(place)
         for path in (place, *paths) if classes else paths:
-            if path.is_symlink() and folder.resolve() not in path.resolve().parents:
-                raise UserError(f"{path}: is a link out of {folder}; allowed: files, and links within it")
+            if path.is_symlink() and folder.resolve() not in Path(os.path.realpath(path)).parents:  # may be a loop
+                raise UserError(f"{named(path)}: is a link out of {named(folder)}; allowed: files, and links within it")
         if not paths:
-            raise UserError(f"{place}: holds no images; allowed: at least one {', '.join(SUFFIXES)}")
+            raise UserError(f"{named(place)}: holds no images; allowed: at least one {', '.join(SUFFIXES)}")
         if wrong := [path for path in paths if not path.is_file() or path.suffix.lower() not in SUFFIXES]:
-            raise UserError(f"{wrong[0]}: is not an image file; allowed: {', '.join(SUFFIXES)}")
+            raise UserError(f"{named(wrong[0])}: is not an image file; allowed: {', '.join(SUFFIXES)}")
         files += [(path, label) for path in paths]
     return tuple(entry.name for entry in classes) or None, files
 
@@ -49,56 +57,99 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def read_folder(folder: Path, size: int | None, mode: str | None) -> tuple[Split, tuple[str, ...] | None]:
-    """Decode every image of `folder`: resized (stretched) to size x size and converted to `mode` only where given.
+def read_folder(folder: Path, **changes: Any) -> tuple[Split, tuple[str, ...] | None]:
+    """Decode every image of `folder`, with the changes that `read_image` makes; the class names as `scan` has them.
 
-    Raises UserError naming the file for what is not a complete PNG or JPEG, is too large, or unlike the first image.
+    Raises UserError naming the file that cannot be decoded, is too large, or is unlike the first image.
     """
     classes, files = scan(folder)
-    log.info("%s: decoding %d images", folder, len(files))
-    first = read_image(files[0][0], size, mode)
+    log.info("%s: decoding %d images", named(folder), len(files))
+    first = read_image(files[0][0], **changes)
     pixels = np.empty((len(files), *first.shape), np.uint8)  # N x C x H x W
     for index, (path, _) in enumerate(files):
-        image = read_image(path, size, mode)
+        image = read_image(path, **changes)
         if image.shape != first.shape:
             raise UserError(
-                f"{path}: is {image.shape} (channels, height, width), but {files[0][0]} is {first.shape}; allowed: "
-                "images all alike, or data.source.size and data.source.mode to make them so"
+                f"{named(path)}: is {image.shape} (C, H, W), but {named(files[0][0])} is {first.shape}; "
+                "allowed: images all alike, or data.source.size and data.source.mode to make them so"
             )
         pixels[index] = image
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 
 
-def read_image(path: Path, size: int | None = None, mode: str | None = None) -> NDArray[np.uint8]:
-    """One image as C x H x W. Its size is checked in the header, before a small file can become gigabytes."""
-    from PIL import Image, ImageOps
+def read_image(
+    path: Path, size: int | None = None, mode: str | None = None, fit: str = "crop", background: str = "white"
+) -> NDArray[np.uint8]:
+    """One image as C x H x W, upright, changed only where asked: converted to `mode`, resized to size x size pixels.
 
+    `mode` composites transparent pixels on `background`: what lies under alpha 0 is never seen. `fit` says how sides
+    become equal: crop (from the centre), stretch, or pad (with `background`). Metadata that are damaged are ignored.
+    Raises UserError for what is not a complete PNG or JPEG or has 16 bits a channel, which Pillow halves or clips.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    content = read_bounded(path, LARGEST_FILE)
+    if content.startswith(PNG) and content[24:25] == b"\x10":
+        raise UserError(
+            f"{named(path)}: has 16 bits a channel; allowed: 8, as `mogrify -depth 8` of ImageMagick makes them"
+        )
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # Pillow warns from 89 million pixels on; here the limit is lower
-            image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
-            if max(image.size) > LARGEST_SIDE:
-                raise ValueError(f"its size is {image.width} x {image.height}")
-            if image.mode not in (("L", "RGB") if mode is None else CONVERTIBLE):
-                allowed = ", ".join(CONVERTIBLE) if mode else "L or RGB, or data.source.mode to convert"
-                raise UserError(f"{path}: its mode is {image.mode}; allowed: {allowed}")
-            image.load()
-            image = ImageOps.exif_transpose(image)  # upright, as the camera noted it
-    except (
-        OSError,
-        EOFError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+        try:
+            image = _decode(content)
+        except Exception:
+            image = _decode(_without_metadata(content))
+    except Exception as error:  # Pillow raises many kinds, one for each way in which a file is broken
+        reason = "it is neither, or its header is damaged" if isinstance(error, UnidentifiedImageError) else error
         allowed = f"a complete PNG or JPEG image of at most {LARGEST_SIDE} pixels a side"
-        raise UserError(f"{path}: cannot be decoded: {error}; allowed: {allowed}") from None
+        raise UserError(f"{named(path)}: cannot be decoded: {reason}; allowed: {allowed}") from None
+    transparent = image.has_transparency_data
+    if mode is None and (transparent or image.mode not in ("L", "RGB")):
+        found = f"{image.mode}{' with transparency' * transparent}"
+        raise UserError(f"{named(path)}: its mode is {found}; allowed: L or RGB, or data.source.mode to convert")
+    if transparent:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if mode is not None and image.mode != mode:
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        if fit == "stretch":
+            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        elif fit == "pad":
+            image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=background)
+        else:
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+
+
+def _decode(content: bytes) -> "Picture":
+    """An image, upright as the camera noted it, its size checked before a small file can become gigabytes."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns from 89 million pixels on; here the limit is lower
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        if max(image.size) > LARGEST_SIDE:
+            raise ValueError(f"its size is {image.width} x {image.height}")
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """The file without the parts that describe the image: text, time, colour profile, the camera's notes."""
+    if content.startswith(PNG):
+        kept, start = [PNG], len(PNG)
+        while start < len(content):
+            end = start + 12 + int.from_bytes(content[start : start + 4])
+            if content[start + 4 : start + 8] in PNG_PIXELS:
+                kept.append(content[start:end])
+            start = end
+        return b"".join(kept)
+    kept, start = [content[:2]], 2
+    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != b"\xda":  # until the pixels
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        if content[start + 1] not in JPEG_NOTES:
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept) + content[start:]

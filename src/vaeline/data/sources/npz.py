@@ -4,25 +4,29 @@ import math
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.images import LARGEST_SIDE
 from vaeline.errors import UserError
 from vaeline.io.safe_read import shown
 
-IMAGES = "images of type uint8 (0 to 255), N x H x W, or N x H x W x C with 1 or 3 channels"
-LABELS = "labels that are integers or strings, N"
+IMAGES = "8-bit pixels (uint8, 0 to 255), N x H x W, or N x H x W x C with 1 or 3 channels"
+LABELS = "labels that are names or finite numbers, N"
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+RANGES = ((0, 1), (-1, 1), (0, 255), (-128, 127), (0, 4095), (0, 65535))  # of pixels that are not 8-bit ones
 
 
 def read_npz(path: Path) -> Dataset:
-    """Read `images` (uint8, N x H x W or N x H x W x C) and, if there, `labels` (N integers or strings).
+    """Read `images` and, if there, `labels` (N names or numbers).
 
-    Other integer types are taken where every value is from 0 to 255. Labels become 0..K-1 in the order of their
-    values, which are the class names unless they are these numbers already. Raises UserError naming the file, the array
-    and the index for anything else: objects, NaN, fractions, negatives, too large values, wrong dimensions or counts.
+    Taken for 8-bit pixels: uint8, and integers of other types but uint16 if all are from 0 to 255; as N x H x W, not
+    H x H x N, or N x H x W x C with C 1 or 3. All else is refused with the expression that makes such pixels: floats,
+    booleans, negatives, larger values, channels in another place, alpha. Labels become 0..K-1 in the order of their
+    values, which are the class names unless they are these numbers already. Raises UserError naming file and array.
     """
     try:
         _check_sizes(path)
@@ -36,26 +40,55 @@ def read_npz(path: Path) -> Dataset:
     if "images" not in arrays or set(arrays) - {"images", "labels"}:
         raise UserError(f"{path}: holds {shown(', '.join(arrays))}; allowed: images and, if wanted, labels")
     images, labels = arrays["images"], arrays.get("labels")
-    if images.dtype.kind not in "iu":
-        raise UserError(f"{path}: images is of type {shown(images.dtype)}; allowed: {IMAGES}")
-    if images.dtype != np.uint8 and (wrong := (images < 0) | (images > 255)).any():
-        where = [int(index[0]) for index in np.nonzero(wrong)]
-        raise UserError(f"{path}: images{where} is {images[tuple(where)]}; allowed: {IMAGES}")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or len(images) == 0:
-        raise UserError(f"{path}: images has shape {images.shape}; allowed: {IMAGES}")
+    if (fix := _shape_fix(images.shape)) is not None:
+        raise UserError(f"{path}: images has shape {images.shape}; allowed: {IMAGES}{fix}")
     if not all(1 <= side <= LARGEST_SIDE for side in images.shape[1:3]):
         raise UserError(f"{path}: images has shape {images.shape}; allowed: 1 to {LARGEST_SIDE} pixels a side")
+    if images.dtype.kind not in "iu" or images.dtype == np.uint16:
+        raise UserError(f"{path}: images is of type {shown(images.dtype)}; allowed: {IMAGES}{_value_fix(images)}")
+    if images.dtype != np.uint8 and (wrong := (images < 0) | (images > 255)).any():
+        where = np.unravel_index(int(wrong.argmax()), images.shape)
+        found = f"images{[int(index) for index in where]} is {images[where]}"
+        raise UserError(f"{path}: {found}; allowed: {IMAGES}{_value_fix(images)}")
     pixels = images.astype(np.uint8, copy=False)
     pixels = pixels[:, None] if images.ndim == 3 else np.moveaxis(pixels, 3, 1)  # N x C x H x W
     if labels is None:
         return Dataset(Split(pixels))
-    if labels.dtype.kind not in "iuU":
-        raise UserError(f"{path}: labels is of type {shown(labels.dtype)}; allowed: {LABELS}")
+    if labels.dtype.kind not in "biufUS" or (labels.dtype.kind == "f" and not np.isfinite(labels).all()):
+        raise UserError(f"{path}: labels is of type {shown(labels.dtype)}, or not finite; allowed: {LABELS}")
     if labels.shape != (len(images),):
         raise UserError(f"{path}: labels has shape {labels.shape}; allowed: ({len(images)},)")
     values, numbers = np.unique(labels, return_inverse=True)
-    named = values.tolist() != list(range(len(values)))
-    return Dataset(Split(pixels, numbers.astype(np.int64)), classes=tuple(map(str, values)) if named else None)
+    names = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
+    named = names != list(range(len(names)))
+    return Dataset(Split(pixels, numbers.astype(np.int64)), classes=tuple(map(str, names)) if named else None)
+
+
+def _shape_fix(shape: tuple[int, ...]) -> str | None:
+    """What makes N x H x W (x C) of images of another shape, "" where that is unknown, None where there is no need."""
+    match shape:
+        case (height, width, count) if height == width < count:
+            return f": images.transpose(2, 0, 1), or images[..., None] if it is {height} images"
+        case (count, _, _) | (count, _, _, 1 | 3) if count:
+            return None
+        case (_, 1 | 3, _, _):
+            return ": images.transpose(0, 2, 3, 1)"
+        case (_, _, 1 | 3, _):
+            return ": images.transpose(3, 0, 1, 2)"
+        case (_, _, _, 2 | 4):
+            return ": composite the alpha channel on a background, then drop it"
+        case (count, size):
+            return f": images.reshape({count}, HEIGHT, WIDTH), HEIGHT x WIDTH = {size}"
+    return ""
+
+
+def _value_fix(images: NDArray[Any]) -> str:
+    """The expression that makes 8-bit pixels of real numbers in the first of the known ranges that holds them."""
+    if images.dtype.kind in "biuf":
+        for low, high in RANGES:
+            if low <= images.min() and images.max() <= high:
+                return f": ((images - {low:.1f}) * (255 / {high - low})).round().astype('uint8')"
+    return ""
 
 
 def _check_sizes(path: Path) -> None:

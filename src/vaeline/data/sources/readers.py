@@ -14,11 +14,15 @@ from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 
+DIMMEST = 32  # the largest pixel of a data set
+
 
 def read_source(source: Source, raw: Path) -> Dataset:
     """Read and validate what `fetch` left in `raw`; raises UserError naming the file that is not as it should be.
 
-    The readers of public files check nothing further: their digests are the pinned ones.
+    The readers of public files check nothing further: their digests are the pinned ones. A user's pixels must be 8-bit
+    ones: where the largest of all images is below 32, they are levels or a mask of 5 bits or fewer, not to be learned
+    as shades of black.
     """
     if not raw.is_dir():
         raise UserError(f"{raw}: is missing; run the stage fetch first")
@@ -38,12 +42,20 @@ def read_source(source: Source, raw: Path) -> Dataset:
             pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
             return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
         case Folder():
-            images, classes = read_folder(raw, source.size, source.mode)
-            return Dataset(images, classes=classes)
+            changes = {"fit": source.fit, "background": source.background}
+            images, classes = read_folder(raw, size=source.size, mode=source.mode, **changes)
+            dataset = Dataset(images, classes=classes)
         case Npz():
-            return read_npz(raw / "data.npz")
+            dataset = read_npz(raw / "data.npz")
         case Shapes():
             return _read_shapes(source, raw)
+    if (largest := int(dataset.pool.pixels.max())) < DIMMEST:
+        times = f": multiply all of them by 255 / {largest}" if largest else ""
+        raise UserError(
+            f"data.source.path: {source.path}: the largest value of all images is {largest}; allowed: 8-bit pixels, "
+            f"0 to 255, at least one of {DIMMEST} or more{times}"
+        )
+    return dataset
 
 
 def read_labelled_idx(images: Path, labels: Path) -> Split:
