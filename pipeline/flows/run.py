@@ -1,24 +1,37 @@
 """`vaeline run`: the flow once, in this process, with Prefect's server for the time of it where none is known."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
 from pipeline.flows import registered
 from pipeline.report import summary
-from pipeline.services import flow_run_processes
+from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
+from pipeline.services.workspace_lock import workspace_lock
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 
 
 def main() -> None:
-    """Run the flow, then print where to look.
+    """Run the flow where DVC finds something to do, then print where to look.
 
     Raises UserError with the error lines of the stage that failed, or where Prefect's server is away.
     """
     workspace = current_workspace()
+    with workspace_lock(workspace, lambda line: print(line, file=sys.stderr)) as context:  # noqa: T201
+        os.environ.update(context.environment())  # the flow finds the lock taken by this process
+        if dvc_command.stale_stages(workspace) | dvc_command.always_stale(workspace):
+            _run_flow(workspace)
+        else:
+            print("all stages up to date")  # noqa: T201
+    found = registered.registered(workspace)
+    print("\n" + summary.summary(workspace, found.version if found else None), end="")  # noqa: T201
+
+
+def _run_flow(workspace: Workspace) -> None:
     with prefect_api(workspace):
         from httpx import HTTPError, HTTPStatusError
 
@@ -36,8 +49,6 @@ def main() -> None:
         flow_run_processes.record_path(workspace, str(state.state_details.flow_run_id)).unlink(missing_ok=True)
     if not state.is_completed():
         raise UserError(state.message or f"the flow ended {state.name}")
-    found = registered.registered(workspace)
-    print("\n" + summary.summary(workspace, found.version if found else None), end="")  # noqa: T201
 
 
 @contextmanager

@@ -49,29 +49,37 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
 
+def _guarded(workspace: Workspace, title: str, name: str, port: int, health: str, env: Mapping[str, str]) -> Server:
+    """A server of the application that `env` names, which answers no foreign web page."""
+    command = [sys.executable, "-m", "uvicorn", "--factory", "pipeline.services.guarded_app:create_app"]
+    command += ["--app-dir", str(Path(__file__).parents[2]), "--lifespan", "on", "--log-level", "warning"]
+    command += ["--host", HOST, "--port", str(port)]
+    return Server(title, name, command, _file(workspace, name, "log"), port, health, env)
+
+
 def mlflow_server(workspace: Workspace, port: int) -> Server:
-    """MLflow's server on the workspace's store, with one worker (four take 39 s to start).
+    """MLflow's server on the workspace's store, as the command `mlflow server` would set it up, but guarded.
 
     New experiments keep their artifacts where those of the shells here do, which use the store without the server.
     """
     uri = tracking_uri(workspace)
     artifacts = artifact_location(uri, workspace) or ""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
-    env = {
-        "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password: not for the list of processes
+    env = {  # the names with an underscore are how that command tells its server; the address may hold a password
+        "VAELINE_GUARDED_APP": "mlflow.server.fastapi_app:app",
+        "_MLFLOW_SERVER_FILE_STORE": uri,
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": artifacts,
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": artifacts,
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner serves features for language models
     }
-    return Server("MLflow", MLFLOW, command, _file(workspace, MLFLOW, "log"), port, "/health", env)
+    return _guarded(workspace, "MLflow", MLFLOW, port, "/health", env)
 
 
 def prefect_server(workspace: Workspace, port: int) -> Server:
-    """Prefect's server on the history that `vaeline run` writes; it answers no foreign web page."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "pipeline.services.prefect_app:create_app"]
-    command += ["--app-dir", str(Path(__file__).parents[2]), "--lifespan", "on", "--log-level", "warning"]
-    command += ["--host", HOST, "--port", str(port)]
-    env = {"PREFECT__SERVER_FINAL": "1", "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}
-    return Server("Prefect", PREFECT, command, _file(workspace, PREFECT, "log"), port, "/api/health", env)
+    """Prefect's server on the history that `vaeline run` writes."""
+    env = {"VAELINE_GUARDED_APP": "prefect.server.api.server:create_app", "PREFECT__SERVER_FINAL": "1"}
+    env["PREFECT_UI_API_URL"] = f"http://{HOST}:{port}/api"
+    return _guarded(workspace, "Prefect", PREFECT, port, "/api/health", env)
 
 
 def temporary_prefect_server(workspace: Workspace) -> Server:

@@ -30,8 +30,11 @@ def workspace_lock(
     """The lock of a run; yields the context of its stages.
 
     Waits, with a log line, or raises BusyError, while another run, the stage of a `dvc repro`, or what a killed run
-    left is at work.
+    left is at work. Nothing to wait for where RunContext says that this process has it.
     """
+    if (context := RunContext.read()).run == str(os.getpid()):
+        yield context
+        return
     with ExitStack() as stack:
         for name in (RUN, STAGE):
             path = workspace.make_state() / name
@@ -48,7 +51,7 @@ def workspace_lock(
                 stack.callback(os.close, lock)
                 os.truncate(lock, 0)
                 os.pwrite(lock, str(os.getpid()).encode(), 0)
-        yield replace(RunContext.read(), run=str(os.getpid()))
+        yield replace(context, run=str(os.getpid()))
 
 
 @contextmanager
