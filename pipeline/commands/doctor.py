@@ -102,10 +102,11 @@ def data(workspace: Workspace) -> Finding:
 
 def tracking(workspace: Workspace) -> Finding:
     """The MLflow store: a sqlite file that is whole and can be written, or a server that answers."""
-    from vaeline.tracking.connection import SQLITE, connect, tracking_uri
+    from vaeline.tracking.connection import SQLITE, check_store, connect, tracking_uri
     from vaeline.tracking.outbox import Outbox
 
     uri = tracking_uri(workspace)
+    check_store(workspace)
     if not uri.startswith(SQLITE):
         try:
             connect(workspace)
@@ -115,8 +116,6 @@ def tracking(workspace: Workspace) -> Finding:
     path = Path(uri.removeprefix(SQLITE))
     if not path.exists():
         return "ok", f"{path} (made by the first run)"
-    if not os.access(path, os.W_OK):
-        return "fail", f"{path}: cannot be written; fix: {OWN}"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as database:
             verdict = database.execute("pragma quick_check(1)").fetchone()[0]
@@ -135,8 +134,10 @@ def prefect(workspace: Workspace) -> Finding:
         return "ok", "a temporary server for each run"
     api = redact(os.environ["PREFECT_API_URL"])
     try:
-        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=5):  # needs no password
-            return "ok", f"{api} answers"
+        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=5) as answer:  # needs no password
+            if answer.read(5) == b"true":
+                return "ok", f"{api} answers"
+            return "fail", f"{api} answers, but not as Prefect's API does; fix: correct PREFECT_API_URL"
     except (OSError, ValueError, HTTPException) as error:
         return "fail", f"{api} does not answer: {error}; fix: start that server, or unset PREFECT_API_URL"
 

@@ -13,6 +13,7 @@ from pipeline.services.servers import first_line, known_prefect, started, tempor
 from pipeline.services.workspace_lock import workspace_lock
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.tracking.connection import check_store
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
     with workspace_lock(workspace, lambda line: print(line, file=sys.stderr)) as context:  # noqa: T201
         os.environ.update(context.environment())  # the flow finds the lock taken by this process
         if dvc_command.stale_stages(workspace) | dvc_command.always_stale(workspace):
+            check_store(workspace)
             _run_flow(workspace)
         else:
             print("all stages up to date")  # noqa: T201

@@ -23,8 +23,10 @@ from pipeline.report import summary
 from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.dvc_command import Outcome
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
+from pipeline.sweep.experiments import parse_overrides
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.yaml_config import read_yaml
 
 TRANSIENT = "Away"  # the name of a failed state that may pass
 
@@ -48,10 +50,10 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
 
 
 @task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
-def run_overrides(overrides: list[str], environment: dict[str, str]) -> State[str]:
-    """The name of a DVC experiment, run in a copy of the workspace."""
+def run_experiment(changes: list[str], environment: dict[str, str]) -> State[str]:
+    """The name of a DVC experiment with these changes to params.yaml, run in a copy of the workspace."""
     workspace, log = current_workspace(), get_run_logger().info
-    return _state("experiment", lambda: dvc_command.run_experiment(workspace, overrides, log, environment))
+    return _state("experiment", lambda: dvc_command.run_experiment(workspace, changes, log, environment))
 
 
 def _state(what: str, work: Callable[[], str]) -> State[Any]:
@@ -76,7 +78,8 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
             environment = context.environment(flow_run=flow_run)
             if not overrides:
                 return _bring_up_to_date(workspace, environment)
-            state: State[Any] = run_overrides(overrides, environment, return_state=True)
+            changes = parse_overrides(overrides, read_yaml(workspace.params), "overrides")
+            state: State[Any] = run_experiment(changes, environment, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
             name = state.result()

@@ -86,12 +86,11 @@ def reproduce(workspace: Workspace, stage: str, log: Log, env: Mapping[str, str]
     return "ran"
 
 
-def run_experiment(workspace: Workspace, overrides: Sequence[str], log: Log, env: Mapping[str, str]) -> str:
-    """The name of an experiment of `dvc exp run --temp` with these changes (`key=value`) to params.yaml.
+def run_experiment(workspace: Workspace, changes: Sequence[str], log: Log, env: Mapping[str, str]) -> str:
+    """The name of an experiment of `dvc exp run --temp` with these arguments (`-S`, `key=value`) for params.yaml.
 
     It runs in a copy of the repository: the workspace and its params stay as they are. Raises StageError.
     """
-    changes = [argument for change in overrides for argument in ("-S", change)]
     lines = _run(workspace, ["exp", "run", "--temp", *changes], log, env, "the experiment")
     return next((found[1] for line in lines if (found := EXPERIMENT.match(line))), "")
 

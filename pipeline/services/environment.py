@@ -2,12 +2,21 @@
 
 import getpass
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 from vaeline.errors import UserError, redact
 from vaeline.io.git import HOOK_VARIABLES
 from vaeline.io.workspace import Workspace, current_workspace
+
+PROFILES: dict[str, dict[str, str]] = {  # that Prefect itself brings
+    "ephemeral": {},
+    "local": {"PREFECT_API_URL": "http://127.0.0.1:4200/api"},
+    "cloud": {},
+}
+API = re.compile(r"https?://[^/\s]+(/\S*)?/api(/\S*)?")
 
 
 def enter_workspace() -> Workspace:
@@ -25,7 +34,7 @@ def prepare_environment() -> None:
     No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
     in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
     Blank settings count as not set; a password for a server to be started here is its clients' too.
-    Raises UserError where `.vaeline` can be no folder.
+    Raises UserError where `.vaeline` can be no folder, and for a profile or address of Prefect's that cannot be one.
     """
     state = current_workspace().make_state()
     line = "%(asctime)s | %(levelname)-7s | "
@@ -45,17 +54,36 @@ def prepare_environment() -> None:
         getpass.getuser()
         Path.home()
     except (OSError, KeyError, RuntimeError):  # no entry in passwd, as in a container: DVC and Prefect ask for both
-        defaults |= {"USER": f"uid{os.getuid()}", "HOME": str(state)}
+        os.environ |= {"USER": f"uid{os.getuid()}", "HOME": str(state)} | os.environ
     for name, value in list(os.environ.items()):
         blank = name.startswith(("PREFECT_", "MLFLOW_")) and not value  # in an environment file; to Prefect a value
         if blank or name in HOOK_VARIABLES:
             del os.environ[name]
-    os.environ.update(defaults | os.environ)
+    os.environ.update(defaults | _prefect_profile() | os.environ)
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     if api := os.environ.get("PREFECT_API_URL"):
+        if not API.fullmatch(api):
+            wanted = "the address of a server's API, such as http://127.0.0.1:4200/api"
+            raise UserError(f"PREFECT_API_URL: found {api!r}, allowed: {wanted}")
         os.environ.setdefault("PREFECT_UI_URL", redact(api).removesuffix("/api"))  # of the links that Prefect logs
     here = str(Path(sys.executable).parent)
     others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])
     os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
+
+
+def _prefect_profile() -> dict[str, str]:
+    """The settings of Prefect's active profile. Raises UserError for an unknown one, or a file that cannot be read."""
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect"))
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        profiles = PROFILES | content.get("profiles", {})
+        name = os.environ.get("PREFECT_PROFILE") or content.get("active", "ephemeral")
+        if name not in profiles:
+            where = "PREFECT_PROFILE" if "PREFECT_PROFILE" in os.environ else f"{path}: active"
+            raise UserError(f"{where}: found {name!r}, allowed: a profile of {path}, {', '.join(profiles)}")
+        return {key: str(value) for key, value in profiles[name].items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no profiles of Prefect's: {error}; correct the file, or move it away") from None

@@ -25,9 +25,12 @@ SQLITE = "sqlite+aiosqlite:///"
 
 def create_app() -> ASGIApp:
     """The ASGI application for uvicorn: the guarded one, or 403 (a closed websocket) to what is foreign."""
+    names = {name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()}
+    if os.environ[APP].startswith("mlflow."):
+        _prepare_mlflow(bool(names))
     app = import_from_string(os.environ[APP])
     app = app() if os.environ[APP].endswith(":create_app") else app
-    allowed = LOOPBACK | {name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()}
+    allowed = LOOPBACK | names
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,6 +62,21 @@ def is_own(headers: Headers, allowed: set[str]) -> bool:
         return (local or here.hostname == page.hostname) and here.port == page.port
     except ValueError:
         return False
+
+
+def _prepare_mlflow(named: bool) -> None:
+    """Set what the command `mlflow server` passes to its server, by names of its own, from what that command reads.
+
+    Its own guard lets in this machine's names alone: where there are others, this one does all.
+    """
+    own = {"MLFLOW_SERVER_ALLOWED_HOSTS": "*", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "*"} if named else {}
+    os.environ |= own | {
+        "_MLFLOW_SERVER_FILE_STORE": os.environ["MLFLOW_BACKEND_STORE_URI"],
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", "mlflow-artifacts:/"),
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": os.environ["MLFLOW_ARTIFACTS_DESTINATION"],
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SGI_NAME": "uvicorn",
+    }
 
 
 async def _start_alone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -58,18 +58,17 @@ def _guarded(workspace: Workspace, title: str, name: str, port: int, health: str
 
 
 def mlflow_server(workspace: Workspace, port: int) -> Server:
-    """MLflow's server on the workspace's store, as the command `mlflow server` would set it up, but guarded.
+    """MLflow's server on the workspace's store.
 
     New experiments keep their artifacts where those of the shells here do, which use the store without the server.
     """
     uri = tracking_uri(workspace)
     artifacts = artifact_location(uri, workspace) or ""
-    env = {  # the names with an underscore are how that command tells its server; the address may hold a password
+    env = {
         "VAELINE_GUARDED_APP": "mlflow.server.fastapi_app:app",
-        "_MLFLOW_SERVER_FILE_STORE": uri,
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": artifacts,
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": artifacts,
-        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "MLFLOW_BACKEND_STORE_URI": uri,  # may hold a password: not for the list of processes
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts,
+        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner serves features for language models
     }
     return _guarded(workspace, "MLflow", MLFLOW, port, "/health", env)

@@ -17,6 +17,7 @@ from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.io.yaml_config import read_yaml
 from vaeline.serving.model_files import save_model
+from vaeline.tracking.connection import check_store
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import latest_artifact, open_training_run
 from vaeline.training import checkpoint
@@ -59,6 +60,7 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
         return
     with checkpoint.owned(checkpoints):
         checkpoint.drop_abandoned(checkpoints.parent)
+        check_store(workspace)
         resume = checkpoint.read(checkpoints) is not None or not _is_committed(workspace, key)
         with open_training_run(workspace, key, run_start(workspace, params), resume=resume) as run:
             run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, group.size).items()})

@@ -1,5 +1,6 @@
 """The Prefect flow on a tiny repository: real DVC, Prefect's own temporary server."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy:
     third = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
     assert lines_with(third.stderr, "fetch cached, train cached, sample restored")
     assert not lines_with(third.stderr, "| train | Stage"), "DVC was asked once, not stage by stage"
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    last = vaeline("run", cwd=toy, PREFECT_API_URL="http://127.0.0.1:9/api")
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (last.stdout.splitlines()[0], last.stderr) == ("all stages up to date", ""), "no server is asked or started"
+    assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 5, "CPU-seconds; 0.9 on an idle machine"
 
 
 def test_what_ends_a_run_is_one_clear_line(toy: Path, prefect_api: str):
@@ -53,11 +59,13 @@ def test_what_ends_a_run_is_one_clear_line(toy: Path, prefect_api: str):
     failed = error_line(prefect_api, http_proxy=proxy)
     assert failed == "error: stage 'train' failed: a.png: truncated (not run: sample)"
     assert not (toy / "sample.txt").exists()
+    assert lines_with(error_line("http://127.0.0.1:9/api"), "Prefect: Failed to reach API", "unset PREFECT_API_URL")
+    store = error_line(prefect_api, MLFLOW_TRACKING_URI="file:///tmp/mlruns")
+    assert store.startswith("error: MLFLOW_TRACKING_URI: found file:///tmp/mlruns, which is no known kind of store; ")
     (toy / "dvc.lock").write_text("schema: '2.0'\nstages:\n  fetch:\n    cmd: [")
     assert lines_with(
         error_line(prefect_api), "dvc status: ", "dvc.lock is torn: `git checkout dvc.lock`, or delete it"
     )
-    assert lines_with(error_line("http://127.0.0.1:9/api"), "Prefect: Failed to reach API", "unset PREFECT_API_URL")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])

@@ -1,6 +1,7 @@
 """Environment variables of servers and interpreters, and passwords that must not be printed."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from pipeline.services.environment import prepare_environment
 from pipeline.services.servers import mlflow_server
 from vaeline.command.program import set_process_defaults
+from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, vaeline
 
@@ -50,6 +52,35 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
     del os.environ["HOME"]
     prepare_environment()
     assert (os.environ["USER"], os.environ["HOME"]) == (f"uid{os.getuid()}", f"{toy}/.vaeline")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        ('active = "a"\n[profiles.a]\nPREFECT_API_URL = "http://a:1/api"', "", "http://a:1/api"),
+        ('active = "b"\n[profiles.a]\nPREFECT_API_URL = "http://a:1/api"\n[profiles.b]', "a", "http://a:1/api"),
+        ("[profiles.a]", "local", "http://127.0.0.1:4200/api"),
+        (None, "", None),
+        ('active = "ephemeral"', "", None),
+        ('active = "c"\n[profiles.a]', "", "/p.toml: active: found 'c', allowed: a profile of "),
+        (None, "c", "PREFECT_PROFILE: found 'c', allowed: a profile of "),
+        ("[profiles", "", "/p.toml: no profiles of Prefect's: "),
+        ('profiles = "a"', "", "/p.toml: no profiles of Prefect's: "),
+        ("[profiles.a]\nPREFECT_API_URL = 'http://a:1'", "a", "PREFECT_API_URL: found 'http://a:1', allowed: "),
+        ("[profiles.a]\nPREFECT_API_URL = 'a:1/api'", "a", "PREFECT_API_URL: found 'a:1/api', allowed: "),
+    ],
+)
+def test_prefects_profile_is_used_or_refused(toy: Path, text: str | None, name: str, found: str | None):
+    os.environ |= {"PREFECT_PROFILES_PATH": str(toy / "p.toml"), "PREFECT_PROFILE": name}
+    if text is not None:
+        (toy / "p.toml").write_text(text)
+    if found is None or found.endswith("/api"):
+        prepare_environment()
+        assert os.environ.get("PREFECT_API_URL") == found
+    else:
+        with pytest.raises(UserError, match=re.escape(found)) as raised:
+            prepare_environment()
+        assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])

@@ -9,20 +9,31 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from starlette.datastructures import Headers
 
 from pipeline.services.child_processes import ProcessRecord
-from pipeline.services.prefect_app import is_own
-from pipeline.services.servers import Server, free_port, running, started, stop_service, wait_until_ready
+from pipeline.services.guarded_app import LOOPBACK, create_app, is_own
+from pipeline.services.servers import (
+    Server,
+    free_port,
+    mlflow_server,
+    running,
+    started,
+    stop_service,
+    wait_until_ready,
+)
 from pipeline.services.worker import JOB, POOL, TEMPLATE, make_pool
 from uploads import until
 from vaeline.errors import UserError
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.tracking.connection import connect
 from workspaces import alive, answer, ask
 
 HERE = Workspace()
@@ -78,37 +89,83 @@ def test_another_server_at_the_port_is_not_taken_for_the_one_just_started(toy: P
             wait_until_ready(late, process)
 
 
+def headers_of(host: str, origin: str | None, site: str | None = None, dest: str | None = None) -> dict[str, str]:
+    """What a browser sends with a request of a page."""
+    found = {"Host": host, "Origin": origin, "Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 @pytest.mark.parametrize(
-    ("host", "origin", "own"),
+    ("headers", "own"),
     [
-        ("127.0.0.1:4200", None, True),
-        ("127.0.0.1:4200", "http://localhost:4200", True),
-        ("[::1]:4200", "http://[::1]:4200", True),
-        ("127.0.0.1:4200", "http://127.0.0.1:8000", False),
-        ("127.0.0.1:4200", "https://example.org", False),
-        ("127.0.0.1:4200", "null", False),
-        ("127.0.0.1:4200", "http://127.0.0.1:port", False),
-        ("rebound.example.org:4200", None, False),
-        ("rebound.example.org:4200", "http://rebound.example.org:4200", False),
-        ("", None, False),
+        (headers_of("127.0.0.1:4200", None), True),
+        (headers_of("127.0.0.1:4200", "http://localhost:4200", "cross-site"), True),
+        (headers_of("[::1]:4200", "http://[::1]:4200"), True),
+        (headers_of("team.example.org", "https://team.example.org"), True),
+        (headers_of("127.0.0.1:4200", None, "same-origin", "script"), True),
+        (headers_of("127.0.0.1:4200", None, "cross-site", "document"), True),  # a link that somebody follows
+        (headers_of("127.0.0.1:4200", None, "cross-site", "iframe"), False),
+        (headers_of("127.0.0.1:4200", None, "same-site", "script"), False),  # of another port
+        (headers_of("127.0.0.1:4200", "http://127.0.0.1:8000"), False),
+        (headers_of("127.0.0.1:4200", "http://127.0.0.1:8000", "cross-site", "document"), False),  # a form
+        (headers_of("127.0.0.1:4200", "https://team.example.org:4200"), False),
+        (headers_of("team.example.org", "https://example.org"), False),
+        (headers_of("127.0.0.1:4200", "null"), False),
+        (headers_of("127.0.0.1:4200", "http://127.0.0.1:port"), False),
+        (headers_of("rebound.example.org:4200", None), False),
+        (headers_of("rebound.example.org:4200", "http://rebound.example.org:4200"), False),
+        (headers_of("", None), False),
     ],
 )
-def test_only_this_machines_names_and_the_servers_own_pages_are_let_in(host: str, origin: str | None, own: bool):
+def test_only_allowed_names_and_the_servers_own_pages_are_let_in(headers: dict[str, str], own: bool):
     """Mistake 22: Host and Origin."""
-    assert is_own(host, origin) == own
+    assert is_own(Headers(headers), LOOPBACK | {"team.example.org"}) == own
+
+
+FOREIGN = [
+    {"Origin": "https://example.org"},
+    {"Origin": "http://localhost:8000"},  # which MLflow alone lets in
+    {"Host": "rebound.example.org:5000", "Origin": "http://rebound.example.org:5000"},
+    {"Host": "10.0.0.1:5000"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "script"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi")
+def test_a_foreign_web_page_neither_reads_nor_writes_at_mlflows_server(store: Path, monkeypatch: pytest.MonkeyPatch):
+    """The real application, on the store that the shells here use."""
+    connect(current_workspace()).create_experiment("of the shell")
+    for name, value in mlflow_server(current_workspace(), 5000).env.items():
+        monkeypatch.setenv(name, value)
+    app, api = create_app(), "/api/2.0/mlflow/experiments"
+
+    def request(method: str, path: str, headers: dict[str, str], **content: object) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000") as client:
+                return await client.request(method, f"{api}{path}", headers=headers, **content)
+
+        return asyncio.run(send())
+
+    for headers in FOREIGN:
+        assert request("GET", "/search?max_results=9", headers).status_code == 403, headers
+        assert request("POST", "/create", headers, json={"name": "planted"}).status_code == 403, headers
+        wish = headers | {"Access-Control-Request-Method": "POST"}
+        assert request("OPTIONS", "/create", wish).status_code == 403, headers
+    own = {"Origin": "http://127.0.0.1:5000"}
+    assert request("POST", "/create", own, json={"name": "of a page"}).status_code == 200
+    names = {found["name"] for found in request("GET", "/search?max_results=9", {}).json()["experiments"]}
+    assert names == {"Default", "of the shell", "of a page"}
 
 
 def test_a_foreign_web_page_starts_nothing_at_prefects_server(prefect_api: str):
     flow = ask(prefect_api, "/flows/", {"name": "a web page's"})["id"]
     deployment = ask(prefect_api, "/deployments/", {"name": "target", "flow_id": flow})["id"]
-    port = int(prefect_api.split(":")[2].partition("/")[0])
-    for headers, status in (
-        ({"Host": f"127.0.0.1:{port}"}, 201),
-        ({"Origin": "https://example.org"}, 403),
-        ({"Host": f"example.org:{port}"}, 403),
-        ({"Origin": f"http://127.0.0.1:{port}"}, 201),
-    ):
+    port = prefect_api.split(":")[2].partition("/")[0]
+    wanted = [(headers, 403) for headers in FOREIGN]
+    for headers, status in [*wanted, ({}, 201), ({"Origin": f"http://127.0.0.1:{port}"}, 201)]:
         assert answer(prefect_api, f"/deployments/{deployment}/create_flow_run", {}, **headers)[0] == status, headers
+        assert (answer(prefect_api, f"/deployments/{deployment}", **headers)[0] == 403) == (status == 403), headers
     assert len(ask(prefect_api, "/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})) == 2
 
 

@@ -2,10 +2,15 @@
 
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+SERVERS = ("http://", "https://")
+FORMS = "allowed: http(s)://HOST, sqlite:///FILE, postgresql://..., mysql://..., mssql://..., or unset: sqlite in .vaeline"
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
 ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "DO_NOT_TRACK": "true",
@@ -41,10 +48,75 @@ def tracking_uri(workspace: Workspace) -> str:
 
 def artifact_location(uri: str, workspace: Workspace) -> str | None:
     """The folder for artifacts of new experiments, beside the database; None where a server decides."""
-    if uri.startswith(("http://", "https://")):
+    if uri.startswith(SERVERS):
         return None
     folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state.absolute()
     return (folder / "artifacts").as_uri()
+
+
+def check_store(workspace: Workspace) -> None:
+    """Raise UserError where the tracking store can never work; one that is away may come back."""
+    uri = tracking_uri(workspace)
+    try:
+        if uri.startswith(SQLITE):
+            fault = _file_fault(Path(uri.removeprefix(SQLITE)))
+        else:
+            fault = _server_fault(uri) if uri.startswith(SERVERS) else _driver_fault(uri)
+    except OSError as error:
+        fault = f"cannot be used: {error.strerror}"
+    if fault:
+        raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {fault}; {FORMS}")
+
+
+def _file_fault(path: Path) -> str:
+    """Why no sqlite database can be at a path; empty where one can. Raises OSError where it cannot be written."""
+    if path.exists() and not path.is_file():
+        return "is no file"
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        return f"needs a folder {folder}, where a file is"
+    TemporaryFile(dir=folder).close()
+    try:
+        if path.exists():
+            path.open("ab").close()
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)) as database:
+                database.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        pass  # it is locked
+    except sqlite3.DatabaseError as error:
+        return f"is no sqlite database ({error})"
+    return ""
+
+
+def _server_fault(uri: str) -> str:
+    """Why no MLflow server can be at an address; empty where one is, or none answers."""
+    scheme, _, rest = uri.partition("://")
+    if not (host := rest.rpartition("@")[2].rstrip("/")):
+        return "names no host"
+    try:
+        with urlopen(f"{scheme}://{host}/api/2.0/mlflow/experiments/search?max_results=1", timeout=1.5) as answer:
+            known = answer.read(1) == b"{"
+    except HTTPError as error:  # MLflow's own errors are JSON; a server that asks who is there may be MLflow
+        known = error.code in (401, 403, 407, 429) or error.code >= 500 or error.read(1) == b"{"
+    except OSError:
+        return ""
+    except (HTTPException, ValueError) as error:
+        return f"is no address of an MLflow server ({type(error).__name__})"
+    return "" if known else "answers, but not as an MLflow server does"
+
+
+def _driver_fault(uri: str) -> str:
+    """Why there can be no such database; empty where its driver is installed."""
+    if uri.partition(":")[0].partition("+")[0] not in ("postgresql", "mysql", "mssql"):
+        return "is no known kind of store"
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except (ImportError, ValueError, SQLAlchemyError) as error:
+        return f"needs a driver: {error}"
+    return ""
 
 
 def connect(workspace: Workspace) -> "MlflowClient":

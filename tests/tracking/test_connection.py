@@ -1,0 +1,82 @@
+"""Tracking stores that cannot work are named before a training; those that are away are not."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
+from vaeline.tracking.connection import check_store
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A web server; below /prefix, of what looks like MLflow."""
+
+    def do_GET(self) -> None:
+        """Its path says the status."""
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+        self.wfile.write(b"{}" if "/prefix/" in self.path else b"<html>")
+
+    def log_message(self, *_: object) -> None:
+        """Not into the tests' output."""
+
+
+@pytest.fixture
+def places(repository: Path) -> Iterator[dict[str, str]]:
+    """Addresses by name."""
+    (repository / "folder").mkdir()
+    (repository / "text").write_text("no database" * 99)
+    (repository / "empty").touch()
+    with socket.socket() as silent, HTTPServer(("127.0.0.1", 0), Answers) as server:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ports = {"web": server.server_port, "silent": silent.getsockname()[1]}
+        yield {name: f"http://user:s3cr3t@127.0.0.1:{port}" for name, port in ports.items()}
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "fault"),
+    [
+        ("sqlite:///new/folder/a.db", None),
+        ("sqlite:///empty", None),
+        ("http://127.0.0.1:9", None),  # away
+        ("{silent}", None),  # hung
+        ("{web}/200/prefix", None),
+        ("{web}/404/prefix", None),  # MLflow's own error
+        ("{web}/401", None),
+        ("{web}/503", None),
+        ("{web}/200", "answers, but not as an MLflow server does"),
+        ("{web}/404", "answers, but not as an MLflow server does"),
+        ("http://", "names no host"),
+        ("http://host:port", "is no address of an MLflow server"),
+        ("file:///tmp/mlruns", "is no known kind of store"),
+        ("mlruns", "is no known kind of store"),
+        ("sqlite://a.db", "is no known kind of store"),
+        ("postgresql+nothing://h/d", "needs a driver"),
+        ("sqlite:///folder", "is no file"),
+        ("sqlite:///text", "is no sqlite database"),
+        ("sqlite:///text/a.db", "needs a folder "),
+        ("sqlite:////proc/a.db", "cannot be used: "),
+        (f"sqlite:///{'x' * 300}", "cannot be used: File name too long"),
+    ],
+)
+def test_a_store_that_can_never_work_is_one_sentence(
+    places: dict[str, str], uri: str, fault: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(**places))
+    begin = time.monotonic()
+    if fault is None:
+        check_store(current_workspace())
+    else:
+        with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI: found .*, which {fault}.*; allowed: ") as raised:
+            check_store(current_workspace())
+        assert "s3cr3t" not in str(raised.value)
+    assert time.monotonic() - begin < 2
