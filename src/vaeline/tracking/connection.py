@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
-FORMS = "allowed: http(s)://HOST, sqlite:///FILE, postgresql://..., mysql://..., mssql://..., or unset: sqlite in .vaeline"
+FORMS = (
+    "allowed: http(s)://HOST, sqlite:///FILE, postgresql://..., mysql://..., mssql://..., or unset: a file in .vaeline"
+)
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
 ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "DO_NOT_TRACK": "true",
