@@ -24,13 +24,43 @@ def main() -> NoReturn:
 
 
 @app.command()
-def run() -> None:
-    """Bring every stage of dvc.yaml up to date, as a Prefect flow."""
-    read_params(enter_workspace().params)  # a typing mistake is reported before any server starts
+def run(
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml: an experiment, in a copy."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the experiment.")] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE", help="This stage and those it needs.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also the stages that have not changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print which stages would run.")] = False,
+) -> None:
+    """Bring the stages of dvc.yaml up to date, as a Prefect flow; with -S in a copy, as `dvc exp run --temp` does."""
+    workspace = enter_workspace()
+    read_params(workspace.params)  # a typing mistake is reported before any server starts
     prepare_environment()
-    from pipeline.flows.run import main
+    from pipeline.services.stage_graph import needed_stages, stages_to_run
 
-    main()
+    needed_stages(workspace, only)
+    if name and not changes:
+        raise typer.BadParameter("--name is an experiment's: it needs -S KEY=VALUE")
+    if dry_run:
+        from pipeline.sweep.experiments import changed_keys
+        from vaeline.io.yaml_config import read_yaml
+
+        todo = stages_to_run(workspace, only, force, changed_keys(changes or [], read_yaml(workspace.params)))
+        typer.echo(f"would run: {', '.join(todo)}" if todo else "nothing to do")
+    elif changes:
+        from pipeline.sweep.single import run_experiment
+
+        name, result = run_experiment(workspace, changes, name, only, force, typer.echo)
+        elbo = result.get("metrics", {}).get("test.elbo")
+        typer.echo(f"\nexperiment {name}{'' if elbo is None else f', test ELBO {elbo:.4f}'}: {result['seconds']:.0f} s")
+        typer.echo(f"model:    {result.get('verdict', 'not registered')}")
+        typer.echo(f"take it over: dvc exp apply {name}{'; dvc repro' if only else ''}; all experiments: dvc exp show")
+    else:
+        from pipeline.flows.run import main
+
+        main(only, force)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -8,39 +8,41 @@ from importlib import import_module
 
 from pipeline.flows import registered
 from pipeline.report import summary
-from pipeline.services import dvc_command, flow_run_processes
+from pipeline.services import flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
+from pipeline.services.stage_graph import stages_to_run
 from pipeline.services.workspace_lock import workspace_lock
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import check_store
 
 
-def main() -> None:
-    """Run the flow where DVC finds something to do, then print where to look.
+def main(only: str = "", force: bool = False) -> None:
+    """Run the flow where there is something to do, then print where to look.
 
+    `only`: a stage, for that and those it needs; `force`: also what has not changed.
     Raises UserError with the error lines of the stage that failed, or where Prefect's server is away.
     """
     workspace = current_workspace()
     with workspace_lock(workspace, lambda line: print(line, file=sys.stderr)) as context:  # noqa: T201
         os.environ.update(context.environment())  # the flow finds the lock taken by this process
-        if dvc_command.stale_stages(workspace) | dvc_command.always_stale(workspace):
+        if stages_to_run(workspace, only, force):
             check_store(workspace)
-            _run_flow(workspace)
+            _run_flow(workspace, only, force)
         else:
             print("all stages up to date")  # noqa: T201
     found = registered.registered(workspace)
     print("\n" + summary.summary(workspace, found.version if found else None), end="")  # noqa: T201
 
 
-def _run_flow(workspace: Workspace) -> None:
+def _run_flow(workspace: Workspace, only: str, force: bool) -> None:
     with prefect_api(workspace):
         from httpx import HTTPError, HTTPStatusError
 
         from pipeline.flows.vaeline import vaeline_flow
 
         try:
-            state = vaeline_flow(return_state=True)
+            state = vaeline_flow(only=only, force=force, return_state=True)
         except (RuntimeError, HTTPError) as error:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise

@@ -23,10 +23,10 @@ from pydantic import Field
 
 from pipeline.services.environment import enter_workspace, prepare_environment
 from pipeline.services.servers import first_line
+from pipeline.sweep.process import ExperimentProcess, Result, one_slot
 from pipeline.sweep.reports import report_to_mlflow, status, to_markdown, write_reports
 from pipeline.sweep.run import run_trials
-from pipeline.sweep.study import Request, Result, Search, Sweep, exclusive, load_sweep, plan_sweep
-from pipeline.sweep.trial import TrialProcess, one_slot
+from pipeline.sweep.study import Request, Search, Sweep, exclusive, load_sweep, plan_sweep
 from vaeline.errors import UserError
 
 DEPLOYMENT = "trial/trial"
@@ -43,8 +43,9 @@ def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     try:
         here = load_sweep(workspace, sweep, storage)
         attributes = here.study.trials[number].user_attrs
+        changes = here.changes(attributes["values"])
         with one_slot() as environment:
-            result = TrialProcess(here, attributes["name"], attributes["values"], environment, ("evaluate",)).wait()
+            result = ExperimentProcess(here.origin, attributes["name"], changes, environment, ("evaluate",)).wait()
     except UserError as error:
         return Failed(message=str(error))
     ended = here.finish(number, result)

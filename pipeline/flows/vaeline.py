@@ -22,6 +22,7 @@ from pipeline.flows import registered
 from pipeline.report import summary
 from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.dvc_command import Outcome
+from pipeline.services.stage_graph import needed_stages
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
 from pipeline.sweep.experiments import parse_overrides
 from vaeline.errors import UserError
@@ -65,9 +66,12 @@ def _state(what: str, work: Callable[[], str]) -> State[Any]:
 
 
 @flow(name="vaeline")
-def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait") -> State[Any]:
+def vaeline_flow(
+    overrides: list[str] | None = None, when_busy: WhenBusy = "wait", only: str = "", force: bool = False
+) -> State[Any]:
     """Bring everything in dvc.yaml up to date; Failed, with nothing run after it, at the first stage that fails.
 
+    `only`: a stage, to run that and those it needs; `force`: also what has not changed.
     With overrides (`train.beta=4`) it runs a DVC experiment with these changes, and leaves the workspace as it is.
     Where another run is at work in this workspace it waits, or ends as Skipped.
     """
@@ -77,7 +81,7 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
         with workspace_lock(workspace, get_run_logger().warning, when_busy) as context:
             environment = context.environment(flow_run=flow_run)
             if not overrides:
-                return _bring_up_to_date(workspace, environment)
+                return _bring_up_to_date(workspace, environment, only, force)
             changes = parse_overrides(overrides, read_yaml(workspace.params), "overrides")
             state: State[Any] = run_experiment(changes, environment, return_state=True)
             if not state.is_completed():
@@ -90,10 +94,15 @@ def vaeline_flow(overrides: list[str] | None = None, when_busy: WhenBusy = "wait
         return Failed(message=str(error))
 
 
-def _bring_up_to_date(workspace: Workspace, environment: dict[str, str]) -> State[dict[str, Outcome]]:
+def _bring_up_to_date(
+    workspace: Workspace, environment: dict[str, str], only: str, force: bool
+) -> State[dict[str, Outcome]]:
     """Every stage as a task; once one has run or was restored, DVC is asked about those after it."""
-    stages, forced = dvc_command.read_stages(workspace), dvc_command.always_stale(workspace)
-    stale = dvc_command.stale_stages(workspace) | forced
+    wanted, described = needed_stages(workspace, only), dvc_command.read_stages(workspace)
+    stages = {name: described[name] for name in wanted}
+    unwatched = dvc_command.always_stale(workspace)
+    forced = set(stages) if force else unwatched
+    stale = (dvc_command.stale_stages(workspace) | forced) & set(stages)
     outcomes: dict[str, Outcome] = {} if stale else dict.fromkeys(stages, "cached")
     for name, description in stages.items() if stale else ():
         asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
@@ -104,7 +113,7 @@ def _bring_up_to_date(workspace: Workspace, environment: dict[str, str]) -> Stat
             return Failed(message=f"{state.message}{f' (not run: {waiting})' if waiting else ''}")
         outcomes[name] = state.result()
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
-    if all(outcome == "cached" or name in forced for name, outcome in outcomes.items()):
+    if not force and all(outcome == "cached" or name in unwatched for name, outcome in outcomes.items()):
         return _unchanged(workspace, outcomes)
     if outcomes.get("register", "cached") != "cached":
         registered.registered(workspace, again=True)  # now, not in a run with nothing to do

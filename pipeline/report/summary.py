@@ -74,7 +74,7 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
     if (reports / "index.html").exists():
         lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
     if decision := registration(workspace):
-        lines.append(f"model:    {_verdict(decision, version)}")
+        lines.append(f"model:    {verdict(decision, version)}")
     lines.append("runs:     make ui (MLflow and Prefect in the browser)")
     return "\n".join(lines) + "\n"
 
@@ -94,7 +94,7 @@ def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     if report:
         parts += ["## Test split", note(report)]
     if decision := registration(workspace):
-        parts += ["## Registration", _verdict(decision), f"model digest `{decision['digest']}`"]
+        parts += ["## Registration", verdict(decision), f"model digest `{decision['digest']}`"]
     for path in _sheets(workspace):
         source = data_uri(path.read_bytes(), most_bytes=20_000, longest=480)
         parts += [f"## {path.stem.replace('_', ' ').capitalize()}", f"![{path.stem}]({source})"]
@@ -129,7 +129,7 @@ def _sheets(workspace: Workspace) -> list[Path]:
     return sorted((workspace.reports / "samples").glob("*.png"))
 
 
-def _verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
+def verdict(decision: Mapping[str, Any], version: str | None = None) -> str:
     """The registration in one line; promoted models are loaded by their alias."""
     name, word = decision["name"], decision["decision"]
     text = f"{name}{f' version {version}' if version else ''}: {word} ({'; '.join(decision['reasons'])})"

@@ -84,6 +84,11 @@ def parse_overrides(overrides: Sequence[str], params: Any, source: str = "-S") -
     return checked_arguments(params, wanted, source)
 
 
+def changed_keys(overrides: Sequence[str], params: Any) -> list[str]:
+    """The key paths of params.yaml that overrides change. Raises UserError as `parse_overrides`."""
+    return [argument.lstrip("+~").partition("=")[0] for argument in parse_overrides(overrides, params)[1::2]]
+
+
 def nested_keys(keys: Iterable[str]) -> list[str]:
     """A line for each key path that lies inside another one."""
     pairs = itertools.permutations(dict.fromkeys(keys), 2)

@@ -9,8 +9,9 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.sweep.process import Result
 from pipeline.sweep.space import show, to_values, varied
-from pipeline.sweep.study import Result, Sweep
+from pipeline.sweep.study import Sweep
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.plotting.charts import chart

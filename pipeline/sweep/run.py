@@ -9,10 +9,10 @@ from typing import Protocol
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.experiments import Values, with_values
+from pipeline.sweep.process import POLL_S, ExperimentProcess, Result, slots
 from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
 from pipeline.sweep.space import check, corners
-from pipeline.sweep.study import Result, Sweep, exclusive
-from pipeline.sweep.trial import POLL_S, TrialProcess, remove_clones, slots
+from pipeline.sweep.study import Sweep, exclusive
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
 from vaeline.io.progress import progress
@@ -40,7 +40,7 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
         return f"{done}, {failed} failed" if failed else done
 
     with exclusive(sweep):
-        remove_clones(sweep)
+        sweep.origin.remove_clones()
         log(f"sweep {sweep.name}: {summary()}, {jobs} at once; logs in {sweep.folder}/")
         if away := report_to_mlflow(sweep):
             log(f"the sweep goes on without MLflow: {away}")
@@ -110,11 +110,12 @@ def run_trials_here(sweep: Sweep, jobs: int, log: Log) -> None:
         waiting += islice(corners(sweep.space), 1)
     different = {value_digest(with_values(sweep.baseline.params, values)["data"]): values for values in waiting}
     for digest, values in different.items():
-        TrialProcess(sweep, f"{sweep.name}-data-{digest[:6]}", values, slots(1)[0], ("prepare",), collect=False).wait()
+        name, changes = f"{sweep.name}-data-{digest[:6]}", sweep.changes(values)
+        ExperimentProcess(sweep.origin, name, changes, slots(1)[0], ("prepare",), collect=False).wait()
 
     def start(trial: FrozenTrial, place: int) -> Job:
-        attributes = trial.user_attrs
-        return TrialProcess(sweep, attributes["name"], attributes["values"], places[place], ("evaluate",))
+        name, changes = trial.user_attrs["name"], sweep.changes(trial.user_attrs["values"])
+        return ExperimentProcess(sweep.origin, name, changes, places[place], ("evaluate",))
 
     run_trials(sweep, start, jobs, log)
 
@@ -129,7 +130,9 @@ def complete_best(sweep: Sweep, log: Log) -> None:
     if chosen is None or sweep.study.user_attrs.get("completed") == name:
         return
     log(f"the best, {name}: its remaining stages, and the registry's gate")
-    if why := TrialProcess(sweep, name, chosen.user_attrs["values"], slots(1)[0]).wait().get("reason"):
+    ended = ExperimentProcess(sweep.origin, name, sweep.changes(chosen.user_attrs["values"]), slots(1)[0]).wait()
+    if why := ended.get("reason"):
         log(f"not registered: {why}; try again with: vaeline sweep --name {sweep.name}")
     else:
         sweep.study.set_user_attr("completed", name)
+        sweep.study.set_user_attr("verdict", ended.get("verdict", ""))

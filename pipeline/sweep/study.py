@@ -12,24 +12,23 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.sweep.experiments import Values
+from pipeline.sweep.experiments import Values, override_arguments, with_values
+from pipeline.sweep.process import Baseline, Origin, Result, read_baseline
 from pipeline.sweep.space import check, corners, grid, parse_space, show, to_params, to_values, varied
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
-from vaeline.io.git import git, try_git
-from vaeline.io.locks import acquire, locked
+from vaeline.io.locks import acquire
 from vaeline.io.workspace import Workspace
-from vaeline.io.yaml_config import read_yaml
 from vaeline.tracking.connection import SQLITE
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+NAME, NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}"), "up to 40 letters, digits, - and _"
 MOST_CORNERS = 1024  # of a search space that are checked; a trial is checked anyway before it runs
 UPWARDS = re.compile(
     r"elbo|reconstruction|active_units|psnr|mutual_information.*|.*accuracy.*|mig|disentanglement|informativeness"
@@ -37,15 +36,6 @@ UPWARDS = re.compile(
 DOWNWARDS = re.compile(r"nll|kl|mse|gap|bits_per_dimension.*|mmd|squared|total_correlation|frechet.*|prior_samples")
 
 Search = Literal["grid", "random", "bayesian"]
-
-
-class Result(TypedDict, total=False):
-    """What became of a trial."""
-
-    seconds: float
-    reason: str  # of a failure
-    metrics: dict[str, float]  # "test.elbo": nats, ...
-    digest: str  # of the model
 
 
 @dataclass(frozen=True)
@@ -57,36 +47,6 @@ class Request:
     trials: int = 0  # of a search
     seed: int = 1  # of a search
     metric: str = "test.elbo"  # path in reports/metrics.json, or max:PATH, min:PATH
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The working tree that every trial starts from: a commit, and the uncommitted changes of tracked files."""
-
-    commit: str
-    stash: str  # stash commit of the changes, empty where there are none
-    changes: str  # digest of the changes: the id of a stash commit depends on the time too
-    params: Any  # the content of params.yaml
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What makes two baselines the same."""
-        return {"commit": self.commit, "changes": self.changes, "params": self.params}
-
-
-def read_baseline(workspace: Workspace) -> Baseline:
-    """The working tree as it is now, which stays as it is. Raises UserError where there is no commit."""
-    root = workspace.root
-    git(root, "rev-parse", "--git-dir")  # Git's own error where there is no repository, or another user's
-    commit = try_git(root, "rev-parse", "--verify", "-q", "HEAD")
-    if not commit:
-        raise UserError("git: no commit here; experiments need one: git add -A && git commit -m start")
-    workspace.state.mkdir(parents=True, exist_ok=True)
-    with locked(workspace.state / "baseline.lock"):  # Git locks its index, and does not wait for another's lock
-        options = ("--binary", "--no-color", "--no-ext-diff")
-        diff = git(root, "diff", "HEAD", *options, "--", ":/", ":(exclude)dvc.lock")
-        stash = git(root, "stash", "create", "vaeline sweep")
-    return Baseline(commit, stash, value_digest({"diff": diff}) if diff else "", read_yaml(workspace.params))
 
 
 def parse_metric(text: str) -> tuple[str, bool]:
@@ -131,6 +91,17 @@ class Sweep:
         direction: Literal["maximize", "minimize"] = "maximize" if self.maximise else "minimize"
         storage = open_storage(self.storage)
         return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
+
+    @property
+    def origin(self) -> Origin:
+        """What its experiments start from. All their MLflow runs are in the experiment of the parent run."""
+        experiment, parent = self.baseline.params["register"]["name"], self.study.user_attrs.get("parent_run")
+        context = {"sweep": self.name, "parent_run": parent, "experiment": experiment}
+        return Origin(self.workspace, self.baseline, self.folder, context)
+
+    def changes(self, values: Values) -> list[str]:
+        """Arguments of `dvc exp run` that turn params.yaml into a trial's."""
+        return override_arguments(self.baseline.params, with_values(self.baseline.params, values))
 
     def trials(self) -> list[FrozenTrial]:
         """The latest trial of each name."""
@@ -228,7 +199,7 @@ def plan_sweep(workspace: Workspace, request: Request, name: str = "") -> Sweep:
         raise UserError("--trials: how many a search draws: needed by --search random and bayesian, and only by them")
     name = name or f"sweep-{value_digest(asdict(request) | baseline.identity)[:6]}"
     if not NAME.fullmatch(name):
-        raise UserError(f"--name: found {name!r}, allowed: up to 40 letters, digits, - and _")
+        raise UserError(f"--name: found {name!r}, allowed: {NAMES}")
     sweep = Sweep(workspace, name, request, baseline, _storage_address(workspace, name))
     check(baseline.params, sweep.combinations or islice(corners(sweep.space), MOST_CORNERS))
     return sweep

@@ -11,7 +11,8 @@ from prefect.exceptions import ParameterTypeError
 
 from pipeline.flows import sweep as flows
 from pipeline.services.child_processes import spawn, stop
-from pipeline.sweep.study import Request, Result, load_sweep, plan_sweep
+from pipeline.sweep.process import Result
+from pipeline.sweep.study import Request, load_sweep, plan_sweep
 from sweep_repository import repository  # noqa: F401
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, lines_with
@@ -66,14 +67,14 @@ def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: 
     results["far-02-beta3"] = {"reason": "diverged"}
 
     class Process:
-        def __init__(self, sweep: object, name: str, *_: object) -> None:
+        def __init__(self, origin: object, name: str, *_: object) -> None:
             self.wait = lambda: results[name]
 
     worker = repository.parent / f"{repository.name}-worker"  # another clone, which is at the baseline
     execute("git", "clone", "-q", str(repository), str(worker), cwd=repository)
     (worker / "seed.txt").write_text((repository / "seed.txt").read_text())
     monkeypatch.chdir(worker)
-    monkeypatch.setattr(flows, "TrialProcess", Process)
+    monkeypatch.setattr(flows, "ExperimentProcess", Process)
     states = [flows.trial_flow.fn("far", begun.storage, trial.number) for trial in (done, failed)]
     ended = [(state.type.value, state.message) for state in states]
     assert ended == [("COMPLETED", "test.elbo -2.0"), ("FAILED", "diverged")]

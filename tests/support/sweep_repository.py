@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.sweep.study import Baseline, Request, Sweep
+from pipeline.sweep.process import Baseline
+from pipeline.sweep.study import Request, Sweep
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
 from workspaces import ROOT, execute, make_toy

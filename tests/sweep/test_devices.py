@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sweep.trial import one_slot, slots
+from pipeline.sweep.process import one_slot, slots
 
 
 @pytest.fixture(autouse=True)

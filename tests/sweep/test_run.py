@@ -5,8 +5,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep import run
-from pipeline.sweep.study import Request, Result, Sweep
-from pipeline.sweep.trial import remove_clones
+from pipeline.sweep.process import Result
+from pipeline.sweep.study import Request, Sweep
 from sweep_repository import make_sweep
 from vaeline.io.locks import locked
 
@@ -96,11 +96,11 @@ def test_only_the_best_is_completed_and_only_once(tmp_path: Path, monkeypatch: p
     outcome: list[Result] = [{"reason": "the gate is away"}, {}]
 
     class Complete:
-        def __init__(self, sweep: Sweep, name: str, values: Any, environment: Any) -> None:
+        def __init__(self, origin: object, name: str, changes: list[str], environment: object) -> None:
             completed.append(name)
             self.wait = lambda: outcome.pop(0)
 
-    monkeypatch.setattr(run, "TrialProcess", Complete)
+    monkeypatch.setattr(run, "ExperimentProcess", Complete)
     run.complete_best(sweep, lines.append)
     assert not completed, "nothing has a score yet"
     run.run_trials(sweep, start, 1, lambda _: None)
@@ -114,15 +114,15 @@ def test_data_are_prepared_once_for_each_different_section(tmp_path: Path, monke
     prepared: list[Any] = []
 
     class Prepare:
-        def __init__(self, sweep: Sweep, name: str, values: Any, environment: Any, targets: Any, collect: bool) -> None:
-            prepared.append(values["data.validation"])
-            assert (targets, collect) == (("prepare",), False)
+        def __init__(self, origin: object, name: str, changes: list[str], *rest: object, collect: bool) -> None:
+            prepared.append(changes[1])
+            assert (rest[1], collect) == (("prepare",), False)
             self.wait = lambda: {"reason": "the trials meet it again"}
 
-    monkeypatch.setattr(run, "TrialProcess", Prepare)
+    monkeypatch.setattr(run, "ExperimentProcess", Prepare)
     monkeypatch.setattr(run, "run_trials", lambda *_: None)
     run.run_trials_here(begun(tmp_path, Request(["data.validation=100,200", "train.beta=1,2"])), 1, print)
-    assert prepared == [100, 200]
+    assert prepared == ["++data.validation=100", "++data.validation=200"]
 
 
 def test_a_clone_at_work_is_not_removed_and_what_a_killed_process_left_is(tmp_path: Path):
@@ -130,5 +130,5 @@ def test_a_clone_at_work_is_not_removed_and_what_a_killed_process_left_is(tmp_pa
     for folder in ("work/working", "work/left", "locks"):
         (sweep.folder / folder).mkdir(parents=True)
     with locked(sweep.folder / "locks" / "working"):
-        remove_clones(sweep)
+        sweep.origin.remove_clones()
     assert [path.name for path in (sweep.folder / "work").glob("*/")] == ["working"]

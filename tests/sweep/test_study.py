@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from pipeline.sweep.process import Result, read_baseline
 from pipeline.sweep.study import (
     Request,
-    Result,
     Search,
     Sweep,
     exclusive,
     load_sweep,
     open_storage,
     plan_sweep,
-    read_baseline,
 )
 from sweep_repository import GRID, PARAMS, make_sweep
 from vaeline.errors import UserError

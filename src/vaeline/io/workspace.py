@@ -22,6 +22,7 @@ class RunContext:
     run: str | None = None  # process id of the run that holds the workspace lock
     flow_run: str | None = None  # Prefect's id
     sweep: str | None = None  # name of the sweep that a trial belongs to
+    experiment: str | None = None  # MLflow experiment of its runs; else register.name
     parent_run: str | None = None  # id of the sweep's MLflow run
     uploader_path: str | None = None  # PYTHONPATH of the uploader, which outlives a trial's clone
     service: str | None = None  # which service of `vaeline up` started this process

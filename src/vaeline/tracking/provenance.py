@@ -77,7 +77,7 @@ def run_start(workspace: Workspace, params: Params) -> RunStart:
     name += f"-k{train.samples}" if train.samples != 1 else ""
     name += f"-{train.estimator}" if train.estimator != "pathwise" else ""
     return RunStart(
-        experiment=params.register_.name,
+        experiment=context.experiment or params.register_.name,
         name=experiment or name,
         params=flatten_params(params),
         tags=git_tags | {tag: value for tag, value in tags.items() if value},

@@ -1,0 +1,87 @@
+"""`vaeline run -S`: an experiment in a copy, on a repository whose stages are lines of shell, and on digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+from vaeline.errors import UserError
+from workspaces import execute, runs, tiny_clone, vaeline
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["run", *arguments])
+
+
+def state(repository: Path) -> tuple[str, ...]:
+    """What an experiment must leave as it is."""
+    status = execute("git", "status", "--porcelain", cwd=repository).stdout
+    files = [repository / name for name in ("params.yaml", "dvc.lock")]
+    return status, *(path.read_text() if path.exists() else "" for path in files)
+
+
+def test_an_experiment_leaves_the_workspace_as_it_is_whether_it_fails_or_not(repository: Path):
+    before = state(repository)
+    failed = run("-S", "train.beta=3")
+    assert isinstance(failed.exception, UserError)
+    lines = str(failed.exception).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("experiment beta3-")
+    assert lines[0].endswith(" failed: training diverged at step 2; the workspace is as it was")
+    assert execute("dvc", "exp", "list", "--name-only", cwd=repository).stdout == ""
+    done = run("-S", "train.beta=4", "--name", "b4")
+    assert "\nexperiment b4, test ELBO -4.0000: " in done.output, done.output
+    assert state(repository) == before
+    assert list((repository / ".vaeline" / "experiments" / "work").iterdir()) == []
+    execute("dvc", "exp", "apply", "b4", cwd=repository)
+    assert "beta: 4" in (repository / "params.yaml").read_text()
+    assert (repository / "models" / "model.safetensors").read_text() == "4\n"
+    taken = str(run("-S", "train.beta=5", "--name", "b4").exception)
+    assert taken == "--name: experiment b4 exists; choose another name, or remove it: dvc exp remove b4"
+
+
+def test_what_would_run_is_printed_and_mistakes_are_one_line(repository: Path):
+    assert run("--dry-run").output == "would run: prepare, train, evaluate, register\n"
+    assert run("--dry-run", "--only", "train").output == "would run: prepare, train\n"
+    execute("dvc", "repro", cwd=repository)
+    assert run("--dry-run").output == "nothing to do\n"
+    assert run("--dry-run", "-S", "model.latent_dim=3").output == "would run: train, evaluate, register\n"
+    assert run("--dry-run", "-S", "theory.images=30").output == "nothing to do\n"
+    assert run("--dry-run", "--only", "train", "--force").output == "would run: prepare, train\n"
+    for arguments, line in {
+        ("-S", "train.bata=4"): "-S: train.bata: unknown key; did you mean 'beta'?",
+        ("--only", "trian"): "--only: found 'trian', allowed: prepare, train, evaluate, register",
+        ("-S", "train.beta=4", "--name", "a b"): "--name: found 'a b', allowed: up to 40 letters, digits, - and _",
+    }.items():
+        assert str(run(*arguments).exception).startswith(line)
+    assert run("--name", "x").exit_code == 2
+
+
+@pytest.mark.slow
+def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_the_workspace_is_clean(
+    tmp_path: Path, own_code: None
+):
+    clone = tiny_clone(tmp_path)
+    execute("dvc", "repro", "prepare", cwd=clone)
+    execute("git", "add", "-A", cwd=clone)
+    execute("git", "commit", "-qm", "Prepare", cwd=clone)
+    before = state(clone)
+    assert before[0] == ""
+    codes = []
+    for seed in range(1, 11):
+        rate = "1e9" if seed in (3, 5, 8) else "0.01"
+        changes = ("-S", f"train.seed={seed}", "-S", f"train.learning_rate={rate}", "-S", "train.epochs=1")
+        done = vaeline("run", *changes, "--only", "evaluate", cwd=clone, check=False)
+        codes.append(done.returncode)
+        assert "Traceback" not in done.stderr
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == done.returncode
+    assert codes == [0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert state(clone) == before
+    vaeline("sync", cwd=clone)
+    found = runs(clone)
+    assert sum(run["status"] == "FINISHED" for run in found) == 7
+    listed = execute("dvc", "exp", "show", "--json", cwd=clone).stdout
+    assert len(json.loads(listed)) == 2  # workspace and baseline
+    assert len(execute("dvc", "exp", "list", "--name-only", cwd=clone).stdout.split()) == 7
