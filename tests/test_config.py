@@ -1,12 +1,8 @@
 import copy
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vaeline.config import Gaussian, parse_params, read_params, read_yaml
 from vaeline.errors import UserError
@@ -32,37 +28,6 @@ def _error(**changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         parse_params(_changed(**changes))
     return str(caught.value)
-
-
-SPITEFUL = st.sampled_from(
-    ["0x" + "f" * 5000, "-0o" + "7" * 6000, "1" * 5000, "1e999999", "1:" * 900 + "1", ".nan", "2001-99-99",
-     "2001-01-01", "!!int abc", "!!int _", "!!binary 5", "!!set {a, b}", "!!omap [a: 1]", "!!python/name:os.system",
-     "!x 3", "&a [*a]", "[" * 3000, "{a: " * 3000, '"\\e[31m\\u202e"', '"a\\nb"', "a\x00", "\x1b[31m", "\u2028",
-     "{? [a] : 1}", "{1: 2, ~: 3}", "[" + ", ".join(["x"] * 90) + "]", "&a [1, 1]\nz: [*a, *a]",
-     "{" + ", ".join(f"k{i}: 1" for i in range(9000)) + "}"]
-)  # fmt: skip
-VALUES = SPITEFUL | st.text(max_size=30) | st.integers().map(str) | st.floats().map(repr)
-
-
-@given(st.lists(st.tuples(st.integers(0, 70), st.booleans(), VALUES), min_size=1, max_size=3))
-@settings(derandomize=True, max_examples=100)
-def test_changed_params_are_read_or_refused_in_short_printable_lines(changes: list[tuple[int, bool, str]]) -> None:
-    """Values of the real file replaced, or whole lines; several mistakes are a line each, at most nine lines."""
-    lines = PARAMS.read_text().splitlines()
-    for number, whole, value in changes:
-        key = lines[number % len(lines)].partition(":")[0]
-        lines[number % len(lines)] = value if whole else f"{key}: {value}"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "params.yaml")
-        path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-        start = time.monotonic()
-        try:
-            read_params(path)
-        except UserError as error:
-            refused = str(error).split("\n")
-            assert len(refused) <= 9
-            assert all(line.isprintable() and len(line) <= 400 for line in refused)
-        assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -130,6 +95,29 @@ def test_changed_params_are_read_or_refused_in_short_printable_lines(changes: li
         (
             {"model__prior": {"kind": "mixture"}, "train__free_bits": 0.5},
             "train.free_bits must be 0: under model.prior.kind 'mixture' the KL has no parts",
+        ),
+        (
+            {"model__network": {"kind": "residual", "channels": [8] * 4}},
+            "model.network: height and width must be divisible by 8, found images of 28 x 28",
+        ),
+        (
+            {"model__network": {"kind": "residual"}},
+            "model.latent_dim: must be 147 = latent_channels x height x width / 4^2 for images of 28 x 28; found 10",
+        ),
+        (
+            {
+                "data__source": {"kind": "shapes", "size": 512},
+                "model__network": {"kind": "mlp", "hidden": [65536] * 99},
+            },
+            "model: weights of 3,780 GB for images of 512 x 512; allowed: the ",
+        ),
+        ({"model__network": {"kind": "conv", "channels": [65536], "hidden": 65536}}, "model: weights of 6,735 GB for "),
+        (
+            {
+                "model__network": {"kind": "residual", "channels": [65536], "latent_channels": 1},
+                "model__latent_dim": 784,
+            },
+            "model: weights of 1,237 GB",
         ),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10)"),
     ],

@@ -1,5 +1,8 @@
 """`params.yaml` as frozen, strict values: one class a section; variants form a union tagged by `kind`."""
 
+import math
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -7,6 +10,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.io.yaml_config import Section, read_yaml, validate
 
+Shape = tuple[int, int, int]  # C, H, W
 Binarise = Literal["none", "static", "dynamic"]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -15,21 +19,14 @@ Activation = Literal["relu", "tanh", "silu"]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=65536)]
-Estimator = Literal[
-    "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
-]
+SHAPES: dict[str, Shape] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
+SHAPES |= dict.fromkeys(("fashion-mnist", "mnist", "kmnist"), (1, 28, 28))
 
 
 class Download(Section):
-    """A public data set, fetched and checked against pinned SHA-256 digests."""
+    """A public data set, checked against pinned SHA-256 digests; digits: scikit-learn's 1,797, without a network."""
 
-    kind: Literal["fashion-mnist", "mnist", "kmnist", "cifar10", "svhn"]
-
-
-class Digits(Section):
-    """scikit-learn's 1,797 digits of 8 x 8 pixels; needs no network."""
-
-    kind: Literal["digits"]
+    kind: Literal["fashion-mnist", "mnist", "kmnist", "cifar10", "svhn", "digits"]
 
 
 class Folder(Section):
@@ -59,7 +56,7 @@ class Shapes(Section):
     seed: Seed = 1
 
 
-Source = Annotated[Download | Digits | Folder | Npz | Shapes, Field(discriminator="kind")]
+Source = Annotated[Download | Folder | Npz | Shapes, Field(discriminator="kind")]
 
 
 class Data(Section):
@@ -164,12 +161,35 @@ class Model(Section):
     likelihood: Likelihood
     prior: Prior = StandardNormal(kind="standard-normal")
 
+    def check(self, shape: Shape) -> None:
+        """Raise ValueError where no model of images of this shape can be built, or this machine cannot hold it."""
+        (_, height, width), size, latents = shape, f"images of {shape[1]} x {shape[2]}", self.latent_dim
+        match self.network:  # the widths of its dense layers, or as many weights
+            case Mlp(hidden=hidden) | Gated(hidden=hidden):
+                widths = [math.prod(shape), *hidden, 2 * latents]
+            case Conv(channels=channels, hidden=hidden):
+                widths = [channels[-1] * height * width // 4 ** len(channels), hidden, 2 * latents]
+            case Residual(channels=channels, blocks=blocks, latent_channels=latent_channels):
+                widths, factor = [6 * blocks * max(channels), 3 * max(channels)], 2 ** (len(channels) - 1)
+                if height % factor or width % factor:
+                    raise ValueError(f"model.network: height and width must be divisible by {factor}, found {size}")
+                if latents != (needed := latent_channels * height * width // factor**2):
+                    rule = f"must be {needed} = latent_channels x height x width / {factor}^2 for {size}"
+                    raise ValueError(f"model.latent_dim: {rule}; found {latents}")
+        weights = 2 * sum(before * after for before, after in pairwise(widths))
+        weights += self.prior.components * math.prod(shape) if isinstance(self.prior, Vamp) else 0
+        if 4 * weights > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+            found = f"weights of {4 * weights / 1e9:,.0f} GB for {size}"
+            raise ValueError(f"model: {found}; allowed: the {memory / 1e9:,.0f} GB of this machine's memory")
+
 
 class Train(Section):
     """Section `train`."""
 
     objective: Literal["elbo", "iwae", "autoencoder"]
-    estimator: Estimator = "pathwise"  # of the objective's gradient
+    estimator: Literal[  # of the objective's gradient
+        "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
+    ] = "pathwise"
     samples: Annotated[int, Field(ge=1, le=5000)] = 1  # of z an image and step: iwae's k
     beta: NonNegative
     warmup_epochs: Annotated[int, Field(ge=0)]
@@ -186,7 +206,7 @@ class Train(Section):
         objective, estimator, weighed = self.objective, self.estimator, self.beta != 1 or self.warmup_epochs > 0
         if objective != "elbo" and (weighed or self.free_bits):
             raise ValueError(f"objective '{objective}' has no KL: beta must be 1, warmup_epochs and free_bits 0")
-        if objective == "autoencoder" and (estimator != "pathwise" or self.samples != 1):
+        if objective == "autoencoder" and (estimator, self.samples) != ("pathwise", 1):
             raise ValueError("objective 'autoencoder' draws no samples: estimator must be pathwise, samples 1")
         if estimator == "doubly-reparameterised" and objective == "elbo":
             raise ValueError(f"estimator '{estimator}' is for objective iwae; for elbo it is sticking-the-landing")
@@ -254,6 +274,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Self:
+        source = self.data.source
+        if shape := (3, source.size, source.size) if isinstance(source, Shapes) else SHAPES.get(source.kind):
+            self.model.check(shape)
         likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.prior.kind
         if (likelihood == "bernoulli") == (binarise == "none"):
             found = f"model.likelihood.kind is '{likelihood}' but data.binarise is '{binarise}'"

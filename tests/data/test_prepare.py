@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.config import Data, Digits, Download, Npz, Shapes
+from vaeline.config import Data, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, DataManifest, load_split, manifest_digest, open_split
@@ -129,8 +129,8 @@ def test_less_than_later_stages_need_is_refused(*, tmp_path: Path, section: Sect
 
 @pytest.mark.parametrize(("mode", "grey"), [("none", set(SPLITS)), ("static", set()), ("dynamic", {"train"})])
 def test_binarisation_leaves_grey_only_what_it_should(tmp_path: Path, section: Section, mode: str, grey: set) -> None:
-    fetch(Digits(kind="digits"), Workspace(tmp_path))
-    manifest = prepared(section(Digits(kind="digits"), binarise=mode, validation=300), tmp_path)
+    fetch(Download(kind="digits"), Workspace(tmp_path))
+    manifest = prepared(section(Download(kind="digits"), binarise=mode, validation=300), tmp_path)
     assert manifest.binarise == mode
     for name in SPLITS:
         values = set(np.unique(load_split(tmp_path / "out", name)).tolist())

@@ -170,8 +170,8 @@ def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str)
 @pytest.mark.parametrize(
     ("latent_dim", "channels", "line"),
     [
-        (24, [4, 6, 6, 6], "model.network: its channels halve the image 3 times: .* must be divisible by 8"),
-        (10, [4, 6, 6], r"model.latent_dim: must be 24 \(latent_channels x height x width = 2 x 4 x 3\).* found 10"),
+        (24, [4, 6, 6, 6], "model.network: height and width must be divisible by 8, found images of 16 x 12"),
+        (10, [4, 6, 6], r"model.latent_dim: must be 24 = latent_channels x height x width / 4\^2 .*; found 10"),
     ],
 )
 def test_latents_that_do_not_fit_the_images_are_reported(latent_dim: int, channels: list[int], line: str) -> None:

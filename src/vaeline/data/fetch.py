@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config import Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import DIGITS, UnavailableError, store
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public
@@ -25,9 +25,7 @@ def fetch(source: Source, workspace: Workspace) -> None:
     """
     with new_folder(workspace.raw) as folder:
         match source:
-            case Download():
-                fetch_public(source.kind, folder)
-            case Digits():  # scikit-learn's file, without importing scikit-learn, which takes seconds
+            case Download(kind="digits"):  # scikit-learn's file, without importing scikit-learn, which takes seconds
                 spec = importlib.util.find_spec("sklearn")
                 if spec is None or spec.origin is None:
                     raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
@@ -38,6 +36,8 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 except (FileNotFoundError, UnavailableError) as error:
                     raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
                 log.info("digits: taken from %s", path)
+            case Download():
+                fetch_public(source.kind, folder)
             case Folder():
                 origin = _local(source.path, workspace)
                 classes, files = scan(origin)

@@ -1,7 +1,5 @@
 """The model that section `model` of the params describes."""
 
-import math
-
 import torch
 from torch import nn
 
@@ -14,8 +12,12 @@ from vaeline.errors import UserError
 def build_model(model: config.Model, shape: networks.Shape, objective: str, seed: int | None = None) -> VAE:
     """Model for images of `shape` (C, H, W), in float32 on the CPU; its weights depend on `seed` alone.
 
-    Objective "autoencoder" gives an encoder without variances.
+    Objective "autoencoder" gives an encoder without variances. Raises UserError where none fits these images.
     """
+    try:
+        model.check(shape)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     likelihood: likelihoods.Likelihood
     prior: priors.Prior
     latent_dim, deterministic = model.latent_dim, objective == "autoencoder"
@@ -56,17 +58,6 @@ def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple
             encoder = networks.conv_encoder(shape, channels, hidden, outputs, activation)
             decoder = networks.conv_decoder(shape, channels, hidden, latent_dim, activation)
         case config.Residual(channels=channels, latent_channels=latent_channels, blocks=blocks):
-            try:
-                latents = networks.latent_shape(shape, channels, latent_channels)
-            except ValueError as error:
-                times = len(channels) - 1
-                raise UserError(f"model.network: its channels halve the image {times} times: {error}") from None
-            if latent_dim != math.prod(latents):
-                product = " x ".join(map(str, latents))  # c x h x w
-                raise UserError(
-                    f"model.latent_dim: must be {math.prod(latents)} (latent_channels x height x width = {product}) "
-                    f"for model.network on images of {shape[1]} x {shape[2]}; found {latent_dim}"
-                )
             encoder = networks.residual_encoder(shape, channels, blocks, latent_channels * numbers)
             decoder = networks.residual_decoder(shape, channels, blocks, latent_channels)
     return encoder, decoder

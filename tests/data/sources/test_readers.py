@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_files import idx_bytes, item_of, tar_gz
-from vaeline.config import Digits, Download, Folder, Npz, Shapes
+from vaeline.config import Download, Folder, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import PublicSet
@@ -64,7 +64,7 @@ def test_a_public_set_keeps_its_own_test_split_and_raw_bytes_that_changed_are_re
         ):
             read_source(Download(kind="fashion-mnist"), tmp_path)
     with pytest.raises(UserError, match="no: is missing; run the stage fetch first"):
-        read_source(Digits(kind="digits"), tmp_path / "no")
+        read_source(Download(kind="digits"), tmp_path / "no")
 
 
 def test_a_packed_public_set_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_packed_public_set_is_read_too(tmp_path: Path, monkeypatch: pytest.Mon
 def test_digits_are_scikit_learn_s(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    source = Digits(kind="digits")
+    source = Download(kind="digits")
     fetch(source, Workspace(tmp_path))
     dataset, known = read_source(source, tmp_path / "data/raw"), load_digits()
     np.testing.assert_array_equal(dataset.pool.pixels[:, 0], np.floor(known.images * 255 / 16 + 0.5))

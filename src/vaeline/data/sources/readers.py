@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config import Digits, Download, Folder, Npz, Shapes, Source
+from vaeline.config import Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, checked
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.images import read_folder
@@ -27,6 +27,10 @@ def read_source(source: Source, raw: Path) -> Dataset:
     if not raw.is_dir():
         raise UserError(f"{raw}: is missing; run the stage fetch first")
     match source:
+        case Download(kind="digits"):  # 8 x 8 counts from 0 to 16, stretched to 0..255
+            table = np.loadtxt(checked(raw, DIGITS), delimiter=",", dtype=np.int64)  # N x 65
+            pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+            return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
         case Download():
             public = PUBLIC_SETS[source.kind]
             paths = [checked(raw, item) for item in public.items]
@@ -37,10 +41,6 @@ def read_source(source: Source, raw: Path) -> Dataset:
             else:
                 pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
             return Dataset(pool, test, public.classes)
-        case Digits():  # 8 x 8 counts from 0 to 16, stretched to 0..255
-            table = np.loadtxt(checked(raw, DIGITS), delimiter=",", dtype=np.int64)  # N x 65
-            pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-            return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
         case Folder():
             changes = {"fit": source.fit, "background": source.background}
             images, classes = read_folder(raw, size=source.size, mode=source.mode, **changes)
