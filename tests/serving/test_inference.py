@@ -158,3 +158,14 @@ def test_on_a_gpu_it_computes_there_and_answers_where_the_input_is(
         model.loaded.vae.to_empty(device="cuda")
         answer = CALLS[method](model, torch.empty(given(method).shape, device=home))
         assert answer.device.type == home
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "continuous-bernoulli", "discretised-logistic"])
+def test_pixels_that_are_no_8_bit_ones_are_refused_by_every_likelihood_and_whole_floats_are_not(tmp_path, kind: str):
+    model, pixels = trained(tmp_path, likelihood={"kind": kind}), np.where(PIXELS > 127, 255, 0)
+    for method in ("encode", "reconstruct", "score"):
+        call = CALLS[method]
+        np.testing.assert_array_equal(call(model, pixels.astype(np.float32)), call(model, pixels.astype(np.uint8)))
+        for wrong in (pixels / 510, pixels / 127.5 - 1, pixels * 257, pixels + 0.5, np.where(pixels, np.inf, 0)):
+            with pytest.raises(ValueError, match="pixels: found other values than whole numbers from 0 to 255"):
+                call(model, wrong)
