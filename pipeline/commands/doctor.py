@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vaeline.command.program import OWN
-from vaeline.config import Download, read_params
+from vaeline.config import read_params
 from vaeline.errors import UserError, redact
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
@@ -76,28 +76,21 @@ def params(workspace: Workspace) -> Finding:
 
 
 def data(workspace: Workspace) -> Finding:
-    """The source that params.yaml names: here already, or within reach."""
+    """The source that params.yaml names: here already, or files that are there."""
     from vaeline.data.sources.catalogue import PUBLIC_SETS
-    from vaeline.data.sources.public import FOLDER_VARIABLE, PACKAGE, open_mirror
+    from vaeline.data.sources.public import FOLDER_VARIABLE
 
     source = read_params(workspace.params).data.source
     kind, named, fix = source.kind, getattr(source, "path", None), "correct data.source.path in params.yaml"
-    if isinstance(source, Download):
+    if kind in PUBLIC_SETS:
         if all((workspace.raw / item.name).is_file() for item in PUBLIC_SETS[kind].items):
             return "ok", f"{kind}: already in {workspace.raw}"
         named, fix = os.environ.get(FOLDER_VARIABLE), f"correct or unset {FOLDER_VARIABLE}"
-    if named:
-        path, folder = Path(named).expanduser(), isinstance(source, Download) or kind == "folder"
-        found = path.is_dir() if folder else path.is_file()
-        return ("ok", f"{kind}: {path}") if found else ("fail", f"{kind}: {path} is missing; fix: {fix}")
-    if not isinstance(source, Download):
-        return "ok", f"{kind}: needs no file"
-    if mirror := open_mirror(kind):
-        return "ok", f"{kind}: {mirror} answers"
-    if kind == "fashion-mnist":
-        return "warn", f"{kind}: no mirror answers; Debian's package {PACKAGE} is tried, installed or by apt-get"
-    fix = f"connect to the network, or set {FOLDER_VARIABLE} to a folder with the files"
-    return "fail", f"{kind}: no mirror answers; fix: {fix}"
+    if not named:
+        return "ok", f"{kind}: {'the stage fetch downloads it' if kind in PUBLIC_SETS else 'needs no file'}"
+    path = Path(named).expanduser()
+    found = path.is_file() if kind == "npz" else path.is_dir()
+    return ("ok", f"{kind}: {path}") if found else ("fail", f"{kind}: {path} is missing; fix: {fix}")
 
 
 def tracking(workspace: Workspace) -> Finding:

@@ -5,10 +5,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vaeline.data.sources.catalogue import BLOCK, PUBLIC_SETS, UnavailableError, store
 from vaeline.errors import TransientError
@@ -32,13 +30,10 @@ APT_OPTIONS = (
 def fetch_public(kind: str, folder: Path) -> None:
     """Fill `folder` with the files of the public data set `kind`, each checked against its SHA-256.
 
-    The order: a folder the user names by VAELINE_DATA_DIR; for fashion-mnist the Debian package's folder;
-    torchvision's mirrors; for fashion-mnist the Debian package, downloaded and unpacked without root.
-    The log names the one used. Raises TransientError listing what was tried where none can be reached.
+    The order: a folder the user names by VAELINE_DATA_DIR; torchvision's mirrors; for fashion-mnist the Debian package,
+    downloaded and unpacked without root. The log names the one used. Raises TransientError listing what was tried.
     """
-    sources = [_user_folder, _mirrors]
-    if kind == "fashion-mnist":
-        sources = [_user_folder, _installed_package, _mirrors, download_package]
+    sources = [_user_folder, _mirrors, *([download_package] if kind == "fashion-mnist" else [])]
     tried = []
     for source in sources:
         try:
@@ -72,39 +67,26 @@ def download_package(kind: str, folder: Path) -> str:
             (home / part).mkdir(parents=True)
         options = (f"Dir::State::Lists={home}/lists", f"Dir::Cache={home}/cache", *APT_OPTIONS)
         apt = ("apt-get", "-qq", *(part for option in options for part in ("-o", option)))
-        _output(*apt, "update", cwd=home)
-        _output(*apt, "download", PACKAGE, cwd=home)
-        _output("dpkg-deb", "-x", *map(str, home.glob("*.deb")), "files", cwd=home)
+        _run(*apt, "update", cwd=home)
+        _run(*apt, "download", PACKAGE, cwd=home)
+        _run("dpkg-deb", "-x", *map(str, home.glob("*.deb")), "files", cwd=home)
         unpacked = next(home.glob(f"files/**/{PACKAGE_FILE}"), home).parent
         return _copy(kind, unpacked, f"the Debian package {PACKAGE}, downloaded", folder)
 
 
-def _installed_package(kind: str, folder: Path) -> str:
-    try:
-        files = _output("dpkg", "-L", PACKAGE).splitlines()
-        origin = next(Path(file).parent for file in files if file.endswith(f"/{PACKAGE_FILE}"))
-    except (UnavailableError, StopIteration):
-        raise UnavailableError(f"package {PACKAGE} is not installed") from None
-    return _copy(kind, origin, f"the Debian package {PACKAGE}", folder)
-
-
-def _output(*command: str, cwd: Path | None = None) -> str:
-    """Output of a command, which is killed when it takes too long or this process is stopped."""
-    environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+def _run(*command: str, cwd: Path) -> None:
+    """Run a command, which is killed when it takes too long or this process is stopped."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=cwd, timeout=APT_SECONDS,
-            check=False, env=environment,
+            check=False, env=os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
         )  # fmt: skip
-    except OSError as error:
-        raise UnavailableError(f"{command[0]}: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{command[0]}: took more than {APT_SECONDS} s") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{command[0]}: {getattr(error, 'strerror', None) or error}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = next((line for line in lines if line.startswith("E: ")), lines[0])
         raise UnavailableError(f"{command[0]}: {reason.removeprefix('E: ')}")
-    return done.stdout
 
 
 def _copy(kind: str, origin: Path, name: str, folder: Path) -> str:
@@ -123,30 +105,24 @@ def _copy(kind: str, origin: Path, name: str, folder: Path) -> str:
 
 
 def _mirrors(kind: str, folder: Path) -> str:
+    import requests
+    from urllib3.exceptions import HTTPError
+
     log.info("%s: asking torchvision for its mirrors", kind)
-    reasons = []
+    reasons, headers = [], {"User-Agent": "vaeline", "Accept-Encoding": "identity"}
     for mirror in torchvision_mirrors(kind):
         address = next(iter(mirror.values())).rpartition("/")[0]
         try:
             for item in PUBLIC_SETS[kind].items:
-                with _answer("GET", mirror[item.name]) as response:
-                    store(io.BufferedReader(response.raw, BLOCK), item, folder)
+                with requests.get(mirror[item.name], stream=True, timeout=TIMEOUT_S, headers=headers) as answer:
+                    answer.raise_for_status()
+                    answer.raw.auto_close = False  # a gzip reads once more at the end
+                    store(io.BufferedReader(answer.raw, BLOCK), item, folder)
             return f"torchvision's mirror {address}"
-        except UnavailableError as reason:
-            reasons.append(f"{address}: {reason}")
+        except (UnavailableError, requests.RequestException, HTTPError) as error:
+            cause = error.args[0] if error.args else error
+            reasons.append(f"{address}: {getattr(cause, 'reason', None) or cause}")
     raise UnavailableError("; ".join(reasons))
-
-
-def open_mirror(kind: str) -> str | None:
-    """The address of the first mirror that answers, or None."""
-    for mirror in torchvision_mirrors(kind):
-        url = next(iter(mirror.values()))
-        try:
-            with _answer("HEAD", url):
-                return url.rpartition("/")[0]
-        except UnavailableError:
-            continue
-    return None
 
 
 def torchvision_mirrors(kind: str) -> list[Mapping[str, str]]:
@@ -162,20 +138,3 @@ def torchvision_mirrors(kind: str) -> list[Mapping[str, str]]:
         return [{name: url for url, name, _ in datasets.SVHN.split_list.values()}]
     cls = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "kmnist": datasets.KMNIST}[kind]
     return [{item.name: f"{mirror}{item.name.removesuffix('.gz')}.gz" for item in items} for mirror in cls.mirrors]
-
-
-@contextmanager
-def _answer(method: str, url: str) -> Iterator[Any]:
-    """A server's answer, its body not read yet; raises UnavailableError, also for what fails while it is read."""
-    import requests
-    from urllib3.exceptions import HTTPError
-
-    headers = {"User-Agent": "vaeline", "Accept-Encoding": "identity"}
-    try:
-        with requests.request(method, url, stream=True, timeout=TIMEOUT_S, headers=headers) as response:
-            response.raise_for_status()
-            response.raw.auto_close = False  # a gzip reads once more at the end
-            yield response
-    except (requests.RequestException, HTTPError) as error:
-        cause = error.args[0] if error.args else error
-        raise UnavailableError(str(getattr(cause, "reason", None) or cause)) from None
