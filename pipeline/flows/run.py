@@ -1,5 +1,6 @@
 """`vaeline run`: the flow once, in this process, with Prefect's server for the time of it where none is known."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pipeline.services.workspace_lock import workspace_lock
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import check_store
+
+INTERRUPTED = "aborted by an interrupt signal"  # in Prefect's lines about a crash
 
 
 def main(only: str = "", force: bool = False) -> None:
@@ -41,6 +44,8 @@ def _run_flow(workspace: Workspace, only: str, force: bool) -> None:
 
         from pipeline.flows.vaeline import vaeline_flow
 
+        for kind in ("flow", "task"):  # Ctrl-C is one line, this program's
+            logging.getLogger(f"prefect.{kind}_runs").addFilter(lambda line: INTERRUPTED not in line.getMessage())
         try:
             state = vaeline_flow(only=only, force=force, return_state=True)
         except (RuntimeError, HTTPError) as error:

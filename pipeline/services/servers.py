@@ -18,7 +18,7 @@ import psutil
 from pipeline.services.child_processes import Process, ProcessRecord, members, spawn, stop, stop_group
 from pipeline.services.dvc_command import error_line
 from vaeline.errors import UserError, redact
-from vaeline.io.locks import locked
+from vaeline.io.locks import acquire
 from vaeline.io.workspace import VARIABLE, RunContext, Workspace
 from vaeline.tracking.connection import artifact_location, tracking_uri
 
@@ -208,7 +208,7 @@ def up(workspace: Workspace, echo: Echo) -> None:
     A server that the environment names (MLFLOW_TRACKING_URI, PREFECT_API_URL) is used, not started. Raises UserError
     where one does not start; what did start stays.
     """
-    with locked(workspace.make_state() / "up.lock"):
+    with _alone(workspace, echo):
         processes = []
         for server in _servers_to_start(workspace, echo):
             stop_service(workspace, server.name)  # what a killed one left
@@ -239,9 +239,23 @@ def up(workspace: Workspace, echo: Echo) -> None:
 
 def down(workspace: Workspace, echo: Echo) -> None:
     """Stop what `vaeline up` started, the worker first, and wait for its end."""
-    with locked(workspace.make_state() / "up.lock"):
+    with _alone(workspace, echo):
         stopped = [name for name in (WORKER, PREFECT, MLFLOW) if stop_service(workspace, name)]
     echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@contextmanager
+def _alone(workspace: Workspace, echo: Echo) -> Iterator[None]:
+    """One `up` or `down` at a time; another is waited for."""
+    path = workspace.make_state() / "up.lock"
+    if (lock := acquire(path, wait=False)) is None:
+        echo("another `vaeline up` or `vaeline down` is at work here: waiting for its end")
+        lock = acquire(path)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def serve(workspace: Workspace, echo: Echo) -> None:

@@ -68,6 +68,8 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)  # noqa: T201
         _leave(130)
     except SystemExit as end:
+        if end.code == 130:  # as typer ends a command
+            print("interrupted", file=sys.stderr)  # noqa: T201
         if end.code in (130, 143):
             _leave(end.code)
         raise
