@@ -1,10 +1,14 @@
 """The Prefect flow on a tiny repository: real DVC, Prefect's own temporary server."""
 
+import fcntl
+import os
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -68,19 +72,42 @@ def test_what_ends_a_run_is_one_clear_line(toy: Path, prefect_api: str):
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),  # Ctrl-C at a terminal
+    ],
+)
 def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Path, number: int, code: int):
     bound = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
     (toy / "train.sh").write_text(f"echo child $$; {bound}\n")
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run"], cwd=toy, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stderr is not None
-        line = next(line for line in run.stderr if "| train | child " in line)
+    here, there = os.openpty()
+    command = [sys.executable, "-m", "pipeline.cli", "run"]
+    with (
+        subprocess.Popen(
+            command,
+            stdin=there,
+            stdout=there,
+            stderr=there,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ) as run,
+        os.fdopen(here) as screen,
+    ):
+        os.close(there)
+        line = next(line for line in screen if "| train | child " in line)
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]
         known = {ProcessRecord.of(process.pid): process.cmdline() for process in family}
         assert any("uvicorn" in command for command in known.values())
-        run.send_signal(number)
+        if number == signal.SIGINT:
+            os.write(here, b"\x03")
+            with suppress(OSError):  # as a terminal ends
+                assert screen.readline() == "^Cinterrupted\n"
+                assert not screen.readline()
+        else:
+            run.send_signal(number)
         assert run.wait(240) == code
     deadline = time.monotonic() + 120
     while left := [command for process, command in known.items() if process.lives]:
