@@ -56,16 +56,18 @@ def git(workspace: Workspace) -> Finding:
 
 def dvc(workspace: Workspace) -> Finding:
     """What DVC cannot read, and empty folders in its run cache."""
-    from pipeline.services.dvc_command import empty_runs, stale_stages
+    from pipeline.services.dvc_command import copies_fault, empty_runs, stale_stages
 
     try:
         stale, empty = sorted(stale_stages(workspace, patience=5)), empty_runs(workspace)
     except UserError as error:
         fix = OWN if "Permission denied" in str(error) else "git checkout .dvc dvc.yaml dvc.lock"
-        raise UserError(f"{error}; fix: {fix}") from None
+        raise UserError(str(error) if "correct DVC's settings" in str(error) else f"{error}; fix: {fix}") from None
     if empty:
         fix = f"find {empty[0].parents[1]} -type d -empty -delete"
         return "fail", f"{empty[0]} is empty, left by a DVC that was killed: `dvc repro` fails at it; fix: {fix}"
+    if fault := copies_fault(workspace):
+        return "warn", f"{fault}; fix: work in a folder with an ASCII name"
     return "ok", f"to do: {', '.join(stale)}" if stale else "all stages up to date"
 
 

@@ -7,6 +7,7 @@ A failure of something outside (tracking, a remote, a lock) is retried by Prefec
 PREFECT_TASKS_DEFAULT_RETRIES and ..._RETRY_DELAY_SECONDS; everything else ends the run at once.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,8 @@ from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.dvc_command import Outcome
 from pipeline.services.stage_graph import needed_stages
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
-from pipeline.sweep.experiments import parse_overrides
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
-from vaeline.io.yaml_config import read_yaml
 
 TRANSIENT = "Away"  # the name of a failed state that may pass
 
@@ -50,18 +49,20 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
     )
 
 
-@task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
-def run_experiment(changes: list[str], environment: dict[str, str]) -> State[str]:
-    """The name of a DVC experiment with these changes to params.yaml, run in a copy of the workspace."""
+@task(cache_policy=NO_CACHE, task_run_name="experiment")
+def run_experiment(overrides: list[str]) -> State[str]:
+    """The name of a DVC experiment with these changes to params.yaml, run in a clone of the workspace."""
+    from pipeline.sweep import single
+
     workspace, log = current_workspace(), get_run_logger().info
-    return _state("experiment", lambda: dvc_command.run_experiment(workspace, changes, log, environment))
+    return _state("experiment", lambda: single.run_experiment(workspace, overrides, "", "", False, log)[0])
 
 
 def _state(what: str, work: Callable[[], str]) -> State[Any]:
     try:
         outcome = work()
-    except dvc_command.StageError as error:
-        return Failed(name=TRANSIENT if error.transient else "Failed", message=str(error))
+    except UserError as error:
+        return Failed(name=TRANSIENT if getattr(error, "transient", False) else "Failed", message=str(error))
     return Completed(name=outcome.capitalize(), message=f"{what}: {outcome}", data=outcome)
 
 
@@ -82,8 +83,8 @@ def vaeline_flow(
             environment = context.environment(flow_run=flow_run)
             if not overrides:
                 return _bring_up_to_date(workspace, environment, only, force)
-            changes = parse_overrides(overrides, read_yaml(workspace.params), "overrides")
-            state: State[Any] = run_experiment(changes, environment, return_state=True)
+            os.environ.update(environment)
+            state: State[Any] = run_experiment(overrides, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
             name = state.result()

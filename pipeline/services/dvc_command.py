@@ -29,7 +29,6 @@ LOCAL_SOURCES = ("folder", "npz")  # outside the repository, where DVC cannot se
 BUSY = re.compile(r"Unable to acquire lock|'.*' is busy, it is being blocked by|failed to lock")
 TRANSIENT = re.compile(rf"{BUSY.pattern}|exited with {TRY_AGAIN}\b")
 EMPTY_RUN = "join() argument must be str"  # DVC's message about an empty folder in its run cache, see `empty_runs`
-EXPERIMENT = re.compile(r"Ran experiment\(s\): (\S+)")
 TORN_FILES = {  # DVC writes both in place: killed meanwhile, it leaves half of one and cannot read it again
     "dvc.lock": "`git checkout dvc.lock`, or delete it, and run again: finished stages come from DVC's cache",
     ".dvc/tmp/rwlock": "delete it, when no DVC is at work here, and run again",
@@ -60,8 +59,7 @@ def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
     deadline = time.monotonic() + patience
     while (done := _capture(workspace, *DVC, "status", "--json")).returncode:
         if not BUSY.search(done.stderr) or time.monotonic() > deadline:
-            message = " ".join(done.stderr.replace("ERROR: ", "").split())
-            raise UserError(_with_fix(f"dvc status: {message}"))
+            raise _refusal("dvc status", done)
         time.sleep(0.5)
     return set(json.loads(done.stdout))
 
@@ -84,15 +82,6 @@ def reproduce(workspace: Workspace, stage: str, log: Log, env: Mapping[str, str]
         if line.startswith(f"Stage '{stage}' is cached - skipping run, checking out outputs"):
             return "restored"
     return "ran"
-
-
-def run_experiment(workspace: Workspace, changes: Sequence[str], log: Log, env: Mapping[str, str]) -> str:
-    """The name of an experiment of `dvc exp run --temp` with these arguments (`-S`, `key=value`) for params.yaml.
-
-    It runs in a copy of the repository: the workspace and its params stay as they are. Raises StageError.
-    """
-    lines = _run(workspace, ["exp", "run", "--temp", *changes], log, env, "the experiment")
-    return next((found[1] for line in lines if (found := EXPERIMENT.match(line))), "")
 
 
 def stream(command: Sequence[str], env: Mapping[str, str], log: Log, cwd: Path | None = None) -> tuple[int, list[str]]:
@@ -147,7 +136,7 @@ def _run(workspace: Workspace, command: Sequence[str], log: Log, env: Mapping[st
 def cache_folder(workspace: Workspace) -> Path:
     """DVC's cache. Raises UserError with DVC's message."""
     if (done := _capture(workspace, "dvc", "cache", "dir")).returncode:
-        raise UserError(f"dvc cache dir: {error_line(done.stderr.splitlines(), done.returncode)}")
+        raise _refusal("dvc cache dir", done)
     return workspace.root / done.stdout.strip()
 
 
@@ -170,8 +159,23 @@ def _capture(workspace: Workspace, *command: str) -> "subprocess.CompletedProces
     return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
 
 
+def _refusal(what: str, done: "subprocess.CompletedProcess[str]") -> UserError:
+    return UserError(_with_fix(f"{what}: {' '.join(done.stderr.replace('ERROR: ', '').split())}"))
+
+
+def copies_fault(workspace: Workspace) -> str:
+    """Why DVC cannot run experiments in copies of this folder; empty where it can."""
+    if str(workspace.root.resolve()).isascii():
+        return ""
+    return "dvc exp run --temp and --queue fail where the folder's name is not all ASCII; vaeline run -S does the same"
+
+
 def _with_fix(message: str) -> str:
-    """The message, with what to do about a file that it names and that a killed DVC left half-written."""
+    """The message, with what to do about a file that it names and that a killed DVC left half-written, or settings."""
+    if "config file error" in message:
+        folders = [Path(".dvc"), Path(os.environ.get("DVC_GLOBAL_CONFIG_DIR", "~/.config/dvc")).expanduser()]
+        files = [str(path) for folder in folders for path in sorted(folder.glob("config*")) if path.is_file()]
+        return f"{message}; correct DVC's settings: {' or '.join(files)}"
     return "; ".join([message, *(f"{name} is torn: {fix}" for name, fix in TORN_FILES.items() if name in message)])
 
 

@@ -46,6 +46,7 @@ def prepare_environment() -> None:
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # it has been seen to need 21 on two slow cores
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{state / 'prefect.db'}",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # of 90 days ago: its history is bounded
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",

@@ -16,7 +16,7 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 
 from pipeline.services.child_processes import Process, ProcessRecord, members, spawn, stop, stop_group
-from pipeline.services.dvc_command import error_line
+from pipeline.services.dvc_command import cache_folder, error_line
 from vaeline.errors import UserError, redact
 from vaeline.io.locks import acquire
 from vaeline.io.workspace import VARIABLE, RunContext, Workspace
@@ -208,6 +208,7 @@ def up(workspace: Workspace, echo: Echo) -> None:
     A server that the environment names (MLFLOW_TRACKING_URI, PREFECT_API_URL) is used, not started. Raises UserError
     where one does not start; what did start stays.
     """
+    cache_folder(workspace)  # where DVC's settings are wrong, no flow run can work
     with _alone(workspace, echo):
         processes = []
         for server in _servers_to_start(workspace, echo):

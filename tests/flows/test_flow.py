@@ -1,12 +1,10 @@
 """The Prefect flow on a tiny repository: real DVC, Prefect's own temporary server."""
 
-import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
-import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -84,18 +82,8 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
     bound = f"exec {sys.executable} -m pipeline.services.child_processes $PPID 15 sleep 300"
     (toy / "train.sh").write_text(f"echo child $$; {bound}\n")
     here, there = os.openpty()
-    command = [sys.executable, "-m", "pipeline.cli", "run"]
-    with (
-        subprocess.Popen(
-            command,
-            stdin=there,
-            stdout=there,
-            stderr=there,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        ) as run,
-        os.fdopen(here) as screen,
-    ):
+    command = ["setsid", "--ctty", sys.executable, "-m", "pipeline.cli", "run"]  # a window of its own
+    with subprocess.Popen(command, cwd=toy, stdin=there, stdout=there, stderr=there) as run, os.fdopen(here) as screen:
         os.close(there)
         line = next(line for line in screen if "| train | child " in line)
         family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(int(line.split()[-1]))]

@@ -1,13 +1,22 @@
 """DVC's stages in order, their outcomes, and that nothing is left running."""
 
 import json
+import shutil
 from pathlib import Path, PurePosixPath
 
 import psutil
 import pytest
 
 from pipeline.commands import doctor
-from pipeline.services.dvc_command import StageError, always_stale, read_stages, reproduce, stale_stages
+from pipeline.services.dvc_command import (
+    StageError,
+    always_stale,
+    cache_folder,
+    copies_fault,
+    read_stages,
+    reproduce,
+    stale_stages,
+)
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
@@ -72,6 +81,29 @@ def test_what_dvc_refuses_is_reported(toy: Path):
     (toy / "dvc.yaml").write_text("stages: {fetch: {cmd: [}}")
     with pytest.raises(UserError, match=r"dvc status: .*dvc\.yaml"):
         stale_stages(HERE)
+
+
+def test_dvcs_settings_that_cannot_be_read_are_named(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "global").mkdir()
+    (tmp_path / "global" / "config").write_text("[core\n")
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    for ask, name in ((stale_stages, "status"), (cache_folder, "cache dir")):
+        with pytest.raises(UserError) as raised:
+            ask(HERE)
+        line = str(raised.value)
+        assert line.startswith(f"dvc {name}: configuration error - config file error: ")
+        assert line.endswith(f"; correct DVC's settings: .dvc/config or {tmp_path}/global/config")
+        assert len(line.splitlines()) == 1
+    with pytest.raises(UserError, match=r"DVC's settings: .dvc/config or [^;]+$"):
+        doctor.dvc(HERE)
+
+
+def test_where_dvc_cannot_run_copies_is_known(toy: Path):
+    assert copies_fault(HERE) == ""
+    other = toy / "pl\u00e4n"
+    shutil.copytree(toy, other, ignore=shutil.ignore_patterns(other.name))
+    assert "vaeline run -S does the same" in copies_fault(Workspace(other))
+    assert doctor.dvc(Workspace(other, other))[0] == "warn"
 
 
 def test_a_torn_lock_is_reported_with_its_fix_which_computes_nothing(toy: Path):

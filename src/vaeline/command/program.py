@@ -64,14 +64,12 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        _leave(130)
-    except SystemExit as end:
-        if end.code == 130:  # as typer ends a command
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = end.code if isinstance(end, SystemExit) else 130  # with which typer, too, ends an interrupted command
+        if code == 130:
             print("interrupted", file=sys.stderr)  # noqa: T201
-        if end.code in (130, 143):
-            _leave(end.code)
+        if code in (130, 143):
+            _leave(code)
         raise
     except Exception as error:
         if (lines := explain(error)) is None:
