@@ -19,7 +19,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed, Failed
 
-from pipeline.flows import registered
+from pipeline.flows.registered import registered_version
 from pipeline.report import summary
 from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.dvc_command import Outcome
@@ -115,26 +115,14 @@ def _bring_up_to_date(
         outcomes[name] = state.result()
     get_run_logger().info(", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
     if not force and all(outcome == "cached" or name in unwatched for name, outcome in outcomes.items()):
-        return _unchanged(workspace, outcomes)
+        decision, found = summary.registration(workspace), registered_version(workspace)
+        current = f"{decision['name']} version {found} ({decision['decision']})" if decision else "nothing registered"
+        return Completed(name="Unchanged", message=f"unchanged: {current}", data=outcomes)
     if outcomes.get("register", "cached") != "cached":
-        registered.registered(workspace, again=True)  # now, not in a run with nothing to do
+        registered_version(workspace, again=True)  # now, not in a run with nothing to do
     text = summary.markdown(workspace, outcomes)
     create_markdown_artifact(text, key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
-
-
-def _unchanged(workspace: Workspace, outcomes: dict[str, Outcome]) -> State[dict[str, Outcome]]:
-    """The state of a run with nothing to compute: the registered version and its run, with links."""
-    found = registered.registered(workspace)
-    if found is None:
-        return Completed(name="Unchanged", message="unchanged: nothing was registered here", data=outcomes)
-    decision = summary.registration(workspace)["decision"]
-    current = f"{found.name} version {found.version} ({decision}), MLflow run {found.run_id}"
-    links = registered.links(workspace, found)
-    text = f"## Unchanged: nothing to compute\n{current}"
-    text += "".join(f"\n- [{what}]({address})" for what, address in links.items())
-    create_markdown_artifact(text, key="vaeline-unchanged", description="The version and the run that hold")
-    return Completed(name="Unchanged", message=" ".join(["unchanged:", current, *links.values()]), data=outcomes)
 
 
 def send_remaining() -> None:
