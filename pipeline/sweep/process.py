@@ -154,7 +154,7 @@ class ExperimentProcess:
                     result["verdict"] = verdict(decision)
                 with suppress(OSError):
                     result["digest"] = model_digest(outputs.model)
-                fetch = ("fetch", "-q", "--no-write-fetch-head", str(self._project), f"+{reference}:{reference}")
+                fetch = ("fetch", "-q", "--no-write-fetch-head", str(self._clone), f"+{reference}:{reference}")
                 git(self._origin.workspace.root, *fetch)
         except UserError as error:
             result["reason"] = str(error)

@@ -1,6 +1,7 @@
 """`vaeline run -S`: an experiment in a copy, on a repository whose stages are lines of shell, and on digits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_an_experiment_leaves_the_workspace_as_it_is_whether_it_fails_or_not(rep
     assert (repository / "models" / "model.safetensors").read_text() == "4\n"
     taken = str(run("-S", "train.beta=5", "--name", "b4").exception)
     assert taken == "--name: experiment b4 exists; choose another name, or remove it: dvc exp remove b4"
+
+
+def test_a_project_in_a_subfolder_whose_name_has_other_letters_and_spaces(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    top = toy / "pl\u00e4n b"
+    shutil.copytree(toy, top / "inner", ignore=shutil.ignore_patterns(".git", top.name))
+    monkeypatch.chdir(top / "inner")
+    execute("git", "init", "-q", cwd=top)
+    execute("git", "add", "-A", cwd=top)
+    execute("git", "commit", "-qm", "start", cwd=top)
+    done = run("-S", "train.beta=4", "--name", "b4", "--only", "fetch")
+    assert "\nexperiment b4: " in done.output, done
+    assert execute("dvc", "exp", "list", "--name-only", cwd=top / "inner").stdout == "b4\n"
 
 
 def test_what_would_run_is_printed_and_mistakes_are_one_line(repository: Path):
