@@ -1,14 +1,13 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_files import refusal
 from vaeline.config import Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_split, manifest_digest, open_split, read_manifest
-from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 
 
@@ -18,13 +17,6 @@ def folder(tmp_path: Path, section) -> Path:
     fetch(source, Workspace(tmp_path))
     prepare(section(source), tmp_path / "data/raw", tmp_path / "out")
     return tmp_path / "out"
-
-
-def refusal(read: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(UserError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["test", "test_labels", "test_factors"])

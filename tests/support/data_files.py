@@ -14,6 +14,15 @@ import pytest
 from vaeline.config import Data, Source
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import Item, PublicSet, UnavailableError
+from vaeline.errors import UserError
+
+
+def refusal(read: Callable[..., object], *arguments: object, **named: object) -> str:
+    """The one line with which `read` refuses its arguments."""
+    with pytest.raises(UserError) as caught:
+        read(*arguments, **named)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 400
+    return str(caught.value)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -16,6 +16,7 @@ from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import Verdict, compare, quantiles
 from vaeline.io.atomic_write import write_file
+from vaeline.io.safe_read import shown
 
 if TYPE_CHECKING:
     from vaeline.serving.inference import TrainedModel
@@ -44,7 +45,7 @@ def score_images(
     elbo = model.score(pixels, seed).astype(np.float64)
     if not np.isfinite(elbo).all():
         first = int(np.argmin(np.isfinite(elbo)))
-        raise UserError(f"image {names[first]}: its ELBO is {elbo[first]}: it is too far from the model's data")
+        raise UserError(f"image {shown(names[first])}: its ELBO is {elbo[first]}: it is too far from the model's data")
     places = [""] * len(elbo) if reference is None else [f"{place:.5f}" for place in quantiles(reference, elbo)]
     table = io.StringIO()
     rows = zip(names, (f"{value:.6g}" for value in elbo), places, strict=True)
@@ -89,9 +90,8 @@ def _read_images(path: Path, vae: VAE, fit: str | None) -> tuple[list[str], NDAr
         way_out = " (--fit crop makes them so)" if path.is_dir() else ""
         raise UserError(f"{path}: its images are {_described(pixels.shape[1:])}; the model's: {wanted}{way_out}")
     if vae.likelihood.measure == "binary" and (grey := ((pixels > 0) & (pixels < 255)).any((1, 2, 3))).any():
-        raise UserError(
-            f"{path}: image {names[int(np.argmax(grey))]} has grey pixels; the model takes black and white: 0 and 255"
-        )
+        name = shown(names[int(np.argmax(grey))])
+        raise UserError(f"{path}: image {name} has grey pixels; the model takes black and white: 0 and 255")
     return names, pixels
 
 

@@ -1,15 +1,14 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_files import refusal
 from vaeline.data.sources.images import PNG, read_folder, read_image, scan
-from vaeline.errors import UserError
 
 
 def grey(side: int = 8, seed: int = 0) -> Image.Image:
@@ -24,13 +23,6 @@ def saved(path: Path, image: Image.Image) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
-
-
-def refusal(read: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(UserError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
