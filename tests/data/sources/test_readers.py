@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_files import idx_bytes, item_of, tar_gz
 from vaeline.config import Download, Folder, Npz, Shapes
@@ -104,21 +103,6 @@ def test_shapes_carry_their_factors(tmp_path: Path) -> None:
     (tmp_path / "data/raw" / "factors.npy").write_bytes(b"?")
     with pytest.raises(UserError, match=r"raw: is damaged"):
         read_source(source, tmp_path / "data/raw")
-
-
-def test_a_user_s_folder_and_npz_are_copied_then_read(tmp_path: Path) -> None:
-    image = RNG.integers(0, 256, (6, 6), dtype=np.uint8)
-    (tmp_path / "mine" / "cats").mkdir(parents=True)
-    Image.fromarray(image).save(tmp_path / "mine" / "cats" / "a.png")
-    folder = Folder(kind="folder", path=str(tmp_path / "mine"))
-    fetch(folder, Workspace(tmp_path))
-    dataset = read_source(folder, tmp_path / "data/raw")
-    assert dataset.classes == ("cats",) and dataset.pool.pixels[0, 0].tolist() == image.tolist()
-    np.savez(tmp_path / "mine.npz", images=image[None])
-    npz = Npz(kind="npz", path=str(tmp_path / "mine.npz"))
-    fetch(npz, Workspace(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "data/raw").iterdir()) == ["data.npz"]
-    assert read_source(npz, tmp_path / "data/raw").pool.pixels.tolist() == image[None, None].tolist()
 
 
 def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_what_was_there(tmp_path: Path) -> None:
