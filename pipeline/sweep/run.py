@@ -15,7 +15,7 @@ from pipeline.sweep.space import check, corners
 from pipeline.sweep.study import Sweep, exclusive
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
-from vaeline.io.progress import progress
+from vaeline.io.progress import Progress
 
 Log = Callable[[str], None]
 
@@ -73,7 +73,7 @@ def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int
         text = status(ended) if ended.value is None else f"done, {sweep.metric} {ended.value:.5g}"
         log(f"{trial.user_attrs['name']}: {text} ({result(ended).get('seconds', 0):.0f} s)")
 
-    with progress(f"sweep {sweep.name}", sweep.total, "trials", done=sweep.count(TrialState.COMPLETE)) as bar:
+    with Progress(f"sweep {sweep.name}", sweep.total, "trials", done=sweep.count(TrialState.COMPLETE)) as bar:
         try:
             while True:
                 while len(running) < jobs and (trial := sweep.next_trial()):

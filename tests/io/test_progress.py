@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from vaeline.io import progress as module
-from vaeline.io.progress import progress
+from vaeline.io.progress import Progress
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_elsewhere_than_on_a_terminal_a_log_line_comes_at_most_each_ten_seconds(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ):
-    with caplog.at_level(logging.INFO), progress("training", 7820, "steps", done=1000) as reporter:
+    with caplog.at_level(logging.INFO), Progress("training", 7820, "steps", done=1000) as reporter:
         for step in range(1001, 1031):  # one a second
             clock[0] += 1
             reporter.update(step, "31,234 images/s")
@@ -32,12 +32,12 @@ def test_elsewhere_than_on_a_terminal_a_log_line_comes_at_most_each_ten_seconds(
 def test_bytes_are_shown_in_megabytes_and_quick_or_quiet_tasks_not_at_all(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ):
-    with caplog.at_level(logging.INFO), progress("images.gz", 8_000_000, "bytes") as reporter:
+    with caplog.at_level(logging.INFO), Progress("images.gz", 8_000_000, "bytes") as reporter:
         clock[0] += 9
         reporter.update(1_000_000)
         clock[0] += 3
         reporter.update(4_000_000)
-    with caplog.at_level(logging.INFO), progress("images.gz", 10, "bytes", quiet=True) as reporter:
+    with caplog.at_level(logging.INFO), Progress("images.gz", 10, "bytes", quiet=True) as reporter:
         clock[0] += 100
         reporter.update(4)
         reporter.line("epoch 1")
@@ -51,7 +51,7 @@ def test_on_a_terminal_a_bar_moves_below_the_lines(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress("training", 10, "steps") as reporter:
+    with Progress("training", 10, "steps") as reporter:
         clock[0] += 6
         reporter.update(4, "31,000 images/s")
         reporter.line("epoch 1/2: [no markup]")

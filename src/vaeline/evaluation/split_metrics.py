@@ -21,7 +21,7 @@ from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
-from vaeline.io.progress import progress
+from vaeline.io.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def log_likelihood(
     copies = max(min(k, 16), model.latent_dim if proposal == "laplace" else 1)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * copies)))
     results = []
-    with progress(f"log p(x) with {k} samples", len(pixels), "images") as reporter:
+    with Progress(f"log p(x) with {k} samples", len(pixels), "images") as reporter:
         for indices, batch in pixel_batches(model, pixels, images):
             chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
             results.append(

@@ -3,43 +3,39 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 log = logging.getLogger(__name__)
 
 QUIET_S = 10.0  # seconds at least between two log lines
 
 
-@contextmanager
-def progress(task: str, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> Iterator["Progress"]:
+class Progress(ExitStack):
     """Progress reporter of a task of `total` units (of unit "bytes": shown as MB), of which `done` are done already.
 
     A bar where standard error is a terminal, else log lines, the first after ten seconds. `quiet`: nothing (processes
     of a group other than rank zero).
     """
-    if quiet or not sys.stderr.isatty():
-        yield Progress(task, total, unit, done, quiet)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn
-    from rich.progress import Progress as Bar
 
-    columns = ("{task.description}", BarColumn(), "{task.fields[status]}")
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Progress(task, total, unit, done, quiet, bar)
-
-
-class Progress:
-    """Reporter by a bar with the lines above it, by log lines, or by nothing."""
-
-    def __init__(self, task: str, total: int, unit: str, done: int, quiet: bool, bar: Any = None) -> None:
-        self.task, self.total, self.unit, self.quiet, self._bar = task, total, unit, quiet, bar
+    def __init__(self, task: str, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> None:
+        super().__init__()
+        self.task, self.total, self.unit, self.quiet = task, total, unit, quiet
+        self._bar: Any = None
         self._done_before, self._started = done, time.monotonic()
         self._last_line = self._started
-        self._id = bar and bar.add_task(task, total=total, completed=done, status="")
+
+    def __enter__(self) -> Self:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn
+            from rich.progress import Progress as Bar
+
+            columns = ("{task.description}", BarColumn(), "{task.fields[status]}")
+            self._bar = self.enter_context(Bar(*columns, console=Console(stderr=True), transient=True))
+            self._id = self._bar.add_task(self.task, total=self.total, completed=self._done_before, status="")
+        return self
 
     def update(self, done: int, detail: str = "") -> None:
         """Report that `done` of all units are done; `detail` is shown beside them ("31,000 images/s")."""

@@ -18,7 +18,7 @@ from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
 from vaeline.data.batches import open_images
 from vaeline.errors import UserError
-from vaeline.io.progress import progress
+from vaeline.io.progress import Progress
 from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
 from vaeline.training.device import Settings, keep_freed_memory, reproducible
@@ -125,7 +125,7 @@ class _Training:
         with deferred_signals() as self.signals:
             self.resume()
             quiet = not self.group.is_rank_zero
-            with progress("training", self.steps, "steps", done=self.step, quiet=quiet) as self.progress:
+            with Progress("training", self.steps, "steps", done=self.step, quiet=quiet) as self.progress:
                 while not history.is_over(self.rows, self.options):
                     self.epoch()
             self.stop_if_interrupted()

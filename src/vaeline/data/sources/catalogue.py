@@ -17,7 +17,7 @@ from typing import IO, Any
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file
 from vaeline.io.digests import file_digest
-from vaeline.io.progress import progress
+from vaeline.io.progress import Progress
 
 BLOCK = 1 << 20
 
@@ -52,7 +52,7 @@ def store(source: Any, item: Item, folder: Path) -> None:
     unpack = not item.name.endswith((".gz", ".mat")) and source.peek(2)[:2] == b"\x1f\x8b"
     stream: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=source) if unpack else source
     digest, size = hashlib.sha256(), 0
-    with new_file(folder / item.name) as target, progress(item.name, item.size, "bytes") as reporter:
+    with new_file(folder / item.name) as target, Progress(item.name, item.size, "bytes") as reporter:
         while True:
             try:
                 block = stream.read(BLOCK)

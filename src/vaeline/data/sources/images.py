@@ -1,7 +1,6 @@
 """A folder of PNG and JPEG images: the files, their classes, and their pixels, checked before decoding."""
 
 import io
-import logging
 import os
 import warnings
 from pathlib import Path
@@ -12,12 +11,11 @@ from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
+from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
@@ -63,17 +61,18 @@ def read_folder(folder: Path, **changes: Any) -> tuple[Split, tuple[str, ...] | 
     Raises UserError naming the file that cannot be decoded, is too large, or is unlike the first image.
     """
     classes, files = scan(folder)
-    log.info("%s: decoding %d images", named(folder), len(files))
     first = read_image(files[0][0], **changes)
     pixels = np.empty((len(files), *first.shape), np.uint8)  # N x C x H x W
-    for index, (path, _) in enumerate(files):
-        image = read_image(path, **changes)
-        if image.shape != first.shape:
-            raise UserError(
-                f"{named(path)}: is {image.shape} (C, H, W), but {named(files[0][0])} is {first.shape}; "
-                "allowed: images all alike, or data.source.size and data.source.mode to make them so"
-            )
-        pixels[index] = image
+    with Progress("decoding", len(files), "images") as reporter:
+        for index, (path, _) in enumerate(files):
+            image = read_image(path, **changes)
+            if image.shape != first.shape:
+                raise UserError(
+                    f"{named(path)}: is {image.shape} (C, H, W), but {named(files[0][0])} is {first.shape}; "
+                    "allowed: images all alike, or data.source.size and data.source.mode to make them so"
+                )
+            pixels[index] = image
+            reporter.update(index + 1)
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 
