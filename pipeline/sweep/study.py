@@ -206,8 +206,16 @@ def plan_sweep(workspace: Workspace, request: Request, name: str = "") -> Sweep:
 
 
 def load_sweep(workspace: Workspace, name: str, storage: str = "") -> Sweep:
-    """A stored sweep on the working tree as it is. Raises UserError where there is none, or on another baseline."""
-    address = storage or _storage_address(workspace, name)
+    """A stored sweep on the working tree as it is. Raises UserError where there is none, or on another baseline.
+
+    Both names may come with a request for a flow run: they lead to no other file or database than a sweep's.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name: found {name!r}, allowed: {NAMES}")
+    own, file = _storage_address(workspace, name), f"/.vaeline/sweeps/{name}/study.db"
+    if storage not in ("", own) and not (storage.startswith(SQLITE) and storage.endswith(file)):
+        raise UserError(f"storage: found {storage}, allowed: that of VAELINE_SWEEP_STORAGE here, or {SQLITE}...{file}")
+    address = storage or own
     start = "start it with KEY=VALUES; workers on several machines need a database, VAELINE_SWEEP_STORAGE"
     missing = UserError(f"--name: there is no sweep {name!r} in {address}; {start}")
     if address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
