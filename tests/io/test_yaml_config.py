@@ -50,6 +50,11 @@ def test_aliases_and_merged_keys_are_read():
     assert parse_yaml(text, "x") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}, "d": 3, "e": 3}
 
 
+def test_digests_of_dvc_lock_are_text_whatever_they_begin_with():
+    for digest in ("0bbf5ca667c1437459ffa0aba0a3c96c", "00112233445566778899aabbccddeeff"):
+        assert parse_yaml(f"md5: {digest}", "dvc.lock") == {"md5": digest}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

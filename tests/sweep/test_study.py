@@ -164,7 +164,7 @@ def test_a_plan_is_checked_and_named_after_what_is_asked(repository: Path):
         plan_sweep(here, Request(ranges, "random", trials=3))
     with pytest.raises(UserError, match=r"^--trials: how many a search draws"):
         plan_sweep(here, Request(ranges, "random"))
-    with pytest.raises(UserError, match=r"--name: there is no sweep 's' in sqlite:.*s.db; start it"):
+    with pytest.raises(UserError, match=r"--name: there is no sweep 's' in sqlite:.*study.db; start it"):
         load_sweep(here, "s", "sqlite:////no/.vaeline/sweeps/s/study.db")
     for name, storage in (("../s", ""), ("s", "sqlite:////no/s.db"), ("s", "postgresql://elsewhere/d")):  # of a request
         with pytest.raises(UserError, match=r"(name|storage): found .*, allowed: "):

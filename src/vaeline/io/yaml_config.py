@@ -17,7 +17,7 @@ from vaeline.io.safe_read import DEEPEST, read_bounded, shown
 
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # read within a second
 AMBIGUOUS = re.compile(
-    r"[-+]?(0[\d_]+|0[xob][\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
+    r"[-+]?(0[\d_]+|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
 )  # numbers, as 010: 8 or 10
 LONGEST = 3000  # characters of a value; Python shows no number of more than 4,300 digits, and 0x reads any
 MOST_LINES = 8  # of mistakes
