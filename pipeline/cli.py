@@ -1,7 +1,9 @@
 """The command `vaeline` in a workspace. A command imports what it needs when it runs, so that each starts fast."""
 
+import json
 import logging
 import os
+from functools import partial
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -99,6 +101,7 @@ def sweep(
     ] = "test.elbo",
     name: Annotated[str, typer.Option(help="Of the sweep; without KEY=VALUES: go on with this one.")] = "",
     register: Annotated[bool, typer.Option(help="Complete the best trial, through the registry's gate.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines; all else to standard error.")] = False,
 ) -> None:
     """Run every combination of params as a DVC experiment, several at once, and rank them.
 
@@ -106,11 +109,15 @@ def sweep(
     """
     workspace = enter_workspace()
     prepare_environment()
+    from pipeline.sweep.reports import to_json
     from pipeline.sweep.run import run_sweep
     from pipeline.sweep.study import Request, plan_sweep
 
-    request = Request(assignments or [], search, trials, seed, metric)
-    if not run_sweep(plan_sweep(workspace, request, name), jobs, register, typer.echo):
+    planned = plan_sweep(workspace, Request(assignments or [], search, trials, seed, metric), name)
+    done = run_sweep(planned, jobs, register, partial(typer.echo, err=as_json))
+    if as_json:
+        typer.echo(json.dumps(to_json(planned), indent=2, ensure_ascii=False))
+    if not done:
         raise typer.Exit(1)
 
 

@@ -5,7 +5,7 @@ It is content: no run id, version, time, host or path; `vaeline trace` reports t
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,14 @@ def render(workspace: Workspace, params: Params) -> str:
     """The page as HTML; the template escapes every text. Raises UserError where an output is missing or damaged."""
     reports = workspace.reports
     report, rows = read_metrics(reports / "metrics.json"), read_history(reports / "history.csv")
-    decision, samples = registration(workspace), reports / "samples"
-    data = json.loads((workspace.model / "config.json").read_text(encoding="utf-8"))["data"]
+    decision = {"decision": "not registered", "reasons": [], "name": params.register_.name} | registration(workspace)
+    data = read_output(workspace.model / "config.json", lambda content: json.loads(content)["data"])
+    samples = reports / "samples"
     environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     source = partial(data_uri, most_bytes=200_000, longest=1400)
     environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("run.html").render(
-        title=f"{params.register_.name}: {decision.get('decision', 'not registered')}",
+        title=f"{params.register_.name}: {decision['decision']}",
         registration=decision,
         gate=_words(with_errors(flatten_metrics(decision.get("gate", {})))),
         report=report,
@@ -51,7 +52,7 @@ def render(workspace: Workspace, params: Params) -> str:
         kept=best(rows, params.train.beta).epoch,
         kl=kl_bars(reports / "kl_per_dimension.csv"),
         latent=_words(latent_numbers(report.get("latent", {}))),
-        sheets=[(caption, (samples / f"{name}.png").read_bytes()) for name, caption in CAPTIONS.items()],
+        sheets=[(caption, read_output(samples / f"{name}.png")) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
         origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
         params=sorted(flatten_params(params).items()),
@@ -86,8 +87,7 @@ def _draw_curve(axes: Any, title: str, unit: str, series: Mapping[str, Points], 
 
 def kl_bars(path: Path) -> Picture | None:
     """The KL of each latent dimension, from reports/kl_per_dimension.csv; None where it has no such parts."""
-    with path.open(newline="", encoding="utf-8") as file:
-        values = {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(file)}
+    values = read_output(path, _kl_by_dimension)
     if not values:
         return None
     caption = (
@@ -103,20 +103,29 @@ def kl_bars(path: Path) -> Picture | None:
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """Content of claims.json in reports/theory, its pictures with their `png`.
-
-    Raises UserError where a file is missing or damaged.
-    """
-    path = folder / "claims.json"
-    try:
-        claims: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        for picture in (picture for claim in claims for picture in claim["pictures"]):
-            picture["png"] = (folder / f"{picture['name']}.png").read_bytes()
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; run the stage theory") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is not what the stage theory writes; run it again") from None
+    """Content of claims.json in reports/theory, its pictures with their `png`."""
+    claims = read_output(folder / "claims.json", _claims)
+    for picture in (picture for claim in claims for picture in claim["pictures"]):
+        picture["png"] = read_output(folder / f"{picture['name']}.png")
     return claims
+
+
+def read_output(path: Path, parse: Callable[[bytes], Any] = bytes) -> Any:
+    """What `parse` makes of a stage's output. Raises UserError where that is missing or damaged."""
+    try:
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; run `dvc repro`") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is not what its stage writes; run `dvc repro`") from None
+
+
+def _claims(content: bytes) -> list[dict[str, Any]]:
+    return [claim | {"pictures": [dict(picture) for picture in claim["pictures"]]} for claim in json.loads(content)]
+
+
+def _kl_by_dimension(content: bytes) -> dict[str, float]:
+    return {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(content.decode().splitlines())}
 
 
 def _words(values: Mapping[str, str]) -> dict[str, str]:

@@ -43,8 +43,11 @@ def status(trial: FrozenTrial) -> str:
     return "done" if trial.state == TrialState.COMPLETE else "waiting"
 
 
-def to_markdown(sweep: Sweep) -> str:
-    """The ranking with aligned columns: what is varied, the metric that ranks, then what is well known and there."""
+def to_markdown(sweep: Sweep, width: int = 0) -> str:
+    """The ranking with aligned columns: what is varied, the metric that ranks, then what is well known and there.
+
+    Where `width` is given, columns that the trials' names or the CSV file have too are left out, then words are cut.
+    """
     trials, keys = ranked(sweep), varied(sweep.space)
     present = {name for trial in trials for name in result(trial).get("metrics", {})}
     metrics = [sweep.metric, *(name for name in SHOWN if name in present and name != sweep.metric)]
@@ -56,26 +59,56 @@ def to_markdown(sweep: Sweep) -> str:
         cells += ["" if number is None else f"{number:.5g}" for number in numbers]
         cells += [f"{result(trial).get('seconds', 0):.0f}", status(trial)]
         lines.append([cell.replace("|", "\\|") for cell in cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+    columns = [list(column) for column in zip(*lines, strict=True)]
+
+    def excess() -> int:
+        return sum(3 + max(map(len, column)) for column in columns) + 1 - width if width else 0
+
+    for name in ("s", *reversed(metrics[1:]), *reversed(keys)):
+        columns = [column for column in columns if excess() <= 0 or column[0] != name]
+    for column in (columns[-1], columns[1]):
+        most = max(12, max(map(len, column)) - max(0, excess()))
+        column[:] = [cell if len(cell) <= most else f"{cell[: most - 1]}…" for cell in column]
+    widths = [max(map(len, column)) for column in columns]
+    header, *rows = zip(*columns, strict=True)
+    ruled = [header, ["-" * wide for wide in widths], *rows]
+    padded = ([cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)] for row in ruled)
+    return "".join(f"| {' | '.join(row)} |\n" for row in padded)
+
+
+def to_json(sweep: Sweep) -> dict[str, Any]:
+    """The sweep for machines: every trial, the best first, and the decision of the registry's gate on the best."""
+    trials, chosen = [], best(sweep)
+    for rank, trial in enumerate(ranked(sweep), 1):
+        ended = result(trial)
+        numbers = {"rank": rank if trial.value is not None else None, "trial": trial.user_attrs["name"]}
+        outcome = {"status": status(trial).partition(":")[0], "reason": ended.get("reason", "")}
+        content = {"model_digest": ended.get("digest", ""), "metrics": ended.get("metrics", {})}
+        trials.append(numbers | {"values": trial.user_attrs["values"]} | outcome | content)
+    direction = "max" if sweep.maximise else "min"
+    about = {"sweep": sweep.name, "metric": sweep.metric, "direction": direction, "gate": gate_verdict(sweep)}
+    return about | {"best": chosen.user_attrs["name"] if chosen else None, "trials": trials}
 
 
 def to_csv(sweep: Sweep) -> str:
     """Every trial with all its metrics at full precision, the best first."""
     rows: list[dict[str, Any]] = []
-    for rank, trial in enumerate(ranked(sweep), 1):
-        ended, values = result(trial), trial.user_attrs["values"]
-        row = {"rank": rank if trial.value is not None else "", "trial": trial.user_attrs["name"]}
+    for trial in to_json(sweep)["trials"]:
+        values, metrics = trial.pop("values"), trial.pop("metrics")
+        row = {"rank": trial.pop("rank") or "", "trial": trial.pop("trial")}
         row |= {key: show(value) if isinstance(value, dict | list) else value for key, value in values.items()}
-        row |= {"status": status(trial).partition(":")[0], "reason": ended.get("reason", "")}
-        rows.append(row | {"model_digest": ended.get("digest", "")} | ended.get("metrics", {}))
+        rows.append(row | trial | metrics)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def gate_verdict(sweep: Sweep) -> str | None:
+    """The decision of the registry's gate on the best trial; None where that was not asked."""
+    chosen, stored = best(sweep), sweep.study.user_attrs
+    return stored.get("verdict") if chosen and stored.get("completed") == chosen.user_attrs["name"] else None
 
 
 def pictures(sweep: Sweep) -> dict[str, bytes]:

@@ -1,5 +1,7 @@
 """A sweep from its first trial to its last line: several trials at once; a signal stops all and loses nothing."""
 
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.sweep.experiments import Values, with_values
 from pipeline.sweep.process import POLL_S, ExperimentProcess, Result, slots
-from pipeline.sweep.reports import best, report_to_mlflow, result, status, to_markdown, write_reports
+from pipeline.sweep.reports import best, gate_verdict, report_to_mlflow, result, status, to_markdown, write_reports
 from pipeline.sweep.space import check, corners
 from pipeline.sweep.study import Sweep, exclusive
 from vaeline.errors import UserError
@@ -54,8 +56,10 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
         folder = write_reports(sweep)
         if away := report_to_mlflow(sweep, folder):
             log(f"not in MLflow: {away}; try again with: {again}")
-    log(f"{to_markdown(sweep)}\ntable, pictures:  {folder}/\nall experiments:  dvc exp show")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    log(f"{to_markdown(sweep, width)}\ntable, pictures:  {folder}/\nall experiments:  dvc exp show")
     if chosen := best(sweep):
+        log(f"the best's gate:  {gate_verdict(sweep) or 'not asked'}")
         log(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
         log("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
     return sweep.count(TrialState.COMPLETE) == sweep.total

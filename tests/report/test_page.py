@@ -199,14 +199,29 @@ def test_saturated_estimates_are_bounds_without_an_error_and_units_are_printed()
         ("metrics.json", "is not JSON; run the stage evaluate again"),
         ("history.csv", "is not what the stage train writes"),
         ("registration.json", "is not JSON; run the stage register again"),
-        ("theory/claims.json", "is not what the stage theory writes"),
+        ("theory/claims.json", "is not what its stage writes; run `dvc repro`"),
+        ("kl_per_dimension.csv", "is not what its stage writes; run `dvc repro`"),
     ],
 )
 def test_outputs_that_are_no_outputs_are_one_clear_line(run: Path, name: str, words: str):
-    for content in ("[1\n2", '[{"key": "a"}]') if name.startswith("theory") else ("[1\n2",):
+    for content in ("[1\n2", '[{"key": "a"}]') if name.startswith("theory") else ("dimension,kl\n[1",):
         write(name, content)
         with pytest.raises(UserError, match=rf"^reports/{re.escape(name)}: {words}[^\n]*$"):
             render()
+
+
+def test_without_a_registration_the_page_says_so_and_without_another_output_there_is_one_clear_line(run: Path):
+    (REPORTS / "registration.json").unlink()
+    _, read = render()
+    assert "shapes: not registered" in read.text
+    for path in ("theory/dots.png", "theory/claims.json", "samples/mixtures.png", "kl_per_dimension.csv"):
+        (REPORTS / path).unlink()
+        with pytest.raises(UserError, match=rf"^reports/{re.escape(path)}: cannot be read: .*; run `dvc repro`$"):
+            render()
+        if path.startswith("theory"):
+            write("theory/claims.json", "[]")
+        elif path.startswith("samples"):
+            (REPORTS / path).write_bytes(png())
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.sweep.reports import best, pictures, ranked, to_csv, to_markdown
+from pipeline.sweep.reports import best, pictures, ranked, to_csv, to_json, to_markdown
 from pipeline.sweep.study import Request, parse_metric
 from sweep_repository import make_scored_sweep, make_sweep
 from vaeline.errors import UserError
@@ -48,6 +48,34 @@ def test_the_csv_has_every_metric_to_the_last_digit_and_the_table_what_is_varied
     assert first.split()[1:10:2] == ["1", "s-02-beta0.5-latent_dim8", "0.5", "8", "1.0235"]
     assert last.endswith("failed: diverged \\| at step 2 |")
     assert len(header) == len(first) == len(last)
+
+
+def test_a_table_for_a_narrow_terminal_leaves_out_columns_then_cuts_words(tmp_path: Path):
+    sweep = make_scored_sweep(tmp_path, "test.nll")
+    whole = to_markdown(sweep).splitlines()[0].split()[1::2]
+    assert to_markdown(sweep, 500) == to_markdown(sweep)
+    for width in (120, 80, 60, 50):
+        lines = to_markdown(sweep, width).splitlines()
+        assert {len(line) for line in lines} == {len(lines[0])}
+        assert len(lines[0]) <= width
+        shown = lines[0].split()[1::2]
+        assert [name for name in whole if name in shown] == shown
+        assert {"rank", "trial", "test.nll", "outcome"} <= set(shown)
+        assert lines[2].startswith("| 1    | s-02-")
+    assert "train.beta" in to_markdown(sweep, 120).splitlines()[0]
+
+
+def test_for_machines_there_is_every_trial_and_the_gates_decision_on_the_best(tmp_path: Path):
+    sweep = make_scored_sweep(tmp_path, "test.nll")
+    content = to_json(sweep)
+    assert (content["best"], content["direction"], content["gate"]) == ("s-02-beta0.5-latent_dim8", "min", None)
+    assert content["trials"][0]["metrics"]["test.elbo"] == -1.123456789012345
+    assert content["trials"][3]["reason"] == "diverged | at step 2"
+    assert content["trials"][1]["values"] == {"train.beta": 1, "model.latent_dim": 8}
+    sweep.study.set_user_attr("verdict", "m: rejected (too few)")
+    assert to_json(sweep)["gate"] is None, "of another trial"
+    sweep.study.set_user_attr("completed", content["best"])
+    assert to_json(sweep)["gate"] == "m: rejected (too few)"
 
 
 def test_the_pictures_are_whole_the_same_every_time_and_of_two_trials_that_have_what_they_show(tmp_path: Path):

@@ -98,7 +98,8 @@ def _measure(context: Context) -> tuple[dict[str, Tensor], dict[str, Numbers]]:
             generator = context.generator("estimators")
             draw = partial(_gradient, trained, batch, list(trained.encoder.parameters()), generator, bound, name)
             way |= variance(draw, PAIRS).numbers("trained_variance")
-            way["trained_variance_ratio"] = way["trained_variance"] / pathwise["trained_variance"]
+            if pathwise["trained_variance"]:  # none where the encoder has died
+                way["trained_variance_ratio"] = way["trained_variance"] / pathwise["trained_variance"]
     return deviations, ways
 
 
