@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from pipeline.flows.registered import registered_version
+from pipeline.flows.registered import next_steps, registered_version
 from pipeline.report import summary
 from pipeline.services import flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
@@ -34,7 +34,7 @@ def main(only: str = "", force: bool = False) -> None:
             _run_flow(workspace, only, force)
         else:
             print("all stages up to date")  # noqa: T201
-    print("\n" + summary.summary(workspace, registered_version(workspace)), end="")  # noqa: T201
+    print("\n" + summary.summary(workspace, registered_version(workspace)) + next_steps(workspace), end="")  # noqa: T201
 
 
 def _run_flow(workspace: Workspace, only: str, force: bool) -> None:

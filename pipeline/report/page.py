@@ -104,7 +104,7 @@ def kl_bars(path: Path) -> Picture | None:
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
     """Content of claims.json in reports/theory, its pictures with their `png`."""
-    claims = read_output(folder / "claims.json", _claims)
+    claims: list[dict[str, Any]] = read_output(folder / "claims.json", _claims)
     for picture in (picture for claim in claims for picture in claim["pictures"]):
         picture["png"] = read_output(folder / f"{picture['name']}.png")
     return claims

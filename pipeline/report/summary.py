@@ -75,8 +75,7 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
         lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
     if decision := registration(workspace):
         lines.append(f"model:    {verdict(decision, version)}")
-    lines.append("runs:     make ui (MLflow and Prefect in the browser)")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def test_lines(report: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,10 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
     assert lines_with(done.stdout, "model:    digits version 1: promoted", 'load_model("models:/digits@champion")')
     assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
     assert lines_with(done.stdout, "report:   reports/index.html")
-    assert lines_with(done.stdout, "runs:     make ui")
+    assert lines_with(done.stdout, "runs:     vaeline ui")
+    assert lines_with(done.stdout, "http://127.0.0.1:5000/#/experiments/1/runs/")
+    assert lines_with(done.stdout, "http://127.0.0.1:5000/#/models/digits/versions/1")
+    assert lines_with(done.stdout, "keep:     git add dvc.lock && git commit -m ")
     for name in ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals"):
         assert (clone / "reports" / "samples" / f"{name}.png").stat().st_size > 0
 

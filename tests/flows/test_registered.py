@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.flows.registered import registered_version
+from pipeline.flows.registered import next_steps, registered_version
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import tracking_uri
 
@@ -35,6 +35,19 @@ def test_a_version_once_asked_for_is_found_without_mlflow(kept: Path, toy: Path)
     assert done.stdout == "7 False\n"
     (toy / "reports" / "registration.json").unlink()
     assert registered_version(current_workspace()) is None, "nothing was registered here"
+
+
+def test_the_next_steps_are_pages_of_the_run_and_the_version_and_the_commit(kept: Path, toy: Path):
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"run": "3/runs/f00"}))
+    assert next_steps(current_workspace()).splitlines() == [
+        "runs:     http://127.0.0.1:9/#/experiments/3/runs/f00",
+        "          http://127.0.0.1:9/#/models/digits/versions/7",
+    ]
+    (toy / "reports" / "registration.json").unlink()
+    (toy / "dvc.lock").write_text("schema: '2.0'\n")
+    runs, keep = next_steps(current_workspace()).splitlines()
+    assert runs == "runs:     http://127.0.0.1:9/#/experiments?workflowType=machine_learning"
+    assert keep.startswith("keep:     git add dvc.lock && git commit -m ")
 
 
 @pytest.mark.parametrize("gone", ["store", "model", "entry", "database"])
