@@ -72,7 +72,7 @@ def test_the_full_disk_errors_of_every_library_are_recognised(write: Callable[[P
     assert str(explain(caught.value)).startswith("['the disk is full")
 
 
-def test_a_path_that_cannot_be_written_and_exhausted_memory_are_explained_and_other_errors_are_not(tmp_path: Path):
+def test_a_path_that_cannot_be_used_and_exhausted_memory_are_explained_and_other_errors_are_not(tmp_path: Path):
     assert explain(FileNotFoundError(errno.ENOENT, "No such file", "nothing")) is None
     assert explain(PermissionError(errno.EACCES, "Permission denied", "/srv/run.lock")) == [
         f"/srv/run.lock: Permission denied, for user {os.geteuid()}; work in a clone of your own"
@@ -80,7 +80,7 @@ def test_a_path_that_cannot_be_written_and_exhausted_memory_are_explained_and_ot
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="File exists") as refused:
         write_file(tmp_path / "file" / "scores.csv", b"")
-    assert explain(refused.value) == [f"{tmp_path}/file: cannot be written: File exists"]
+    assert explain(refused.value) == [f"{tmp_path}/file: cannot be used: File exists"]
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 55)
     assert explain(caught.value) is not None

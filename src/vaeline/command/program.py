@@ -15,7 +15,7 @@ from vaeline.io.safe_read import shown
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-UNUSABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+UNUSABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
 OWN = "work in a clone of your own"
 OF_PIPELINE = {"mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"}  # brought by the extra `pipeline`
 # of numpy, safetensors and torch, whose errors have no errno
@@ -102,8 +102,8 @@ def explain(error: BaseException) -> list[str] | None:
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
     if isinstance(error, OSError) and number in FORBIDDEN and name:
         return [f"{name}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
-    if isinstance(error, OSError) and number in UNUSABLE and name:
-        return [f"{name}: cannot be written: {error.strerror}"]
+    if isinstance(error, OSError) and number in UNUSABLE:
+        return [f"{name or 'a file'}: cannot be used: {error.strerror}"]
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").partition(".")[0]
         return [f"{library}: is not installed; pip install 'vaeline[pipeline]'"] if library in OF_PIPELINE else None
