@@ -16,7 +16,8 @@ import psutil
 import pytest
 import torch
 
-from vaeline.command.program import explain
+from vaeline.command.program import explain, shortened
+from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 
 START = "import sys\nfrom pipeline.stages import runner\nfrom vaeline.errors import UserError\n"
@@ -35,9 +36,14 @@ MISTAKES = "raise UserError('a.png: 3 channels, allowed: 1\\nb.png: truncated')"
 CHILD = "import subprocess, sys; sys.exit(subprocess.call(['false']))"
 POSIX = ("env", "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
 CLOSED = ("sh", "-c", 'exec "$@" >&-', "sh")
+FULL = ("sh", "-c", 'exec "$@" >/dev/full', "sh")
+NO_SPACE = "free some space and run again ([Errno 28] No space left on device)"
 ENDS: dict[str, tuple[str, tuple[str, ...], int, str]] = {
     "a stage that ends well logs plain lines": (LOGS, (), 0, "fetched\n"),
     "each line of a UserError": (MISTAKES, (), 1, "error: a.png: 3 channels, allowed: 1\nerror: b.png: truncated\n"),
+    "a UserError without words": ("raise UserError(chr(10))", (), 1, "error: no reason was given\n"),
+    "what a terminal obeys": ("raise UserError(chr(27) + '[2Jx')", (), 1, "error: '\\x1b[2Jx'\n"),
+    "a standard output on a full disk": ("print('line')", FULL, 1, f"error: the disk is full; {NO_SPACE}\n"),
     "a failed child where a supervisor ignores SIGCHLD": (CHILD, ("env", "--ignore-signal=CHLD"), 1, ""),
     "a letter that the terminal cannot show is no error": ("print(chr(177))", POSIX, 0, ""),
     "a closed stdout is no error": ("print('line'); raise KeyboardInterrupt", CLOSED, 130, "interrupted\n"),
@@ -81,6 +87,9 @@ def test_a_path_that_cannot_be_used_and_exhausted_memory_are_explained_and_other
     with pytest.raises(OSError, match="File exists") as refused:
         write_file(tmp_path / "file" / "scores.csv", b"")
     assert explain(refused.value) == [f"{tmp_path}/file: cannot be used: File exists"]
+    for number in (errno.EROFS, errno.EPERM, errno.EISDIR, errno.EIO, errno.EBUSY, errno.ELOOP, errno.ENOSPC):
+        (line,) = explain(OSError(number, os.strerror(number), "/srv/b.csv")) or []
+        assert "/srv/b.csv: " in line or number == errno.ENOSPC
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 55)
     assert explain(caught.value) is not None
@@ -117,3 +126,12 @@ def test_a_stage_ends_with_the_process_that_started_it(tmp_path: Path):
     while stage.is_running() and stage.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_long_error_keeps_the_file_at_its_start_and_the_advice_at_its_end_and_many_are_counted():
+    line = shortened(f"a.yaml: has {', '.join(map(str, range(20_000)))}; allowed: 3")
+    assert len(line) == 400
+    assert line.startswith("a.yaml: has 0, 1")
+    assert line.endswith("19999; allowed: 3")
+    lines = explain(UserError("\n".join(map(str, range(1000))))) or []
+    assert (len(lines), lines[-1]) == (21, "980 more lines like these")

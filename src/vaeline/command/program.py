@@ -15,7 +15,8 @@ from vaeline.io.safe_read import shown
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-UNUSABLE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
+FAILED_WRITES = {errno.EIO, errno.EFBIG, errno.EPIPE, errno.ESTALE}  # which may not name their file
+MOST_LINES = 20
 OWN = "work in a clone of your own"
 OF_PIPELINE = {"mlflow", "PIL", "sklearn", "rich", "cryptography", "psutil"}  # brought by the extra `pipeline`
 # of numpy, safetensors and torch, whose errors have no errno
@@ -50,9 +51,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, 1 for an error, 130 when interrupted, 143 when terminated.
 
     `UserError`, a full disk, a file of another user and exhausted memory are one line each; any other
-    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed;
-    then the process ends without Python's own shutdown, which takes more than a second with torch, and minutes where
-    Prefect's threads go on sending to a temporary server that is gone.
+    exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
     """
     set_process_defaults()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, every child ends with 0
@@ -64,19 +63,18 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
+        _leave(0)
     except (KeyboardInterrupt, SystemExit) as end:
         code = end.code if isinstance(end, SystemExit) else 130  # with which typer, too, ends an interrupted command
         if code == 130:
             print("interrupted", file=sys.stderr)  # noqa: T201
-        if code in (130, 143):
-            _leave(code)
-        raise
+        _leave(code or 0)
     except Exception as error:
         if (lines := explain(error)) is None:
             raise
         for line in lines:
-            print(f"error: {shown(line, most=400)}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+            print(f"error: {shortened(line)}", file=sys.stderr)  # noqa: T201
+        _leave(1)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -84,17 +82,35 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _leave(code: int) -> NoReturn:
-    logging.shutdown()
-    print(end="", flush=True)  # noqa: T201
+def _leave(code: str | int) -> None:
+    """End the process without Python's own shutdown, which takes a second with MLflow or torch.
+
+    Prefect gets it for what its threads still send, unless a signal ended the program: then they may send for minutes.
+    """
+    if not isinstance(code, int) or ("prefect" in sys.modules and code not in (130, 143)):
+        sys.exit(code)
+    try:
+        logging.shutdown()
+        print(end="", flush=True)  # noqa: T201
+    except OSError as error:
+        if not code and not isinstance(error, BrokenPipeError):  # its reader has enough
+            print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
+        code = code or 1
     os._exit(code)
+
+
+def shortened(line: str) -> str:
+    """A line as a terminal may show it, of at most 400 characters: its start names a file, its end says what to do."""
+    words = shown(line, most=1 << 20)
+    return words if len(words) <= 400 else f"{words[:250]} ... {words[-145:]}"
 
 
 def explain(error: BaseException) -> list[str] | None:
     """One line for each thing that the user can fix; None where the error is a bug."""
     kind, number, name = type(error).__name__, getattr(error, "errno", None), getattr(error, "filename", None)
     if isinstance(error, UserError):
-        return str(error).split("\n")
+        lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
+        return [*lines[:MOST_LINES], f"{len(lines) - MOST_LINES} more lines like these"][: len(lines)]
     if number in FULL_DISK or (
         (isinstance(error, OSError | RuntimeError) or kind == "SafetensorError")
         and any(message in str(error) for message in FULL_DISK_MESSAGES)
@@ -102,7 +118,7 @@ def explain(error: BaseException) -> list[str] | None:
         return [f"the disk is full{f': {name}' if name else ''}; free some space and run again ({error})"]
     if isinstance(error, OSError) and number in FORBIDDEN and name:
         return [f"{name}: {error.strerror}, for user {os.geteuid()}; {OWN}"]
-    if isinstance(error, OSError) and number in UNUSABLE:
+    if isinstance(error, OSError) and ((name and number not in (None, errno.ENOENT)) or number in FAILED_WRITES):
         return [f"{name or 'a file'}: cannot be used: {error.strerror}"]
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").partition(".")[0]
