@@ -41,6 +41,10 @@ FORCE = "--force --reason TEXT"
 log = logging.getLogger(__name__)
 
 
+class ChampionChangedError(TransientError):
+    """Another machine set another champion than the one that a model was compared with; nothing was changed."""
+
+
 @dataclass(frozen=True)
 class GateEvaluator:
     """Gate's thresholds, and how it measures a model on the test split of `data_digest`."""
@@ -180,11 +184,11 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
 def set_champion(client: "MlflowClient", version: "ModelVersion", entry: Entry) -> None:
     """Write the decision and the history entry, then move the alias to the version.
 
-    Raises TransientError, with nothing changed, where the champion is no longer the one that the entry names.
+    Raises ChampionChangedError where the champion is no longer the one that the entry names.
     """
     name = version.name
     if (current := _number(find_champion(client, name))) != entry.before:
-        raise TransientError(
+        raise ChampionChangedError(
             f"{name}: the champion was version {entry.before or 'none'} and is version {current or 'none'} now, set by "
             "another machine meanwhile: nothing was changed, try again"
         )

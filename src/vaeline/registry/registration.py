@@ -1,7 +1,10 @@
 """Registration of a model: one version a model digest, and the alias champion on the best."""
 
 import hashlib
+import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaeline.io.workspace import Workspace
-from vaeline.registry.champion import GateEvaluator, load_version, registry_lock, run_gate
+from vaeline.registry.champion import ChampionChangedError, GateEvaluator, load_version, registry_lock, run_gate
 from vaeline.registry.gate import Evidence
 from vaeline.registry.load import verified
 from vaeline.registry.smoke import smoke_test
@@ -25,6 +28,7 @@ from vaeline.registry.versions import (
 )
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import MANIFEST, SIGNATURE, RegisteredAs, TrainingCode, seal
+from vaeline.tracking.connection import SQLITE
 from vaeline.tracking.outbox import RunOutbox
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
     from vaeline.serving.model_files import LoadedModel
 
+PATIENCE_S, POLL_S = 60.0, 0.5  # for a version that another machine makes: sealing one takes seconds
 TEST_METRICS = ("elbo", "nll", "psnr")  # shown as tags of a version
 UNFINISHED_TAG = "vaeline.unfinished"  # on a version whose package is not sealed yet: the model's digest
 OWN_TAGS = {"vaeline.outbox", "vaeline.decision", DIGEST_TAG}  # of a run, which its version does not take over
@@ -66,14 +71,16 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
         version = _registered(client, model) or publish(client, model)
         for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
             client.set_model_version_tag(name, version.version, key, value)
-        champion = find_champion(client, name)
-        if champion is not None and int(champion.version) == int(version.version):
+        decision, number = None, int(version.version)
+        while decision is None and ((held := find_champion(client, name)) is None or int(held.version) != number):
+            with suppress(ChampionChangedError):  # it is compared with the new one
+                decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
+        if decision is None:
             result, *rest = (version.tags.get(f"vaeline.{key}", "") for key in ("decision", "reasons", "gate"))
             reasons, numbers = parsed(rest[0], list), parsed(rest[1], dict)
             if result != "promoted":
                 result, reasons, numbers = "unchanged", ["it is the champion already"], {}  # the alias was set by hand
         else:
-            decision = run_gate(client, version, evaluator.candidate(model.loaded, model.evidence), evaluator)
             result = "promoted" if decision.promote else "rejected"
             reasons, numbers = list(decision.reasons), dict(decision.numbers)
     return {"digest": digest, "name": name, "decision": result, "reasons": reasons, "gate": numbers}
@@ -104,28 +111,82 @@ def training_code(run: RunOutbox) -> TrainingCode | None:
 
 
 def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
-    """Upload a model, make its version, seal the package under the number received, and load it back.
+    """Upload a model after its smoke test, make its version, seal it under the number received, and load it back.
 
-    The version has no model digest, by which it is found, until all of this succeeded; a version that a killed
-    process left unfinished is deleted by the next one. Where another machine was faster, its version stays.
+    The version has no model digest, by which it is found, until all of this succeeded. Where another machine publishes
+    the same model at the same time, the lower number stays, and the other process waits for it.
     """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.exceptions import MlflowException
+    from mlflow.models.model import Model
 
-    name, digest = model.name, model.evidence.digest
+    from vaeline.serving.mlflow_package import write_package
+
+    run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
     try:
         client.create_registered_model(name, description=_usage(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for old in find_versions(client, name):
-        if old.tags.get(UNFINISHED_TAG) == digest:
-            client.delete_model_version(name, old.version)
-    version = _upload(client, model)
-    first = _registered(client, model)
-    if first is None or int(first.version) == int(version.version):
+    if theirs := _published_elsewhere(client, model):
+        return theirs
+    experiment, params = run.info.experiment_id, run.data.params
+    stored = client.create_logged_model(experiment, name, model.run_id, {DIGEST_TAG: digest}, params, "vae")
+    version, uri, status = None, f"models:/{stored.model_id}", LoggedModelStatus.FAILED
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, place, id_ = Path(temporary) / "model", stored.artifact_location, stored.model_id
+            content = Model(artifact_path=place, run_id=model.run_id, model_uuid=id_, model_id=id_)
+            write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
+            smoke_test(folder, model.example, TrainedModel(model.loaded).reconstruct(model.example))
+            client.log_model_artifacts(stored.model_id, str(folder))
+            if theirs := _published_elsewhere(client, model):
+                return theirs
+            about = f"{model.note}\n\n---\n\n{_usage(name)}"
+            version = client.create_model_version(
+                name, uri, model.run_id, {UNFINISHED_TAG: digest}, description=about, model_id=stored.model_id
+            )
+            serial = int(version.version)
+            if theirs := _published_elsewhere(client, model, serial):
+                return theirs
+            manifest = seal(folder, name, serial, model.loaded, model.code)
+            for file in [file for file in (MANIFEST, SIGNATURE) if (folder / file).exists()]:
+                client.log_model_artifact(stored.model_id, str(folder / file))
+        verified(uri, registered=RegisteredAs(name, serial, {MANIFEST_TAG: manifest, DIGEST_TAG: digest}))
+        tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.")}
+        tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}
+        for key in sorted(tags.keys() - OWN_TAGS):
+            client.set_model_version_tag(name, version.version, key, tags[key])
+        client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
+        client.set_model_version_tag(name, version.version, DIGEST_TAG, digest)
+        client.delete_model_version_tag(name, version.version, UNFINISHED_TAG)
+        status = LoggedModelStatus.READY
         return client.get_model_version(name, version.version)
-    client.delete_model_version(name, version.version)
-    return first
+    finally:
+        client.finalize_logged_model(stored.model_id, status)
+        if version is not None and status != LoggedModelStatus.READY:
+            client.delete_model_version(name, version.version)
+
+
+def _published_elsewhere(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":
+    """Finished version of this model under a number before that; waits for one that another machine makes.
+
+    One that does not get finished was left by a killed process, and is deleted: at once beside an sqlite store, where
+    this process holds the lock.
+    """
+    deadline = time.monotonic() + (0 if client.tracking_uri.startswith(SQLITE) else PATIENCE_S)
+    while True:
+        found = [version for version in find_versions(client, model.name) if int(version.version) < before]
+        if any(version.tags.get(DIGEST_TAG) == model.evidence.digest for version in found):
+            return _registered(client, model)
+        found = [version for version in found if version.tags.get(UNFINISHED_TAG) == model.evidence.digest]
+        if not found:
+            return None
+        if time.monotonic() > deadline:
+            for version in found:
+                client.delete_model_version(model.name, version.version)
+            return None
+        time.sleep(POLL_S)
 
 
 def annotate(client: "MlflowClient", run_id: str, text: str) -> None:
@@ -142,56 +203,6 @@ def _registered(client: "MlflowClient", model: NewModel) -> "ModelVersion | None
     if version is not None:
         where = f"{model.name} version {version.version}: is tagged as this model; delete it, and register again: "
         load_version(version, where)
-    return version
-
-
-def _upload(client: "MlflowClient", model: NewModel) -> "ModelVersion":
-    """Store the package under the model's run, after its smoke test, and make a finished version of it."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models.model import Model
-
-    from vaeline.serving.mlflow_package import write_package
-
-    run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
-    stored = client.create_logged_model(
-        run.info.experiment_id, name, model.run_id, {DIGEST_TAG: digest}, run.data.params, "vae"
-    )
-    version, uri = None, f"models:/{stored.model_id}"
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            content = Model(
-                artifact_path=stored.artifact_location,
-                model_uuid=stored.model_id,
-                model_id=stored.model_id,
-                run_id=model.run_id,
-            )
-            write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
-            smoke_test(folder, model.example, TrainedModel(model.loaded).reconstruct(model.example))
-            client.log_model_artifacts(stored.model_id, str(folder))
-            version = client.create_model_version(
-                *(name, uri, model.run_id, {UNFINISHED_TAG: digest}),
-                description=f"{model.note}\n\n---\n\n{_usage(name)}",
-                model_id=stored.model_id,
-            )
-            serial = int(version.version)
-            manifest = seal(folder, name, serial, model.loaded, model.code)
-            for file in [file for file in (MANIFEST, SIGNATURE) if (folder / file).exists()]:
-                client.log_model_artifact(stored.model_id, str(folder / file))
-        verified(uri, registered=RegisteredAs(name, serial, {MANIFEST_TAG: manifest, DIGEST_TAG: digest}))
-        tags = {key: value for key, value in run.data.tags.items() if key.startswith("vaeline.")}
-        tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}
-        for key in sorted(tags.keys() - OWN_TAGS):
-            client.set_model_version_tag(name, version.version, key, tags[key])
-        client.finalize_logged_model(stored.model_id, LoggedModelStatus.READY)
-        client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
-        client.set_model_version_tag(name, version.version, DIGEST_TAG, digest)
-        client.delete_model_version_tag(name, version.version, UNFINISHED_TAG)
-    except BaseException:
-        client.finalize_logged_model(stored.model_id, LoggedModelStatus.FAILED)
-        if version is not None:
-            client.delete_model_version(name, version.version)
-        raise
     return version
 
 
