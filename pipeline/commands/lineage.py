@@ -1,20 +1,20 @@
 """`vaeline` trace, reproduce, report: what made a model, whether it comes out again, and the page that shows it."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
+from vaeline.command.main import Json, print_json, printable
 from vaeline.io.workspace import current_workspace
 
 app = typer.Typer()
 
-Uri = Annotated[str, typer.Argument(metavar="URI", help="models:/NAME@champion or models:/NAME/VERSION")]
+Uri = Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/VERSION")]
 
 
 @app.command()
-def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+def trace(uri: Uri, as_json: Json = False) -> None:
     """Print what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
     prepare_environment()
     from vaeline.registry.lineage import flat, trace
@@ -24,15 +24,14 @@ def trace(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="For ma
     with one_line_errors():
         content = trace(client, uri).content
     if as_json:
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     from pipeline.report.summary import measured
 
     for name, value in flat(content).items():
         items = [measured(item) for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
-        if items:  # without what a terminal obeys
-            line = f"{name:<36} {', '.join(items)}"
-            typer.echo("".join(c if c.isprintable() else "\ufffd" for c in line))
+        if items:
+            typer.echo(printable(f"{name:<36} {', '.join(items)}"))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
+from vaeline.command.main import Json, print_json
 from vaeline.io.workspace import Workspace, current_workspace
 
 app = typer.Typer()
@@ -17,30 +18,38 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the history.", show_defa
 
 
 @app.command()
-def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "") -> None:
+def models(name: Annotated[str, typer.Argument(help="Only this one.")] = "", as_json: Json = False) -> None:
     """Show the registered models: the champion, each version's measurements, and the gate's decisions."""
     with _registry() as (client, _):
-        from pipeline.commands.tables import show, versions_table
+        from pipeline.commands.tables import show_versions, version_rows
         from vaeline.registry.versions import find_models, find_versions
 
-        tables = [
-            versions_table(model, find_versions(client, model.name)) for model in find_models(client, name or None)
-        ]
-    show(*tables)
-    if not tables:
+        found = find_models(client, name or None)
+        content = [{"name": m.name, "versions": version_rows(m, find_versions(client, m.name))} for m in found]
+    if as_json:
+        print_json(content)
+        return
+    for model in content:
+        show_versions(model["name"], model["versions"])
+    if not content:
         typer.echo("no model is registered yet; `vaeline run` registers the first")
 
 
 @app.command()
-def history(name: Name) -> None:
+def history(name: Name, as_json: Json = False) -> None:
     """Show the champions of a registered model: since when, by whom and why."""
     with _registry() as (client, _):
-        from pipeline.commands.tables import history_table, show
+        from pipeline.commands.tables import history_rows, show_history
         from vaeline.registry.champion_history import read_history
         from vaeline.registry.versions import find_models
 
-        entries = read_history(find_models(client, name)[0])
-    show(history_table(name, entries)) if entries else typer.echo(f"{name}: nothing has been decided yet")
+        rows = history_rows(read_history(find_models(client, name)[0]))
+    if as_json:
+        print_json({"name": name, "entries": rows})
+    elif rows:
+        show_history(name, rows)
+    else:
+        typer.echo(f"{name}: nothing has been decided yet")
 
 
 @app.command()

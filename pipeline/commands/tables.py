@@ -1,6 +1,8 @@
-"""The registry on a terminal: tables that fit 80 columns, and plain text where there is no terminal."""
+"""The registry for machines and on a terminal: tables that fit it, and plain text where there is none."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,62 +10,83 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vaeline.command.main import printable
 from vaeline.registry.champion_history import Entry
 
-
-def show(*tables: Table) -> None:
-    """Print the tables, each as wide as it needs and the terminal allows."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    for table in tables:
-        console.print(table)
+MEASURED = {"test_elbo": 2, "test_nll": 2, "active_units": 0, "test_psnr": 1}  # tags of a version -> digits shown
 
 
-def versions_table(model: Any, versions: Sequence[Any]) -> Table:
-    """MLflow's versions of a registered model with their test metrics: nats per image, decibels."""
-    table = _table(model.name)
+def version_rows(model: Any, versions: Sequence[Any]) -> list[dict[str, Any]]:
+    """MLflow's versions of a registered model: nats per image, decibels; None for what is not known."""
+    return [
+        {
+            "version": int(version.version),
+            "aliases": sorted(alias for alias, held in model.aliases.items() if int(held) == int(version.version)),
+            **{name: _number(version.tags, name) for name in MEASURED},
+            "decision": version.tags.get("vaeline.decision"),
+            "model_digest": version.tags.get("vaeline.model_digest"),
+            "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        }
+        for version in versions
+    ]
+
+
+def history_rows(entries: Sequence[tuple[Entry, bool]]) -> list[dict[str, Any]]:
+    """What was decided, the oldest first."""
+    rows = []
+    for entry, done in entries:
+        row = asdict(entry) | {"version": int(entry.version), "carried_out": done}
+        row["before"] = int(entry.before) if entry.before else None
+        rows.append({key: value for key, value in row.items() if key not in ("key", "confirmed")})
+    return rows
+
+
+def show_versions(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print `version_rows` as a table."""
+    table = _table(name)
     for column in ("no.", "alias", "ELBO", "NLL", "active", "PSNR", "decision", "when (UTC)"):
         table.add_column(column, justify="left" if column in ("alias", "decision", "when (UTC)") else "right")
-    for version in versions:
-        number, tags = str(version.version), version.tags
-        table.add_row(
-            number,
-            ", ".join(sorted(alias for alias, target in model.aliases.items() if str(target) == number)),
-            _number(tags, "test_elbo", 2),
-            _number(tags, "test_nll", 2),
-            _number(tags, "active_units", 0),
-            _number(tags, "test_psnr", 1),
-            tags.get("vaeline.decision", "–"),
-            f"{datetime.fromtimestamp(version.creation_timestamp / 1000, UTC):%Y-%m-%d %H:%M}",
-        )
-    return table
+    for row in rows:
+        numbers = ["–" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in MEASURED.items()]
+        aliases, decision = printable(", ".join(row["aliases"])), printable(row["decision"] or "–")
+        table.add_row(str(row["version"]), aliases, *numbers, decision, _minute(row["created"]))
+    _print(table)
 
 
-def history_table(name: str, entries: Sequence[tuple[Entry, bool]]) -> Table:
-    """What was decided, the oldest first."""
+def show_history(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print `history_rows` as a table."""
     table = _table(f"{name}: history")
     table.add_column("when (UTC)", no_wrap=True)
     table.add_column("what", min_width=12)
     table.add_column("by", overflow="fold", max_width=20)
     table.add_column("why", ratio=1, overflow="fold")
     words = {"promote": "promoted", "reject": "rejected", "rollback": "back to"}
-    for entry, done in entries:
-        after = f" after {entry.before}" if entry.moves and entry.before else ""
-        what = f"{words[entry.action]} {entry.version}{after}{', forced' if entry.forced else ''}"
-        own = [entry.reason] if entry.reason and not entry.forced else []  # which forced ones name already
-        why = "; ".join([*entry.reasons, *own])
-        table.add_row(entry.time[:16].replace("T", " "), what if done else f"{what} (not carried out)", entry.user, why)
-    return table
+    for row in rows:
+        after = f" after {row['before']}" if row["action"] != "reject" and row["before"] else ""
+        what = f"{words[row['action']]} {row['version']}{after}{', forced' if row['forced'] else ''}"
+        what = what if row["carried_out"] else f"{what} (not carried out)"
+        own = [row["reason"]] if row["reason"] and not row["forced"] else []  # which forced ones name already
+        why = "; ".join([*row["reasons"], *own])
+        table.add_row(*map(printable, (_minute(row["time"]), what, row["user"], why)))
+    _print(table)
 
 
 def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
-    )
+    layout: Any = {"title_justify": "left", "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    return Table(title=printable(title), box=box.SIMPLE_HEAD, **layout)
 
 
-def _number(tags: Mapping[str, str], name: str, digits: int) -> str:
-    value = tags.get(f"vaeline.{name}", "–")
+def _print(table: Table) -> None:
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+def _number(tags: Mapping[str, str], name: str) -> float | None:
     try:
-        return f"{float(value):.{digits}f}"
-    except ValueError:
-        return value
+        value = float(tags[f"vaeline.{name}"])
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,6 +1,8 @@
 """`vaeline models`, `history`, `promote`, `rollback` on a real registry: their output and their errors."""
 
+import json
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,39 @@ def test_history_tells_who_was_champion_and_why(decided: "FilledRegistry", width
     places = [words.index(what) for what in ("promoted 2", "rejected 1", "promoted 3", "back to 2")]
     assert places == sorted(places)
     assert "[hallucinates]" in words
+
+
+def test_each_is_there_for_machines_with_the_same_numbers_and_iso_times(decided: "FilledRegistry"):
+    (model,) = json.loads(vaeline("models", "--json"))
+    version = model["versions"][2]
+    assert (model["name"], version["version"], version["aliases"], version["decision"]) == (
+        *(NAME, 2, ["champion"], "promoted"),
+    )
+    assert (version["test_elbo"], version["test_nll"]) == (-11.0, None)
+    entries = json.loads(vaeline("history", NAME, "--json"))["entries"]
+    assert [(e["action"], e["version"], e["before"]) for e in entries] == [
+        *(("promote", 2, None), ("reject", 1, 2), ("promote", 3, 2), ("rollback", 2, 3)),
+    ]
+    assert entries[3]["reason"] == "it [hallucinates]"
+    for moment in (version["created"], entries[0]["time"]):
+        assert datetime.fromisoformat(moment).utcoffset() == timedelta(0)
+    found = json.loads(vaeline("verify", f"models:/{NAME}@champion", "--json"))
+    assert (found["version"], found["model_digest"]) == (2, version["model_digest"])
+
+
+def test_markup_and_what_a_terminal_obeys_in_names_and_tags_is_text(decided: "FilledRegistry"):
+    hostile, client = "[bold]a[/]\x1b[2J\x9b2J\r\nb :smile:", decided.client
+    shown = "[bold]a[/]\ufffd[2J\ufffd2J\ufffd\ufffdb :smile:"
+    client.set_model_version_tag(NAME, "1", "vaeline.decision", hostile)
+    client.set_model_version_tag(NAME, "1", "vaeline.test_elbo", "nan")
+    client.create_registered_model("o'brien [red]x")
+    client.set_tag(client.get_model_version(NAME, "1").run_id, "vaeline.dvc_experiment", hostile)
+    for text in (vaeline("models", width=200), vaeline("trace", f"models:/{NAME}/1")):
+        assert shown in text
+        assert text.replace("\n", "").isprintable()
+    assert "o'brien [red]x" in vaeline("models")
+    vaeline("promote", NAME, "1", "--force", "--reason", hostile)
+    assert shown in re.sub(r"\s*\n\s*", " ", vaeline("history", NAME, width=200))
 
 
 def test_promote_asks_the_gate_and_force_overrules_it_for_a_reason(decided: "FilledRegistry"):

@@ -168,7 +168,7 @@ def test_a_package_that_does_not_load_back_leaves_no_version(evaluated: Path, mo
     (version,) = versions(client)
     assert int(version.version) > int(left.version)
     assert UNFINISHED_TAG not in version.tags
-    assert load.verify(f"models:/{NAME}/{version.version}")[0].endswith(f"version {version.version}")
+    assert load.verify(f"models:/{NAME}/{version.version}")["version"] == int(version.version)
     assert aliases(client) == {"champion": str(version.version)}
 
 

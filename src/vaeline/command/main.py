@@ -1,5 +1,8 @@
 """The command `vaeline`: verify, score, export for those who use a model; in a workspace the whole command line."""
 
+import json
+import math
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -16,8 +19,16 @@ DRIFT = 3  # exit code of `score`
 Fit = Literal["crop", "stretch", "pad"]
 
 
+Json = Annotated[bool, typer.Option("--json", help="For machines: stable keys, times in ISO 8601.")]
+
+
 class Commands(TyperGroup):
     """Commands; any other is answered with those that there are, exit code 2."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands with all of their first sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(limit=300)) for name, found in self.commands.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name."""
@@ -41,19 +52,53 @@ def options(version: Annotated[bool, typer.Option("--version")] = False) -> None
         raise typer.Exit
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal obeys."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def print_json(content: Any) -> None:
+    """Print for machines; what is not finite is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    typer.echo(json.dumps(plain(content), indent=2))
+
+
 @app.command()
 def verify(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, runs:/..., a folder")],
+    as_json: Json = False,
 ) -> None:
     """Check all of a stored model: files, digests, signature, registry entry. Exit code 1 where anything is off."""
     from vaeline.registry import load
 
-    typer.echo("\n".join(load.verify(uri)))
+    found = load.verify(uri)
+    if as_json:
+        print_json(found)
+        return
+    signature = "none (with VAELINE_TRUSTED_KEYS set, it would be refused)"
+    if by := found["signer"]:
+        signature = f"Ed25519, by {by}" + (", a key of VAELINE_TRUSTED_KEYS" if found["trusted"] else "")
+    for line in (
+        f"{uri}: {found['name']} version {found['version']}",
+        f"files: {found['files']}, {found['bytes']} bytes, with the SHA-256 of MANIFEST.json; none missing or added",
+        f"model: {found['model_digest']}, {found['network']}, {found['likelihood']}, loads and is finite",
+        f"data: {found['data_digest']}",
+        f"signature: {signature}",
+        f"registry: {'name, number and tags agree' if found['registered'] else 'not asked'}",
+    ):
+        typer.echo(printable(line))
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
+    uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
     folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
 ) -> None:
     """Write a model as ONNX, for use without torch: encoder.onnx, decoder.onnx, and model.json, their description.
@@ -62,18 +107,19 @@ def export(
     """
     from vaeline.serving.onnx_export import TOLERANCE, export_onnx
 
-    encoder, decoder = (f"{error:.1e}" for error in export_onnx(vaeline.load(model).loaded, folder))
+    encoder, decoder = (f"{error:.1e}" for error in export_onnx(vaeline.load(uri).loaded, folder))
     typer.echo(f"{folder}: encoder within {encoder}, decoder within {decoder} of torch (allowed: {TOLERANCE:.0e})")
 
 
 @app.command()
 def score(
     images: Annotated[Path, typer.Argument(help="a folder of PNG or JPEG images, or an .npz file")],
-    model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME that of params.yaml")] = "",
+    model: Annotated[str, typer.Option(help="default: models:/NAME@champion, NAME of params.yaml")] = "",
     out: Annotated[Path, typer.Option(help="a CSV file: image, ELBO in nats, quantile")] = Path("scores.csv"),
     level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the ELBO's noise")] = 0,
     fit: Annotated[Fit | None, typer.Option(help="resize and convert a folder's images to the model's")] = None,
+    as_json: Json = False,
 ) -> None:
     """Score images by their ELBO, and test whether they look like the data that the model was tested on.
 
@@ -91,7 +137,10 @@ def score(
     from vaeline.serving.scoring import score_images
     from vaeline.training.device import pick_device
 
-    verdict = score_images(vaeline.load(model, pick_device()), model, images, out, level, seed, fit, typer.echo)
+    loaded, log = vaeline.load(model, pick_device()), (lambda line: None) if as_json else typer.echo
+    verdict = score_images(loaded, model, images, out, level, seed, fit, log)
+    if as_json:
+        print_json({"uri": model, "images": str(images), "out": str(out), "level": level, **asdict(verdict)})
     if verdict.drift:
         raise typer.Exit(DRIFT)
 

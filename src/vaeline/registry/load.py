@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -25,7 +26,7 @@ from vaeline.io.workspace import current_workspace
 from vaeline.registry.versions import ADDRESS, DATA_TAG, DIGEST_TAG, MANIFEST_TAG, UNKNOWN, find_version_at
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import Package, RegisteredAs, is_package, load_package, load_plain
-from vaeline.serving.signatures import TRUSTED
+from vaeline.serving.signatures import trusted_signers
 from vaeline.tracking.connection import SQLITE, connect, one_line_errors, tracking_uri
 
 ALLOWED = "models:/NAME@alias, models:/NAME/3, models:/m-ID, runs:/RUN/PATH, file:///FOLDER or a folder"
@@ -61,23 +62,24 @@ def verified(
         return load_package(folder, device, registered or found)
 
 
-def verify(uri: str) -> list[str]:
-    """Check all of a stored model; returns what was checked, line by line. Raises UserError for the first error."""
+def verify(uri: str) -> dict[str, Any]:
+    """Check all of a stored model; returns what was checked. Raises UserError for the first error."""
     package = verified(uri)
     manifest, model = package.manifest, package.loaded.config.model
-    size = sum(entry.size for entry in manifest.files.values())
-    signature = "none (with VAELINE_TRUSTED_KEYS set, it would be refused)"
-    if by := manifest.signer:
-        signature = f"Ed25519, by {by}" + (f", a key of {TRUSTED}" if TRUSTED in os.environ else "")
-    bound = "name, number and tags agree" if ADDRESS.fullmatch(uri) else "not asked"
-    return [
-        f"{uri}: {shown(manifest.name)} version {manifest.serial}",
-        f"files: {len(manifest.files)}, {size} bytes, each with the SHA-256 of MANIFEST.json; none missing, none added",
-        f"model: {package.loaded.digest}, {model.network.kind}, {model.likelihood.kind}, loads and is finite",
-        f"data: {shown(manifest.data_digest)}",
-        f"signature: {signature}",
-        f"registry: {bound}",
-    ]
+    return {
+        "uri": uri,
+        "name": manifest.name,
+        "version": manifest.serial,
+        "files": len(manifest.files),
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "model_digest": manifest.model_digest,
+        "data_digest": manifest.data_digest,
+        "network": model.network.kind,
+        "likelihood": model.likelihood.kind,
+        "signer": manifest.signer,  # an Ed25519 public key
+        "trusted": trusted_signers() is not None,  # it is one of VAELINE_TRUSTED_KEYS
+        "registered": ADDRESS.fullmatch(uri) is not None,  # name, number and tags of the registry agree
+    }
 
 
 @contextmanager

@@ -34,7 +34,8 @@ def find_models(client: "MlflowClient", name: str | None = None) -> "list[Regist
 
 def find_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
     """Versions of a registered model, the newest first."""
-    found = client.search_model_versions(f"name = '{name}'")
+    quote = '"' if "'" in name else "'"
+    found = client.search_model_versions(f"name = {quote}{name}{quote}")
     return sorted(found, key=lambda version: int(version.version), reverse=True)
 
 
