@@ -4,16 +4,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
-from registry_fixture import NAME, enter
+from pipeline.stages import register as stage
+from registry_fixture import NAME, FilledRegistry, enter, patch_smoke_test
 from uploads import answers, mlflow_server, until
 from vaeline.io.workspace import current_workspace
-from vaeline.registry import load
+from vaeline.registry import load, registration
 from vaeline.registry.champion_history import read_history
-from vaeline.registry.versions import find_models, find_versions
+from vaeline.registry.versions import DIGEST_TAG, find_models, find_versions
 from vaeline.serving.model_files import load_model
 from vaeline.tracking.connection import connect
 
@@ -37,7 +39,7 @@ def race(folder: Path, outputs: Callable[..., Path], numbers: tuple[int, ...]) -
 
 def digests(client: MlflowClient) -> dict[str, str]:
     """Of each version, by its number."""
-    return {str(version.version): version.tags["vaeline.model_digest"] for version in find_versions(client, NAME)}
+    return {str(version.version): version.tags[DIGEST_TAG] for version in find_versions(client, NAME)}
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 1), pytest.param((2, 5, 0, 1, 4, 3, 5, 2), marks=pytest.mark.slow)])
@@ -59,6 +61,27 @@ def test_the_best_is_champion_with_one_version_a_digest_and_a_whole_history(
     assert [entry.before for entry in moves] == [None, *(entry.version for entry in moves[:-1])]
     order = [ordered.index(entry.digest) for entry in moves]
     assert order == sorted(order), "each better than the one before"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_model_that_another_machine_is_publishing_is_waited_for_and_a_killed_one_is_made_anew(
+    filled: FilledRegistry, monkeypatch: pytest.MonkeyPatch, finished: bool
+):
+    client, digest, minute = filled.client, filled.tags(4)[DIGEST_TAG], iter(range(0, 9999, 60))
+    client.set_model_version_tag(NAME, "4", registration.UNFINISHED_TAG, digest)
+    client.delete_model_version_tag(NAME, "4", DIGEST_TAG)
+
+    def sleep(_: float) -> None:
+        if finished:
+            client.set_model_version_tag(NAME, "4", DIGEST_TAG, digest)
+
+    monkeypatch.setattr(registration, "time", SimpleNamespace(monotonic=lambda: next(minute), sleep=sleep))
+    monkeypatch.setattr(registration, "SQLITE", "no lock is held")
+    patch_smoke_test(monkeypatch)
+    monkeypatch.setenv("VAELINE_DEVICE", "cpu")
+    stage.main()
+    assert digests(client)["4" if finished else "5"] == digest
+    assert sorted(digests(client)) == ["1", "2", "3", "4" if finished else "5"]
 
 
 @pytest.fixture

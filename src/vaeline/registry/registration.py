@@ -68,7 +68,7 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
     """
     digest, name = model.evidence.digest, model.name
     with registry_lock(client, workspace):
-        version = _registered(client, model) or publish(client, model)
+        version = publish(client, model)
         for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
             client.set_model_version_tag(name, version.version, key, value)
         decision, number = None, int(version.version)
@@ -111,10 +111,10 @@ def training_code(run: RunOutbox) -> TrainingCode | None:
 
 
 def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
-    """Upload a model after its smoke test, make its version, seal it under the number received, and load it back.
+    """The model's version: found, or made: smoke test, upload, seal under the number received, load back.
 
-    The version has no model digest, by which it is found, until all of this succeeded. Where another machine publishes
-    the same model at the same time, the lower number stays, and the other process waits for it.
+    It has no model digest, by which it is found, until all of this succeeded. Where another machine publishes the same
+    model at the same time, the lower number stays, and the other process waits for it.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.exceptions import MlflowException
@@ -122,14 +122,14 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
 
     from vaeline.serving.mlflow_package import write_package
 
+    if theirs := _published(client, model):
+        return theirs
     run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
     try:
         client.create_registered_model(name, description=_usage(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    if theirs := _published_elsewhere(client, model):
-        return theirs
     experiment, params = run.info.experiment_id, run.data.params
     stored = client.create_logged_model(experiment, name, model.run_id, {DIGEST_TAG: digest}, params, "vae")
     version, uri, status = None, f"models:/{stored.model_id}", LoggedModelStatus.FAILED
@@ -140,14 +140,14 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
             smoke_test(folder, model.example, TrainedModel(model.loaded).reconstruct(model.example))
             client.log_model_artifacts(stored.model_id, str(folder))
-            if theirs := _published_elsewhere(client, model):
+            if theirs := _published(client, model):
                 return theirs
             about = f"{model.note}\n\n---\n\n{_usage(name)}"
             version = client.create_model_version(
                 name, uri, model.run_id, {UNFINISHED_TAG: digest}, description=about, model_id=stored.model_id
             )
             serial = int(version.version)
-            if theirs := _published_elsewhere(client, model, serial):
+            if theirs := _published(client, model, serial):
                 return theirs
             manifest = seal(folder, name, serial, model.loaded, model.code)
             for file in [file for file in (MANIFEST, SIGNATURE) if (folder / file).exists()]:
@@ -168,23 +168,24 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             client.delete_model_version(name, version.version)
 
 
-def _published_elsewhere(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":
-    """Finished version of this model under a number before that; waits for one that another machine makes.
+def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":
+    """First version of this model under a number before that, verified; waits for one that another machine makes.
 
     One that does not get finished was left by a killed process, and is deleted: at once beside an sqlite store, where
-    this process holds the lock.
+    this process holds the lock. Raises UserError where one is tagged as this model and is not.
     """
+    name, digest = model.name, model.evidence.digest
     deadline = time.monotonic() + (0 if client.tracking_uri.startswith(SQLITE) else PATIENCE_S)
     while True:
-        found = [version for version in find_versions(client, model.name) if int(version.version) < before]
-        if any(version.tags.get(DIGEST_TAG) == model.evidence.digest for version in found):
-            return _registered(client, model)
-        found = [version for version in found if version.tags.get(UNFINISHED_TAG) == model.evidence.digest]
-        if not found:
-            return None
-        if time.monotonic() > deadline:
-            for version in found:
-                client.delete_model_version(model.name, version.version)
+        if (version := find_by_digest(client, name, digest)) and int(version.version) < before:
+            where = f"{name} version {version.version}: is tagged as this model; delete it, and register again: "
+            load_version(version, where)
+            return version
+        made = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
+        made = [version for version in made if int(version.version) < before]
+        if not made or time.monotonic() > deadline:
+            for version in made:
+                client.delete_model_version(name, version.version)
             return None
         time.sleep(POLL_S)
 
@@ -195,15 +196,6 @@ def annotate(client: "MlflowClient", run_id: str, text: str) -> None:
     if not tags.get(NOTE) or tags.get(NOTE_DIGEST) == hashlib.sha256(tags[NOTE].encode()).hexdigest():
         client.set_tag(run_id, NOTE, text)
         client.set_tag(run_id, NOTE_DIGEST, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _registered(client: "MlflowClient", model: NewModel) -> "ModelVersion | None":
-    """Version that holds this model. Raises UserError where one is tagged with its digest and cannot be verified."""
-    version = find_by_digest(client, model.name, model.evidence.digest)
-    if version is not None:
-        where = f"{model.name} version {version.version}: is tagged as this model; delete it, and register again: "
-        load_version(version, where)
-    return version
 
 
 def _usage(name: str) -> str:
