@@ -102,7 +102,7 @@ def test_four_clones_at_one_server_use_no_more_numbers_than_there_are_registrati
     """Twice the same model, and two others, in each round."""
     rounds, registered, used = 5, set[str](), 0
     for number in range(rounds):
-        found = race(tmp_path / f"round-{number}", outputs, (2 * number, 2 * number, 2 * number + 1, 2 * number + 2))
+        found = race(tmp_path / f"round-{number}", outputs, (3 * number, 3 * number, 3 * number + 1, 3 * number + 2))
         registered |= set(found)
         client = connect(current_workspace())
         kept = digests(client)
