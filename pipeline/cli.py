@@ -71,7 +71,7 @@ def run(
 def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = "") -> None:
     """Run a named experiment by `dvc exp run`, which gets further options (--temp, -S ...); no name: list them."""
     workspace = enter_workspace()
-    from pipeline.services.dvc_command import copies_fault, run_attached
+    from pipeline.services.dvc_command import copies_fault
     from pipeline.sweep.experiments import EXPERIMENTS, experiment_overrides, read_experiments
     from vaeline.io.yaml_config import read_yaml
 
@@ -84,7 +84,7 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
     prepare_environment()
     if {"--temp", "--queue"} & set(context.args) and (fault := copies_fault(workspace)):
         raise UserError(fault)
-    raise typer.Exit(run_attached(["dvc", "exp", "run", *changes, *context.args]))
+    os.execvp("dvc", ["dvc", "exp", "run", *changes, *context.args])
 
 
 @app.command()

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.services.child_processes import DETOUR, spawn, stop
+from pipeline.services.child_processes import spawn, stop
 from vaeline.errors import TRY_AGAIN, UserError
 from vaeline.io.git import git, try_git
 from vaeline.io.workspace import Workspace
@@ -102,20 +101,6 @@ def stream(command: Sequence[str], env: Mapping[str, str], log: Log, cwd: Path |
         finally:
             if process.poll() is None:
                 stop(process)
-
-
-def run_attached(command: Sequence[str]) -> int:
-    """Exit code of a command on this terminal. It ends with this process, and gets its signals."""
-    process = subprocess.Popen([*DETOUR, str(os.getpid()), str(int(signal.SIGTERM)), *command])
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # which the terminal sent to both
-        process.wait()
-        raise
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
 
 
 def _run(workspace: Workspace, command: Sequence[str], log: Log, env: Mapping[str, str], what: str) -> list[str]:

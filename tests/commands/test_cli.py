@@ -11,7 +11,6 @@ import pytest
 
 import vaeline as library
 from command_line import vaeline
-from pipeline.services import dvc_command
 from pipeline.services.servers import free_port
 from vaeline.errors import UserError
 from workspaces import execute
@@ -67,26 +66,6 @@ def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
         "MLflow: http://mlflow.example (MLFLOW_TRACKING_URI)",
         "Prefect: http://prefect.example (PREFECT_API_URL)",
     ]
-
-
-def test_an_experiment_that_fails_gives_dvcs_exit_code(toy: Path, monkeypatch: pytest.MonkeyPatch):
-    """Mistake 21: the exit code of `dvc exp run` that gets lost."""
-    (toy / "experiments.yaml").write_text("small: {about: the least, params: {sample: {rows: 2}}}")
-    monkeypatch.setattr(dvc_command, "run_attached", lambda command: command.count("++sample.rows=2") * 7)
-    vaeline("experiment", "small", code=7)
-
-
-def test_a_command_on_this_terminal_gives_its_exit_code_and_gets_signals(toy: Path):
-    assert dvc_command.run_attached(["sh", "-c", "exit 7"]) == 7
-    code = "import pipeline.services.dvc_command as dvc; from vaeline.command.program import run_program"
-    script = "trap 'touch ended; exit 0' TERM; touch begun; while :; do sleep 0.05; done"
-    command = [sys.executable, "-c", f"{code}; run_program(lambda: print(dvc.run_attached(['sh', '-c', {script!r}])))"]
-    with subprocess.Popen(command, cwd=toy) as process:
-        while not (toy / "begun").exists():
-            assert process.poll() is None
-        process.terminate()
-        assert process.wait(30) == 143
-    assert (toy / "ended").exists()
 
 
 @pytest.mark.slow

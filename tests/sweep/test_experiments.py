@@ -83,6 +83,7 @@ def test_an_override_that_is_no_value_of_params_yaml_is_one_line(override: str, 
 
 
 def test_an_experiment_runs_by_its_name_and_further_options_are_dvcs(toy: Path) -> None:
+    """Mistake 21: an experiment without its changes."""
     (toy / "experiments.yaml").write_text(
         "small: {about: the least, params: {sample: {rows: 2}, model: {network: {kind: gated, hidden: [7, 8]}}, "
         "train: {learning_rate: 1.0e-6}, register: {name: small}}}"

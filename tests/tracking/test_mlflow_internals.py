@@ -7,7 +7,7 @@ from PIL import Image
 
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect, experiment_id
-from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size, system_monitors
+from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
 
 
 def test_a_picture_is_stored_as_log_image_stores_it(store: Path):
@@ -19,12 +19,3 @@ def test_a_picture_is_stored_as_log_image_stores_it(store: Path):
     assert [name.rpartition("+")[2].partition(".")[2] for name in names] == ["webp", "png"]
     assert client.get_run(run).data.tags[MLFLOW_LOGGED_IMAGES] == "True"
     assert compress_image_size(Image.new("L", (1024, 512))).size == (256, 128)
-
-
-def test_the_monitors_measure_this_machine():
-    found: dict[str, float] = {}
-    for monitor in system_monitors():
-        monitor.collect_metrics()
-        found |= monitor.aggregate_metrics()
-        monitor.clear_metrics()
-    assert {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"} <= found.keys()
