@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from pipeline.commands import lineage, registry
-from pipeline.services.environment import enter_workspace, prepare_environment
+from pipeline.services.environment import enter_workspace, prepare_environment, prepare_tools
 from vaeline.command.main import app
 from vaeline.command.program import run_program
 from vaeline.config import read_params
@@ -199,7 +199,7 @@ def sync() -> None:
 def doctor() -> None:
     """Check everything that a run needs, and print how to fix what is missing. Exit code 1 where a check fails."""
     workspace = enter_workspace()
-    prepare_environment()
+    prepare_tools()
     from pipeline.commands.doctor import examine
 
     levels = set()

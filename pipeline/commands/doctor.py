@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
+from pipeline.services.environment import prepare_prefect
 from vaeline.command.program import OWN
 from vaeline.config import read_params
 from vaeline.errors import UserError, redact
@@ -124,7 +125,8 @@ def tracking(workspace: Workspace) -> Finding:
 
 
 def prefect(workspace: Workspace) -> Finding:
-    """Prefect's server, where one is configured."""
+    """Prefect's profile, and its server, where one is configured."""
+    prepare_prefect()
     if "PREFECT_API_URL" not in os.environ:
         return "ok", "a temporary server for each run"
     api = redact(os.environ["PREFECT_API_URL"])

@@ -29,28 +29,17 @@ def enter_workspace() -> Workspace:
 
 
 def prepare_environment() -> None:
-    """Set what Prefect, MLflow and DVC read when imported or started: for entry points, before they import them.
+    """Set what Prefect, MLflow and DVC read when imported or started: for entry points, before they import them."""
+    prepare_tools()
+    prepare_prefect()
 
-    No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one; Prefect's history
-    in `.vaeline/prefect.db` unless a server or database is configured; log lines that start with the stage's name.
-    Blank settings count as not set; a password for a server to be started here is its clients' too.
-    Raises UserError where `.vaeline` can be no folder, and for a profile or address of Prefect's that cannot be one.
+
+def prepare_tools() -> None:
+    """No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one.
+
+    Blank settings count as not set. Raises UserError where `.vaeline` can be no folder.
     """
     state = current_workspace().make_state()
-    line = "%(asctime)s | %(levelname)-7s | "
-    defaults = {
-        "DO_NOT_TRACK": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # it has been seen to need 21 on two slow cores
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{state / 'prefect.db'}",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # of 90 days ago: its history is bounded
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
-    }
     try:
         getpass.getuser()
         Path.home()
@@ -60,7 +49,29 @@ def prepare_environment() -> None:
         blank = name.startswith(("PREFECT_", "MLFLOW_")) and not value  # in an environment file; to Prefect a value
         if blank or name in HOOK_VARIABLES:
             del os.environ[name]
-    os.environ.update(defaults | _prefect_profile() | os.environ)
+    os.environ |= {"DO_NOT_TRACK": "1", "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ
+    here = str(Path(sys.executable).parent)
+    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
+    os.environ["PATH"] = os.pathsep.join([here, *others])
+    os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
+
+
+def prepare_prefect() -> None:
+    """The active profile's settings; else history in `.vaeline/prefect.db`, log lines that begin with the stage's name.
+
+    A password for a server to be started here is its clients' too. Raises UserError for a profile or an address that
+    cannot be one.
+    """
+    line = "%(asctime)s | %(levelname)-7s | "
+    defaults = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{current_workspace().state / 'prefect.db'}",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # of 90 days ago: its history is bounded
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": line + "%(task_run_name)s | %(message)s",
+    }
+    os.environ |= defaults | _prefect_profile() | os.environ
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     if api := os.environ.get("PREFECT_API_URL"):
@@ -68,10 +79,6 @@ def prepare_environment() -> None:
             wanted = "the address of a server's API, such as http://127.0.0.1:4200/api"
             raise UserError(f"PREFECT_API_URL: found {api!r}, allowed: {wanted}")
         os.environ.setdefault("PREFECT_UI_URL", redact(api).removesuffix("/api"))  # of the links that Prefect logs
-    here = str(Path(sys.executable).parent)
-    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != here]
-    os.environ["PATH"] = os.pathsep.join([here, *others])
-    os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
 
 
 def _prefect_profile() -> dict[str, str]:

@@ -1,7 +1,10 @@
 """What `vaeline doctor` finds, and that it names a fix."""
 
+import os
 import socket
+import sqlite3
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,20 @@ def test_each_failure_is_one_line_with_a_fix_and_the_exit_code_is_one(here: Work
     assert found["disk"][:4] in ("ok  ", "warn")
 
 
+def test_an_address_or_profile_that_is_not_prefects_is_named(
+    here: Workspace, monkeypatch: pytest.MonkeyPatch, prefect_api: str
+):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["PREFECT_API_URL"] = prefect_api
+    assert doctor.prefect(here) == ("ok", f"{prefect_api} answers")
+    os.environ["PREFECT_API_URL"] = prefect_api.replace("/api", "/api/version#")
+    assert doctor.prefect(here)[0] == "fail"
+    os.environ["PREFECT_PROFILE"] = "unknown"
+    lines = vaeline("doctor", code=1).splitlines()
+    assert [line for line in lines if line.startswith("fail  prefect   PREFECT_PROFILE: found 'unknown', allowed: ")]
+    assert len(lines) == len(CHECKS), "one failure does not hide the rest"
+
+
 def test_an_empty_folder_of_the_run_cache_and_a_cache_that_dvc_cannot_name_are_found(here: Workspace):
     """Mistake 21: what makes `dvc repro` fail ever after, and the exit code of `dvc cache dir`."""
     (here.repository / ".dvc" / "cache" / "runs" / "ab" / "abcd").mkdir(parents=True)
@@ -67,7 +84,7 @@ def test_an_empty_folder_of_the_run_cache_and_a_cache_that_dvc_cannot_name_are_f
     (here.repository / ".dvc" / "config").write_text("[cach")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.services.dvc_command.stale_stages", lambda *_, **__: set())
-        with pytest.raises(UserError, match=r"^dvc cache dir: .*; fix: git checkout"):
+        with pytest.raises(UserError, match=r"^dvc cache dir: .*; correct DVC's settings: .dvc/config$"):
             doctor.dvc(here)
 
 
@@ -105,7 +122,10 @@ def test_a_damaged_tracking_store_and_too_little_space_are_found(here: Workspace
     """Mistake 21: a damaged store; GB that are MB."""
     assert doctor.tracking(here)[0] == "ok"
     here.state.mkdir()
-    (here.state / "mlflow.db").write_bytes(b"no database" * 1000)
+    with closing(sqlite3.connect(here.state / "mlflow.db")) as database:
+        database.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    content = (here.state / "mlflow.db").read_bytes()
+    (here.state / "mlflow.db").write_bytes(content[:4096] + b"x" * len(content[4096:]))
     level, found = doctor.tracking(here)
     assert level == "fail"
     assert "vaeline sync" in found

@@ -80,3 +80,10 @@ def test_a_store_that_can_never_work_is_one_sentence(
             check_store(current_workspace())
         assert "s3cr3t" not in str(raised.value)
     assert time.monotonic() - begin < 2
+
+
+def test_a_damaged_store_of_the_repository_itself_is_named_with_what_to_do(repository: Path):
+    (repository / ".vaeline").mkdir(exist_ok=True)
+    (repository / ".vaeline" / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match=r"mlflow\.db is no sqlite database .*; move it away: .*`vaeline sync`"):
+        check_store(current_workspace())

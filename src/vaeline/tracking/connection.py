@@ -67,7 +67,9 @@ def check_store(workspace: Workspace) -> None:
     except OSError as error:
         fault = f"cannot be used: {error.strerror}"
     if fault:
-        raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {fault}; {FORMS}")
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {fault}; {FORMS}")
+        raise UserError(f"{uri} {fault}; move it away: a new one is made, `vaeline sync` fills it again")
 
 
 def _file_fault(path: Path) -> str:
