@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vaeline.config import Data, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
@@ -155,6 +156,27 @@ def test_mistake_15_each_block_of_a_split_draws_its_own_noise(tmp_path: Path, se
     assert len(np.unique(blocks, axis=0)) == 5
     agreement = (blocks[:-1] == blocks[1:]).mean()
     assert agreement == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_summary_counts_classes_and_channels_and_shows_the_first_training_images(tmp_path, section) -> None:
+    source = Shapes(kind="shapes", count=40, size=80)
+    fetch(source, Workspace(tmp_path))
+    prepare(section(source), tmp_path / "data/raw", tmp_path / "out", tmp_path / "summary")
+    summary = json.loads((tmp_path / "summary" / "summary.json").read_text())
+    for name in SPLITS:
+        part = open_split(tmp_path / "out", name)
+        counts = [int((part.labels == label).sum()) for label in range(3)]
+        assert summary[name]["classes"] == [
+            [*pair] for pair in zip(["square", "ellipse", "triangle"], counts, strict=True)
+        ]
+        assert summary[name]["images"] == len(part)
+        for channel, pixels in zip(summary[name]["channels"], part.pixels.swapaxes(0, 1), strict=True):
+            assert (channel["lowest"], channel["highest"]) == (pixels.min(), pixels.max())
+            assert (channel["mean"], channel["std"]) == pytest.approx((pixels.mean() / 255, pixels.std() / 255))
+    sheet = np.asarray(Image.open(tmp_path / "summary" / "images.png"))
+    assert sheet.shape == (2 * 42, 16 * 42, 3)  # 32 images of 80 pixels, every second one shown, and the gaps
+    train = load_split(tmp_path / "out", "train")
+    np.testing.assert_array_equal(sheet[42:82, 42:82], train[17, :, ::2, ::2].transpose(1, 2, 0))
 
 
 def test_a_pixel_is_white_with_the_probability_of_its_grey() -> None:
