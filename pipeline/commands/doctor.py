@@ -90,7 +90,7 @@ def data(workspace: Workspace) -> Finding:
             return "ok", f"{kind}: already in {workspace.raw}"
         named, fix = os.environ.get(FOLDER_VARIABLE), f"correct or unset {FOLDER_VARIABLE}"
     if not named:
-        return "ok", f"{kind}: {'the stage fetch downloads it' if kind in PUBLIC_SETS else 'needs no file'}"
+        return "ok", f"{kind}: {'the stage fetch brings it' if kind in PUBLIC_SETS else 'needs no file'}"
     path = Path(named).expanduser()
     found = path.is_file() if kind == "npz" else path.is_dir()
     return ("ok", f"{kind}: {path}") if found else ("fail", f"{kind}: {path} is missing; fix: {fix}")

@@ -1,12 +1,10 @@
 """Stage fetch: from `data.source` to `data/raw`, the original bytes."""
 
-import importlib.util
 import logging
 import shutil
 from pathlib import Path
 
 from vaeline.config import Download, Folder, Npz, Shapes, Source
-from vaeline.data.sources.catalogue import DIGITS, UnavailableError, store
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
@@ -25,17 +23,6 @@ def fetch(source: Source, workspace: Workspace) -> None:
     """
     with new_folder(workspace.raw) as folder:
         match source:
-            case Download(kind="digits"):  # scikit-learn's file, without importing scikit-learn, which takes seconds
-                spec = importlib.util.find_spec("sklearn")
-                if spec is None or spec.origin is None:
-                    raise UserError("digits: scikit-learn is not installed; install the extra 'pipeline'")
-                path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-                try:
-                    with path.open("rb") as file:
-                        store(file, DIGITS, folder)
-                except (FileNotFoundError, UnavailableError) as error:
-                    raise UserError(f"{path}: is not scikit-learn's file of digits: {error}") from None
-                log.info("digits: taken from %s", path)
             case Download():
                 fetch_public(source.kind, folder)
             case Folder():
@@ -45,9 +32,7 @@ def fetch(source: Source, workspace: Workspace) -> None:
                     (folder / name).mkdir()
                 for path, _ in files:
                     shutil.copyfile(path, folder / path.relative_to(origin))
-                log.info(
-                    "folder: copied %d images of %d classes from %s", len(files), len(classes or ()), named(origin)
-                )
+                log.info("folder: copied %d images from %s", len(files), named(origin))
             case Npz():
                 origin = _local(source.path, workspace)
                 if not origin.is_file():
@@ -62,16 +47,12 @@ def fetch(source: Source, workspace: Workspace) -> None:
 def _local(path: str, workspace: Workspace) -> Path:
     """A path in params: relative to the workspace or, in DVC's copies of the repository, to the original."""
     try:
-        home = Path(path).expanduser()
-        found = next(
-            (place for root in (workspace.root, workspace.repository) if (place := root / home).exists()), home
-        )
+        found = workspace.root / Path(path).expanduser()
+        if not found.exists():
+            found = workspace.repository / Path(path).expanduser()
     except (OSError, RuntimeError) as error:  # too long, no such user
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"data.source.path: {shown(path)}: {reason}; allowed: a file or folder") from None
-    raw = workspace.raw.absolute()
-    if raw in (found.absolute(), *found.absolute().parents):
-        raise UserError(
-            f"data.source.path: {shown(path)} lies in {workspace.raw}, which fetch writes; allowed: elsewhere"
-        )
+    if workspace.raw.absolute() in (found.absolute(), *found.absolute().parents):
+        raise UserError(f"data.source.path: {shown(path)} lies in {workspace.raw}, which fetch writes")
     return found

@@ -112,7 +112,7 @@ def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_wha
     for source, says in (
         (Npz(kind="npz", path="no.npz"), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
         (Folder(kind="folder", path="no"), r"data\.source\.path: .*no: is not a folder; allowed:"),
-        (Folder(kind="folder", path="data/raw"), r"data\.source\.path: data/raw lies in .*, which fetch writes; "),
+        (Folder(kind="folder", path="data/raw"), r"data\.source\.path: data/raw lies in .*, which fetch writes"),
     ):
         with pytest.raises(UserError, match=says):
             fetch(source, workspace)

@@ -129,9 +129,9 @@ PUBLIC_SETS = {
         """,
         DIGIT_NAMES,
     ),
+    "digits": _public_set(  # scikit-learn ships it: 1,797 lines of 64 pixels from 0 to 16 and the digit
+        "digits.csv 264712 6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8", DIGIT_NAMES
+    ),
 }
 
 SHAPE_NAMES = ("square", "ellipse", "triangle")
-
-# scikit-learn ships it: 1,797 lines of 64 pixels from 0 to 16 and the digit
-DIGITS = Item("digits.csv", 264_712, "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from vaeline.data.sources.catalogue import BLOCK, PUBLIC_SETS, UnavailableError, store
@@ -30,12 +31,13 @@ APT_OPTIONS = (
 def fetch_public(kind: str, folder: Path) -> None:
     """Fill `folder` with the files of the public data set `kind`, each checked against its SHA-256.
 
-    The order: a folder the user names by VAELINE_DATA_DIR; torchvision's mirrors; for fashion-mnist the Debian package,
-    downloaded and unpacked without root. The log names the one used. Raises TransientError listing what was tried.
+    The order: a folder the user names by VAELINE_DATA_DIR; torchvision's mirrors, or the installed scikit-learn for its
+    digits; for fashion-mnist the Debian package, downloaded and unpacked without root. The log names the one used.
+    Raises TransientError listing what was tried where none can be reached.
     """
-    sources = [_user_folder, _mirrors, *([download_package] if kind == "fashion-mnist" else [])]
+    sources = {"fashion-mnist": [_user_folder, _mirrors, download_package], "digits": [_user_folder, _scikit_learn]}
     tried = []
-    for source in sources:
+    for source in sources.get(kind, [_user_folder, _mirrors]):
         try:
             log.info("%s: taken from %s", kind, source(kind, folder))
             return
@@ -53,6 +55,13 @@ def _user_folder(kind: str, folder: Path) -> str:
         raise UnavailableError(f"{FOLDER_VARIABLE} is not set")
     origin = Path(named).expanduser()
     return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
+
+
+def _scikit_learn(kind: str, folder: Path) -> str:
+    spec = find_spec("sklearn")  # not imported: that takes seconds
+    if spec is None or spec.origin is None:
+        raise UnavailableError("scikit-learn, which has them, is not installed; pip install 'vaeline[pipeline]'")
+    return _copy(kind, Path(spec.origin).parent / "datasets" / "data", "scikit-learn", folder)
 
 
 def download_package(kind: str, folder: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config import Download, Folder, Npz, Shapes, Source
-from vaeline.data.sources.catalogue import DIGIT_NAMES, DIGITS, PUBLIC_SETS, SHAPE_NAMES, checked
+from vaeline.data.sources.catalogue import PUBLIC_SETS, SHAPE_NAMES, checked
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
@@ -27,19 +27,18 @@ def read_source(source: Source, raw: Path) -> Dataset:
     if not raw.is_dir():
         raise UserError(f"{raw}: is missing; run the stage fetch first")
     match source:
-        case Download(kind="digits"):  # 8 x 8 counts from 0 to 16, stretched to 0..255
-            table = np.loadtxt(checked(raw, DIGITS), delimiter=",", dtype=np.int64)  # N x 65
-            pixels = ((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-            return Dataset(Split(pixels, table[:, 64]), classes=DIGIT_NAMES)
         case Download():
-            public = PUBLIC_SETS[source.kind]
+            public, test = PUBLIC_SETS[source.kind], None
             paths = [checked(raw, item) for item in public.items]
-            if source.kind == "cifar10":
-                pool, test = read_cifar10(paths[0])
-            elif source.kind == "svhn":
-                pool, test = map(read_svhn, paths)
-            else:
-                pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
+            match source.kind:
+                case "digits":
+                    pool = read_digits(paths[0])
+                case "cifar10":
+                    pool, test = read_cifar10(paths[0])
+                case "svhn":
+                    pool, test = map(read_svhn, paths)
+                case _:
+                    pool, test = read_labelled_idx(*paths[:2]), read_labelled_idx(*paths[2:])
             return Dataset(pool, test, public.classes)
         case Folder():
             changes = {"fit": source.fit, "background": source.background}
@@ -56,6 +55,12 @@ def read_source(source: Source, raw: Path) -> Dataset:
             f"0 to 255, at least one of {DIMMEST} or more{times}"
         )
     return dataset
+
+
+def read_digits(path: Path) -> Split:
+    """Lines of 64 pixels from 0 to 16, stretched to 0..255, and the label."""
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)  # N x 65
+    return Split(((table[:, :64] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8), table[:, 64])
 
 
 def read_labelled_idx(images: Path, labels: Path) -> Split:
