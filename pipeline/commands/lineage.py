@@ -1,4 +1,4 @@
-"""`vaeline` trace, reproduce, report: what made a model, whether it comes out again, and the page that shows it."""
+"""`vaeline` trace, compare, reproduce, report: what made a model, its likes, whether it comes out again, its page."""
 
 from typing import Annotated
 
@@ -32,6 +32,25 @@ def trace(uri: Uri, as_json: Json = False) -> None:
         items = [measured(item) for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
         if items:
             typer.echo(printable(f"{name:<36} {', '.join(items)}"))
+
+
+@app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(metavar="MODEL MODEL...", help="models:/NAME/3, a run's id, a DVC experiment")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Compare models: the params that differ, and the test ELBOs with their paired differences to the first one's."""
+    if len(names) < 2:
+        raise typer.BadParameter("name at least two models")
+    workspace = enter_workspace()
+    prepare_environment()
+    from pipeline.commands.compare import compare
+    from pipeline.commands.tables import show_comparison
+
+    rows = compare(workspace, names)
+    print_json(rows) if as_json else show_comparison(rows)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.report.summary import measured
 from vaeline.command.main import printable
 from vaeline.registry.champion_history import Entry
 
@@ -68,6 +69,20 @@ def show_history(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         own = [row["reason"]] if row["reason"] and not row["forced"] else []  # which forced ones name already
         why = "; ".join([*row["reasons"], *own])
         table.add_row(*map(printable, (_minute(row["time"]), what, row["user"], why)))
+    _print(table)
+
+
+def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print models side by side: the params that differ, test ELBO and its paired difference to the first, in nats."""
+    table = _table("")
+    for name in ("", *(row["name"] for row in rows)):
+        table.add_column(name, overflow="fold")
+    for key in rows[0]["params"]:
+        table.add_row(key, *(row["params"][key] for row in rows))
+    for key, title in (("elbo", "test ELBO, nats"), ("difference", "minus the first's, paired")):
+        table.add_row(title, *(measured(row[key], row[f"{key}_se"]) if key in row else "" for row in rows))
+    if any("note" in row for row in rows):
+        table.add_row("note", *(row.get("note", "") for row in rows))
     _print(table)
 
 

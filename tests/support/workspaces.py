@@ -148,7 +148,7 @@ def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
         "import json, mlflow; c = mlflow.MlflowClient();"
         f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
         "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
-        "print(json.dumps([dict(params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
+        "print(json.dumps([dict(id=r.info.run_id, params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
         " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
         " status=r.info.status, curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
     )

@@ -1,6 +1,7 @@
 """`vaeline run -S`: an experiment in a copy, on a repository whose stages are lines of shell, and on digits."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from vaeline.errors import UserError
-from workspaces import execute, runs, tiny_clone, vaeline
+from workspaces import execute, lines_with, runs, tiny_clone, vaeline
 
 
 def run(*arguments: str) -> Result:
@@ -82,11 +83,11 @@ def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_
     execute("git", "commit", "-qm", "Prepare", cwd=clone)
     before = state(clone)
     assert before[0] == ""
-    codes = []
+    codes, last = [], ("evaluate", "register")
     for seed in range(1, 11):
         rate = "1e9" if seed in (3, 5, 8) else "0.01"
         changes = ("-S", f"train.seed={seed}", "-S", f"train.learning_rate={rate}", "-S", "train.epochs=1")
-        done = vaeline("run", *changes, "--only", "evaluate", cwd=clone, check=False)
+        done = vaeline("run", *changes, "--name", f"s{seed}", "--only", last[seed == 1], cwd=clone, check=False)
         codes.append(done.returncode)
         assert "Traceback" not in done.stderr
         assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == done.returncode
@@ -98,3 +99,16 @@ def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_
     listed = execute("dvc", "exp", "show", "--json", cwd=clone).stdout
     assert len(json.loads(listed)) == 2  # workspace and baseline
     assert len(execute("dvc", "exp", "list", "--name-only", cwd=clone).stdout.split()) == 7
+
+    version, run = "models:/digits/1", next(r for r in found if r["tags"]["vaeline.dvc_experiment"] == "s4")
+    first, second, third = json.loads(vaeline("compare", version, "s2", run["id"], "--json", cwd=clone).stdout)
+    assert first["params"] == {"train.seed": "1"}
+    assert (second["params"], third["params"]) == ({"train.seed": "2"}, {"train.seed": "4"})
+    assert third["elbo"] == pytest.approx(run["metrics"]["test_elbo"], abs=1e-6)
+    assert third["difference"] == pytest.approx(third["elbo"] - first["elbo"])
+    assert third["difference_se"] < math.hypot(first["elbo_se"], third["elbo_se"]), "paired"
+    table = vaeline("compare", version, "s2", cwd=clone).stdout
+    assert lines_with(table, "train.seed", "1", "2")
+    assert lines_with(table, "minus the first's, paired", "±")
+    unknown = vaeline("compare", version, "s99", cwd=clone, check=False)
+    assert lines_with(unknown.stderr, "error: 's99': allowed: models:/NAME/3, ")
