@@ -1,12 +1,16 @@
 """Recorded code is the code that ran: in experiments, worktrees and copies, whatever is installed or edited."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.services.dvc_command import make_clone
+from pipeline.sweep.process import ExperimentProcess, Origin, read_baseline
+from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute
 
 LIKELIHOODS = Path("src/vaeline/core/likelihoods.py")
@@ -44,6 +48,7 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "pipeline" / "stages" / "probe.py").write_text(PROBE)
     (folder / "dvc.yaml").write_text(STAGES)
     (folder / "edit.sh").write_text(EDIT)
+    shutil.copy(ROOT / "params.yaml", folder)
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("")
     (folder / ".gitignore").write_text("__pycache__/\n/edited.txt\n.vaeline/\n/.dvc/tmp\n/.dvc/cache\n")
@@ -53,30 +58,56 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("EDITED", str(folder))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
     return folder
 
 
-@pytest.mark.parametrize("way", ["--temp", pytest.param("--queue", marks=pytest.mark.slow)])
-def test_an_experiment_runs_the_code_that_it_was_made_of(original: Path, way: str):
-    execute("dvc", "exp", "run", way, cwd=original)
-    if way == "--queue":
-        execute("sh", "edit.sh", cwd=original)
-        execute("dvc", "exp", "run", "--run-all", cwd=original)
-    refs = execute("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*", cwd=original).stdout.split()
-    (experiment,) = [ref for ref in refs if "/exec/" not in ref and "/celery/" not in ref]
-    assert json.loads(execute("git", "show", f"{experiment}:probe.json", cwd=original).stdout) == DENSITY
+def experiments(repository: Path) -> dict[str, object]:
+    """What the probe found in each DVC experiment, which itself has the code before the edit."""
+    refs = execute("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*", cwd=repository).stdout.split()
+    found = [ref for ref in refs if "/exec/" not in ref and "/celery/" not in ref]
+    for ref in found:
+        assert "1000 -" not in execute("git", "show", f"{ref}:{LIKELIHOODS}", cwd=repository).stdout
+    probes = (execute("git", "show", f"{ref}:probe.json", cwd=repository).stdout for ref in found)
+    return {ref.rpartition("/")[2]: json.loads(text) for ref, text in zip(found, probes, strict=True)}
+
+
+def test_an_experiment_runs_the_code_that_it_was_made_of(original: Path):
+    execute("dvc", "exp", "run", "--temp", cwd=original)
     assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
-    assert "1000 -" not in execute("git", "show", f"{experiment}:{LIKELIHOODS}", cwd=original).stdout
+    assert list(experiments(original).values()) == [DENSITY]
 
 
-def test_a_worktree_runs_its_own_code_and_a_copy_without_code_is_refused(original: Path):
-    tree = original.parent / "tree"
+@pytest.mark.slow
+def test_a_queued_experiment_runs_the_code_that_was_queued_and_the_run_cache_keeps_its_numbers(original: Path):
+    execute("dvc", "exp", "run", "--queue", "--name", "queued", cwd=original)
+    execute("sh", "edit.sh", cwd=original)
+    execute("dvc", "exp", "run", "--run-all", cwd=original)
+    assert experiments(original) == {"queued": DENSITY}
+    execute("git", "checkout", "-q", str(LIKELIHOODS), cwd=original)
+    execute("dvc", "exp", "run", "--temp", "--name", "again", cwd=original)
+    assert experiments(original) == {"queued": DENSITY, "again": DENSITY}
+
+
+def test_a_trial_and_an_experiment_of_ours_run_the_code_of_their_baseline(original: Path):
+    here = Workspace(Path(), original)
+    origin = Origin(here, read_baseline(here), original / ".vaeline" / "s", {})
+    ended = ExperimentProcess(origin, "t", [], {}).wait()
+    assert "reason" not in ended, ended
+    assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
+    assert experiments(original) == {"t": DENSITY}
+
+
+def test_a_worktree_and_a_clone_run_their_own_code_and_a_copy_without_code_is_refused(original: Path):
+    tree, commit = original.parent / "tree", execute("git", "rev-parse", "HEAD", cwd=original).stdout.strip()
     execute("git", "worktree", "add", "-q", str(tree), cwd=original)
     execute("sh", "edit.sh", cwd=original)
     runner = (sys.executable, "pipeline/stages/runner.py", "probe")
-    execute(*runner, cwd=tree)
+    for folder in (make_clone(original, original.parent / "clone", commit), tree):  # as `reproduce` makes its clone
+        execute(*runner, cwd=folder)
+        assert json.loads((folder / "probe.json").read_text()) == DENSITY
     assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
-    assert json.loads((tree / "probe.json").read_text()) == DENSITY
     shutil.rmtree(tree / "src")
     done = execute(*runner, cwd=tree, check=False)
     library = original / "src" / "vaeline"

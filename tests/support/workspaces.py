@@ -142,13 +142,14 @@ def ask(api: str, path: str, body: object = None) -> Any:
     return json.loads(content or "null")
 
 
-def runs(repository: Path, experiment: str = "digits") -> list[dict[str, Any]]:
-    """The MLflow runs of a repository's own store: params, metrics, tags and reports of each."""
+def runs(repository: Path) -> list[dict[str, Any]]:
+    """The MLflow runs of a repository's own store: id, experiment, params, metrics, tags and reports of each."""
     code = (
         "import json, mlflow; c = mlflow.MlflowClient();"
-        f"e = c.get_experiment_by_name({experiment!r}) or c.search_experiments()[0];"
-        "rs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
-        "print(json.dumps([dict(id=r.info.run_id, params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
+        "names = {e.experiment_id: e.name for e in c.search_experiments()};"
+        "rs = [r for number in names for r in c.search_runs([number])];"
+        "print(json.dumps([dict(id=r.info.run_id, experiment=names[r.info.experiment_id],"
+        " params=r.data.params, metrics=r.data.metrics, tags=r.data.tags,"
         " files=[f.path.rpartition('/')[2] for f in c.list_artifacts(r.info.run_id, 'reports')],"
         " status=r.info.status, curve=len(c.get_metric_history(r.info.run_id, 'validation/elbo'))) for r in rs]))"
     )

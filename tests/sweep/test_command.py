@@ -1,5 +1,6 @@
 """Whole sweeps on a repository whose stages are lines of shell: real Git, DVC and MLflow's sqlite store."""
 
+import json
 import os
 import signal
 import subprocess
@@ -115,6 +116,43 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
 
 
 @pytest.mark.slow
+def test_sweeps_at_once_disturb_neither_each_other_nor_what_a_killed_one_left(repository: Path):
+    def start(name: str, *betas: int) -> subprocess.Popen[str]:
+        asked = [f"train.beta={','.join(map(str, betas))}", "--jobs", "2", "--name", name, "--no-register"]
+        command = [sys.executable, "-m", "pipeline.cli", "sweep", *asked]
+        return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, text=True)
+
+    (repository / "hang").touch()
+    sweeps = repository / ".vaeline" / "sweeps"
+    logs = [sweeps / "killed" / f"killed-0{number}-beta{beta}.log" for number, beta in enumerate((1, 2), 1)]
+    killed = start("killed", 1, 2)
+    while not all(log.exists() and "waiting" in log.read_text() for log in logs):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    again = vaeline("sweep", "--name", "killed", cwd=repository, check=False)
+    assert (again.returncode, again.stderr) == (1, "error: sweep killed: another process is running it\n")
+    killed.kill()
+    killed.wait()
+    for log in logs:
+        os.kill(int(lines_with(log.read_text(), "waiting ")[0].split()[1]), signal.SIGKILL)
+    (repository / "hang").unlink()
+    (repository / "trained").unlink()
+    left = sorted(path.name for path in (sweeps / "killed" / "work").iterdir())
+    assert left == [log.stem for log in logs]
+    both = [start("b", 4, 5), start("c", 6, 7)]
+    assert [sweep.wait(600) for sweep in both] == [0, 0]
+    assert sorted(path.name for path in (sweeps / "killed" / "work").iterdir()) == left
+    assert start("killed", 1, 2).wait(600) == 0
+    assert trained(repository) == ["1", "2", "4", "5", "6", "7"]
+    assert list((sweeps / "killed" / "work").iterdir()) == []
+    for name, best in {"b": "b-01-beta4", "c": "c-01-beta6", "killed": "killed-01-beta1"}.items():
+        ranking = (repository / "reports" / "sweeps" / name / "ranking.csv").read_text().splitlines()
+        assert ranking[1].startswith(f"1,{best},")
+        assert len(ranking) == 3
+    assert len(execute("dvc", "exp", "list", "--name-only", cwd=repository).stdout.split()) == 6
+
+
+@pytest.mark.slow
 def test_a_search_draws_its_trials_and_the_best_is_among_them(repository: Path):
     arguments = ("train.beta=log:0.1..2", "--search", "bayesian", "--trials", "4", "--jobs", "2", "--name", "s")
     vaeline("sweep", *arguments, cwd=repository)
@@ -131,8 +169,11 @@ def test_on_digits_trials_are_children_in_mlflow_and_only_the_best_is_registered
     monkeypatch.setenv("PYTHONPATH", "src")
     monkeypatch.setenv("VAELINE_DEVICE", "cpu")
     clone = tiny_clone(tmp_path)
-    asked = ("train.learning_rate=0.01,1e6", "train.beta=1,4", "--jobs", "2", "--name", "s")
-    assert vaeline("sweep", *asked, cwd=clone, check=False).returncode == 1
+    asked = ("train.learning_rate=0.01,1e6", "train.beta=1,4", "register.name=other", "--jobs", "2", "--name", "s")
+    done = vaeline("sweep", *asked, "--json", cwd=clone, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["gate"].startswith("other: promoted (")
+    assert lines_with(done.stderr, "the best's gate:  other: promoted (")
     vaeline("sync", cwd=clone)
     found = [run["tags"] for run in runs(clone)]
     (parent,) = [tags for tags in found if isinstance(tags, dict) and "vaeline.sweep_role" in tags]
@@ -141,6 +182,7 @@ def test_on_digits_trials_are_children_in_mlflow_and_only_the_best_is_registered
         f"s-0{number}-learning_rate{rate}-beta{beta}"
         for number, (rate, beta) in enumerate([("0.01", 1), ("0.01", 4), ("1e+06", 1), ("1e+06", 4)], 1)
     }
+    assert {run["experiment"] for run in runs(clone)} == {"digits"}, "whatever register.name is"
     decided = [tags["vaeline.dvc_experiment"] for tags in children if "vaeline.decision" in tags]
     assert decided == [parent["vaeline.sweep_best"]]
     execute("dvc", "exp", "apply", decided[0], cwd=clone)
