@@ -1,7 +1,6 @@
 """The command `vaeline` in a workspace. A command imports what it needs when it runs, so that each starts fast."""
 
 import gc
-import json
 import logging
 import os
 from functools import partial
@@ -11,7 +10,7 @@ import typer
 
 from pipeline.commands import lineage, registry
 from pipeline.services.environment import enter_workspace, prepare_environment, prepare_tools
-from vaeline.command.main import app
+from vaeline.command.main import Json, app, print_json
 from vaeline.command.program import run_program
 from vaeline.config import read_params
 from vaeline.errors import UserError
@@ -103,7 +102,7 @@ def sweep(
     ] = "test.elbo",
     name: Annotated[str, typer.Option(help="Of the sweep; without KEY=VALUES: go on with this one.")] = "",
     register: Annotated[bool, typer.Option(help="Complete the best trial, through the registry's gate.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines; all else to standard error.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run every combination of params as a DVC experiment, several at once, and rank them.
 
@@ -118,7 +117,7 @@ def sweep(
     planned = plan_sweep(workspace, Request(assignments or [], search, trials, seed, metric), name)
     done = run_sweep(planned, jobs, register, partial(typer.echo, err=as_json))
     if as_json:
-        typer.echo(json.dumps(to_json(planned), indent=2, ensure_ascii=False))
+        print_json(to_json(planned))
     if not done:
         raise typer.Exit(1)
 
