@@ -20,7 +20,6 @@ AMBIGUOUS = re.compile(
     r"[-+]?(0[\d_]+|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
 )  # numbers, as 010: 8 or 10
 LONGEST = 3000  # characters of a value; Python shows no number of more than 4,300 digits, and 0x reads any
-MOST_LINES = 8  # of mistakes
 
 
 class Section(BaseModel):
@@ -111,8 +110,6 @@ def validate(section: type[S], content: Any, where: str) -> S:
             overridable = details[0]["type"] == "unknown_key" and Path(where).name == "params.yaml"
             way_out = f" (to remove it: -S '~{key}')" if overridable else ""  # for `dvc exp run`
             lines.append(f"{where}: {key and key + ': '}{_mistake(details)}{way_out}")
-        if (more := len(lines) - MOST_LINES) > 0:
-            lines[MOST_LINES:] = [f"{where}: {more} more mistakes"]
         raise UserError("\n".join(lines)) from None
 
 
