@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 import workspaces
+from uploads import until
 from workspaces import alive, command_line, execute, lines_with, read_lock, runs, tiny_clone, vaeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -59,14 +59,6 @@ def submit(clone: Path, deployment: str = "on-demand", **parameters: object) -> 
     known = ask(clone, f"/deployments/name/vaeline/{deployment}")
     body = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
     return str(ask(clone, f"/deployments/{known['id']}/create_flow_run", body)["id"])
-
-
-def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.1)
-    return found
 
 
 def final(clone: Path, flow_run: str) -> dict[str, Any]:

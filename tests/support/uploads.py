@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
@@ -27,11 +28,13 @@ def outbox_events(folder: Path, *kinds: str) -> list[Event]:
     return [event for event in events if not kinds or event["kind"] in kinds]
 
 
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+    """What the condition comes to."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.1)
+    return found
 
 
 def is_free(run: RunOutbox) -> bool:

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from crash_workspaces import CrashWorkspace, StageStates
 from pipeline.services.servers import free_port
-from uploads import is_free, outbox_events, outbox_runs
+from uploads import is_free, outbox_events, outbox_runs, until
 from vaeline.io.digests import model_digest
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(7200)]
@@ -79,13 +79,6 @@ class Server:
         return found
 
 
-def until(condition: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
-
-
 def reported(workspace: CrashWorkspace) -> Points:
     """How often each point is in the outbox."""
     found: Points = Counter()
@@ -102,26 +95,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-def environment(workspace: CrashWorkspace, address: str) -> dict[str, str]:
+def run(workspace: CrashWorkspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
     ours = {
         "VAELINE_CHECKPOINT_SECONDS": "1",
-        "MLFLOW_TRACKING_URI": address,
-        "DVC_ROOT": str(workspace.folder),
+        "VAELINE_LOG_EVERY": "1",
         "VAELINE_DEVICE": "cpu",
+        "MLFLOW_TRACKING_URI": address,
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+        "DVC_ROOT": str(workspace.folder),
     }
-    return os.environ | ours | {"VAELINE_LOG_EVERY": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "PYTHONPATH": path()}
-
-
-def path() -> str:
-    root = Path(__file__).parents[2]
-    return f"{root / 'src'}{os.pathsep}{root}"
-
-
-def run(workspace: CrashWorkspace, address: str, *command: str, **more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=workspace.folder,
-        env=environment(workspace, address) | more,
+        env=os.environ | ours | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
