@@ -74,13 +74,20 @@ def always_stale(workspace: Workspace) -> set[str]:
 
 def reproduce(workspace: Workspace, stage: str, log: Log, env: Mapping[str, str], force: bool = False) -> Outcome:
     """`dvc repro --single-item`, its output to `log` as it comes. Raises StageError with the stage's error lines."""
-    command = ["repro", "--single-item", *(["--force"] if force else []), stage]
-    for line in _run(workspace, command, log, env, f"stage '{stage}'"):
-        if line.startswith(f"Stage '{stage}' didn't change, skipping"):
-            return "cached"
-        if line.startswith(f"Stage '{stage}' is cached - skipping run, checking out outputs"):
-            return "restored"
-    return "ran"
+    command = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
+    code, tail = stream(command, {**os.environ, **env, "PYTHONUNBUFFERED": "1"}, log, workspace.root)
+    if code and any(EMPTY_RUN in line for line in tail) and (empty := empty_runs(workspace)):
+        for folder in empty:
+            log(f"{folder}: left empty by a DVC that was killed; removed")
+            folder.rmdir()
+        return reproduce(workspace, stage, log, env, force)
+    if code:
+        transient = any(TRANSIENT.search(line) for line in tail)
+        raise StageError(_with_fix(f"stage '{stage}' failed: {error_line(tail, code)}"), transient)
+    if any(line.startswith(f"Stage '{stage}' didn't change, skipping") for line in tail):
+        return "cached"
+    restored = f"Stage '{stage}' is cached - skipping run, checking out outputs"
+    return "restored" if any(line.startswith(restored) for line in tail) else "ran"
 
 
 def stream(command: Sequence[str], env: Mapping[str, str], log: Log, cwd: Path | None = None) -> tuple[int, list[str]]:
@@ -101,21 +108,6 @@ def stream(command: Sequence[str], env: Mapping[str, str], log: Log, cwd: Path |
         finally:
             if process.poll() is None:
                 stop(process)
-
-
-def _run(workspace: Workspace, command: Sequence[str], log: Log, env: Mapping[str, str], what: str) -> list[str]:
-    """The last lines of a DVC command. Raises StageError."""
-    env = {**os.environ, **env, "PYTHONUNBUFFERED": "1"}
-    code, tail = stream([*DVC, *command], env, log, workspace.root)
-    if code and any(EMPTY_RUN in line for line in tail) and (empty := empty_runs(workspace)):
-        for folder in empty:
-            log(f"{folder}: left empty by a DVC that was killed; removed")
-            folder.rmdir()
-        code, tail = stream([*DVC, *command], env, log, workspace.root)
-    if code:
-        transient = any(TRANSIENT.search(line) for line in tail)
-        raise StageError(_with_fix(f"{what} failed: {error_line(tail, code)}"), transient)
-    return tail
 
 
 def cache_folder(workspace: Workspace) -> Path:

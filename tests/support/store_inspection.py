@@ -7,7 +7,7 @@ from typing import Any
 
 from vaeline.io.workspace import current_workspace
 
-PASSING = re.compile(r"system/|.*images_per_second")
+PASSING = re.compile(r".*images_per_second")
 IMAGE = re.compile(r"images/(.+\+step\+\d+)\+timestamp\+\d+\+[0-9a-f-]+(.*)")
 TAGS = ("vaeline.model_digest", "vaeline.data_digest", "vaeline.decision", "mlflow.loggedImages")
 
@@ -36,8 +36,7 @@ def _run(client: Any, run: Any) -> dict[str, Any]:
     for key in run.data.metrics:
         history = client.get_metric_history(run_id, key)
         passing = PASSING.fullmatch(key)
-        if not key.startswith("system/"):
-            points[key] = sorted([point.step, None if passing else point.value] for point in history)
+        points[key] = sorted([point.step, None if passing else point.value] for point in history)
     return {
         "name": run.info.run_name,
         "status": run.info.status,

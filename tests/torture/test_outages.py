@@ -65,12 +65,12 @@ class Server:
             self.signal(signal.SIGKILL)
 
     def points(self, workspace: CrashWorkspace) -> Points:
-        """How often each (name, step) of its runs is in the database, those of the machine left out."""
+        """How often each (name, step) of its runs is in the database."""
         if not (self.folder / "server.db").exists():
             return Counter()
         query = (
             "select metrics.key, step from metrics join tags on tags.run_uuid = metrics.run_uuid "
-            "where tags.key = 'vaeline.outbox' and tags.value = ? and metrics.key not like 'system/%'"
+            "where tags.key = 'vaeline.outbox' and tags.value = ?"
         )
         found: Points = Counter()
         with sqlite3.connect(f"file:{self.folder}/server.db?mode=ro", uri=True) as database:
@@ -83,7 +83,7 @@ def reported(workspace: CrashWorkspace) -> Points:
     """How often each point is in the outbox."""
     found: Points = Counter()
     for event in outbox_events(workspace.folder, "metrics"):
-        found.update((name, event["step"]) for name in event["values"] if not name.startswith("system/"))
+        found.update((name, event["step"]) for name in event["values"])
     return found
 
 

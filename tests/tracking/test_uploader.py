@@ -70,7 +70,7 @@ def stored() -> tuple[str, dict[str, float]]:
 def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(uploading: Path, start: RunStart):
     with train(start) as run:
         run.metrics({"train/elbo": -1.0}, 1)
-        until(lambda: {"train/elbo", "system/cpu_utilization_percentage"} <= stored()[1].keys())
+        until(lambda: "train/elbo" in stored()[1])
         assert stored()[0] == "RUNNING"
         run.metrics({"train/elbo": -2.0}, 2)
     until(run.outbox.is_sent)

@@ -115,7 +115,7 @@ def _run_content(run: "Run", tags: defaultdict[str, str]) -> dict[str, Any]:
         },
         "machine": {key.removeprefix("machine."): value for key, value in tags.items() if key.startswith("machine.")},
         "versions": parsed(tags["versions"], dict),
-        "metrics": {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")},
+        "metrics": dict(run.data.metrics),
         "params": dict(run.data.params),
     }
 

@@ -59,7 +59,7 @@ class RunTracker(Tracker):
                     case {"kind": "artifact", "folder": folder, "name": name, "digest": digest}:
                         self._known[f"artifact {folder}/{name}", 0] = digest
             if upload:
-                start_uploader(workspace, self.outbox, system_metrics=training)
+                start_uploader(workspace, self.outbox)
         except (OSError, UserError) as error:
             if not upload:
                 raise

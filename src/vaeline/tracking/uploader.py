@@ -21,18 +21,17 @@ from vaeline.tracking.outbox import Outbox, RunOutbox
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-POLL_S, UPLOAD_EVERY_S, LONGEST_PAUSE_S, MEASURE_EVERY_S = 0.1, 2.0, 60.0, 10.0
+POLL_S, UPLOAD_EVERY_S, LONGEST_PAUSE_S = 0.1, 2.0, 60.0
 KEEP_S = 14 * 24 * 3600  # a run that was sent is deleted from the outbox when it is this old
 
 log = logging.getLogger(__name__)
 
 
-def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool) -> None:
+def start_uploader(workspace: Workspace, run: RunOutbox) -> None:
     """Start an uploader in its own session, so that it outlives a killed stage; none where VAELINE_UPLOADER=off."""
     if os.environ.get("VAELINE_UPLOADER") == "off":
         return
     command = [sys.executable, "-m", "vaeline.tracking.uploader", str(workspace.repository.absolute()), run.name]
-    command += ["--system-metrics"] if system_metrics else []
     environment = dict(os.environ)
     if (path := RunContext.read().uploader_path) is not None:
         environment["PYTHONPATH"] = path
@@ -45,12 +44,12 @@ def start_uploader(workspace: Workspace, run: RunOutbox, *, system_metrics: bool
         log.warning("%s stays in %s until `vaeline sync`: %s", run.name, run.outbox.path, error)
 
 
-def follow(run: RunOutbox, workspace: Workspace, *, system_metrics: bool = False) -> bool:
+def follow(run: RunOutbox, workspace: Workspace) -> bool:
     """Send a run for as long as it is written; returns whether all of it could be sent.
 
     After a failure the pause before the next try doubles, up to a minute.
     """
-    upload, pause, next_try, next_measurement = None, UPLOAD_EVERY_S, 0.0, time.monotonic() + 1.0
+    upload, pause, next_try = None, UPLOAD_EVERY_S, 0.0
     while True:
         last = not run.has_writer()  # asked before sending: after it, nothing is added
         if last or time.monotonic() >= next_try:
@@ -68,26 +67,7 @@ def follow(run: RunOutbox, workspace: Workspace, *, system_metrics: bool = False
             next_try = time.monotonic() + pause
             if last:
                 return sent
-        if system_metrics and time.monotonic() >= next_measurement:
-            next_measurement = time.monotonic() + MEASURE_EVERY_S
-            try:
-                _measure(run)
-            except (OSError, RuntimeError) as error:
-                log.warning("no system metrics: %s", error)
         time.sleep(POLL_S)
-
-
-def _measure(run: RunOutbox) -> None:
-    """Add the use of CPU, memory, disk, network and GPU to the outbox; the step is the run's age in seconds."""
-    from vaeline.tracking.mlflow_internals import system_monitors
-
-    values: dict[str, float] = {}
-    for monitor in system_monitors():
-        monitor.collect_metrics()
-        values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-        monitor.clear_metrics()
-    ((_, start),) = run.read(limit=1)
-    run.append("metrics", step=int(time.time() - start["time"] / 1000), values=values)
 
 
 def sync_all(workspace: Workspace) -> str:
@@ -132,7 +112,7 @@ def _upload_if_free(run: RunOutbox, client: "MlflowClient", workspace: Workspace
 
 def main() -> None:
     """Follow one run, then send what earlier ones left and delete what is old, sent and closed."""
-    repository, name, *options = sys.argv[1:]
+    repository, name = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.nice(10)  # training first
@@ -142,7 +122,7 @@ def main() -> None:
         os.chdir(outbox.folder)  # DVC deletes the folders in which it runs experiments
         for run in [run for run in outbox.runs() if run.name == name]:
             run.hold("uploader", wait=True)  # until this process ends
-            if follow(run, workspace, system_metrics="--system-metrics" in options):
+            if follow(run, workspace):
                 sync_all(workspace)
                 for old in outbox.runs():
                     old.prune(time.time() - KEEP_S)
