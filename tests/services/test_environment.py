@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
 
 from pipeline.services.environment import prepare_environment
 from pipeline.services.servers import mlflow_server
@@ -42,6 +43,12 @@ def test_what_prefect_dvc_and_git_read_is_made_right(toy: Path):
     assert os.environ["SHELL"] == "/bin/sh"
     assert not {"GIT_DIR", "GIT_INDEX_FILE"} & set(os.environ)
     assert os.environ["GIT_CONFIG_COUNT"] == "0", "a setting, not a repository"
+
+
+def test_prefect_itself_removes_flow_runs_of_long_ago_with_their_logs_and_events():
+    """So that `.vaeline/prefect.db` does not grow for ever; the outbox is pruned by the uploader."""
+    prepare_environment()
+    assert ServerServicesDBVacuumSettings().enabled_vacuum_types >= {"flow_runs", "events"}
 
 
 def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch, toy: Path):
