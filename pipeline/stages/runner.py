@@ -31,13 +31,14 @@ def main(name: str) -> NoReturn:
     from pipeline.services.workspace_lock import stage_lock
     from vaeline.command import program
     from vaeline.errors import TRY_AGAIN, TransientError, UserError
+    from vaeline.io.progress import heartbeat
     from vaeline.io.workspace import current_workspace
 
     def run() -> None:
         if not Path(program.__file__).resolve().is_relative_to(ROOT):
             library = Path(program.__file__).parents[1]
             raise UserError(f"{ROOT}: stage {name} would run the vaeline of {library}, not the one beside dvc.yaml")
-        with stage_lock(current_workspace()):
+        with stage_lock(current_workspace()), heartbeat(name):
             try:
                 stage.main()
             except TransientError as error:

@@ -1,7 +1,6 @@
 """Stage theory: the model and its data -> `reports/theory.json` and `reports/theory` (claims.json, pictures)."""
 
 import json
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import open_split
 from vaeline.io.atomic_write import write_file, write_folder
+from vaeline.io.progress import Progress
 from vaeline.io.workspace import current_workspace
 from vaeline.theory import bounds, codes, gradients, scales
 from vaeline.theory.claim import Claim, Context
@@ -16,8 +16,6 @@ from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible
 from vaeline.training.history import read_history
-
-log = logging.getLogger(__name__)
 
 SECTIONS = (  # in the order of the page
     codes.latent_space,
@@ -61,10 +59,12 @@ def main() -> None:
 
 def all_sections(context: Context) -> list[Claim]:
     """Every claim, measured on the trained model."""
-    claims = []
-    for section in SECTIONS:
-        claims.append(section(context))
-        log.info("%d of %d: %s", len(claims), len(SECTIONS), claims[-1].title)
+    claims = list[Claim]()
+    with Progress("theory", len(SECTIONS), "claims") as reporter:
+        for section in SECTIONS:
+            reporter.update(len(claims))
+            claims.append(section(context))
+            reporter.line(f"{len(claims)} of {len(SECTIONS)}: {claims[-1].title}")
     return claims
 
 

@@ -77,7 +77,8 @@ def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int
         text = status(ended) if ended.value is None else f"done, {sweep.metric} {ended.value:.5g}"
         log(f"{trial.user_attrs['name']}: {text} ({result(ended).get('seconds', 0):.0f} s)")
 
-    with Progress(f"sweep {sweep.name}", sweep.total, "trials", done=sweep.count(TrialState.COMPLETE)) as bar:
+    done = sweep.count(TrialState.COMPLETE)
+    with Progress(f"sweep {sweep.name}", sweep.total, "trials", done=done) as bar:
         try:
             while True:
                 while len(running) < jobs and (trial := sweep.next_trial()):
@@ -96,7 +97,8 @@ def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int
                     if (outcome := job.poll()) is not None:
                         del running[place]
                         finish(trial, outcome)
-                        bar.update(sweep.count(TrialState.COMPLETE))
+                        done = sweep.count(TrialState.COMPLETE)
+                bar.update(done)
         finally:
             with ThreadPoolExecutor() as pool:  # together: a training may take seconds to write its checkpoint
                 list(pool.map(lambda entry: entry[1].stop(), running.values()))

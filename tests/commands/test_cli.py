@@ -8,9 +8,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import vaeline as library
 from command_line import vaeline
+from pipeline.cli import app
 from pipeline.services.servers import free_port
 from vaeline.errors import UserError
 from workspaces import execute
@@ -22,6 +24,12 @@ def test_help_lists_the_commands_and_the_version_is_the_packages():
         assert re.search(rf"^\s+{command}\s", text, re.MULTILINE)
     assert vaeline("--version") == f"vaeline {library.__version__}\n"
     assert f'version = "{library.__version__}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(("typed", "found"), [("vaeline ro", "rollback\n"), ("vaeline run --dr", "--dry-run\n")])
+def test_a_shell_completes_commands_and_options(typed: str, found: str):
+    env = {"_VAELINE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    assert CliRunner().invoke(app, [], env=env, prog_name="vaeline").output == found
 
 
 @pytest.mark.parametrize("arguments", [("rub",), ("run", "--fast"), ("sync", "extra")])

@@ -1,10 +1,11 @@
 import logging
 import sys
+import time
 
 import pytest
 
 from vaeline.io import progress as module
-from vaeline.io.progress import Progress
+from vaeline.io.progress import Progress, heartbeat
 
 
 @pytest.fixture
@@ -59,3 +60,18 @@ def test_on_a_terminal_a_bar_moves_below_the_lines(
     assert "━" in shown
     assert "4 of 10 steps, 31,000 images/s, 0:00:09 left" in shown
     assert "epoch 1/2: [no markup]" in shown
+
+
+def test_a_task_that_reports_nothing_is_heard_of_and_one_that_reports_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(module, "QUIET_S", 0.2)
+    with caplog.at_level(logging.INFO), heartbeat("register"), Progress("images", 10, "images", quiet=True) as reporter:
+        for _ in range(40):
+            reporter.update(1)
+            time.sleep(0.01)
+        assert caplog.messages == []
+        time.sleep(0.5)
+    assert set(caplog.messages) == {"register: at work for 0:00:01"}
+    time.sleep(0.3)
+    assert len(caplog.messages) in (1, 2), "none after its end"

@@ -96,6 +96,7 @@ def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_
     vaeline("sync", cwd=clone)
     found = runs(clone)
     assert sum(run["status"] == "FINISHED" for run in found) == 7
+    assert {run["experiment"] for run in found} == {"digits"}
     listed = execute("dvc", "exp", "show", "--json", cwd=clone).stdout
     assert len(json.loads(listed)) == 2  # workspace and baseline
     assert len(execute("dvc", "exp", "list", "--name-only", cwd=clone).stdout.split()) == 7

@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Self
 
@@ -12,12 +14,36 @@ log = logging.getLogger(__name__)
 QUIET_S = 10.0  # seconds at least between two log lines
 
 
+@contextmanager
+def heartbeat(task: str) -> Iterator[None]:
+    """Log how long a task has been at work whenever no progress was reported for ten seconds."""
+    started, ended = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        last = started
+        while not ended.wait(QUIET_S / 10):
+            last, now = max(last, Progress.reported), time.monotonic()
+            if now - last > QUIET_S:
+                log.info("%s: at work for %s", task, timedelta(seconds=round(now - started)))
+                last = now
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Progress(ExitStack):
     """Progress reporter of a task of `total` units (of unit "bytes": shown as MB), of which `done` are done already.
 
     A bar where standard error is a terminal, else log lines, the first after ten seconds. `quiet`: nothing (processes
     of a group other than rank zero).
     """
+
+    reported = 0.0  # when any one was called last, by time.monotonic()
 
     def __init__(self, task: str, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> None:
         super().__init__()
@@ -39,6 +65,7 @@ class Progress(ExitStack):
 
     def update(self, done: int, detail: str = "") -> None:
         """Report that `done` of all units are done; `detail` is shown beside them ("31,000 images/s")."""
+        Progress.reported = time.monotonic()
         if self._bar:
             self._bar.update(self._id, completed=done, status=self._status(done, detail))
         elif time.monotonic() - self._last_line > QUIET_S:
@@ -46,7 +73,7 @@ class Progress(ExitStack):
 
     def line(self, text: str) -> None:
         """Print one line, such as the result of an epoch."""
-        self._last_line = time.monotonic()
+        self._last_line = Progress.reported = time.monotonic()
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
         elif not self.quiet:

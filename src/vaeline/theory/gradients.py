@@ -162,9 +162,11 @@ def batch_size(context: Context) -> Claim:
         return tuple(g for g in found if g is not None)
 
     found = {size: variance(partial(gradient, size), BATCH_PAIRS) for size in BATCHES}
-    slope = fitted_slope(found)
     title = "A batch of B images divides the gradient's variance by B"
     equation = "g_B = (1/B) Σ_i ∇ ELBO(x_i),   Var[g_B] = Var[g_1] / B"
+    if not all(m.value > 0 and m.se > 0 for m in found.values()):
+        return Claim("batch_size", title, equation, ("Does not apply: all of the model's units have died.",))
+    slope = fitted_slope(found)
     words = (
         f"The variance of the trained model's gradient, summed over all parameters, at batches of {BATCHES} random "
         f"training images. Fitted slope of log variance over log B: {slope.text(3)}; expected: -1. The standard "
