@@ -60,3 +60,13 @@ def test_the_slope_is_that_of_a_power_law():
 def test_the_gradients_variance_falls_with_the_batch(objective: str):
     numbers = gradients.batch_size(small_context(objective=objective)).numbers
     assert numbers["slope"] == pytest.approx(-1, abs=4 * numbers["slope_se"])
+
+
+def test_of_a_model_that_has_died_no_ratio_of_variances_and_no_slope_is_claimed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gradients, "variance", lambda *_: Measured(0.0, 0.0))
+    context = small_context()
+    ways = gradients.estimators(context).numbers["estimators"]
+    assert all(way["trained_variance"] == 0 and "trained_variance_ratio" not in way for way in ways.values())
+    claim = gradients.batch_size(context)
+    assert (claim.numbers, claim.pictures) == ({}, ())
+    assert claim.words[0].startswith("Does not apply: ")
