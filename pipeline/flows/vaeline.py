@@ -100,7 +100,7 @@ def _bring_up_to_date(
 ) -> State[dict[str, Outcome]]:
     """Every stage as a task; once one has run or was restored, DVC is asked about those after it."""
     wanted, described = needed_stages(workspace, only), dvc_command.read_stages(workspace)
-    stages = {name: described[name] for name in wanted}
+    stages = {name: described[name].get("desc", "") for name in wanted}
     unwatched = dvc_command.always_stale(workspace)
     forced = set(stages) if force else unwatched
     stale = (dvc_command.stale_stages(workspace) | forced) & set(stages)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.services.child_processes import spawn, stop
 from vaeline.errors import TRY_AGAIN, UserError
@@ -43,10 +43,13 @@ class StageError(UserError):
         self.transient = transient
 
 
-def read_stages(workspace: Workspace) -> dict[str, str]:
-    """Name and description of each stage, in the order of dvc.yaml, in which each comes after what it reads."""
-    stages = read_yaml(workspace.root / "dvc.yaml")["stages"]
-    return {name: stage.get("desc", "") for name, stage in stages.items()}
+def read_stages(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The stages' sections of dvc.yaml, in its order, in which each comes after what it reads."""
+    content = read_yaml(path := workspace.root / "dvc.yaml")
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise UserError(f"{path}: stages: must be sections with keys; fix: git checkout {path}")
+    return stages
 
 
 def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:

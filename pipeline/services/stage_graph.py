@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.services.dvc_command import always_stale, stale_stages
+from pipeline.services.dvc_command import always_stale, read_stages, stale_stages
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from vaeline.io.yaml_config import read_yaml
 
 
 def needed_stages(workspace: Workspace, only: str = "") -> dict[str, set[str]]:
@@ -14,7 +13,7 @@ def needed_stages(workspace: Workspace, only: str = "") -> dict[str, set[str]]:
 
     Raises UserError where there is no such stage.
     """
-    stages, found = read_yaml(workspace.root / "dvc.yaml")["stages"], dict[str, set[str]]()
+    stages, found = read_stages(workspace), dict[str, set[str]]()
     if only and only not in stages:
         raise UserError(f"--only: found {only!r}, allowed: {', '.join(stages)}")
     for name, stage in stages.items():  # each comes after what it reads
@@ -25,7 +24,7 @@ def needed_stages(workspace: Workspace, only: str = "") -> dict[str, set[str]]:
 
 def stages_to_run(workspace: Workspace, only: str, force: bool, changed: Iterable[str] = ()) -> list[str]:
     """The stages, at most those that `only` needs, that would run after a change of the key paths `changed`."""
-    stages, needs = read_yaml(workspace.root / "dvc.yaml")["stages"], needed_stages(workspace, only)
+    stages, needs = read_stages(workspace), needed_stages(workspace, only)
     stale = set(stages) if force else stale_stages(workspace) | always_stale(workspace)
     stale |= {name for name, stage in stages.items() if _overlap(stage.get("params", []), changed, ".")}
     return [name for name in needs if needs[name] & stale]

@@ -26,7 +26,9 @@ HERE = Workspace()
 
 
 def test_stages_come_in_the_order_of_dvc_yaml_with_their_descriptions(toy: Path):
-    assert list(read_stages(HERE).items()) == [("fetch", "first"), ("train", ""), ("sample", "")]
+    assert [(name, stage.get("desc")) for name, stage in read_stages(HERE).items()] == [
+        ("fetch", "first"), ("train", None), ("sample", None)
+    ]  # fmt: skip
 
 
 def test_in_this_repositorys_dvc_yaml_each_stage_comes_after_what_it_reads():
@@ -174,3 +176,11 @@ def test_an_interruption_ends_every_process_of_the_stage(toy: Path):
 def test_files_that_dvc_does_not_watch_are_fetched_anew(tmp_path: Path, kind: str, forced: set[str]):
     (tmp_path / "params.yaml").write_text(f"data: {{source: {{kind: {kind}}}}}")
     assert always_stale(Workspace(tmp_path)) == forced
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "data: {}", "data: [1]", "data: {source: x}", "stages: {a: 1}"])
+def test_files_without_what_is_asked_of_them_are_named_in_one_line(tmp_path: Path, text: str):
+    for name, read in (("params.yaml", always_stale), ("dvc.yaml", read_stages)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}: (data\.source\.kind: missing|stages: must be)"):
+            read(Workspace(tmp_path))
