@@ -5,11 +5,8 @@ taken from DVC's cache or run cache. It has its own DVC cache and its own MLflow
 registers nothing.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +27,6 @@ if TYPE_CHECKING:
     from vaeline.serving.model_files import LoadedModel
 
 Log = Callable[[str], None]
-MAKES_THE_MODEL = ("data.", "model.", "train.")  # params
-READ_PARAMS = (
-    "import json, pathlib, vaeline.config as c, vaeline.tracking.provenance as p;"
-    "print(json.dumps(p.flatten_params(c.read_params(pathlib.Path('params.yaml')))))"
-)
 
 
 @contextmanager
@@ -44,7 +36,7 @@ def reproduced(
     """The folder in which the model was made again; removed at the end of the block unless `keep`.
 
     Uncommitted changes that no trusted key signed run with `run_changes` only. Raises UserError where these, or not
-    enough, were recorded, the repository lacks the commit, the params differ from the run's, or a stage fails.
+    enough, were recorded, the repository lacks the commit, or a stage fails.
     """
     _check_code(lineage, workspace.root, log, run_changes)
     folder, code = Path(tempfile.mkdtemp(prefix="vaeline-reproduce-")), lineage.content["code"]
@@ -57,7 +49,6 @@ def reproduced(
                 raise UserError(f"the run's uncommitted changes do not fit its commit: {error}") from None
             log(f"applied the run's uncommitted changes of {shown(', '.join(code['diff']['files']), 1000)}")
         environment = _environment(lineage, project, log)
-        _check_params(lineage, project, environment)
         if code["untracked"]:
             log(f"not kept, as git did not track them: {shown(', '.join(code['untracked']), 1000)}")
         here = versions()
@@ -99,8 +90,7 @@ def differences(lineage: Lineage, project: Path) -> list[str]:
     if not there:
         return [*found, "the machine that trained it is not recorded"]
     names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    lines = [f"the machine: {name} is {here.get(name)}, was {there.get(name)}" for name in names]
-    return found + (lines or [f"the machines are alike: {', '.join(f'{name} {here[name]}' for name in sorted(here))}"])
+    return found + [f"the machine: {name} is {here.get(name)}, was {there.get(name)}" for name in names]
 
 
 def _check_code(lineage: Lineage, root: Path, log: Log, run_changes: bool) -> None:
@@ -146,20 +136,6 @@ def _environment(lineage: Lineage, project: Path, log: Log) -> dict[str, str]:
         "VAELINE_UPLOADER": "off",
         "TMPDIR": str(state),  # PyTorch leaves a folder there
     }
-
-
-def _check_params(lineage: Lineage, project: Path, environment: dict[str, str]) -> None:
-    """Refuse, before anything is computed, a clone that would train with other params than the run did."""
-    command = [sys.executable, "-c", READ_PARAMS]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{project / 'params.yaml'}: cannot be read by the checkout's own code: {last}")
-    here, recorded = json.loads(done.stdout), lineage.content["params"]
-    for key in sorted(here.keys() | recorded.keys()):
-        if key.startswith(MAKES_THE_MODEL) and here.get(key) != recorded.get(key):
-            was = shown(recorded.get(key, "none"))
-            raise UserError(f"the checkout's params.yaml: {shown(key)}: {here.get(key, 'missing')}, the run had {was}")
 
 
 def _model_differences(old: "LoadedModel", folder: Path) -> Iterator[str]:
