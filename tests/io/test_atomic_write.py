@@ -32,6 +32,18 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "new"]
 
 
+def test_a_device_is_not_replaced_nothing_half_and_what_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "pipe").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_bytes(b"old")
+    for name, error in (("pipe", "device"), ("folder", "directory")):
+        with pytest.raises(OSError, match=rf"{error}: '[^']*/{name}'$"):
+            write_files({tmp_path / "a": b"new", tmp_path / name: b"new"})
+    assert (tmp_path / "a").read_bytes() == b"old"
+    with pytest.raises(PermissionError, match=r"Nothing can be written there: '/proc/nowhere/file'"):
+        write_file(Path("/proc/nowhere/file"), b"")
+
+
 @pytest.mark.parametrize(
     ("write", "synced"),
     [

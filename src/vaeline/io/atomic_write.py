@@ -3,6 +3,7 @@
 A file is written under a hidden name beside its own, synced, renamed, and its folder synced.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -22,6 +23,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together: where one of them cannot be written, all old ones stay. Raises OSError."""
+    for path in files:  # a folder cannot be replaced, and a device is not to be
+        if path.exists() and not path.is_file():
+            kind = "directory" if path.is_dir() else "device"
+            raise OSError(errno.EISDIR if path.is_dir() else errno.ENODEV, f"Is a {kind}", str(path))
     parts = {path: path.with_name(f".{path.name}.{threading.get_native_id()}.part") for path in files}
     try:
         for path, content in files.items():
@@ -41,10 +46,12 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 with suppress(FileNotFoundError):
                     part.replace(path)
             raise
-    except BaseException:
+    except BaseException as error:
         for part in parts.values():
             with suppress(OSError):
                 part.unlink()
+        if isinstance(error, FileNotFoundError):  # as in /proc
+            raise PermissionError(errno.EACCES, "Nothing can be written there", str(path)) from None
         raise
     for folder in {path.parent for path in files}:
         _sync_folder(folder)
