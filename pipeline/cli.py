@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from pipeline.commands import lineage, registry
+from pipeline.commands import registry
 from pipeline.services.environment import enter_workspace, prepare_environment, prepare_tools
 from vaeline.command.main import Json, app, print_json
 from vaeline.command.program import run_program
@@ -16,8 +16,7 @@ from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 
-for topic in (registry, lineage):
-    app.add_typer(topic.app)
+app.add_typer(registry.app)
 
 
 def main() -> NoReturn:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
 # each command line in turn, in one process; writes exit codes and outputs as JSON
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
+os._exit = sys.exit
 sys.modules.update(dict.fromkeys(("mlflow", "PIL", "onnx", "onnxruntime", "onnxscript", "pipeline")))
 from vaeline.command.main import app
 from vaeline.command.program import run_program

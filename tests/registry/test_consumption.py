@@ -83,6 +83,9 @@ def test_score_ends_with_zero_for_images_like_the_test_data_and_with_three_for_o
     assert score(save(tmp_path / "dark.npz", noise(100, 1, most=60)), tmp_path / "dark.csv", model=CHAMPION) == 3
     assert capsys.readouterr().out.splitlines()[-1].startswith("drift: ")
     assert len((tmp_path / "dark.csv").read_text().splitlines()) == 101
+    assert score(tmp_path / "dark.npz", tmp_path / "dark.csv", as_json=True) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["uri"], found["out"], found["drift"]) == (CHAMPION, str(tmp_path / "dark.csv"), True)
 
 
 def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

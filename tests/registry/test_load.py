@@ -117,7 +117,7 @@ def test_verify_prints_what_it_checked(registry: Registry, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("attack", "words"), ATTACKS)
 def test_what_was_not_registered_as_this_version_is_refused(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, attack: Callable[[Registry], None], words: str
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, attack: Callable[[Registry], object], words: str
 ):
     """Mistake 17: with and without keys that must have signed it."""
     attack(registry)

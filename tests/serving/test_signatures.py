@@ -60,18 +60,6 @@ def test_what_a_key_signs_is_known_by_its_public_half_alone(keys: Path, monkeypa
         assert not is_signed(content, mark, by)
 
 
-def test_a_signature_is_that_of_the_standard():
-    """RFC 8032, section 7.1, test 2."""
-    secret = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
-    public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
-    signature = bytes.fromhex(
-        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
-        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
-    )
-    assert signer(Ed25519PrivateKey.from_private_bytes(secret)) == public
-    assert is_signed(b"\x72", signature, public)
-
-
 ALLOWED = {"VAELINE_SIGNING_KEY": "unencrypted Ed25519 private", "VAELINE_TRUSTED_KEYS": "Ed25519 public"}
 
 

@@ -44,62 +44,43 @@ def set_tag(registry: Registry, value: str, key: str = TAG) -> None:
     registry.client.set_model_version_tag(NAME, "2", key, value)
 
 
-def older(registry: Registry) -> None:
-    copy_over(registry, 1)
-
-
-def older_and_its_tag(registry: Registry) -> None:
-    copy_over(registry, 1)
-    set_tag(registry, registry.tag(1))
+def take_from(registry: Registry, *parts: str) -> None:
+    """Files or folders of version 1 in the place of version 2's."""
+    for part in parts:
+        old, new = (registry.folder(version) / part for version in (1, 2))
+        if old.is_dir():
+            shutil.rmtree(new)
+        (shutil.copytree if old.is_dir() else shutil.copy)(old, new)
 
 
 def all_its_tags(registry: Registry) -> None:
-    older_and_its_tag(registry)
+    copy_over(registry, 1)
     for key, value in registry.client.get_model_version(NAME, "1").tags.items():
         set_tag(registry, value, key)
 
 
-def another(registry: Registry) -> None:
-    copy_over(registry, 1, OTHER)
-
-
-def another_and_its_tag(registry: Registry) -> None:
-    another(registry)
-    set_tag(registry, registry.tag(1, OTHER))
-
-
-def older_files_under_the_manifest(registry: Registry) -> None:
-    shutil.rmtree(registry.folder(2) / MODEL)
-    shutil.copytree(registry.folder(1) / MODEL, registry.folder(2) / MODEL)
-
-
-def older_manifest(registry: Registry) -> None:
-    for file in (MANIFEST, SIGNATURE):
-        shutil.copy(registry.folder(1) / file, registry.folder(2) / file)
-
-
-def new_manifest(registry: Registry) -> None:
-    reseal(registry.folder(2))
-
-
-def no_tag(registry: Registry) -> None:
-    registry.client.delete_model_version_tag(NAME, "2", TAG)
-
-
-ATTACKS: list[tuple[Callable[[Registry], None], str]] = [
-    (older, "the package or the tag was changed"),
-    (older_and_its_tag, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
-    (all_its_tags, f"is of '{NAME}' version 1, passed off as '{NAME}' version 2"),
-    (another, "the package or the tag was changed"),
-    (another_and_its_tag, f"is of '{OTHER}' version 1, passed off as '{NAME}' version 2"),
-    (older_files_under_the_manifest, "was changed"),
-    (older_manifest, "the package or the tag was changed"),
-    (new_manifest, "the package or the tag was changed"),
-    (no_tag, "has no tag vaeline.manifest"),
-    (lambda registry: set_tag(registry, "0" * 64), "the package or the tag was changed"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: is"),
-    (lambda registry: set_tag(registry, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: is"),
-    (lambda registry: shutil.rmtree(registry.folder(2) / "artifacts"), "is missing"),
+CHANGED = "the package or the tag was changed"
+PASSED_OFF = "is of '{}' version 1, passed off as '" + NAME + "' version 2"
+ATTACKS: list[tuple[Callable[[Registry], object], str]] = [
+    (lambda it: copy_over(it, 1), CHANGED),
+    (
+        lambda it: (copy_over(it, 1), set_tag(it, it.tag(1))),
+        PASSED_OFF.format(NAME),
+    ),
+    (all_its_tags, PASSED_OFF.format(NAME)),
+    (lambda it: copy_over(it, 1, OTHER), CHANGED),
+    (
+        lambda it: (copy_over(it, 1, OTHER), set_tag(it, it.tag(1, OTHER))),
+        PASSED_OFF.format(OTHER),
+    ),
+    (lambda it: take_from(it, MODEL), "was changed"),
+    (lambda it: take_from(it, MANIFEST, SIGNATURE), CHANGED),
+    (lambda it: reseal(it.folder(2)), CHANGED),
+    (lambda it: it.client.delete_model_version_tag(NAME, "2", TAG), "has no tag vaeline.manifest"),
+    (lambda it: set_tag(it, "0" * 64), CHANGED),
+    (lambda it: set_tag(it, "0" * 64, "vaeline.model_digest"), "tag vaeline.model_digest: is"),
+    (lambda it: set_tag(it, "0" * 64, "vaeline.data_digest"), "tag vaeline.data_digest: is"),
+    (lambda it: shutil.rmtree(it.folder(2) / "artifacts"), "is missing"),
 ]
 
 

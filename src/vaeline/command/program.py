@@ -79,7 +79,6 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
-    sys.exit(0)
 
 
 def _leave(code: str | int) -> None:

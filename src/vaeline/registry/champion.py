@@ -159,10 +159,9 @@ def promote(
 
 
 def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: str = "") -> tuple[str | None, str]:
-    """Make the previous champion champion again; returns the versions from and to.
+    """Make the previous champion that still exists champion again; returns the versions from and to.
 
-    Repeated, it goes further back. Deleted versions are skipped. Raises UserError where there is none to go back to,
-    or where it cannot be used.
+    Repeated, it goes further back. Raises UserError where there is none to go back to, or where it cannot be used.
     """
     with registry_lock(client, workspace):
         (model,) = find_models(client, name)
@@ -182,10 +181,7 @@ def rollback(client: "MlflowClient", workspace: Workspace, name: str, reason: st
 
 
 def set_champion(client: "MlflowClient", version: "ModelVersion", entry: Entry) -> None:
-    """Write the decision and the history entry, then move the alias to the version.
-
-    Raises ChampionChangedError where the champion is no longer the one that the entry names.
-    """
+    """Write the decision and the history entry, then move the alias. Raises ChampionChangedError."""
     name = version.name
     if (current := _number(find_champion(client, name))) != entry.before:
         raise ChampionChangedError(
@@ -198,7 +194,7 @@ def set_champion(client: "MlflowClient", version: "ModelVersion", entry: Entry) 
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == entry.version:
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_alias(name, CHAMPION, version.version)
-    history.confirm(client, name, key)
+    client.set_registered_model_tag(name, key.replace(history.PREFIX, history.CARRIED_OUT, 1), "true")
     if (current := _number(find_champion(client, name))) != entry.version:
         log.warning(
             "%s: version %s became champion, but another machine set version %s at the same time; see vaeline history",

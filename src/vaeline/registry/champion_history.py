@@ -57,10 +57,7 @@ class Entry:
 
 
 def read(tags: Mapping[str, str]) -> list[Entry]:
-    """Entries among a registered model's tags, in order of time, then of the key's random part, so that all agree.
-
-    Logs a warning for tags that are none.
-    """
+    """Entries among a registered model's tags, by time, then key; logs a warning for tags that are none."""
     found = []
     for key in sorted((key for key in tags if key.startswith(PREFIX)), key=lambda key: (_time(key), key)):
         try:
@@ -79,10 +76,7 @@ def read_history(model: "RegisteredModel") -> list[tuple[Entry, bool]]:
 
 
 def record(client: "MlflowClient", name: str, entry: Entry) -> str:
-    """Add an entry and return its key; an equal entry that an interrupted run left is used again.
-
-    Its time is later than all before it, whatever this machine's clock shows.
-    """
+    """Add an entry, later than all others, and return its key; an equal one of an interrupted run is used again."""
     entries = read(client.get_registered_model(name).tags)
     alike = [old for old in entries if (old.moves if entry.moves else old.version == entry.version)]
     if alike and alike[-1] == entry and not alike[-1].confirmed:
@@ -95,11 +89,6 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
     del content["key"], content["confirmed"]
     client.set_registered_model_tag(name, key, json.dumps(content, allow_nan=False))
     return key
-
-
-def confirm(client: "MlflowClient", name: str, key: str) -> None:
-    """Mark that the alias moved."""
-    client.set_registered_model_tag(name, key.replace(PREFIX, CARRIED_OUT, 1), "true")
 
 
 def carried_out(entries: Sequence[Entry], current: str | None) -> list[bool]:

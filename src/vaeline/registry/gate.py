@@ -109,7 +109,6 @@ def _compare(
     fidelity = f"PSNR {challenger.psnr:.2f} dB, the champion's {champion.psnr:.2f}"
     if challenger.psnr < champion.psnr - tolerance:
         failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {tolerance:g} dB")
-    numbers = own | {"gain": found.value, "gain_se": found.se, "gain_lower": lower}
-    numbers |= {"margin": margin, "confidence": confidence}
-    numbers |= {"champion_elbo": float(champion.elbo.mean()), "champion_psnr": champion.psnr}
+    numbers = own | {"gain": found.value, "gain_se": found.se, "gain_lower": lower, "margin": margin}
+    numbers |= {"confidence": confidence, "champion_elbo": float(champion.elbo.mean()), "champion_psnr": champion.psnr}
     return Decision(not failures, tuple(failures) or (f"{measured}: above {margin:g}", fidelity), numbers)

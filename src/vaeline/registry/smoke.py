@@ -42,10 +42,9 @@ def smoke_test(package: Path, example: np.ndarray, expected: np.ndarray, seconds
         except subprocess.TimeoutExpired:
             error = f"no answer within {seconds} s"
         except subprocess.CalledProcessError as failed:
-            error = (failed.stderr.decode(errors="replace").strip() or f"exit code {failed.returncode}").splitlines()[
-                -1
-            ]
-    raise UserError(f"the package does not load and predict in a fresh process: {error[:300]}")
+            lines = failed.stderr.decode(errors="replace").strip().splitlines()
+            error = lines[-1] if lines else f"exit code {failed.returncode}"
+    raise UserError(f"the package does not load and predict in a fresh process: {error}")
 
 
 if __name__ == "__main__":
