@@ -63,7 +63,6 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
-        _leave(0)
     except (KeyboardInterrupt, SystemExit) as end:
         code = end.code if isinstance(end, SystemExit) else 130  # with which typer, too, ends an interrupted command
         if code == 130:
@@ -79,6 +78,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
+    _leave(0)
 
 
 def _leave(code: str | int) -> None:
