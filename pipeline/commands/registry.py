@@ -1,4 +1,4 @@
-"""`vaeline` models, history, promote, rollback, trace, compare, reproduce, report: registered models, what made them."""
+"""`vaeline` models, history, promote, rollback, trace, compare, reproduce, report: registered models, their origin."""
 
 import os
 from collections.abc import Iterator

@@ -81,7 +81,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     _leave(0)
 
 
-def _leave(code: str | int) -> None:
+def _leave(code: str | int) -> NoReturn:
     """End the process without Python's own shutdown, which takes a second with MLflow or torch.
 
     Prefect gets it for what its threads still send, unless a signal ended the program: then they may send for minutes.
