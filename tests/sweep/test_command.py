@@ -124,8 +124,8 @@ def test_sweeps_at_once_disturb_neither_each_other_nor_what_a_killed_one_left(re
 
     (repository / "hang").touch()
     sweeps = repository / ".vaeline" / "sweeps"
-    logs = [sweeps / "killed" / f"killed-0{number}-beta{beta}.log" for number, beta in enumerate((1, 2), 1)]
-    killed = start("killed", 1, 2)
+    logs = [sweeps / "killed" / f"killed-0{number}-beta{beta}.log" for number, beta in enumerate((2, 8), 1)]
+    killed = start("killed", 2, 8)
     while not all(log.exists() and "waiting" in log.read_text() for log in logs):
         assert killed.poll() is None
         time.sleep(0.1)
@@ -142,10 +142,10 @@ def test_sweeps_at_once_disturb_neither_each_other_nor_what_a_killed_one_left(re
     both = [start("b", 4, 5), start("c", 6, 7)]
     assert [sweep.wait(600) for sweep in both] == [0, 0]
     assert sorted(path.name for path in (sweeps / "killed" / "work").iterdir()) == left
-    assert start("killed", 1, 2).wait(600) == 0
-    assert trained(repository) == ["1", "2", "4", "5", "6", "7"]
+    assert start("killed", 2, 8).wait(600) == 0
+    assert trained(repository) == ["2", "4", "5", "6", "7", "8"]
     assert list((sweeps / "killed" / "work").iterdir()) == []
-    for name, best in {"b": "b-01-beta4", "c": "c-01-beta6", "killed": "killed-01-beta1"}.items():
+    for name, best in {"b": "b-01-beta4", "c": "c-01-beta6", "killed": "killed-01-beta2"}.items():
         ranking = (repository / "reports" / "sweeps" / name / "ranking.csv").read_text().splitlines()
         assert ranking[1].startswith(f"1,{best},")
         assert len(ranking) == 3
