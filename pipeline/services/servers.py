@@ -25,6 +25,7 @@ from vaeline.tracking.connection import artifact_location, tracking_uri
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
 PATIENCE_S = {WORKER: 40.0}  # to end after SIGTERM: it waits for its runs, which write checkpoints
+EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow's list, which else opens in its GenAI view
 START_S = 300.0
 
 Echo = Callable[[str], None]
@@ -47,6 +48,11 @@ class Server:
     def address(self) -> str:
         """Where a browser on this machine finds it."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def page(self) -> str:
+        """The page to open there."""
+        return EXPERIMENTS if self.name == MLFLOW else ""
 
 
 def _guarded(workspace: Workspace, title: str, name: str, port: int, health: str, env: Mapping[str, str]) -> Server:
@@ -217,7 +223,7 @@ def up(workspace: Workspace, echo: Echo) -> None:
             processes.append((server, process))
         for server, process in processes:
             wait_until_ready(server, process)
-            echo(f"{server.title}: {server.address}")
+            echo(f"{server.title}: {server.address}{server.page}")
         if (api := known_prefect(workspace)) is None:
             raise UserError(f"Prefect's server ended as soon as it had started; see {workspace.state}/{PREFECT}.log")
         worker = running(workspace, WORKER)
@@ -269,7 +275,7 @@ def serve(workspace: Workspace, echo: Echo) -> None:
         processes = [(server, stack.enter_context(started(server))) for server in _servers_to_start(workspace, echo)]
         for server, process in processes:
             wait_until_ready(server, process)
-            echo(f"{server.title}: {server.address}; Ctrl-C stops it")
+            echo(f"{server.title}: {server.address}{server.page} (Ctrl-C stops it)")
         while processes:
             for server, process in processes:
                 _check(f"{server.title}'s server", process, server.log)
@@ -279,14 +285,16 @@ def serve(workspace: Workspace, echo: Echo) -> None:
 def _servers_to_start(workspace: Workspace, echo: Echo) -> Iterator[Server]:
     """The servers that neither the environment names nor run already; prints the address of the others."""
     uri, api = tracking_uri(workspace), os.environ.get("PREFECT_API_URL", "")
-    mlflow = "" if artifact_location(uri, workspace) else f"{redact(uri)} (MLFLOW_TRACKING_URI)"
+    mlflow = (
+        "" if artifact_location(uri, workspace) else f"{redact(uri).rstrip('/')}{EXPERIMENTS} (MLFLOW_TRACKING_URI)"
+    )
     prefect = f"{redact(api).removesuffix('/api')} (PREFECT_API_URL)" if api else ""
     for named, preferred, make in ((mlflow, 5000, mlflow_server), (prefect, 4200, prefect_server)):
         server = make(workspace, free_port(preferred))
         if named:
             echo(f"{server.title}: {named}")
         elif service := running(workspace, server.name):
-            echo(f"{server.title}: {service.address}, already running")
+            echo(f"{server.title}: {service.address}{server.page} (already running)")
         else:
             if server.port != preferred:
                 echo(f"{server.title}: port {preferred} is taken here, {server.port} instead")

@@ -71,7 +71,7 @@ def test_without_a_prefect_server_the_error_names_what_to_set(toy: Path, command
 def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
     env = {"MLFLOW_TRACKING_URI": "http://user:secret@mlflow.example", "PREFECT_API_URL": "http://prefect.example/api"}
     assert vaeline("ui", **env).splitlines() == [
-        "MLflow: http://mlflow.example (MLFLOW_TRACKING_URI)",
+        "MLflow: http://mlflow.example/#/experiments?workflowType=machine_learning (MLFLOW_TRACKING_URI)",
         "Prefect: http://prefect.example (PREFECT_API_URL)",
     ]
 
