@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.report.summary import registration
-from pipeline.services.servers import EXPERIMENTS, HOST, MLFLOW, running
+from pipeline.services.servers import HOST, ML_PAGE, MLFLOW, running
 from vaeline.errors import UserError, redact
 from vaeline.io.atomic_write import write_file
 from vaeline.io.git import try_git
@@ -51,7 +51,7 @@ def next_steps(workspace: Workspace) -> str:
     lines, base = ["runs:     "], server.address if server else redact(uri).rstrip("/")
     if not server and artifact_location(uri, workspace) is not None:
         lines, base = ["runs:     vaeline ui (MLflow and Prefect in the browser)", " " * 10], f"http://{HOST}:5000"
-    pages = [f"{base}{EXPERIMENTS}"]
+    pages = [f"{base}{ML_PAGE}"]
     if version:
         kept = json.loads((workspace.state / FILE).read_text())
         pages = [f"{base}/#/experiments/{kept['run']}"] if "run" in kept else pages

@@ -25,7 +25,7 @@ from vaeline.tracking.connection import artifact_location, tracking_uri
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
 PATIENCE_S = {WORKER: 40.0}  # to end after SIGTERM: it waits for its runs, which write checkpoints
-EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # MLflow's list, which else opens in its GenAI view
+ML_PAGE = "/#/experiments?workflowType=machine_learning"  # MLflow's list, which else opens in its GenAI view
 START_S = 300.0
 
 Echo = Callable[[str], None]
@@ -52,7 +52,7 @@ class Server:
     @property
     def page(self) -> str:
         """The page to open there."""
-        return EXPERIMENTS if self.name == MLFLOW else ""
+        return ML_PAGE if self.name == MLFLOW else ""
 
 
 def _guarded(workspace: Workspace, title: str, name: str, port: int, health: str, env: Mapping[str, str]) -> Server:
@@ -285,9 +285,7 @@ def serve(workspace: Workspace, echo: Echo) -> None:
 def _servers_to_start(workspace: Workspace, echo: Echo) -> Iterator[Server]:
     """The servers that neither the environment names nor run already; prints the address of the others."""
     uri, api = tracking_uri(workspace), os.environ.get("PREFECT_API_URL", "")
-    mlflow = (
-        "" if artifact_location(uri, workspace) else f"{redact(uri).rstrip('/')}{EXPERIMENTS} (MLFLOW_TRACKING_URI)"
-    )
+    mlflow = "" if artifact_location(uri, workspace) else f"{redact(uri).rstrip('/')}{ML_PAGE} (MLFLOW_TRACKING_URI)"
     prefect = f"{redact(api).removesuffix('/api')} (PREFECT_API_URL)" if api else ""
     for named, preferred, make in ((mlflow, 5000, mlflow_server), (prefect, 4200, prefect_server)):
         server = make(workspace, free_port(preferred))
