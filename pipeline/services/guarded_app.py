@@ -19,6 +19,7 @@ from uvicorn.importer import import_from_string
 
 APP = "VAELINE_GUARDED_APP"  # what to guard: MODULE:NAME of an application, or of its factory `create_app`
 HOSTS = "VAELINE_ALLOWED_HOSTS"  # names beside this machine's own, separated by commas
+REFUSAL = f"only pages of this server may use it, and programs by a name of this machine or one in {HOSTS}\n"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 SQLITE = "sqlite+aiosqlite:///"
 
@@ -38,7 +39,7 @@ def create_app() -> ASGIApp:
             return
         answer = app
         if not is_own(Headers(scope=scope), allowed):
-            refusal = PlainTextResponse("only pages of this server may use it\n", 403)
+            refusal = PlainTextResponse(REFUSAL, 403)
             answer = refusal if scope["type"] == "http" else WebSocketClose(1008)
         await answer(scope, receive, send)
 
