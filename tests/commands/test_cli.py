@@ -83,7 +83,7 @@ def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path
     with subprocess.Popen(command, cwd=toy, stdout=subprocess.PIPE, text=True) as ui:
         try:
             assert ui.stdout is not None
-            lines = [ui.stdout.readline() for _ in range(3)]
+            lines = [ui.stdout.readline() for _ in range(2)]
             addresses = re.findall(r"http://127\.0\.0\.1:(\d+)", "".join(lines))
             assert len(addresses) == 2
             for port in addresses:
