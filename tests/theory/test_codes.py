@@ -1,6 +1,9 @@
 """An autoencoder and a VAE side by side."""
 
 import copy
+import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +56,8 @@ def test_binary_images_are_compared_with_binary_ones():
     expected = torch.full((300, 1, 8, 8), 0.5)
     drawn = (torch.rand(expected.shape, generator=here.generator("binary")) < expected).float()
     assert torch.equal(features(expected), features(drawn))
+
+
+def test_nearness_to_codes_that_are_all_one_is_no_number_and_no_error():
+    coded: Any = SimpleNamespace(train_codes=torch.zeros(5, 2), held_out=torch.zeros(4, 2))
+    assert not any(math.isfinite(ratio) for ratio in codes._nearness(coded, torch.ones(3, 2)).values())

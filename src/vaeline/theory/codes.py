@@ -159,15 +159,20 @@ def fitted(codes: Tensor, noise: Tensor) -> Tensor:
 
 
 def _nearness(coded: Coded, z: Tensor) -> dict[str, float]:
-    """Of draws z [M, Z] to the codes, both 1 at best: near generative precision, and near recall."""
+    """Of draws z [M, Z] to the codes, both 1 at best: near generative precision, and near recall.
 
-    def nearest(points: Tensor, among: Tensor) -> float:
+    Not finite where all codes are one.
+    """
+
+    def nearest(points: Tensor, among: Tensor) -> Tensor:
         """Median distance of points [N, Z] to the nearest of others [M, Z]."""
-        return float(torch.cat([torch.cdist(p, among).min(1).values for p in torch.split(points, ROWS)]).median())
+        parts = [torch.cdist(part, among).min(1).values for part in torch.split(points, ROWS)]
+        return torch.cat(parts).median().double()
 
     codes = coded.train_codes[: len(z)]
     usual = nearest(coded.held_out, codes)
-    return {"draw_to_code": nearest(z, codes) / usual, "code_to_draw": nearest(coded.held_out, z) / usual}
+    found = {"draw_to_code": nearest(z, codes) / usual, "code_to_draw": nearest(coded.held_out, z) / usual}
+    return {name: float(ratio) for name, ratio in found.items()}
 
 
 @torch.no_grad()
