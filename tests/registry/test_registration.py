@@ -17,8 +17,7 @@ from registry_fixture import NAME
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
-from vaeline.registry.gate import Evidence
-from vaeline.registry.registration import UNFINISHED_TAG, evidence_tags, training_code
+from vaeline.registry.registration import UNFINISHED_TAG, training_code
 from vaeline.registry.smoke import predict, smoke_test
 from vaeline.registry.versions import find_versions
 from vaeline.serving.inference import TrainedModel
@@ -202,10 +201,3 @@ def test_the_code_that_trained_a_model_is_sealed_with_it(evaluated: Path):
     assert manifest.code == TrainingCode(commit="c" * 40, diff=None)
     with open_model_run(workspace, "0" * 64, RunStart("e", "r", tags=tags), upload=False) as elsewhere:
         assert training_code(elsewhere.outbox) is None
-
-
-def test_a_version_shows_what_was_measured():
-    evidence = Evidence("a", "b", "gaussian", "elbo", -0.1 + 1e-17, 4, {"test/elbo": -1.5, "test/mse": 1.0})
-    found = {key.removeprefix("vaeline."): value for key, value in evidence_tags(evidence).items()}
-    digests = {"model_digest": "a", "data_digest": "b", "likelihood": "gaussian", "objective": "elbo"}
-    assert found == digests | {"validation_elbo": repr(-0.1 + 1e-17), "active_units": "4", "test_elbo": "-1.5"}
