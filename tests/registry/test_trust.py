@@ -99,6 +99,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "promote --force": (NAME, "3", "--force", "--reason", "why"),
     "rollback": (NAME,),
     "trace": (PLANTED,),
+    "compare": (PLANTED, PLANTED),
     "reproduce": (PLANTED, "--run-changes"),
 }
 ENTRIES: dict[str, Callable[["MlflowClient"], object]] = {
