@@ -90,6 +90,7 @@ def test_a_queued_experiment_runs_the_code_that_was_queued_and_the_run_cache_kee
     assert experiments(original) == {"queued": DENSITY, "again": DENSITY}
 
 
+@pytest.mark.slow
 def test_a_trial_and_an_experiment_of_ours_run_the_code_of_their_baseline(original: Path):
     here = Workspace(Path(), original)
     origin = Origin(here, read_baseline(here), original / ".vaeline" / "s", {})

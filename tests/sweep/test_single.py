@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
+from pipeline.services import stage_graph
 from vaeline.errors import UserError
 from workspaces import execute, lines_with, runs, tiny_clone, vaeline
 
@@ -56,14 +57,17 @@ def test_a_project_in_a_subfolder_whose_name_has_other_letters_and_spaces(toy: P
     assert execute("dvc", "exp", "list", "--name-only", cwd=top / "inner").stdout == "b4\n"
 
 
-def test_what_would_run_is_printed_and_mistakes_are_one_line(repository: Path):
-    assert run("--dry-run").output == "would run: prepare, train, evaluate, register\n"
-    assert run("--dry-run", "--only", "train").output == "would run: prepare, train\n"
-    execute("dvc", "repro", cwd=repository)
-    assert run("--dry-run").output == "nothing to do\n"
-    assert run("--dry-run", "-S", "model.latent_dim=3").output == "would run: train, evaluate, register\n"
-    assert run("--dry-run", "-S", "theory.images=30").output == "nothing to do\n"
-    assert run("--dry-run", "--only", "train", "--force").output == "would run: prepare, train\n"
+def test_what_would_run_is_printed_and_mistakes_are_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    def would(stale: set[str], *arguments: str) -> str:
+        monkeypatch.setattr(stage_graph, "stale_stages", lambda _: stale)
+        return run("--dry-run", *arguments).output.strip()
+
+    assert would({"train"}) == "would run: train, evaluate, register"
+    assert would({"prepare"}, "--only", "train") == "would run: prepare, train"
+    assert would({"register"}, "--only", "train") == "nothing to do"
+    assert would(set(), "-S", "model.latent_dim=3") == "would run: train, evaluate, register"
+    assert would(set(), "-S", "theory.images=30") == "nothing to do"
+    assert would(set(), "--only", "train", "--force") == "would run: prepare, train"
     for arguments, line in {
         ("-S", "train.bata=4"): "-S: train.bata: unknown key; did you mean 'beta'?",
         ("--only", "trian"): "--only: found 'trian', allowed: prepare, train, evaluate, register",
