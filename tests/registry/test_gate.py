@@ -28,6 +28,10 @@ def challenger(gain: float = 1.0, spread: float = 1.0, psnr: float = 20.0, **cha
     [
         ({"metrics": {"a": math.nan, "b": math.inf, "c": 1.0}}, "not finite: a, b"),
         ({"validation_elbo": math.nan}, "no finite validation ELBO"),
+        (
+            {"blind_elbo": -66.8},
+            "validation ELBO -100 nats per image, a fixed model that has learned nothing has -66.8",
+        ),
         ({"active_units": 1}, "1 active units, register.minimum_active_units is 2"),
         ({"objective": "autoencoder", "validation_elbo": math.nan}, "objective 'autoencoder' has no ELBO"),
     ],

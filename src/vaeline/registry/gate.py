@@ -30,6 +30,7 @@ class Evidence:
     validation_elbo: float  # nats per image; NaN where it is not known
     active_units: int
     metrics: Mapping[str, float] = field(default_factory=dict)  # everything that was measured
+    blind_elbo: float = -math.inf  # nats per image of a fixed model that has learned nothing
     scores: Scores | None = None  # None where it has no ELBO, or there is nothing to compare it with
 
 
@@ -82,6 +83,9 @@ def _own_failures(model: Evidence, minimum_active_units: int) -> Iterator[str]:
         return
     if not math.isfinite(model.validation_elbo) and not broken:
         yield "no finite validation ELBO"
+    if model.validation_elbo < model.blind_elbo:
+        fixed = f"a fixed model that has learned nothing has {model.blind_elbo:.5g}"
+        yield f"validation ELBO {model.validation_elbo:.5g} nats per image, {fixed}"
     if model.scores is not None and not _finite(model.scores):
         count, images = int((~np.isfinite(model.scores.elbo)).sum()), len(model.scores.elbo)
         yield f"not finite: its ELBO on {count} of {images} test images, its PSNR {model.scores.psnr:.2f} dB"
