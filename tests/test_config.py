@@ -53,11 +53,14 @@ def _error(**changes: Any) -> str:
             {"data__test": "own"},
             "data.test: must be 'auto', or a valid integer, or a valid number; found 'own'",
         ),
-        ({"model__likelihood__sigma": -1}, "model.likelihood.sigma: must be 'learned', or greater than 0; "),
+        (
+            {"model__likelihood": {"kind": "gaussian", "sigma": -1}},
+            "model.likelihood.sigma: must be 'learned', or greater than 0; ",
+        ),
         ({"model__network__hidden": []}, "model.network.hidden: must have at least 1 item "),
         ({"model__network__hidden": [9, "a"]}, "model.network.hidden.1: must be a valid integer; found 'a'"),
         ({"register__name": "a/b"}, "register.name: "),
-        ({"train__warmup_epochs": 50}, "train: warmup_epochs (50) must not exceed epochs (20)"),
+        ({"train__warmup_epochs": 50}, "train: warmup_epochs (50) must not exceed epochs (14)"),
         ({"train__objective": "autoencoder", "train__beta": 2}, "train: objective 'autoencoder' has no KL"),
         ({"train__objective": "iwae", "train__beta": 2}, "train: objective 'iwae' has no KL: beta must be 1, "),
         ({"train__objective": "iwae", "train__free_bits": 0.1}, "train: objective 'iwae' has no KL: beta must be 1, "),
@@ -80,13 +83,16 @@ def _error(**changes: Any) -> str:
             {"model__likelihood": {"kind": "bernoulli"}},
             "'bernoulli' but data.binarise is 'none': bernoulli needs binary pixels ",
         ),
-        ({"data__binarise": "static"}, "is 'gaussian' but data.binarise is 'static'"),
+        ({"data__binarise": "static"}, "is 'discretised-logistic' but data.binarise is 'static'"),
         (
             {"model__network": {"kind": "residual", "hidden": 9}},
             "model.network.hidden: unknown key; allowed: kind, channels, latent_channels, blocks ",
         ),
         ({"model__prior__kind": "gauss"}, "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found "),
-        ({"model__prior__components": 9}, "model.prior.components: unknown key; allowed: kind "),
+        (
+            {"model__prior": {"kind": "standard-normal", "components": 9}},
+            "model.prior.components: unknown key; allowed: kind ",
+        ),
         ({"model__prior": {"kind": "vamp", "components": 0}}, "model.prior.components: must be greater than or equal"),
         (
             {"model__prior": {"kind": "vamp"}, "train__objective": "autoencoder"},
@@ -102,7 +108,7 @@ def _error(**changes: Any) -> str:
         ),
         (
             {"model__network": {"kind": "residual"}},
-            "model.latent_dim: must be 147 = latent_channels x height x width / 4^2 for images of 28 x 28; found 10",
+            "model.latent_dim: must be 147 = latent_channels x height x width / 4^2 for images of 28 x 28; found 20",
         ),
         (
             {
@@ -119,7 +125,7 @@ def _error(**changes: Any) -> str:
             },
             "model: weights of 1,237 GB",
         ),
-        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (10)"),
+        ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20)"),
     ],
 )
 def test_a_mistake_is_one_line_naming_key_found_and_allowed(changes: dict[str, Any], line: str) -> None:

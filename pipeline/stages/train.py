@@ -21,7 +21,7 @@ from vaeline.tracking.connection import check_store
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import latest_artifact, open_training_run
 from vaeline.training import checkpoint
-from vaeline.training.device import identity, number, pick_device
+from vaeline.training.device import identity, number, pick_device, pick_precision
 from vaeline.training.history import to_csv
 from vaeline.training.process_group import PeerLostError, ProcessGroup, joined
 from vaeline.training.splits import Splits, scale_factor
@@ -53,6 +53,7 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
     key = checkpoint.training_key(params, data["digest"], device, group.size)
     if group.broadcast(key.encode(), device) != key.encode():
         raise UserError(f"process {group.rank} of {group.size}: its params, data, code or device are not rank zero's")
+    precision = pick_precision(params.train.precision, device)
     checkpoints, history = workspace.state / "checkpoints" / key, workspace.reports / "history.csv"
     ours = partial(train, params.model, params.train, splits, device=device, checkpoints=checkpoints, group=group)
     if not group.is_rank_zero:
@@ -63,13 +64,14 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
         check_store(workspace)
         resume = checkpoint.read(checkpoints) is not None or not _is_committed(workspace, key)
         with open_training_run(workspace, key, run_start(workspace, params), resume=resume) as run:
-            run.tags({f"vaeline.machine.{name}": str(value) for name, value in identity(device, group.size).items()})
+            machine = identity(device, group.size, precision)
+            run.tags({f"vaeline.machine.{name}": str(value) for name, value in machine.items()})
             result = ours(tracker=run)
             scale = {}
             if isinstance(params.model.network, Residual):  # its latents are spatial: for models of them
                 scale = {"scale_factor": scale_factor(result.model, splits, params.train.seed, device)}
             description = {"model": params.model.model_dump(mode="json"), "objective": params.train.objective}
-            save_model(workspace.model, result.model, description | scale | {"data": data})
+            save_model(workspace.model, result.model, description | {"precision": precision} | scale | {"data": data})
             write_file(history, to_csv(result.history).encode())
             run.artifact(history, "reports")
             run.finish_training(model_digest(workspace.model))

@@ -19,6 +19,7 @@ Activation = Literal["relu", "tanh", "silu"]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=65536)]
+BY_KIND = Field(discriminator="kind")
 SHAPES: dict[str, Shape] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 SHAPES |= dict.fromkeys(("fashion-mnist", "mnist", "kmnist"), (1, 28, 28))
 
@@ -56,7 +57,7 @@ class Shapes(Section):
     seed: Seed = 1
 
 
-Source = Annotated[Download | Folder | Npz | Shapes, Field(discriminator="kind")]
+Source = Annotated[Download | Folder | Npz | Shapes, BY_KIND]
 
 
 class Data(Section):
@@ -113,6 +114,7 @@ class Gaussian(Section):
 
     kind: Literal["gaussian"]
     sigma: Literal["learned"] | Positive = "learned"
+    truncated: bool = False  # to [0, 1]: a density of pixels alone
 
 
 class ContinuousBernoulli(Section):
@@ -145,21 +147,16 @@ class Mixture(Section):
     """A mixture of Gaussians with learned means, variances and weights."""
 
     kind: Literal["mixture"]
-    components: Width = 10
-
-
-Network = Annotated[Mlp | Conv | Gated | Residual, Field(discriminator="kind")]
-Likelihood = Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, Field(discriminator="kind")]
-Prior = Annotated[StandardNormal | Vamp | Mixture, Field(discriminator="kind")]
+    components: Width = 100
 
 
 class Model(Section):
     """Section `model`."""
 
     latent_dim: Width
-    network: Network
-    likelihood: Likelihood
-    prior: Prior = StandardNormal(kind="standard-normal")
+    network: Annotated[Mlp | Conv | Gated | Residual, BY_KIND]
+    likelihood: Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
+    prior: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")
 
     def check(self, shape: Shape) -> None:
         """Raise ValueError where no model of images of this shape can be built, or this machine cannot hold it."""
@@ -198,6 +195,7 @@ class Train(Section):
     batch_size: Count
     learning_rate: Positive
     gradient_clip: Positive
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
     patience: Count
     seed: Seed
 

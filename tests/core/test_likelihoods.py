@@ -56,6 +56,23 @@ def test_gaussian_is_the_whole_normal_density_of_an_image(sigma: float | None) -
     assert torch.allclose(likelihood.log_prob(x, output), exact, rtol=1e-9)
 
 
+@pytest.mark.parametrize("output", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 50.0])
+def test_a_truncated_gaussian_integrates_to_one_and_to_its_mean_on_the_unit_interval(sigma, output) -> None:
+    likelihood = Gaussian(sigma, truncated=True).double()
+    low, high = max(0.0, output - 12 * sigma), min(1.0, output + 12 * sigma)
+    total = integral(lambda x: scored(likelihood, x, output).exp(), low, high)
+    mean = integral(lambda x: x * scored(likelihood, x, output).exp(), low, high)
+    at = torch.tensor(output, dtype=torch.float64, requires_grad=True)
+    assert total == pytest.approx(1.0, abs=1e-9)
+    assert float(likelihood.mean(at).detach()) == pytest.approx(mean, abs=1e-9)
+    assert torch.autograd.gradcheck(lambda o: scored_with_gradient(likelihood, o), at)
+
+
+def scored_with_gradient(likelihood: Likelihood, output: Tensor) -> Tensor:
+    return likelihood.log_prob(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), output.view(1, 1, 1, 1))
+
+
 @pytest.mark.parametrize("output", [*OUTPUTS, -1e4, 1e4])
 def test_continuous_bernoulli_integrates_to_one_and_to_its_mean(output: float) -> None:
     likelihood = ContinuousBernoulli()

@@ -209,19 +209,21 @@ def test_the_elbo_is_a_whole_density_of_dequantised_pixels(truth: Truth) -> None
 @pytest.mark.parametrize(
     ("likelihood", "protocol", "offset"),
     [
-        ("gaussian", "(u8 + u) / 256", 8),
-        ("continuous-bernoulli", "(u8 + u) / 256", 8),
-        ("discretised-logistic", "exact 8-bit", 0),
-        ("bernoulli", "drawn once", 0),
+        ({"kind": "gaussian"}, "(u8 + u) / 256, u ~ U[0, 1); the density is one on all reals", 8),
+        ({"kind": "gaussian", "truncated": True}, "(u8 + u) / 256, u ~ U[0, 1)", 8),
+        ({"kind": "continuous-bernoulli"}, "(u8 + u) / 256, u ~ U[0, 1)", 8),
+        ({"kind": "discretised-logistic"}, "exact 8-bit pixels", 0),
+        ({"kind": "bernoulli"}, "binary pixels, drawn once", 0),
     ],
 )
 def test_bits_are_named_by_their_protocol_and_only_densities_have_an_offset(
-    likelihood: str, protocol: str, offset: int
+    likelihood: dict[str, Any], protocol: str, offset: int
 ) -> None:
     """Mistake 7: bits per dimension that do not say of what, or an offset where nothing was dequantised."""
-    report, _ = scored(built({"kind": likelihood}), BLACK_AND_WHITE if likelihood == "bernoulli" else GREY)
+    report, _ = scored(built(likelihood), BLACK_AND_WHITE if likelihood["kind"] == "bernoulli" else GREY)
     test = report["test"]
     assert protocol in report["protocol"]
+    assert ("all reals" in protocol) == ("all reals" in report["protocol"])
     assert test["bits_per_dimension"] == pytest.approx(offset - test["elbo"] / (30 * math.log(2)))
 
 

@@ -31,7 +31,7 @@ TRAIN = config.Train(
 )
 
 
-def model(likelihood: config.Likelihood | None = None, **changes: Any) -> config.Model:
+def model(likelihood: Any = None, **changes: Any) -> config.Model:
     """Section `model`: 3 latent dimensions, one hidden layer of 16."""
     likelihood = likelihood or config.Gaussian(kind="gaussian")
     network = config.Mlp(kind="mlp", hidden=[16])

@@ -26,6 +26,8 @@ def test_the_gap_of_a_model_with_its_true_posterior_is_zero_and_else_the_diverge
         numbers, truth = bounds.gap(here).numbers, float((0.5 * error**2 / pca.posterior()[1].exp()).sum())
         assert numbers["gap"] == pytest.approx(truth, abs=4 * numbers["gap_se"] + 0.02)
         assert numbers["annealed_minus_importance"] == pytest.approx(0, abs=0.5)
+        few, many = (numbers["missed_by_prior"][k] for k in ("100", "1000"))  # hardly any z of the prior explains one
+        assert few["nats"] > many["nats"] > 0
         assert numbers["amortisation"] == pytest.approx(truth, abs=4 * numbers["amortisation_se"] + 0.05)
         assert numbers["approximation"] == pytest.approx(
             0, abs=4 * numbers["approximation_se"] + 0.05
@@ -49,7 +51,7 @@ def test_numbers_of_few_images_and_of_a_training_path_are_said_to_be_that(monkey
         assert claim.words[0].startswith("12 random ones of 60 test images (not the whole split")
     assert "15.0 nats after the first epoch, 32.1 after the last" in terms.words[1]
     assert "is not a rate-distortion curve" in terms.words[1]
-    assert "on the first 12 of them" in gap.words[1]
+    assert "on the first 12 of them" in gap.words[2]
     everything = replace(here, options=config.Theory(images=60, importance_samples=2, seed=1))
     assert bounds.terms(everything).words[0].startswith("All 60 test images")
 

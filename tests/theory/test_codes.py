@@ -11,6 +11,7 @@ import torch
 from small_theory_context import TINY, hurry, pca_context, small_context
 from vaeline import config
 from vaeline.theory import codes
+from vaeline.theory.claim import Context
 
 
 def test_draws_have_the_codes_mean_and_covariance():
@@ -42,7 +43,7 @@ def test_the_codes_variances_are_those_of_the_model(monkeypatch: pytest.MonkeyPa
     _, here = pca_context(config.Theory(images=12, training_images=1000, seed=1))
     wide = copy.deepcopy(here.model)
     wide.encoder[1].bias[2:] += 2.5
-    monkeypatch.setattr(codes, "_train", lambda context, data, objective: here.model if objective == "elbo" else wide)
+    monkeypatch.setattr(Context, "trained", lambda self, section, kind: here.model if kind == "elbo" else wide)
     claim = codes.latent_space(here)
     found = claim.numbers["code_variances"]
     assert found["VAE"] == pytest.approx([1, 1], abs=0.2)

@@ -35,10 +35,12 @@ def test_the_best_sigma_is_the_root_of_the_mean_squared_error_whose_weight_is_d_
     assert "D / (2σ²)" in claim.words[0]
 
 
-def test_the_squared_error_is_no_claim_on_other_likelihoods():
-    claim = scales.squared_error(small_context({"kind": "discretised-logistic"}))
-    assert claim.words == ("Does not apply: the likelihood is discretised-logistic.",)
-    assert claim.numbers == {}
+@pytest.mark.parametrize("likelihood", [{"kind": "discretised-logistic"}, {"kind": "gaussian", "truncated": True}])
+def test_beside_other_likelihoods_the_squared_error_is_that_of_a_small_gaussian_vae(likelihood):
+    claim = scales.squared_error(small_context(likelihood))
+    assert claim.words[0].startswith(f"The trained model's likelihood is another ({likelihood['kind']}): of a small")
+    assert claim.numbers["learned"]
+    assert claim.numbers["largest_relative_difference"] < 1e-4
 
 
 @pytest.mark.parametrize(("height", "halvings"), [(28, 2), (8, 3), (7, 0), (6, 1)])

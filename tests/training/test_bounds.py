@@ -85,7 +85,7 @@ def test_the_losses_of_every_estimator_compile_into_one_graph(bound: Bound, esti
 def test_every_way_improves_its_bound_and_comes_to_the_same_again(tmp_path: Path, changes: dict[str, Any], prior):
     section, vae = options(epochs=5, samples=1 if prior else 4, **changes), model(**{"prior": prior} if prior else {})
     result = train_small(tmp_path / "a", section, model_section=vae)
-    assert result.history[-1].validation_elbo > result.history[0].validation_elbo + 5
+    assert result.history[-1].validation_elbo > result.history[0].validation_elbo + 1
     assert same_weights(result, train_small(tmp_path / "b", section, model_section=vae))
     if changes:
         plain = {"estimator": "pathwise"} if "estimator" in changes else {"objective": "elbo", "samples": 1}

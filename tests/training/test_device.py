@@ -3,7 +3,15 @@ import torch
 
 from small_training import CPU
 from vaeline.errors import UserError
-from vaeline.training.device import Settings, identity, keep_freed_memory, number, pick_device, reproducible
+from vaeline.training.device import (
+    Settings,
+    identity,
+    keep_freed_memory,
+    number,
+    pick_device,
+    pick_precision,
+    reproducible,
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -48,6 +56,16 @@ def test_threads_are_set_and_part_of_the_identity(monkeypatch: pytest.MonkeyPatc
         assert identity(pick_device())["threads"] == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_precision_is_what_the_device_computes_faster_and_a_slower_one_is_refused(monkeypatch: pytest.MonkeyPatch):
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert pick_precision("float32", CPU) == "float32"
+        assert pick_precision("auto", CPU) == ("bfloat16" if fast else "float32")
+        assert pick_precision("auto", torch.device("cuda")) == "bfloat16"
+    with pytest.raises(UserError, match=r"^train\.precision: bfloat16 is slower .* allowed here: float32, auto$"):
+        pick_precision("bfloat16", CPU)
 
 
 def test_reproducible_numerics_last_as_long_as_the_block():

@@ -126,7 +126,7 @@ def test_on_cuda_every_tensor_of_a_step_stays_there_and_none_is_looked_at(monkey
     """A fake tensor has no value. What would need the driver, autograd's engine and Adam, is left out."""
     monkeypatch.setattr(torch, "_fused_adam_", lambda *tensors, lr, **options: rates.append(lr))
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, inputs: [torch.empty_like(p) for p in inputs])
-    monkeypatch.setattr(steps, "precision", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(steps, "matrix_products", lambda device, _: torch.autocast("cpu", torch.bfloat16))
     (options, _, _), rates = step_config(gradient_clip=1.0), []
     for section in MODELS:
         with FakeTensorMode(), torch.device("cuda"):
@@ -168,14 +168,13 @@ def test_a_captured_step_moves_the_state_as_the_plain_one_also_where_capture_fai
     assert [record.getMessage() for record in caplog.records] == logged
 
 
-def test_matrix_products_are_bfloat16_and_the_terms_float32_under_autocast(monkeypatch: pytest.MonkeyPatch):
+def test_matrix_products_are_bfloat16_and_the_terms_float32():
     vae, item, seen = build_model(model(), SHAPE, "elbo", 1), batch(), set()
     exact, _ = losses(vae, item, torch.ones(()), 0.0)
     for layer in vae.modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    monkeypatch.setattr(steps, "precision", lambda device: torch.autocast("cpu", torch.bfloat16))
-    loss, sums = losses(vae, item, torch.ones(()), 0.0)
+    loss, sums = losses(vae, item, torch.ones(()), 0.0, precision="bfloat16")
     assert seen == {torch.bfloat16}
     assert loss.dtype == sums.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOG_VARIANCE_BOUND = 20.0  # exp(+-20): far inside float32, with room for squares and sums
+LOG_VARIANCE_BOUND = 20.0  # exp(-20): far inside float32, with room for squares and sums
+LARGEST_LOG_VARIANCE = 2.0  # exp(2): to be wider than the prior gains nothing, and an odd image would cost exp(20) nats
 
 
 def soft_bound(raw: Tensor, bound: float) -> Tensor:
@@ -15,8 +16,8 @@ def soft_bound(raw: Tensor, bound: float) -> Tensor:
 
 
 def bounded_log_variance(raw: Tensor) -> Tensor:
-    """A log variance within [-20, 20]: its exponential neither overflows nor vanishes, whatever the network emits."""
-    return soft_bound(raw, LOG_VARIANCE_BOUND)
+    """A log variance within [-20, 2], of slope 1 at 0: its exponential neither overflows nor vanishes."""
+    return torch.where(raw > 0, soft_bound(raw, LARGEST_LOG_VARIANCE), soft_bound(raw, LOG_VARIANCE_BOUND))
 
 
 @dataclass(frozen=True)

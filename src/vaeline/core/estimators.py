@@ -20,7 +20,7 @@ BATCH = 500  # images at once, fewer where they are large:
 PIXELS_AT_ONCE = 2**20  # decoded at once; some ten times as many bytes of memory
 _NORMAL, _UNIFORM, _CHI_SQUARED = 0, 1, 2  # streams: disjoint parts of an image's random sequence
 TARGET_ACCEPTANCE = 0.65  # of a Hamiltonian move (Beskos et al. 2013)
-FIRST_STEP, TUNING_RATE = 0.2, 0.3
+FIRST_STEP, TUNING_RATE = 0.5, 0.3  # the step in standard deviations of q(z|x)
 
 Proposal = Literal["posterior", "laplace"]  # what importance sampling draws z from: q(z|x), or see core/laplace.py
 
@@ -128,7 +128,8 @@ def annealed_log_likelihood(
     By annealed importance sampling (Neal 2001; Wu et al. 2017, arXiv:1611.04273): along
     log f_b(z) = (1 - b) log q(z|x) + b log p(x, z) a chain sums (b_t - b_(t-1)) (log p(x, z) - log q(z|x)) between
     moves that leave f_(b_t) invariant. The mean of the exponential of that sum is p(x), however few the temperatures.
-    Moves are Hamiltonian (Neal 2011, arXiv:1206.1901), their step sizes tuned on separate chains, so without bias.
+    Moves are Hamiltonian (Neal 2011, arXiv:1206.1901), preconditioned by q's standard deviations, their step sizes
+    tuned on separate chains, so without bias.
 
     In nats, float64, a lower bound in expectation. temperatures [T + 1] rise from 0 to 1. Costs
     2 chains B T (leapfrog_steps + 1) gradients of the decoder, half of them for tuning; memory: chains * B images.
@@ -193,7 +194,7 @@ class AnnealingPath:
         momentum = torch.randn(z.shape, generator=self.generator, dtype=z.dtype, device=z.device)
         height, gradient = self._value_and_gradient(z, temperature)
         energy = height - 0.5 * momentum.square().sum(-1)
-        proposal, size = z, step.unsqueeze(-1)  # [B, 1]
+        proposal, size = z, step.unsqueeze(-1) * torch.exp(0.5 * self.posterior.log_variance)  # [B, Z]
         for _ in range(self.leapfrog_steps):
             momentum = momentum + 0.5 * size * gradient
             proposal = proposal + size * momentum

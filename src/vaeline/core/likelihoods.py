@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
     """Interface of p(x|z); as it stands, the data space of a density of dequantised pixels."""
 
     uses_noise: ClassVar[bool] = True  # does `observe` want fresh uniform noise when training and evaluating?
-    measure: ClassVar[Measure] = "density"  # of x: binary values, a density on [0, 1]^D, or 256 discrete values
+    measure: ClassVar[Measure] = "density"  # of x: binary values, a density of dequantised pixels, 256 discrete values
 
     @property
     def sigma(self) -> Tensor | None:
@@ -43,6 +43,10 @@ class Likelihood(nn.Module):
     def mean(self, output: Tensor) -> Tensor:
         """The expected pixels on [0, 1]: [B, C, H, W]."""
         raise NotImplementedError
+
+    def start(self, mean: Tensor) -> Tensor:
+        """The last bias, elementwise, of a decoder that is to begin at about these expected pixels."""
+        return torch.logit(mean, eps=0.01)
 
 
 class Bernoulli(Likelihood):
@@ -72,14 +76,15 @@ class Gaussian(Likelihood):
     """Dequantised pixels, x_i ~ N(output_i, sigma^2), with one sigma for all pixels, fixed or learned.
 
     log p = -|x - output|^2 / (2 sigma^2) - D log sigma - D/2 log(2 pi): the squared error with the weight and the
-    constant that make it a density (Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
+    constant that make it a density on R^D (Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202), part of whose mass no
+    pixel can have. `truncated` to [0, 1]^D, for outputs there, it is divided by its mass there.
     """
 
     log_sigma: Tensor  # scalar; the learned one before its soft bound
 
-    def __init__(self, sigma: float | None) -> None:
+    def __init__(self, sigma: float | None, truncated: bool = False) -> None:
         super().__init__()
-        self.learned = sigma is None
+        self.learned, self.truncated = sigma is None, truncated
         log_sigma = torch.tensor(math.log(START_SIGMA if sigma is None else sigma))
         if self.learned:
             self.log_sigma = nn.Parameter(log_sigma)
@@ -97,10 +102,20 @@ class Gaussian(Likelihood):
         squared_error = F.mse_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         log_sigma, dimensions = self._log_sigma(), x[0].numel()
         weight = 0.5 * torch.exp(-2 * log_sigma)
-        return -weight * squared_error - dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
+        log_density = -weight * squared_error - dimensions * (log_sigma + 0.5 * math.log(2 * math.pi))
+        return log_density - self._mass(output).log().flatten(1).sum(1) if self.truncated else log_density
 
     def mean(self, output: Tensor) -> Tensor:
-        return output.clamp(0, 1)
+        if not self.truncated:
+            return output.clamp(0, 1)
+        sigma = torch.exp(self._log_sigma())
+        below, above = (torch.exp(-0.5 * (edge / sigma).square()) for edge in (output, 1 - output))
+        return (output + sigma * (below - above) / (math.sqrt(2 * math.pi) * self._mass(output))).clamp(0, 1)
+
+    def _mass(self, output: Tensor) -> Tensor:
+        """Of N(output, sigma^2) on [0, 1], elementwise: both terms are positive for outputs there, so none cancels."""
+        scale = math.sqrt(2) * torch.exp(self._log_sigma())
+        return 0.5 * (torch.erf(output / scale) + torch.erf((1 - output) / scale))
 
 
 class ContinuousBernoulli(Likelihood):
@@ -157,6 +172,9 @@ class DiscretisedLogistic(Likelihood):
         black, white = x < half_bin, x > 1 - half_bin
         inner = above + below - log_width
         return -torch.where(black, above, torch.where(white, below, inner)).flatten(1).sum(1)
+
+    def start(self, mean: Tensor) -> Tensor:
+        return mean
 
     def mean(self, output: Tensor) -> Tensor:
         scale = self._scale()

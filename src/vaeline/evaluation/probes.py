@@ -8,7 +8,6 @@ from torch.nn import functional
 
 NEIGHBOURS = 5
 RIDGE = 1e-3  # of the linear probe: nats per unit of squared weight
-LARGEST_GRAM = 2048  # sides of a matrix whose eigenvectors take seconds
 CLASSIFIER_SIDE = 28  # pixels; larger images are averaged down to it
 CLASSIFIER_FEATURES = 64
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 400, 100
@@ -19,13 +18,10 @@ Values = NDArray[np.float64]
 
 def knn_predict(train: Tensor, labels: Tensor, test: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """The commonest label (the smallest, in a tie) of the k nearest training points: [N, D], [N], [M, D] -> [M]."""
-    classes, k = int(labels.max()) + 1, min(k, len(train))
-    half_squares = 0.5 * train.square().sum(1)
-    predicted = []
-    for part in torch.split(test, max(1, 2**22 // len(train))):
-        nearest = (part @ train.T - half_squares).topk(k, dim=1).indices  # [m, k]
-        predicted.append(functional.one_hot(labels[nearest], classes).sum(1).argmax(1))
-    return torch.cat(predicted)
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = KNeighborsClassifier(min(k, len(train)), algorithm="brute").fit(train.numpy(), labels.numpy())
+    return torch.from_numpy(neighbours.predict(test.numpy()))
 
 
 def linear_predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
@@ -52,16 +48,11 @@ def linear_predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the first min(count, N, D) principal axes [D, Z] of x [N, D] (LARGEST_GRAM points at most)."""
-    if min(x.shape) > LARGEST_GRAM:
-        x = x[:LARGEST_GRAM]
-    mean, count = x.mean(0), min(count, *x.shape)
-    centred = (x - mean).double()
-    if x.shape[1] <= x.shape[0]:
-        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors
-    else:
-        axes = functional.normalize(centred.T @ torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -count:], dim=0)
-    return mean, axes[:, -count:].flip(1).to(x)
+    """The mean [D] and the first min(count, N, D) principal axes [D, Z] of x [N, D]."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(min(count, *x.shape), random_state=0).fit(x.numpy())
+    return torch.from_numpy(found.mean_), torch.from_numpy(found.components_.T.copy())
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -122,12 +113,14 @@ def mutual_information_gap(codes: Values, factors: Values) -> float:
     codes [N, Z] are samples of q(z|x), factors [N, F]; a factor of more than BINS values, and every code, is cut into
     BINS bins of equal counts. Factors that never vary are left out.
     """
+    from sklearn.metrics import mutual_info_score
+
     binned = [discretise(code) for code in codes.T]
     gaps = []
     for factor in (discretise(factor) for factor in factors.T):
-        entropy = mutual_information(factor, factor)
+        entropy = mutual_info_score(factor, factor)
         if entropy > 0:
-            known = sorted([0.0, 0.0, *(mutual_information(code, factor) for code in binned)])
+            known = sorted([0.0, 0.0, *(mutual_info_score(code, factor) for code in binned)])
             gaps.append((known[-1] - known[-2]) / entropy)
     return float(np.mean(gaps)) if gaps else 0.0
 
@@ -139,15 +132,6 @@ def discretise(values: Values) -> NDArray[np.int64]:
         return numbers
     edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
     return np.searchsorted(edges, values, side="right")
-
-
-def mutual_information(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """I(a; b) in nats of two discrete variables [N], from their counts; that of one with itself is its entropy."""
-    shape = (int(a.max()) + 1, int(b.max()) + 1)
-    joint = np.bincount(a * shape[1] + b, minlength=shape[0] * shape[1]).reshape(shape) / len(a)
-    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    seen = joint > 0
-    return float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
 
 
 def dci(codes: Values, factors: Values, seed: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaeline.core import estimators
 from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, observe, pixel_batches
-from vaeline.core.likelihoods import Measure
+from vaeline.core.likelihoods import Gaussian, Measure
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.objectives import elbo_terms
@@ -36,6 +36,7 @@ PROTOCOLS: dict[Measure, str] = {
     "density": "uniformly dequantised 8-bit pixels, x = (u8 + u) / 256, u ~ U[0, 1)",
     "discrete": "exact 8-bit pixels",
 }
+UNCONFINED = "; the density is one on all reals, part of whose mass no pixel can have"
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def evaluate(
                     *(few, len(test), FEW_SAMPLES, importance_samples),
                 )
         scores["active_units"] = _active_units(means, active_units_threshold)
+    is_unconfined = isinstance(model.likelihood, Gaussian) and not model.likelihood.truncated
     report = {
-        "protocol": PROTOCOLS[model.likelihood.measure],
+        "protocol": PROTOCOLS[model.likelihood.measure] + (UNCONFINED if is_unconfined else ""),
         "validation": _bound_report(model, "validation", held_out),
         "test": scores,
     }

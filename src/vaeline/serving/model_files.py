@@ -43,6 +43,7 @@ class Description(Section):
     shape: Annotated[tuple[Side, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
     model: config.Model
     objective: Literal["elbo", "iwae", "autoencoder"]
+    precision: Literal["float32", "bfloat16"] = "float32"  # of training's matrix products
     data: DataIdentity
     scale_factor: config.Positive | None = None  # times it, spatial latents have variance 1: for latent diffusion
 

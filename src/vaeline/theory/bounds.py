@@ -13,7 +13,7 @@ from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood
 from vaeline.core.laplace import DEGREES, LaplaceProposal, best_diagonal, laplace_proposal
 from vaeline.core.metrics import Measured
-from vaeline.core.objectives import elbo_terms, importance_weighted_bound, log_weights
+from vaeline.core.objectives import conditional_log_likelihood, elbo_terms, importance_weighted_bound, log_weights
 from vaeline.plotting.charts import INK, bars, chart, lines
 from vaeline.theory.claim import Claim, Context
 
@@ -34,14 +34,17 @@ def gap(context: Context) -> Claim:
     """The climb of IWAE-k from the ELBO to log p(x), each image's gap and its two parts, and AIS beside it."""
     title = "The difference of log p(x) and the bound is a divergence, so it is never negative"
     equation = (
-        "log p(x) = ELBO(x) + KL(q(z|x) ‖ p(z|x))\n"
+        "log p(x) = E_q[log p(x)]                                         q(z|x) integrates to 1\n"
+        "         = E_q[log p(x, z) - log p(z|x)]                         Bayes: p(z|x) = p(x, z) / p(x)\n"
+        "         = E_q[log p(x, z) - log q(z|x)] + E_q[log q(z|x) - log p(z|x)]\n"
+        "         = ELBO(x)                       + KL(q(z|x) ‖ p(z|x))\n"
         "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / r(z_i),   z_i ~ r, for any r(z) > 0\n"
         "gap = log p(x) - ELBO(q*) + ELBO(q*) - ELBO(q),   q* the best diagonal Gaussian of the image"
     )
     if context.model.deterministic:
         return Claim("gap", title, equation, (NO_BOUND,))
     x, samples = context.tested(context.options.images), context.options.importance_samples
-    weights = _weights(context, x, samples, "importance")
+    weights, plain = _weights(context, x, samples, "importance"), _weights(context, x, samples, "plain", prior=True)
     proposal = laplace_proposal(context.model, x)
     log_p, log_p_se = importance_log_likelihood(_weights(context, x, samples, "laplace", proposal))
     from_q = importance_log_likelihood(weights)[0]
@@ -51,12 +54,13 @@ def gap(context: Context) -> Claim:
     gaps, errors = log_p - draws.mean(0), (draws.var(0) / BOUND_DRAWS + log_p_se.square()).sqrt()
     steps = [k for k in RUNGS if k < samples] + [samples]
     climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in steps}
+    missing = {k: Measured.of(log_p - bound_at(plain, k)) for k in (max(1, samples // 10), samples)}
+    prior_misses = " nats, with ".join(f"{k} samples {value.text()}" for k, value in missing.items())
     generator = torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed())
     temperatures, some = torch.linspace(0, 1, TEMPERATURES + 1, dtype=torch.float64), slice(ANNEALED_IMAGES)
     annealed, annealed_se, _ = annealed_log_likelihood(context.model, x[some], temperatures, generator, **ANNEALING)
     difference = annealed.cpu() - log_p[some]
     difference_se = (annealed_se.cpu().square() + log_p_se[some].square()).sqrt()
-
     elbo, likelihood, mean = Measured.of(draws.mean(0)), Measured.of(log_p), Measured.of(gaps)
     below, least, least_se = int((gaps < -2 * errors).sum()), float(gaps.min()), float(errors[gaps.argmin()])
     ais, median, above = Measured.of(difference), float(difference.median()), difference > 2 * difference_se
@@ -69,16 +73,19 @@ def gap(context: Context) -> Claim:
         f"best diagonal Gaussian) and {form.text()} the diagonal form's (approximation). The smallest gap is "
         f"{least:.2f} ± {least_se:.2f}, images below zero by more than two standard errors: {below}. ELBO and log p(x) "
         f"are from separate draws. As many samples of q(z|x) itself miss {missed.text()} nats of log p(x).",
+        f"log p(x) = log ∫ p(x|z) p(z) dz is intractable: the mean of p(x|z) over samples of the prior p(z), unbiased "
+        f"as it is, is below it: with {prior_misses} nats. Hardly any z of the prior explains an image; which "
+        "ones do says p(z|x) = p(x, z) / p(x), and that asks for p(x) again. q(z|x), learned, breaks the circle.",
         f"Annealed importance sampling (AIS), another method, on the first {len(difference)} of them: above importance "
         f"sampling (IS) by a median of {median:.2f} nats, at most {largest:.1f} ± {largest_se:.1f}, by more than two "
-        f"standard errors on {int(above.sum())}. Both are lower bounds in expectation: where one is above, the other "
-        "is too low for that image.",
+        f"standard errors on {int(above.sum())}. Both are lower bounds in expectation: the higher one is the better.",
     )
     numbers: dict[str, Any] = {"images": len(x), "importance_samples": samples}
     numbers |= elbo.numbers("elbo") | likelihood.numbers("log_likelihood") | mean.numbers("gap")
     numbers |= encoder.numbers("amortisation") | form.numbers("approximation") | missed.numbers("missed_by_q")
     numbers |= {"smallest_gap": least, "smallest_gap_se": least_se, "gaps_below_zero_by_2_se": below}
     numbers["climb"] = {str(k): value.numbers("above_elbo") for k, value in climb.items()}
+    numbers["missed_by_prior"] = {str(k): value.numbers("nats") for k, value in missing.items()}
     numbers |= ais.numbers("annealed_minus_importance") | {"annealed_minus_importance_median": median}
     caption = "Left: IWAE-k above the ELBO. Middle: each image's gap. Right: annealing against importance sampling."
     draw = partial(_draw_gap, climb=climb, gaps=gaps, difference=difference, errors=difference_se)
@@ -101,9 +108,14 @@ def bound_at(weights: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def _weights(
-    context: Context, x: Tensor, samples: int, stream: str, proposal: LaplaceProposal | DiagonalGaussian | None = None
+    context: Context,
+    x: Tensor,
+    samples: int,
+    stream: str,
+    proposal: LaplaceProposal | DiagonalGaussian | None = None,
+    prior: bool = False,
 ) -> Tensor:
-    """log w of samples of q(z|x), or of a proposal: [K, B], float64, on the CPU."""
+    """log w of samples of q(z|x), of a proposal, or of the prior (then log p(x|z)): [K, B], float64, on the CPU."""
     generator, model = context.generator(stream), context.model
     chunk, parts = max(1, DECODED // len(x)), []
     for start in range(0, samples, chunk):
@@ -112,6 +124,8 @@ def _weights(
         if isinstance(proposal, LaplaceProposal):
             spread = context.normal(f"{stream} {start}", *shape[:2], DEGREES).square().sum(-1)
             parts.append(proposal.log_weights(model, x, noise, spread, start, samples).cpu())
+        elif prior:
+            parts.append(conditional_log_likelihood(model, x, model.prior.sample(noise)).double().cpu())
         else:
             parts.append(log_weights(model, x, noise, proposal).double().cpu())
     return torch.cat(parts)

@@ -1,7 +1,9 @@
 """Claim: one statement of the theory, as data; and the context that all claims are made from."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,15 @@ from vaeline.config import Binarise
 from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split
 from vaeline.plotting.charts import Picture
+from vaeline.training import checkpoint
+from vaeline.training.device import Settings
 from vaeline.training.history import Epoch
 from vaeline.training.randomness import mix
+from vaeline.training.splits import Splits
+from vaeline.training.trainer import train
+
+BRIEFLY = {"beta": 1.0, "warmup_epochs": 0, "free_bits": 0.0, "batch_size": 100, "learning_rate": 2e-3}
+VALIDATION = 500  # images of a brief training
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,20 @@ class Context:
     def taken(self, split: Split, count: int) -> Split:
         """At most `count` images of a split, chosen by the seed."""
         return split.take(count, self.options.seed, in_order=True)
+
+    def trained(self, section: config.Model, objective: str) -> VAE:
+        """A model of the section under N(0, I), trained briefly by the training library: the same images and order."""
+        epochs, seed = self.options.epochs, self.options.seed
+        own = {"objective": objective, "seed": seed, "epochs": epochs, "patience": epochs, "gradient_clip": 100.0}
+        options = config.Train.model_validate(BRIEFLY | own)
+        data, held_out = self.taken(self.train, self.options.training_images), self.taken(self.validation, VALIDATION)
+        splits = Splits(data.pixels, held_out.pixels, self.binarise)
+        section = section.model_copy(update={"prior": config.StandardNormal(kind="standard-normal")})
+        settings = Settings(checkpoint_seconds=1e9, log_every=2**31)
+        with tempfile.TemporaryDirectory(prefix="vaeline-theory-") as folder, checkpoint.owned(Path(folder) / "run"):
+            place = Path(folder) / "run"
+            result = train(section, options, splits, device=self.device, checkpoints=place, settings=settings)
+        return result.model.requires_grad_(False).eval().to(self.device)
 
     def generator(self, stream: str) -> torch.Generator:
         """Random numbers, drawn on the CPU, that belong to this stream alone."""

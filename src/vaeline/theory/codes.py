@@ -1,9 +1,7 @@
 """Claim: a VAE's codes come with a prior to sample from, roughly theirs; an autoencoder's lie anywhere."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeline import config
 from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
 from vaeline.theory.claim import Claim, Context
-from vaeline.training import checkpoint
-from vaeline.training.device import Settings
-from vaeline.training.splits import Splits
-from vaeline.training.trainer import train
 
 Pixels = NDArray[np.uint8]
 
-FIXED = {"beta": 1.0, "warmup_epochs": 0, "free_bits": 0.0, "batch_size": 100, "learning_rate": 2e-3}
-VALIDATION = 500
 COLUMNS, SHOWN_PAIRS = 10, 2
 ROWS = 500  # images at once
 COMPARED = 2000  # images in a Frechet distance, and codes in a distance to the nearest
@@ -54,7 +45,7 @@ def latent_space(context: Context) -> Claim:
 
     coded = {}
     for name, objective in (("VAE", "elbo"), ("AE", "autoencoder")):
-        coded[name] = _coded(context, _train(context, data, objective), data, test, name)
+        coded[name] = _coded(context, context.trained(context.section, objective), data, test, name)
     noise = context.normal("draws", *coded["AE"].held_out.shape).cpu()
     draws = {f"{name}, N(0, I)": (c, noise) for name, c in coded.items()}
     draws |= {f"{name}, N(m, S) of its codes": (c, fitted(c.train_codes, noise)) for name, c in coded.items()}
@@ -123,20 +114,6 @@ def _words(numbers: dict[str, Any]) -> list[str]:
         both = f"{numbers['knn_accuracy_vae']:.1%} (VAE) and {numbers['knn_accuracy_ae']:.1%} (autoencoder)"
         words.append(f"k-NN accuracy on the codes' means: {both}.")
     return words
-
-
-def _train(context: Context, data: Split, objective: str) -> VAE:
-    """A model trained by the training library, on the same images in the same order."""
-    epochs, seed = context.options.epochs, context.options.seed
-    own = {"objective": objective, "seed": seed, "epochs": epochs, "patience": epochs}
-    options = config.Train.model_validate(FIXED | {"gradient_clip": 100.0} | own)
-    splits = Splits(data.pixels, context.taken(context.validation, VALIDATION).pixels, context.binarise)
-    section = context.section.model_copy(update={"prior": config.StandardNormal(kind="standard-normal")})
-    settings = Settings(checkpoint_seconds=1e9, log_every=2**31)
-    with tempfile.TemporaryDirectory(prefix="vaeline-theory-") as folder, checkpoint.owned(Path(folder) / "run"):
-        place = Path(folder) / "run"
-        result = train(section, options, splits, device=context.device, checkpoints=place, settings=settings)
-    return result.model.requires_grad_(False).eval().to(context.device)
 
 
 @torch.no_grad()

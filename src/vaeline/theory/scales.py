@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from vaeline import config
-from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
+from vaeline.core.distributions import LARGEST_LOG_VARIANCE, LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
@@ -51,8 +52,8 @@ def log_variance(context: Context) -> Claim:
         f"{steps['σ']} of {STEPS} steps"
         f"{f' (from step {first} on: log σ is then NaN)' if first else ''}; here {LEAST_SIGMA:g} takes its place.",
         "log σ² can be any real number, and so can what a network emits; softplus reaches 0 in float32 below about "
-        f"-104, exp(raw) is infinite above 88.7. Here log σ² = b tanh(raw / b), b = {LOG_VARIANCE_BOUND:g}: the "
-        f"identity near 0, and σ within exp(± b / 2), {math.exp(LOG_VARIANCE_BOUND / 2):.1e} at most.",
+        f"-104, exp(raw) is infinite above 88.7. Here log σ² = b tanh(raw / b): the identity near 0; b = "
+        f"{LOG_VARIANCE_BOUND:g} below it and {LARGEST_LOG_VARIANCE:g} above, as σ beyond the prior gains nothing.",
     )
     numbers: dict[str, Any] = {"steps": STEPS, "heads": {}, "first_invalid_step": first, "kl_of_raw": {}}
     rows = [("encoder emits", f"steps of {STEPS} with σ ≤ 0", "largest share of σ ≤ 0", "ELBO at the end, nats")]
@@ -143,17 +144,23 @@ def squared_error(context: Context) -> Claim:
         "-log N(x; μ, σ²I) = D · MSE / (2σ²) + D log σ + (D/2) log 2π\n"
         "d/dσ = 0   ⇔   σ² = MSE,   with MSE = E_q |x - μ(z)|² / D"
     )
-    likelihood = context.model.likelihood
-    if not isinstance(likelihood, Gaussian):
-        kind = context.section.likelihood.kind
-        return Claim("squared_error", title, equation, (f"Does not apply: the likelihood is {kind}.",))
+    likelihood, whose = context.model.likelihood, "Of the trained model."
+    if not isinstance(likelihood, Gaussian) or likelihood.truncated:
+        small = {"network": SMALL, "latent_dim": SMALL_LATENTS, "likelihood": config.Gaussian(kind="gaussian")}
+        whose = (
+            f"The trained model's likelihood is another ({context.section.likelihood.kind}): of a small VAE with a "
+            f"Gaussian one, trained on {min(len(context.train), context.options.training_images):,} of these images."
+        )
+        context = replace(context, model=context.trained(context.section.model_copy(update=small), "elbo"))
+        likelihood = context.model.likelihood
+        assert isinstance(likelihood, Gaussian)
     on_train, exact = _errors(context, context.taken(context.train, context.options.images * 10), "train")
     on_test, _ = _errors(context, context.taken(context.test, context.options.images), "test")
     sigma, best, best_test = float(likelihood.sigma), _root(on_train), _root(on_test)
     dimensions, how = math.prod(context.model.shape), "learned" if likelihood.learned else "fixed"
     weight = dimensions / (2 * sigma**2)
     words = (
-        f"The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
+        f"{whose} The likelihood's log-density and that from the MSE differ by at most {exact:.1e} of its size over "
         f"{len(on_train)} training images. So minimising the MSE, the mean over D = {dimensions:,} pixel values, is "
         "maximising a Gaussian likelihood whose σ was chosen, and with it the weight against the KL: D / (2σ²), "
         f"{weight:,.0f} here, for the mean; 1 / (2σ²) for the sum of squares.",

@@ -28,8 +28,8 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
         match model.likelihood:
             case config.Bernoulli():
                 likelihood = likelihoods.Bernoulli()
-            case config.Gaussian(sigma=sigma):
-                likelihood = likelihoods.Gaussian(None if sigma == "learned" else sigma)
+            case config.Gaussian(sigma=sigma, truncated=truncated):
+                likelihood = likelihoods.Gaussian(None if sigma == "learned" else sigma, truncated)
             case config.ContinuousBernoulli():
                 likelihood = likelihoods.ContinuousBernoulli()
             case config.DiscretisedLogistic(scale=scale):

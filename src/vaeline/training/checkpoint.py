@@ -26,7 +26,7 @@ from vaeline.config import Params
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest, value_digest
 from vaeline.io.locks import has_path
-from vaeline.training.device import identity
+from vaeline.training.device import identity, pick_precision
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ def training_key(params: Params, data_digest: str, device: torch.device, process
     """Name of a training and its checkpoints' folder: 32 hex digits of everything that the result depends on."""
     package = Path(vaeline.__file__).parent
     code = {str(path.relative_to(package)): file_digest(path) for pattern in SOURCES for path in package.glob(pattern)}
+    machine = identity(device, processes, pick_precision(params.train.precision, device))
     sections = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json")}
-    return value_digest(sections | {"data": data_digest, "code": code, "machine": identity(device, processes)})[:32]
+    return value_digest(sections | {"data": data_digest, "code": code, "machine": machine})[:32]
 
 
 @dataclass(frozen=True)

@@ -57,15 +57,25 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if present else torch.device("cpu")
 
 
-def identity(device: torch.device, processes: int = 1) -> dict[str, str | int]:
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """What `train.precision` comes to on the device. Raises UserError for bfloat16 on a processor without it."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # AMX has that too
+    if wanted == "bfloat16" and not fast:
+        raise UserError(
+            "train.precision: bfloat16 is slower than float32 on this processor; allowed here: float32, auto"
+        )
+    return wanted if wanted != "auto" else "bfloat16" if fast else "float32"
+
+
+def identity(device: torch.device, processes: int = 1, precision: str = "float32") -> dict[str, str | int]:
     """What of the machine can change a result's last digits."""
-    found: dict[str, str | int] = {"torch": str(torch.__version__)}
+    found: dict[str, str | int] = {"torch": str(torch.__version__), "precision": precision}
     if processes > 1:
         found["processes"] = processes
     if device.type == "cuda":
-        return found | {"device": torch.cuda.get_device_name(device), "precision": "bfloat16"}
+        return found | {"device": torch.cuda.get_device_name(device)}
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    return found | {"device": f"cpu {capability}", "precision": "float32", "threads": threads}
+    return found | {"device": f"cpu {capability}", "threads": threads}
 
 
 @contextmanager

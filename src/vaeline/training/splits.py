@@ -12,7 +12,7 @@ from vaeline.data.batches import CHUNK, ImageSource, Pixels, open_images
 from vaeline.errors import UserError
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, permutation
-from vaeline.training.step import Averages, precision
+from vaeline.training.step import Averages, matrix_products
 
 # images at once: it, the samples and the seed fix the noise, whatever train.batch_size is
 VALIDATION_BATCH, SCALE_BATCH = 500, 100
@@ -48,7 +48,13 @@ class Splits:
 
 @torch.no_grad()
 def validate(
-    model: VAE, images: ImageSource, noise: Noise, bound: Bound = "elbo", samples: int = 1, group: ProcessGroup = SINGLE
+    model: VAE,
+    images: ImageSource,
+    noise: Noise,
+    bound: Bound = "elbo",
+    samples: int = 1,
+    precision: str = "float32",
+    group: ProcessGroup = SINGLE,
 ) -> Averages:
     """The bound that is trained, mean over images: the ELBO at one posterior sample each, or IWAE with `samples`.
 
@@ -64,7 +70,7 @@ def validate(
         normal = None if model.deterministic else noise.normal(*shape)
         uniform = noise.uniform(pixels.shape) if model.likelihood.uses_noise else None
         x = model.likelihood.observe(pixels.to(torch.float32), uniform)
-        with precision(x.device):
+        with matrix_products(x.device, precision):
             if iwae and normal is not None:
                 found = estimate(model, x, normal, "pathwise", bound="iwae")
                 terms, gain = found.terms, found.bound - found.terms.elbo

@@ -181,7 +181,8 @@ def step(
     over all its images, its gradient the sum over ranks of fraction * gradient.
     """
     bound, estimator = bound_of(options), options.estimator
-    loss, sums = losses(state.model, batch, beta, options.free_bits, bound=bound, estimator=estimator)
+    kind = options.precision
+    loss, sums = losses(state.model, batch, beta, options.free_bits, bound=bound, estimator=estimator, precision=kind)
     gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
     loss = loss.detach()
     with torch.no_grad():
@@ -220,13 +221,14 @@ def losses(
     *,
     bound: Bound = "elbo",
     estimator: Estimator = "pathwise",
+    precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
     """loss = -(mean of the surrogate objective), and the sums [4] that `State.totals` adds up.
 
     The gain is that of the bound over the ELBO at the same samples: what is reported is the bound, not the surrogate.
     """
     x = model.likelihood.observe(batch.pixels, batch.uniform)  # [B, C, H, W]
-    with precision(x.device):
+    with matrix_products(x.device, precision):
         if (bound, estimator) == ("elbo", "pathwise") or batch.normal is None:
             terms = elbo_terms(model, x, batch.normal)
             loss = -surrogate(terms, beta, free_bits).mean()
@@ -240,6 +242,6 @@ def losses(
     return loss, torch.stack([terms.reconstruction.sum(), terms.kl.sum(), gain, count]).detach()
 
 
-def precision(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """bfloat16 matrix products on CUDA, float32 elsewhere; the likelihood and the KL are float32 on both."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def matrix_products(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
+    """Matrix products in bfloat16 or float32; parameters, likelihood and KL are float32 in either case."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

@@ -21,7 +21,7 @@ from vaeline.errors import UserError
 from vaeline.io.progress import Progress
 from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
-from vaeline.training.device import Settings, keep_freed_memory, reproducible
+from vaeline.training.device import Settings, keep_freed_memory, pick_precision, reproducible
 from vaeline.training.history import Epoch, Tracker
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
@@ -31,6 +31,7 @@ from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_
 log = logging.getLogger(__name__)
 
 SAMPLES = 64  # images in the picture that shows a training's progress
+MEAN_IMAGES = 1000  # whose mean is what the decoder starts at
 LOWER = "lower train.learning_rate or train.gradient_clip"
 
 
@@ -64,12 +65,17 @@ def train(
     with free bits; OSError where a checkpoint cannot be written; having written one, SystemExit(143) on SIGTERM and
     KeyboardInterrupt on Ctrl-C.
     """
+    options = options.model_copy(update={"precision": pick_precision(options.precision, device)})
     vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
     if isinstance(vae.likelihood, Bernoulli):
         splits.refuse_grey()
-    if isinstance(vae.prior, VampPrior):
-        with torch.no_grad():
+    with torch.no_grad():
+        if isinstance(vae.prior, VampPrior):
             vae.prior.pseudo_inputs.copy_(splits.some(len(vae.prior.pseudo_inputs), options.seed))
+        bias = [parameter for name, parameter in vae.decoder.named_parameters() if name.endswith("bias")][-1]
+        images = splits.some(min(len(splits.train), MEAN_IMAGES), options.seed)
+        mean = images.mean(0) if bias.numel() == images[0].numel() else images.mean((0, 2, 3))
+        bias.copy_(vae.likelihood.start(mean).flatten())  # each pixel, or each channel, as Burda et al. 2015 do
     if options.free_bits and not group.is_single:
         raise UserError(f"train.free_bits: needs the KL of whole batches, not of {group.size} processes; allowed: 0")
     keep_freed_memory()
@@ -204,7 +210,8 @@ class _Training:
         """Validate, add a row, keep the weights if they are the best so far, report."""
         options, model, number = self.options, self.model, len(self.rows) + 1
         trained = Averages.of(self.state.totals.tolist())
-        held_out = validate(model, self.validation, self.noise, bound_of(options), options.samples, self.group)
+        shape, group = (options.samples, options.precision), self.group
+        held_out = validate(model, self.validation, self.noise, bound_of(options), *shape, group=group)
         if not math.isfinite(held_out.bound):
             raise UserError(f"training diverged: the validation bound is not finite after epoch {number}; {LOWER}")
         bound, (rate, beta) = not model.deterministic, self.schedule(self.step - 1)
