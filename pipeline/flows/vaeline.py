@@ -49,7 +49,7 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
     )
 
 
-@task(cache_policy=NO_CACHE, task_run_name="experiment")
+@task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
 def run_experiment(overrides: list[str]) -> State[str]:
     """The name of a DVC experiment with these changes to params.yaml, run in a clone of the workspace."""
     from pipeline.sweep import single
