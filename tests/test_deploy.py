@@ -24,7 +24,7 @@ def test_what_is_published_is_on_loopback_unless_told_and_asks_for_a_password():
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("${VAELINE_BIND:-127.0.0.1}:") for port in ports)
-    assert "basic-auth" in COMPOSE["services"]["mlflow"]["command"]
+    assert COMPOSE["services"]["mlflow"]["environment"]["VAELINE_GUARDED_APP"] == "mlflow.server.auth:create_app"
     assert "PREFECT_SERVER_API_AUTH_STRING" in COMPOSE["services"]["prefect"]["environment"]
     units = [path.read_text() for path in sorted((DEPLOY / "systemd").glob("*.service"))]
     assert sum("--host 127.0.0.1" in unit for unit in units) == 2

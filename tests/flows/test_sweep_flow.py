@@ -81,7 +81,7 @@ def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: 
     assert [trial.value for trial in load_sweep(here, "far").trials()] == [-2.0, None]
 
     lost = flows.trial_flow.fn("far", "sqlite:////no/study.db", 0)
-    assert "--name: there is no sweep 'far' in sqlite:////no/study.db; start it with" in str(lost.message)
+    assert "storage: found sqlite:////no/study.db, allowed: that of VAELINE_SWEEP_STORAGE" in str(lost.message)
     (worker / "seed.txt").write_text("moved")
     assert "began on commit" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
 

@@ -35,7 +35,7 @@ stages:
     deps: [edited.txt, src/vaeline/core/likelihoods.py]
     metrics: [{probe.json: {cache: false}}]
 """
-EDIT = f'sed -i "s/return -weight/return 1000 - weight/" "$EDITED/{LIKELIHOODS}"; echo edited\n'
+EDIT = f'sed -i "s/= -weight/= 1000 - weight/" "$EDITED/{LIKELIHOODS}"; echo edited\n'
 DENSITY = pytest.approx({"density": -3.675754})  # -2 log(2 pi)
 
 

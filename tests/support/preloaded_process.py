@@ -16,6 +16,7 @@ from typing import Any
 from sabotage import Sabotage
 from vaeline.io.workspace import current_workspace
 
+end_process = os._exit
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
 
 
@@ -65,6 +66,7 @@ def work(job: Job) -> None:
     os.chdir(job["cwd"])
     os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_UPLOADER": "off"} | job["env"])
     sabotage = Sabotage(job["root"], job["action"], job["at"])
+    os._exit = sys.exit  # of the program: what it passed is still to be written
     code: Any = 70
     try:
         act(job["what"], sabotage)
@@ -76,13 +78,13 @@ def work(job: Job) -> None:
 
         traceback.print_exc()
     finally:
-        for said in (sys.stdout, sys.stderr):  # os._exit would lose it, where PYTHONUNBUFFERED is not set
+        for said in (sys.stdout, sys.stderr):  # end_process would lose it, where PYTHONUNBUFFERED is not set
             said.flush()
         sabotage.root, points = "/nowhere", sabotage.points
         if job.get("points"):
             with suppress(OSError):  # the disk may be full
                 Path(job["points"]).write_text(json.dumps(points))
-        os._exit(code if isinstance(code, int) else 1)
+        end_process(code if isinstance(code, int) else 1)
 
 
 def act(what: str, sabotage: Sabotage) -> None:
@@ -139,7 +141,7 @@ def smoke_by_fork(sabotage: Sabotage) -> None:
             smoke.predict(*given)
             code = 0
         finally:
-            os._exit(code)
+            end_process(code)
 
     registration.smoke_test = forked
 

@@ -126,7 +126,7 @@ class Sabotage:
 
         def opening(file: Any, mode: str = "r", buffering: int = -1, *more: Any, **named: Any) -> Any:
             path = os.path.abspath(os.fspath(file)) if not isinstance(file, int) else ""
-            if not WRITING & set(mode) or not path.startswith(self.root):
+            if not WRITING & set(mode) or not path.startswith(self.root) or "opener" in named:
                 return real(file, mode, buffering, *more, **named)
             raw = Raw(path, mode.replace("b", "").replace("t", ""))
             reach("open", path)

@@ -24,7 +24,7 @@ def test_a_section_with_a_kind_is_replaced_whole_and_others_are_merged_over_the_
     assert {"~model.network.activation", '++model.network.kind="gated"'} <= plain
     assert not any("train.seed" in change for change in plain)
     assert vamp - plain == {'++model.prior.kind="vamp"', "++model.prior.components=500"}
-    assert not plain - vamp
+    assert plain - vamp == {'++model.prior.kind="standard-normal"'}
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,9 @@ def test_overrides_by_key_become_literals_that_hydra_reads_as_they_are() -> None
     params = read_yaml(ROOT / "params.yaml")
     changes = parse_overrides(["train.beta=4", "+model.prior={kind: vamp, components: 5}", "train.seed=1"], params)
     assert changes == ["-S", '++model.prior.kind="vamp"', "-S", "++model.prior.components=5", "-S", "++train.beta=4"]
-    to_bernoulli = parse_overrides(["model.likelihood.kind=continuous-bernoulli", "~model.likelihood.sigma"], params)
-    assert to_bernoulli == ["-S", "~model.likelihood.sigma", "-S", '++model.likelihood.kind="continuous-bernoulli"']
+    to_gated = parse_overrides(["model.network.kind=gated"], params)  # whose other keys are those of another kind
+    removed = ["-S", "~model.network.activation", "-S", "~model.network.hidden"]
+    assert to_gated == [*removed, "-S", '++model.network.kind="gated"']
     parser = OverridesParser.create()
     for text in ("caf\u00e9", 'a"b', "a\\", '\\"', "a\\nb", "a, {b}: [c]", "$HOME", "", " x "):
         _, argument = override_arguments({}, {"k": [text, {"a": text}]})

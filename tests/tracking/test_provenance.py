@@ -118,7 +118,7 @@ def test_without_git_a_run_starts_all_the_same_with_its_versions_and_what_is_unu
     versions = json.loads(start.tags["vaeline.versions"])
     assert versions["python"] == platform.python_version()
     assert {"torch", "numpy", "mlflow", "dvc", "prefect"} <= set(versions)
-    assert start.name.startswith("gaussian-mlp-z")
+    assert start.name.startswith(f"{PARAMS.model.likelihood.kind}-mlp-z")
     unusual = {"objective": "iwae", "samples": 50, "estimator": "doubly-reparameterised"}
     changed = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=unusual)})
     assert run_start(current_workspace(), changed).name == f"{start.name}-iwae-k50-doubly-reparameterised"

@@ -105,7 +105,7 @@ def test_a_training_is_named_by_its_params_data_machine_and_code(monkeypatch: py
     keys = [key(), key("model", latent_dim=7), key("train", beta=4.0), key(data="e")]
     assert key() == key("sample", rows=3) == keys[0]  # what training does not read
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "identity", lambda device, processes: {"threads": 3})
+        patch.setattr(checkpoint, "identity", lambda *_: {"threads": 3})
         keys.append(key())
     monkeypatch.setattr(checkpoint, "SOURCES", checkpoint.SOURCES[1:])
     assert len({*keys, key()}) == 6

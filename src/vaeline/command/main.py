@@ -138,7 +138,7 @@ def score(
     loaded, log = vaeline.load(model, pick_device()), (lambda line: None) if as_json else typer.echo
     verdict = score_images(loaded, model, images, out, level, seed, fit, log)
     if as_json:
-        print_json({"uri": model, "images": str(images), "out": str(out), "level": level, **asdict(verdict)})
+        print_json({"uri": model, "images": str(images), "out": str(out), "drift": verdict.drift, **asdict(verdict)})
     if verdict.drift:
         raise typer.Exit(DRIFT)
 
