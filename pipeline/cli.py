@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -63,6 +64,17 @@ def run(
         from pipeline.flows.run import main
 
         main(only, force)
+
+
+@app.command()
+def init(
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="PNG or JPEG files; subfolders are classes.")],
+) -> None:
+    """Write the sections `data` and `register` of params.yaml for your images, and say what was chosen and why."""
+    workspace = enter_workspace()
+    from pipeline.commands.init import write_params
+
+    typer.echo("\n".join(write_params(workspace.params, images.expanduser())))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -1,0 +1,89 @@
+"""`vaeline init`: the sections `data` and `register` of params.yaml for a folder of images."""
+
+import io
+import re
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from vaeline.config import parse_params
+from vaeline.data.sources.images import read_image, scan
+from vaeline.io.atomic_write import write_file
+from vaeline.io.safe_read import shown
+from vaeline.io.yaml_config import parse_yaml, read_yaml
+
+LOOKED_AT = 2000  # images, evenly spread over the folder
+SIDES = (64, 32)  # pixels, the larger first
+SMALL = 2000  # images, of which a larger fraction is held out
+
+
+def write_params(params: Path, folder: Path) -> list[str]:
+    """Replace the two sections for the images of a folder; lines on what was found and chosen.
+
+    Comments and the other sections stay. Raises UserError, params.yaml as it was, where the folder's images cannot be
+    read or the other sections do not fit.
+    """
+    read_yaml(params)  # a mistake in it is named
+    data, name, lines = propose(folder.absolute())
+    yaml, text = YAML(), io.StringIO()
+    yaml.width = 120
+    content = yaml.load(params.read_text(encoding="utf-8"))
+    content["data"] |= data
+    content["register"]["name"] = name
+    yaml.dump(content, text)
+    parse_params(parse_yaml(text.getvalue(), str(params)), str(params))
+    write_file(params, text.getvalue().encode())
+    return [*lines, f"written to {params}: data, register.name; next: vaeline run"]
+
+
+def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
+    """What section `data` is to hold, the model's name, and lines on why."""
+    classes, files = scan(folder)
+    sizes, modes, transparent = _look([path for path, _ in files[:: -(-len(files) // LOOKED_AT)]])
+    source: dict[str, Any] = {"kind": "folder", "path": str(folder)}
+    lines = [f"{len(files):,} images in {shown(str(folder))}: {_range(sizes)} pixels, {', '.join(sorted(modes))}"]
+    if classes:
+        counts = Counter(label for _, label in files)
+        held = ", ".join(f"{shown(name, most=30)} {counts[i]:,}" for i, name in enumerate(classes[:10]))
+        lines.append(f"classes, by subfolder: {held}{', ...' if len(classes) > 10 else ''}")
+    side = int(median(min(size) for size in sizes))
+    if len(sizes) > 1 or len(set(sizes[0])) > 1 or side > max(SIDES):
+        source |= {"size": next((s for s in SIDES if s <= side), max(4, side)), "fit": "crop"}
+        lines.append(
+            f"size: {source['size']}, of {side} (half of them have more); their centres: fit stretch or pad differ"
+        )
+    if modes - {"L"} and (modes - {"RGB"} or transparent):
+        source["mode"] = "RGB"
+        lines.append(
+            "mode: RGB, as not all are grey" + (", transparent pixels on white (background)" if transparent else "")
+        )
+    fraction = 0.15 if len(files) < SMALL else 0.1
+    lines.append(f"validation and test: {fraction:.0%} each")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._")[:100] or "images"
+    return {"source": source, "binarise": "none", "validation": fraction, "test": "auto"}, name, lines
+
+
+def _look(paths: list[Path]) -> tuple[list[tuple[int, int]], set[str], bool]:
+    """Distinct sizes as often as they occur, modes, and whether a pixel may be transparent; nothing is decoded."""
+    from PIL import Image
+
+    sizes, modes, transparent = [], set(), False
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.size)
+                modes.add(image.mode)
+                transparent |= image.has_transparency_data
+        except Exception:  # Pillow raises many kinds
+            height, width = read_image(path, mode="RGB").shape[1:]  # says what is wrong with it
+            sizes.append((width, height))
+            modes.add("RGB")
+    return (sizes if len(set(sizes)) > 1 else sizes[:1]), modes, transparent
+
+
+def _range(sizes: list[tuple[int, int]]) -> str:
+    least, most = (min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1]))
+    return " x ".join(map(str, least)) + ("" if least == most else f" to {' x '.join(map(str, most))}")
