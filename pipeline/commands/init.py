@@ -1,22 +1,23 @@
 """`vaeline init`: the sections `data` and `register` of params.yaml for a folder of images."""
 
-import io
+import json
 import re
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from vaeline.config import parse_params
 from vaeline.data.sources.images import read_image, scan
+from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.io.safe_read import shown
 from vaeline.io.yaml_config import parse_yaml, read_yaml
 
 LOOKED_AT = 2000  # images, evenly spread over the folder
 SIDES = (64, 32)  # pixels, the larger first
+DATA = re.compile(r"^data:\s*\n.*?(?=^[^\s#])", re.MULTILINE | re.DOTALL)  # to the next section
+NAME = re.compile(r"(^register:.*?\bname: *)[^,}\s]+", re.MULTILINE | re.DOTALL)
 SMALL = 2000  # images, of which a larger fraction is held out
 
 
@@ -26,17 +27,27 @@ def write_params(params: Path, folder: Path) -> list[str]:
     Comments and the other sections stay. Raises UserError, params.yaml as it was, where the folder's images cannot be
     read or the other sections do not fit.
     """
-    read_yaml(params)  # a mistake in it is named
+    if not folder.is_dir():
+        raise UserError(f"--images: {folder}: is not a folder; allowed: a folder of PNG or JPEG images")
+    now = read_yaml(params)
+    parse_params(now, str(params))
     data, name, lines = propose(folder.absolute())
-    yaml, text = YAML(), io.StringIO()
-    yaml.width = 120
-    content = yaml.load(params.read_text(encoding="utf-8"))
-    content["data"] |= data
-    content["register"]["name"] = name
-    yaml.dump(content, text)
-    parse_params(parse_yaml(text.getvalue(), str(params)), str(params))
-    write_file(params, text.getvalue().encode())
+    data["seed"] = now["data"]["seed"]
+    source = "".join(f"    {key}: {_literal(value)}\n" for key, value in data["source"].items())
+    rest = "".join(f"  {key}: {_literal(value)}\n" for key, value in data.items() if key != "source")
+    text = DATA.sub(lambda _: f"data:\n  source:\n{source}{rest}\n", params.read_text(encoding="utf-8"), count=1)
+    text = NAME.sub(lambda found: found[1] + name, text, count=1)
+    wanted = now | {"data": data, "register": now["register"] | {"name": name}}
+    if parse_yaml(text, str(params)) != wanted:
+        raise UserError(f"{params}: data and register are not written as vaeline init can change; set them by hand")
+    parse_params(wanted, str(params))
+    write_file(params, text.encode())
     return [*lines, f"written to {params}: data, register.name; next: vaeline run"]
+
+
+def _literal(value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z]+", value)
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
@@ -53,7 +64,7 @@ def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
     if len(sizes) > 1 or len(set(sizes[0])) > 1 or side > max(SIDES):
         source |= {"size": next((s for s in SIDES if s <= side), max(4, side)), "fit": "crop"}
         lines.append(
-            f"size: {source['size']}, of {side} (half of them have more); their centres: fit stretch or pad differ"
+            f"size: {source['size']}, from shorter sides of {side} in the median; fit: crop, or stretch, or pad"
         )
     if modes - {"L"} and (modes - {"RGB"} or transparent):
         source["mode"] = "RGB"
