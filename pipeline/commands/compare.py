@@ -1,6 +1,6 @@
 """`vaeline compare`: the params in which models differ, and their test ELBOs, paired over the images of data/prepared.
 
-A model is named by a registry's address, a folder, the id of an MLflow run, or the name of a DVC experiment.
+A model is named by a registry's address, the id of an MLflow run, or the name of a DVC experiment.
 """
 
 import re
@@ -75,15 +75,18 @@ def find(workspace: Workspace, name: str) -> Compared:
         address = f"models:/{versions[0].name}/{versions[0].version}" if versions else name
         if ADDRESS.fullmatch(address):
             return Compared(name, run.data.params, vaeline.load(address).loaded)
-        if not experiment:
+        loaded = _experiment(workspace, experiment)[1] if experiment else None
+        if loaded is None or loaded.digest != digest:
             raise UserError(f"{name}: neither a version nor a DVC experiment holds the model of this run")
-        return Compared(name, run.data.params, _experiment(workspace, experiment)[1])
+        return Compared(name, run.data.params, loaded)
     return Compared(name, *_experiment(workspace, name))
 
 
 def _experiment(workspace: Workspace, name: str) -> tuple[Mapping[str, str], LoadedModel]:
     """Params and model of a DVC experiment, the model out of DVC's cache."""
     lines = git(workspace.root, "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}").split()
+    if len(lines) > 1:
+        raise UserError(f"{name}: {len(lines)} baselines have an experiment of this name; name its run's id instead")
     if not lines or not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"{name!r}: allowed: models:/NAME/3, models:/NAME@champion, a run's id, a DVC experiment")
     params = parse_params(parse_yaml(git(workspace.root, "show", f"{lines[0]}:./params.yaml"), name), name)

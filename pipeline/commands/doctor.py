@@ -118,7 +118,7 @@ def tracking(workspace: Workspace) -> Finding:
     except sqlite3.Error as error:
         verdict = str(error)
     if verdict != "ok":
-        return "fail", f"{path}: {verdict}; fix: move {path} away: a new one is made, `vaeline sync` fills it again"
+        return "fail", f"{path}: {verdict}; fix: restore it from a backup, or move it away: a new, empty one is made"
     if unsent := sum(not run.is_sent() for run in Outbox(workspace).runs()):
         return "warn", f"{path}, {unsent} runs not wholly sent; fix: vaeline sync"
     return "ok", str(path)

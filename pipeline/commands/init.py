@@ -16,7 +16,7 @@ from vaeline.io.yaml_config import parse_yaml, read_yaml
 
 LOOKED_AT = 2000  # images, evenly spread over the folder
 SIDES = (64, 32)  # pixels, the larger first
-DATA = re.compile(r"^data:\s*\n.*?(?=^[^\s#])", re.MULTILINE | re.DOTALL)  # to the next section
+DATA = re.compile(r"^data:[ \t]*\n(?:[ \t].*\n|[ \t]*\n)*", re.MULTILINE)  # what is indented below it
 NAME = re.compile(r"(^register:.*?\bname: *)[^,}\s]+", re.MULTILINE | re.DOTALL)
 SMALL = 2000  # images, of which a larger fraction is held out
 
@@ -36,7 +36,7 @@ def write_params(params: Path, folder: Path) -> list[str]:
     source = "".join(f"    {key}: {_literal(value)}\n" for key, value in data["source"].items())
     rest = "".join(f"  {key}: {_literal(value)}\n" for key, value in data.items() if key != "source")
     text = DATA.sub(lambda _: f"data:\n  source:\n{source}{rest}\n", params.read_text(encoding="utf-8"), count=1)
-    text = NAME.sub(lambda found: found[1] + name, text, count=1)
+    text = NAME.sub(lambda found: found[1] + _literal(name), text, count=1)
     wanted = now | {"data": data, "register": now["register"] | {"name": name}}
     if parse_yaml(text, str(params)) != wanted:
         raise UserError(f"{params}: data and register are not written as vaeline init can change; set them by hand")
@@ -46,7 +46,7 @@ def write_params(params: Path, folder: Path) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z]+", value)
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value) and parse_yaml(value, "") == value
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
@@ -66,11 +66,9 @@ def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
         lines.append(
             f"size: {source['size']}, from shorter sides of {side} in the median; fit: crop, or stretch, or pad"
         )
-    if modes - {"L"} and (modes - {"RGB"} or transparent):
-        source["mode"] = "RGB"
-        lines.append(
-            "mode: RGB, as not all are grey" + (", transparent pixels on white (background)" if transparent else "")
-        )
+    if transparent or modes not in ({"L"}, {"RGB"}):
+        source["mode"] = "L" if modes <= {"1", "L", "LA"} else "RGB"
+        lines.append(f"mode: {source['mode']}{', transparent pixels on white (background)' if transparent else ''}")
     fraction = 0.15 if len(files) < SMALL else 0.1
     lines.append(f"validation and test: {fraction:.0%} each")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._")[:100] or "images"

@@ -76,9 +76,9 @@ def show_comparison(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print models side by side: the params that differ, test ELBO and its paired difference to the first, in nats."""
     table = _table("")
     for name in ("", *(row["name"] for row in rows)):
-        table.add_column(name, overflow="fold")
+        table.add_column(printable(name), overflow="fold")
     for key in rows[0]["params"]:
-        table.add_row(key, *(row["params"][key] for row in rows))
+        table.add_row(*map(printable, (key, *(row["params"][key] for row in rows))))
     for key, title in (("elbo", "test ELBO, nats"), ("difference", "minus the first's, paired")):
         table.add_row(title, *(measured(row[key], row[f"{key}_se"]) if key in row else "" for row in rows))
     if any("note" in row for row in rows):

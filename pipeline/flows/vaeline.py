@@ -50,12 +50,12 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
 
 
 @task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
-def run_experiment(overrides: list[str]) -> State[str]:
+def run_experiment(overrides: list[str], only: str, force: bool) -> State[str]:
     """The name of a DVC experiment with these changes to params.yaml, run in a clone of the workspace."""
     from pipeline.sweep import single
 
     workspace, log = current_workspace(), get_run_logger().info
-    return _state("experiment", lambda: single.run_experiment(workspace, overrides, "", "", False, log)[0])
+    return _state("experiment", lambda: single.run_experiment(workspace, overrides, "", only, force, log)[0])
 
 
 def _state(what: str, work: Callable[[], str]) -> State[Any]:
@@ -84,7 +84,7 @@ def vaeline_flow(
             if not overrides:
                 return _bring_up_to_date(workspace, environment, only, force)
             os.environ.update(environment)
-            state: State[Any] = run_experiment(overrides, return_state=True)
+            state: State[Any] = run_experiment(overrides, only, force, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
             name = state.result()

@@ -26,7 +26,7 @@ SQLITE = "sqlite+aiosqlite:///"
 
 def create_app() -> ASGIApp:
     """The ASGI application for uvicorn: the guarded one, or 403 (a closed websocket) to what is foreign."""
-    names = {name.strip() for name in os.environ.get(HOSTS, "").split(",") if name.strip()}
+    names = {urlsplit(f"//{name.strip()}").hostname or "" for name in os.environ.get(HOSTS, "").split(",")} - {""}
     if os.environ[APP].startswith("mlflow."):
         _prepare_mlflow(bool(names))
     app = import_from_string(os.environ[APP])
@@ -38,7 +38,7 @@ def create_app() -> ASGIApp:
             await _start_alone(app, scope, receive, send)
             return
         answer = app
-        if not is_own(Headers(scope=scope), allowed):
+        if not is_own(Headers(scope=scope), allowed, scope.get("method", "GET") in ("GET", "HEAD")):
             refusal = PlainTextResponse(REFUSAL, 403)
             answer = refusal if scope["type"] == "http" else WebSocketClose(1008)
         await answer(scope, receive, send)
@@ -46,7 +46,7 @@ def create_app() -> ASGIApp:
     return guarded
 
 
-def is_own(headers: Headers, allowed: set[str]) -> bool:
+def is_own(headers: Headers, allowed: set[str], reads: bool = True) -> bool:
     """Whether a request names an allowed host, and the page that sent it, if one did, is of the same server.
 
     An Origin names the page. Without one a browser's Sec-Fetch-Site does, but for addresses that a user opens.
@@ -57,7 +57,7 @@ def is_own(headers: Headers, allowed: set[str]) -> bool:
         if here.hostname not in allowed:
             return False
         if origin is None:
-            opened = headers.get("sec-fetch-dest") == "document"
+            opened = reads and headers.get("sec-fetch-dest") == "document"
             return opened or headers.get("sec-fetch-site", "none") in ("none", "same-origin")
         local = {here.hostname, page.hostname} <= LOOPBACK  # two names of one server
         return (local or here.hostname == page.hostname) and here.port == page.port

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 
+from pipeline.services.dvc_command import TRANSIENT, StageError
 from pipeline.sweep.experiments import parse_overrides
-from pipeline.sweep.process import ExperimentProcess, Origin, Result, read_baseline, slots
+from pipeline.sweep.process import ExperimentProcess, Origin, Result, read_baseline
 from pipeline.sweep.study import NAME, NAMES
 from vaeline.errors import UserError
 from vaeline.io.digests import value_digest
@@ -34,8 +35,10 @@ def run_experiment(
     origin = Origin(workspace, baseline, workspace.make_state() / "experiments", {})
     origin.remove_clones()
     targets = [*(["--force"] if force else []), *([only] if only else [])]
-    process = ExperimentProcess(origin, name, arguments, slots(1)[0], targets)
+    process = ExperimentProcess(origin, name, arguments, {}, targets)
     ended = process.wait(lambda line: None if OF_DVC.match(line) else echo(line))
     if "reason" in ended:
-        raise UserError(f"experiment {name} failed: {ended['reason']}; the workspace is as it was")
+        reason = ended["reason"]
+        message = f"experiment {name} failed: {reason}; the workspace is as it was"
+        raise StageError(message, transient=TRANSIENT.search(reason) is not None)
     return name, ended

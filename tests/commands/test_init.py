@@ -35,6 +35,7 @@ def draw(folder: Path, *pictures: tuple[str, int, int, str]) -> Path:
         ([("a.jpg", 90, 70, COLOUR), ("b.jpg", 80, 120, COLOUR)], {"size": 64, "fit": "crop"}),
         ([("x/a.jpg", 40, 50, COLOUR), ("y/b.png", 50, 40, GREY)], {"size": 32, "fit": "crop", "mode": "RGB"}),
         ([("a.png", 16, 16, "RGBA"), ("b.png", 16, 16, "P")], {"mode": "RGB"}),
+        ([("a.png", 16, 16, "1"), ("b.png", 16, 16, "LA")], {"mode": "L"}),
     ],
 )
 def test_the_source_that_is_proposed_reads_the_images(tmp_path: Path, pictures: Any, source: dict[str, Any]) -> None:
@@ -55,6 +56,10 @@ def test_the_other_sections_and_their_comments_stay_and_what_was_chosen_is_said(
     now = read_params(params)
     assert (now.data.source.path, now.register_.name) == (str(folder.absolute()), "a-b")
     assert lines[1] == "classes, by subfolder: x 3, y 3"
+    for number in ("2024", "true", "null"):
+        write_params(params, draw(tmp_path / number, ("a.png", 28, 28, GREY)))
+        assert read_params(params).register_.name == number
+    write_params(params, folder)
     after = params.read_text()
     assert (
         after[after.index("\nmodel:") :].replace("name: a-b", "name: vaeline-fashion-mnist")

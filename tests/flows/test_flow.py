@@ -37,6 +37,9 @@ def test_stages_run_in_order_without_torch_and_only_what_changed_runs_again(toy:
     (toy / "train.sh").write_text("echo training differently; cp raw.txt model.txt\n")
     second = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
     assert lines_with(second.stderr, "fetch cached, train ran, sample cached"), "the same model: nothing to sample"
+    (toy / "seed.txt").write_text("other")  # dvc status names fetch alone
+    followed = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
+    assert lines_with(followed.stderr, "fetch ran, train ran, sample ran")
     (toy / "sample.txt").unlink()
     third = vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
     assert lines_with(third.stderr, "fetch cached, train cached, sample restored")

@@ -32,6 +32,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_unset_variables_mean_no_signing_and_no_trust(monkeypatch: pytest.MonkeyPatch):
+    """Mistake 17: nothing that is signed wrongly, or not at all, passes for trusted."""
     for name in ("VAELINE_SIGNING_KEY", "VAELINE_TRUSTED_KEYS"):
         monkeypatch.delenv(name, raising=False)
     assert signing_key() is None

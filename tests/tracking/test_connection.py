@@ -85,5 +85,7 @@ def test_a_store_that_can_never_work_is_one_sentence(
 def test_a_damaged_store_of_the_repository_itself_is_named_with_what_to_do(repository: Path):
     (repository / ".vaeline").mkdir(exist_ok=True)
     (repository / ".vaeline" / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match=r"mlflow\.db is no sqlite database .*; move it away: .*`vaeline sync`"):
+    with pytest.raises(
+        UserError, match=r"mlflow\.db is no sqlite database .*; restore it from a backup, or move it away: "
+    ):
         check_store(current_workspace())

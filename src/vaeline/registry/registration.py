@@ -165,7 +165,7 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     finally:
         client.finalize_logged_model(stored.model_id, status)
         if version is not None and status != LoggedModelStatus.READY:
-            client.delete_model_version(name, version.version)
+            _delete_unfinished(client, name, version.version)
 
 
 def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":
@@ -183,11 +183,25 @@ def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsiz
             return version
         made = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
         made = [version for version in made if int(version.version) < before]
-        if not made or time.monotonic() > deadline:
-            for version in made:
-                client.delete_model_version(name, version.version)
+        if not made:
             return None
-        time.sleep(POLL_S)
+        if time.monotonic() > deadline:
+            for version in made:
+                _delete_unfinished(client, name, version.version)
+        else:
+            time.sleep(POLL_S)
+
+
+def _delete_unfinished(client: "MlflowClient", name: str, number: str) -> None:
+    """Delete a version unless it was finished, or deleted, by another machine meanwhile."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if UNFINISHED_TAG in client.get_model_version(name, number).tags:
+            client.delete_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def annotate(client: "MlflowClient", run_id: str, text: str) -> None:

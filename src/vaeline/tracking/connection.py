@@ -1,5 +1,6 @@
 """MLflow connection: tracking URI, client, experiment."""
 
+import errno
 import logging
 import os
 import sqlite3
@@ -65,11 +66,13 @@ def check_store(workspace: Workspace) -> None:
         else:
             fault = _server_fault(uri) if uri.startswith(SERVERS) else _driver_fault(uri)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         fault = f"cannot be used: {error.strerror}"
+    if fault and "MLFLOW_TRACKING_URI" in os.environ:
+        raise UserError(f"MLFLOW_TRACKING_URI: found {redact(uri)}, which {fault}; {FORMS}")
     if fault:
-        if "MLFLOW_TRACKING_URI" in os.environ:
-            raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {fault}; {FORMS}")
-        raise UserError(f"{uri} {fault}; move it away: a new one is made, `vaeline sync` fills it again")
+        raise UserError(f"{uri} {fault}; restore it from a backup, or move it away: a new, empty one is made")
 
 
 def _file_fault(path: Path) -> str:
@@ -98,8 +101,9 @@ def _server_fault(uri: str) -> str:
     if not (host := rest.rpartition("@")[2].rstrip("/")):
         return "names no host"
     try:
-        with urlopen(f"{scheme}://{host}/api/2.0/mlflow/experiments/search?max_results=1", timeout=1.5) as answer:
-            known = answer.read(1) == b"{"
+        address = f"{scheme}://{host}/api/2.0/mlflow/experiments/search?max_results=1"
+        with urlopen(address, timeout=1.5) as answer:  # without credentials: a login may be elsewhere
+            known = answer.read(1) == b"{" or answer.url != address
     except HTTPError as error:  # MLflow's own errors are JSON; a server that asks who is there may be MLflow
         known = error.code in (401, 403, 407, 429) or error.code >= 500 or error.read(1) == b"{"
     except OSError:

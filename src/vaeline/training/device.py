@@ -59,11 +59,11 @@ def pick_device() -> torch.device:
 
 def pick_precision(wanted: str, device: torch.device) -> str:
     """What `train.precision` comes to on the device. Raises UserError for bfloat16 on a processor without it."""
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()  # AMX has that too
+    fast = torch.cpu._is_avx512_bf16_supported()  # AMX has that too
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == "bfloat16" and not fast:
-        raise UserError(
-            "train.precision: bfloat16 is slower than float32 on this processor; allowed here: float32, auto"
-        )
+        raise UserError("train.precision: bfloat16 is slower than float32 on this device; allowed here: float32, auto")
     return wanted if wanted != "auto" else "bfloat16" if fast else "float32"
 
 
