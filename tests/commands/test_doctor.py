@@ -128,7 +128,7 @@ def test_a_damaged_tracking_store_and_too_little_space_are_found(here: Workspace
     (here.state / "mlflow.db").write_bytes(content[:4096] + b"x" * len(content[4096:]))
     level, found = doctor.tracking(here)
     assert level == "fail"
-    assert "vaeline sync" in found
+    assert "restore it from a backup" in found
     usage = namedtuple("usage", "total used free")
     for free, expected in ((12_340_000_000, "ok"), (4_000_000_000, "warn"), (900_000_000, "fail")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage(10**13, 0, free))
