@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import yaml
@@ -80,12 +81,14 @@ class CrashWorkspace:
         self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
     ) -> Outcome:
         """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
-        points, log = self.folder / ".points.json", self.folder / ".log"
+        points = self.folder / ".points.json"
         points.unlink(missing_ok=True)
-        job = {"what": what, "cwd": str(self.folder), "log": str(log), "env": self.env | env, "points": str(points)}
-        job["root"] = str(self.folder / within) if within else f"{self.folder}/"
-        code = self.preloaded.do(job | {"action": action, "at": at, "after": after})
-        return Outcome(code, log.read_text(), json.loads(points.read_text() or "[]") if points.exists() else [])
+        with NamedTemporaryFile("r") as log:  # not on a disk that is full
+            job = {"what": what, "cwd": str(self.folder), "log": log.name, "env": self.env | env, "points": str(points)}
+            job["root"] = str(self.folder / within) if within else f"{self.folder}/"
+            code = self.preloaded.do(job | {"action": action, "at": at, "after": after})
+            said = Path(log.name).read_text()
+        return Outcome(code, said, json.loads(points.read_text() or "[]") if points.exists() else [])
 
     def run_ok(self, what: str, **env: str) -> Outcome:
         """Run, expecting success."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,19 +67,24 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     except (KeyboardInterrupt, SystemExit) as end:
         code = end.code if isinstance(end, SystemExit) else 130  # with which typer, too, ends an interrupted command
         if code == 130:
-            print("interrupted", file=sys.stderr)  # noqa: T201
+            _complain("interrupted")
         _leave(code or 0)
     except Exception as error:
         if (lines := explain(error)) is None:
             raise
         for line in lines:
-            print(f"error: {shortened(line)}", file=sys.stderr)  # noqa: T201
+            _complain(f"error: {shortened(line)}")
         _leave(1)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python shuts down, a signal ends it without a traceback
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
     _leave(0)
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):  # its file may be on the disk that is full
+        print(line, file=sys.stderr)  # noqa: T201
 
 
 def _leave(code: str | int) -> NoReturn:
@@ -93,7 +99,7 @@ def _leave(code: str | int) -> NoReturn:
         print(end="", flush=True)  # noqa: T201
     except OSError as error:
         if not code and not isinstance(error, BrokenPipeError):  # its reader has enough
-            print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
+            _complain(f"error: standard output: cannot be written: {error.strerror}")
         code = code or 1
     os._exit(code)
 
