@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from vaeline.tracking.outbox import RunOutbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
     from vaeline.serving.model_files import LoadedModel
@@ -131,8 +134,10 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     experiment, params = run.info.experiment_id, run.data.params
-    stored = client.create_logged_model(experiment, name, model.run_id, {DIGEST_TAG: digest}, params, "vae")
-    version, uri, status = None, f"models:/{stored.model_id}", LoggedModelStatus.FAILED
+    version, stored = _left(client, name, digest)
+    if stored is None:
+        stored = client.create_logged_model(experiment, name, model.run_id, {DIGEST_TAG: digest}, params, "vae")
+    uri, status = f"models:/{stored.model_id}", LoggedModelStatus.FAILED
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder, place, id_ = Path(temporary) / "model", stored.artifact_location, stored.model_id
@@ -142,9 +147,9 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             client.log_model_artifacts(stored.model_id, str(folder))
             if theirs := _published(client, model):
                 return theirs
-            about = f"{model.note}\n\n---\n\n{_usage(name)}"
-            version = client.create_model_version(
-                name, uri, model.run_id, {UNFINISHED_TAG: digest}, description=about, model_id=stored.model_id
+            about, tag = f"{model.note}\n\n---\n\n{_usage(name)}", {UNFINISHED_TAG: digest}
+            version = version or client.create_model_version(
+                name, uri, model.run_id, tag, description=about, model_id=stored.model_id
             )
             serial = int(version.version)
             if theirs := _published(client, model, serial):
@@ -157,7 +162,8 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
         tags |= {MANIFEST_TAG: manifest, **evidence_tags(model.evidence)}
         for key in sorted(tags.keys() - OWN_TAGS):
             client.set_model_version_tag(name, version.version, key, tags[key])
-        client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
+        if stored.model_id not in [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])]:
+            client.log_outputs(model.run_id, [LoggedModelOutput(stored.model_id, step=0)])
         client.set_model_version_tag(name, version.version, DIGEST_TAG, digest)
         client.delete_model_version_tag(name, version.version, UNFINISHED_TAG)
         status = LoggedModelStatus.READY
@@ -171,11 +177,10 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
 def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":
     """First version of this model under a number before that, verified; waits for one that another machine makes.
 
-    One that does not get finished was left by a killed process, and is deleted: at once beside an sqlite store, where
-    this process holds the lock. Raises UserError where one is tagged as this model and is not.
+    One that does not get finished was left by a killed process, and is deleted; beside an sqlite store, where this
+    process holds the lock, `_left` finds it. Raises UserError where one is tagged as this model and is not.
     """
-    name, digest = model.name, model.evidence.digest
-    deadline = time.monotonic() + (0 if client.tracking_uri.startswith(SQLITE) else PATIENCE_S)
+    name, digest, deadline = model.name, model.evidence.digest, time.monotonic() + PATIENCE_S
     while True:
         if (version := find_by_digest(client, name, digest)) and int(version.version) < before:
             where = f"{name} version {version.version}: is tagged as this model; delete it, and register again: "
@@ -183,13 +188,28 @@ def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsiz
             return version
         made = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
         made = [version for version in made if int(version.version) < before]
-        if not made:
+        if not made or client.tracking_uri.startswith(SQLITE):
             return None
         if time.monotonic() > deadline:
             for version in made:
                 _delete_unfinished(client, name, version.version)
         else:
             time.sleep(POLL_S)
+
+
+def _left(client: "MlflowClient", name: str, digest: str) -> "tuple[ModelVersion | None, LoggedModel | None]":
+    """Version of this model that a killed process left unfinished, and what was uploaded for it: to be gone on with."""
+    from mlflow.exceptions import MlflowException
+
+    found = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
+    for version in found if client.tracking_uri.startswith(SQLITE) else ():
+        with suppress(MlflowException):
+            stored = client.get_logged_model((version.source or "").removeprefix("models:/"))
+            for half in Path(url2pathname(urlsplit(stored.artifact_location).path)).rglob(".artifact.uploading.*"):
+                half.unlink()  # of MLflow's copying
+            return version, stored
+        _delete_unfinished(client, name, version.version)
+    return None, None
 
 
 def _delete_unfinished(client: "MlflowClient", name: str, number: str) -> None:
