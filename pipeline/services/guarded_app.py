@@ -78,6 +78,10 @@ def _prepare_mlflow(named: bool) -> None:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
+    from mlflow.server.handlers import initialize_backend_stores
+
+    root = os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"]
+    initialize_backend_stores(os.environ["MLFLOW_BACKEND_STORE_URI"], None, root)  # or no server
 
 
 async def _start_alone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

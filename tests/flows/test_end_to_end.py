@@ -90,7 +90,9 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
     whole = read_lock(clone)["train"]
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with subprocess.Popen(command, cwd=clone, env=env, stdout=subprocess.PIPE, text=True) as repro:
+    with subprocess.Popen(
+        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as repro:
         assert repro.stdout is not None
         assert next(line for line in repro.stdout if line.startswith("epoch 5/"))
         stages = psutil.Process(repro.pid).children(recursive=True)
