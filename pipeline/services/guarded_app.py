@@ -78,10 +78,8 @@ def _prepare_mlflow(named: bool) -> None:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
-    from mlflow.server.handlers import initialize_backend_stores
-
-    root = os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"]
-    initialize_backend_stores(os.environ["MLFLOW_BACKEND_STORE_URI"], None, root)  # or no server
+    reach = import_from_string("mlflow.server.handlers:initialize_backend_stores")  # or there is no server
+    reach(os.environ["MLFLOW_BACKEND_STORE_URI"], None, os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
 
 
 async def _start_alone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
