@@ -8,19 +8,26 @@ from urllib.parse import unquote
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
 CREDENTIALS = re.compile(r"(?<=://)[^\s:/]*(:\S*)?@")  # of an address: up to the last @, for a password may hold one
-QUERY = re.compile(r"(://[^\s?]*\?)\S*|\b((?:Bearer|Basic)\s+|password=)\S+")
+ADDRESS, HEADER = re.compile(r"://\S*"), re.compile(r"\b((?:Bearer|Basic)\s+|password=)\S+")
 SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET(_ACCESS_KEY)?|AUTH_STRING|API_KEY)$")  # names of variables
 
 
 def redact(text: str) -> str:
     """The text without credentials: those of addresses and headers, and values of the environment's secrets."""
-    text = QUERY.sub(r"\1\2***", CREDENTIALS.sub("", text))
+    text = HEADER.sub(r"\1***", ADDRESS.sub(_without_credentials, text))
     for name, value in os.environ.items():
-        found = CREDENTIALS.search(value)  # a library may quote the password alone
+        found = CREDENTIALS.search(value.partition("?")[0])  # a library may quote the password alone
         secret = value.strip() if SECRET.search(name) else found[1][1:] if found and found[1] else ""
         if len(secret) > 5:
             text = text.replace(secret, "***").replace(unquote(secret), "***")
     return text
+
+
+def _without_credentials(address: re.Match[str]) -> str:
+    before, query, after = address[0].partition("?")
+    if "@" in after and "@" not in before:
+        return "://***"  # the query, or a password with a question mark
+    return CREDENTIALS.sub("", before) + (f"{query}***" if query else "")
 
 
 class UserError(Exception):
