@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NAME, PLANTED = "shapes", "models:/shapes/3"
-HARMLESS = {"run", "experiment", "ui", "sync", "doctor", "up", "down", "deploy", "worker", "sweep", "models", "history"}
+HARMLESS = {"init", "run", "experiment", "ui", "sync", "doctor", "up", "down", "deploy", "worker", "sweep", "models"}
+HARMLESS |= {"history"}
 LOADERS = {  # what can run or parse foreign bytes, and the modules that may call it
     r"mlflow\.pyfunc\.load_model\((?!.{1,3}models|.{0,2}uri)": {"registry/smoke.py"},
     r"download_artifacts\(": {"registry/load.py"},
