@@ -61,7 +61,7 @@ def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
         held = ", ".join(f"{shown(name, most=30)} {counts[i]:,}" for i, name in enumerate(classes[:10]))
         lines.append(f"classes, by subfolder: {held}{', ...' if len(classes) > 10 else ''}")
     side = int(median(min(size) for size in sizes))
-    if len(sizes) > 1 or len(set(sizes[0])) > 1 or side > max(SIDES):
+    if len(set(sizes)) > 1 or len(set(sizes[0])) > 1 or side > max(SIDES):
         source |= {"size": next((s for s in SIDES if s <= side), max(4, side)), "fit": "crop"}
         lines.append(
             f"size: {source['size']}, from shorter sides of {side} in the median; fit: crop, or stretch, or pad"
@@ -76,7 +76,7 @@ def propose(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
 
 
 def _look(paths: list[Path]) -> tuple[list[tuple[int, int]], set[str], bool]:
-    """Distinct sizes as often as they occur, modes, and whether a pixel may be transparent; nothing is decoded."""
+    """Their sizes, modes, and whether a pixel may be transparent; nothing is decoded."""
     from PIL import Image
 
     sizes, modes, transparent = [], set(), False
@@ -90,7 +90,7 @@ def _look(paths: list[Path]) -> tuple[list[tuple[int, int]], set[str], bool]:
             height, width = read_image(path, mode="RGB").shape[1:]  # says what is wrong with it
             sizes.append((width, height))
             modes.add("RGB")
-    return (sizes if len(set(sizes)) > 1 else sizes[:1]), modes, transparent
+    return sizes, modes, transparent
 
 
 def _range(sizes: list[tuple[int, int]]) -> str:

@@ -26,7 +26,6 @@ from pipeline.services.servers import first_line
 from pipeline.sweep.process import ExperimentProcess, Result, one_slot
 from pipeline.sweep.reports import report_to_mlflow, status, to_markdown, write_reports
 from pipeline.sweep.run import run_trials
-from pipeline.sweep.space import check
 from pipeline.sweep.study import Request, Search, Sweep, exclusive, load_sweep, plan_sweep
 from vaeline.errors import UserError
 
@@ -44,7 +43,6 @@ def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     try:
         here = load_sweep(workspace, sweep, storage)
         attributes = here.study.trials[number].user_attrs
-        check(here.baseline.params, [attributes["values"]])  # from a database that others may write
         changes = here.changes(attributes["values"])
         with one_slot() as environment:
             result = ExperimentProcess(here.origin, attributes["name"], changes, environment, ("evaluate",)).wait()

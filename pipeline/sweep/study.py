@@ -19,7 +19,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.sweep.experiments import Values, override_arguments, with_values
+from pipeline.sweep.experiments import Values, checked_arguments, with_values
 from pipeline.sweep.process import Baseline, Origin, Result, read_baseline
 from pipeline.sweep.space import check, corners, grid, parse_space, show, to_params, to_values, varied
 from vaeline.errors import UserError
@@ -100,8 +100,11 @@ class Sweep:
         return Origin(self.workspace, self.baseline, self.folder, context)
 
     def changes(self, values: Values) -> list[str]:
-        """Arguments of `dvc exp run` that turn params.yaml into a trial's."""
-        return override_arguments(self.baseline.params, with_values(self.baseline.params, values))
+        """Arguments of `dvc exp run` that turn params.yaml into a trial's, from a database that others may write.
+
+        Raises UserError where the values are not valid.
+        """
+        return checked_arguments(self.baseline.params, with_values(self.baseline.params, values), "sweep")
 
     def trials(self) -> list[FrozenTrial]:
         """The latest trial of each name."""

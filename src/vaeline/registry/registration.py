@@ -186,9 +186,9 @@ def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsiz
             where = f"{name} version {version.version}: is tagged as this model; delete it, and register again: "
             load_version(version, where)
             return version
-        made = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
-        made = [version for version in made if int(version.version) < before]
-        if not made or client.tracking_uri.startswith(SQLITE):
+        if client.tracking_uri.startswith(SQLITE):
+            return None
+        if not (made := [version for version in _unfinished(client, name, digest) if int(version.version) < before]):
             return None
         if time.monotonic() > deadline:
             for version in made:
@@ -197,12 +197,15 @@ def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsiz
             time.sleep(POLL_S)
 
 
+def _unfinished(client: "MlflowClient", name: str, digest: str) -> "list[ModelVersion]":
+    return [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
+
+
 def _left(client: "MlflowClient", name: str, digest: str) -> "tuple[ModelVersion | None, LoggedModel | None]":
     """Version of this model that a killed process left unfinished, and what was uploaded for it: to be gone on with."""
     from mlflow.exceptions import MlflowException
 
-    found = [version for version in find_versions(client, name) if version.tags.get(UNFINISHED_TAG) == digest]
-    for version in found if client.tracking_uri.startswith(SQLITE) else ():
+    for version in _unfinished(client, name, digest) if client.tracking_uri.startswith(SQLITE) else ():
         with suppress(MlflowException):
             stored = client.get_logged_model((version.source or "").removeprefix("models:/"))
             for half in Path(url2pathname(urlsplit(stored.artifact_location).path)).rglob(".artifact.uploading.*"):
