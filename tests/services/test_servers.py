@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import psutil
@@ -131,9 +132,11 @@ FOREIGN = [
 ]
 
 
+@mock.patch.dict(os.environ)
 @pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi")
 def test_a_foreign_web_page_neither_reads_nor_writes_at_mlflows_server(store: Path, monkeypatch: pytest.MonkeyPatch):
-    """The real application, on the store that the shells here use."""
+    """The real application, on the store that the shells here use. It sets its registry for the whole process."""
+    monkeypatch.setattr("mlflow.tracking._model_registry.utils._registry_uri", None)
     connect(current_workspace()).create_experiment("of the shell")
     for name, value in mlflow_server(current_workspace(), 5000).env.items():
         monkeypatch.setenv(name, value)
