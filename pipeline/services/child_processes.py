@@ -19,6 +19,8 @@ from typing import IO
 
 import psutil
 
+from vaeline.io.workspace import VARIABLE
+
 Process = subprocess.Popen[str]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 DETOUR = (sys.executable, "-m", "pipeline.services.child_processes")  # then PARENT SIGNAL COMMAND...
@@ -140,6 +142,17 @@ def members(group: int) -> Iterator[psutil.Process]:
         with suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def serves(pid: int, record: Path) -> bool:
+    """Whether a process belongs to the service of this record, or of the one that this was before its folder moved.
+
+    A copy of a repository has records of the services of the original.
+    """
+    with suppress(psutil.Error, ValueError):
+        named = json.loads(psutil.Process(pid).environ().get(VARIABLE, "{}")).get("service")
+        return named is not None and (named == str(record) or not Path(named).exists())
+    return False
 
 
 if __name__ == "__main__":

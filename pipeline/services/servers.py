@@ -1,6 +1,5 @@
 """MLflow's server, Prefect's and a worker on this machine: for the time of a block, or from `vaeline up` to `down`."""
 
-import json
 import os
 import signal
 import socket
@@ -15,12 +14,12 @@ from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
-from pipeline.services.child_processes import Process, ProcessRecord, members, spawn, stop, stop_group
+from pipeline.services.child_processes import Process, ProcessRecord, members, serves, spawn, stop, stop_group
 from pipeline.services.dvc_command import cache_folder, error_line
 from vaeline.errors import UserError, redact
 from vaeline.io.locks import acquire
-from vaeline.io.workspace import VARIABLE, RunContext, Workspace
-from vaeline.tracking.connection import artifact_location, tracking_uri
+from vaeline.io.workspace import RunContext, Workspace
+from vaeline.tracking.connection import artifact_location, tracking_uri, usable_uri
 
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
@@ -68,7 +67,7 @@ def mlflow_server(workspace: Workspace, port: int) -> Server:
 
     New experiments keep their artifacts where those of the shells here do, which use the store without the server.
     """
-    uri = tracking_uri(workspace)
+    uri = usable_uri(workspace)
     artifacts = artifact_location(uri, workspace) or ""
     env = {
         "VAELINE_GUARDED_APP": "mlflow.server.fastapi_app:app",
@@ -136,21 +135,17 @@ def keep_running(
 
 def running(workspace: Workspace, name: str) -> ProcessRecord | None:
     """The service of this name, where it runs."""
-    found = ProcessRecord.read(_file(workspace, name))
-    return found if found and found.lives else None
+    found = ProcessRecord.read(record := _file(workspace, name))
+    return found if found and found.lives and serves(found.pid, record) else None
 
 
 def stop_service(workspace: Workspace, name: str) -> bool:
     """Stop a service and all that it started and left in its group; whether there was anything to stop."""
     record = _file(workspace, name)
-    known, found = ProcessRecord.read(record), False
-    if known is not None:
-        found = known.lives
-        for process in members(known.pid):
-            with suppress(psutil.Error):
-                found = found or json.dumps(str(record)) in process.environ().get(VARIABLE, "")
-        if found:
-            stop_group(known.pid, PATIENCE_S.get(name, 20.0))
+    known = ProcessRecord.read(record)
+    found = known is not None and any(serves(process.pid, record) for process in members(known.pid))
+    if known is not None and found:
+        stop_group(known.pid, PATIENCE_S.get(name, 20.0))
     record.unlink(missing_ok=True)
     return found
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,6 +60,22 @@ def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: 
     assert not alive([child])
     assert running(HERE, "d") is None
     assert not stop_service(HERE, "d")
+
+
+def test_a_copy_leaves_the_services_of_the_original_alone_and_a_moved_folder_stops_its_own(toy: Path):
+    code = "from pipeline.services.servers import *; from vaeline.io.workspace import Workspace"
+    start = f"{code}; keep_running(Workspace(), 'd', ['sleep', '300'], {{}}, 'a')"
+    subprocess.run([sys.executable, "-c", start], check=True)
+    there, copy = Workspace(toy, toy), Workspace(toy, toy.with_name(f"{toy.name}-copy"))
+    shutil.copytree(there.state, copy.state)
+    assert running(copy, "d") is None
+    assert not stop_service(copy, "d")
+    assert running(there, "d")
+    moved = Workspace(toy, toy.with_name(f"{toy.name}-moved"))
+    moved.repository.mkdir()
+    there.state.rename(moved.state)
+    assert running(moved, "d")
+    assert stop_service(moved, "d")
 
 
 def test_a_process_of_others_under_the_recorded_number_is_not_stopped(toy: Path):

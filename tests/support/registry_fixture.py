@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -92,12 +93,12 @@ class FilledRegistry:
         return dict(self.client.get_model_version(NAME, str(number)).tags)
 
     def weights(self, number: int) -> Path:
-        """The stored file of a version. It is shared: restore what you change."""
+        """The stored file of a version."""
         return self.folder(number) / "artifacts/model/model.safetensors"
 
     def folder(self, number: int) -> Path:
-        """The package of a version. It is shared: restore what you change."""
-        return Path(self.client.get_model_version_download_uri(NAME, str(number)).removeprefix("file://"))
+        """The package of a version."""
+        return Path(unquote(self.client.get_model_version_download_uri(NAME, str(number)).removeprefix("file://")))
 
 
 @pytest.fixture
@@ -244,11 +245,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
 
 @pytest.fixture
 def filled(published: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> FilledRegistry:
-    """The published versions in a repository of their own; the stored models are shared."""
-    for part in ("data", "models", "reports", "params.yaml"):
-        whole = published / part
-        (shutil.copytree if whole.is_dir() else shutil.copy)(whole, repository / part)
-    (repository / ".vaeline").mkdir()
-    shutil.copy(published / ".vaeline" / "mlflow.db", repository / ".vaeline")
+    """The published versions in a repository of their own, a copy."""
+    shutil.copytree(published, repository, dirs_exist_ok=True)
     (repository / "dvc.yaml").write_text("stages: {}")
     return FilledRegistry(connect(current_workspace()))

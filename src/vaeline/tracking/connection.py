@@ -16,6 +16,7 @@ from urllib.request import urlopen
 from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
+from vaeline.tracking.relocation import lock_of, relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +48,14 @@ def tracking_uri(workspace: Workspace) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace.state / 'mlflow.db'}"
     here = workspace.repository.absolute()
     return f"{SQLITE}{here / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+
+
+def usable_uri(workspace: Workspace) -> str:
+    """The same, the repository's own store made to lead to its own files. Raises UserError where that fails."""
+    own = workspace.state.absolute() / "mlflow.db"
+    if (uri := tracking_uri(workspace)) == f"{SQLITE}{own}":
+        relocate(own)
+    return uri
 
 
 def artifact_location(uri: str, workspace: Workspace) -> str | None:
@@ -129,7 +138,7 @@ def _driver_fault(uri: str) -> str:
 
 def connect(workspace: Workspace) -> "MlflowClient":
     """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
-    uri = tracking_uri(workspace)
+    uri = usable_uri(workspace)
     os.environ.update(ENVIRONMENT | os.environ)
     import mlflow
 
@@ -141,7 +150,7 @@ def connect(workspace: Workspace) -> "MlflowClient":
         if uri.startswith(SQLITE):  # the first request creates the schema, and many processes may start at once
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(database.with_name(f"{database.name}.lock")))
+            stack.enter_context(locked(lock_of(database)))
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
