@@ -88,13 +88,14 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):
 
 
 def test_only_folders_that_are_old_are_removed(tmp_path: Path):
-    for name in ("old", "new", "going"):
+    for name in ("old", "held", "new", "going"):
         checkpoint.write(tmp_path / name, 1, numbered(1))
-    for path in [*(tmp_path / "old").iterdir(), tmp_path / "old"]:
+    for path in [*tmp_path.glob("old/*"), *tmp_path.glob("held/*"), tmp_path / "old", tmp_path / "held"]:
         os.utime(path, (time.time() - 2 * checkpoint.ABANDONED_S,) * 2)
     (tmp_path / "going" / "just renamed").symlink_to("gone")  # as if another training had taken it away meanwhile
-    checkpoint.drop_abandoned(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["going", "new"]
+    with checkpoint.owned(tmp_path / "held"):  # the clock was set forward
+        checkpoint.drop_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["going", "held", "new"]
 
 
 def key(section: str = "sample", data: str = "d", **changes: Any) -> str:

@@ -112,8 +112,13 @@ def remove(folder: Path) -> None:
 
 
 def drop_abandoned(root: Path) -> None:
-    """Remove the folders of trainings without a new checkpoint for two weeks."""
+    """Remove the folders of trainings that nobody holds, without a new checkpoint for two weeks."""
     for folder in root.glob("*/"):
-        with suppress(FileNotFoundError):  # another training at work there: it is not abandoned
-            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED_S:
-                remove(folder)
+        with suppress(FileNotFoundError, BlockingIOError):  # gone meanwhile, or at work (clocks jump): not abandoned
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED_S:
+                    remove(folder)
+            finally:
+                os.close(descriptor)
