@@ -72,14 +72,16 @@ COLOUR = GREY[..., None].repeat(3, 3)
         (GREY.astype(np.int64) * 60, np.round(GREY * 60.0 * 255 / 4095)),
         (COLOUR.transpose(0, 3, 1, 2), COLOUR),
         (COLOUR.transpose(1, 2, 3, 0), COLOUR),
+        (COLOUR.transpose(0, 3, 1, 2) / 255, COLOUR),
         (GREY[:, :, :3].transpose(1, 2, 0), GREY[:, :, :3]),
     ],
 )
 def test_the_expression_in_a_refusal_makes_images_that_are_read(tmp_path: Path, images, expected) -> None:
     path = save(tmp_path / "d.npz", images=images)
     line = refusal(read_npz, path).replace(", or images[..., None] if it is 3 images", "")
-    fixed = eval(line.rpartition(" channels: ")[2], {"images": images})
-    pixels = read_npz(save(path, images=fixed)).pool.pixels
+    for expression in line.rpartition(" channels: ")[2].split(", then "):
+        images = eval(expression, {"images": images})
+    pixels = read_npz(save(path, images=images)).pool.pixels
     np.testing.assert_array_equal(pixels[:, 0] if expected.ndim == 3 else np.moveaxis(pixels, 1, 3), expected)
 
 
@@ -91,6 +93,7 @@ def test_the_expression_in_a_refusal_makes_images_that_are_read(tmp_path: Path, 
         ({"images": changed((1, 2, 0), 256)}, "images[1, 2, 0] is 256"),
         ({"images": GREY[None, None]}, "images has shape (1, 1, 5, 3, 4)"),
         ({"images": GREY[:0]}, "images has shape (0, 3, 4)"),
+        ({"images": GREY[:0] / 255}, "images has shape (0, 3, 4)"),
         ({"images": GREY[:, :0]}, "images has shape (5, 0, 4); allowed: 1 to 4096 pixels"),
         ({"images": np.zeros((2, 5000, 4), np.uint8)}, "images has shape (2, 5000, 4); allowed: 1 to 4096 pixels"),
         (

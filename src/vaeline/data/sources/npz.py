@@ -41,15 +41,12 @@ def read_npz(path: Path) -> Dataset:
         raise UserError(f"{path}: holds {shown(', '.join(arrays))}; allowed: images and, if wanted, labels")
     images, labels = arrays["images"], arrays.get("labels")
     if (fix := _shape_fix(images.shape)) is not None:
-        raise UserError(f"{path}: images has shape {images.shape}; allowed: {IMAGES}{fix}")
+        then = _value_fix(images).replace(":", ", then", 1) if _value_fault(images) else ""
+        raise UserError(f"{path}: images has shape {images.shape}; allowed: {IMAGES}{fix}{then}")
     if not all(1 <= side <= LARGEST_SIDE for side in images.shape[1:3]):
         raise UserError(f"{path}: images has shape {images.shape}; allowed: 1 to {LARGEST_SIDE} pixels a side")
-    if images.dtype.kind not in "iu" or images.dtype == np.uint16:
-        raise UserError(f"{path}: images is of type {shown(images.dtype)}; allowed: {IMAGES}{_value_fix(images)}")
-    if images.dtype != np.uint8 and (wrong := (images < 0) | (images > 255)).any():
-        where = np.unravel_index(int(wrong.argmax()), images.shape)
-        found = f"images{[int(index) for index in where]} is {images[where]}"
-        raise UserError(f"{path}: {found}; allowed: {IMAGES}{_value_fix(images)}")
+    if fault := _value_fault(images):
+        raise UserError(f"{path}: {fault}; allowed: {IMAGES}{_value_fix(images)}")
     pixels = images.astype(np.uint8, copy=False)
     pixels = pixels[:, None] if images.ndim == 3 else np.moveaxis(pixels, 3, 1)  # N x C x H x W
     if labels is None:
@@ -82,9 +79,19 @@ def _shape_fix(shape: tuple[int, ...]) -> str | None:
     return ""
 
 
+def _value_fault(images: NDArray[Any]) -> str:
+    """What is found in place of 8-bit pixels; "" where they are."""
+    if images.dtype.kind not in "iu" or images.dtype == np.uint16:
+        return f"images is of type {shown(images.dtype)}"
+    if images.dtype != np.uint8 and (wrong := (images < 0) | (images > 255)).any():
+        where = np.unravel_index(int(wrong.argmax()), images.shape)
+        return f"images{[int(index) for index in where]} is {images[where]}"
+    return ""
+
+
 def _value_fix(images: NDArray[Any]) -> str:
     """The expression that makes 8-bit pixels of real numbers in the first of the known ranges that holds them."""
-    if images.dtype.kind in "biuf":
+    if images.dtype.kind in "biuf" and images.size:
         for low, high in RANGES:
             if low <= images.min() and images.max() <= high:
                 return f": ((images - {low:.1f}) * (255 / {high - low})).round().astype('uint8')"
