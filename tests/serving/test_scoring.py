@@ -42,11 +42,12 @@ def model(tmp_path: Path) -> TrainedModel:
     return trained(tmp_path / "model")
 
 
-def score(model: TrainedModel, images: Path, fit: str | None = None, seed: int = 0) -> tuple[Verdict, list[str]]:
+def score(model: TrainedModel, images: Path, fit: str = "", seed: int = 0, **more: str) -> tuple[Verdict, list[str]]:
     """The verdict and the printed lines; the table is `scores.csv` beside the images."""
     lines: list[str] = []
     out = images.parent / "scores.csv"
-    return score_images(model, "models:/m@champion", images, out, 0.01, seed, fit, lines.append), lines
+    changes = {"fit": fit, **more} if fit else {}
+    return score_images(model, "models:/m@champion", images, out, 0.01, seed, changes, lines.append), lines
 
 
 def write_images(folder: Path, pixels: np.ndarray) -> Path:
@@ -87,11 +88,12 @@ def test_other_images_are_drift(model: TrainedModel, tmp_path: Path):
 def test_fit_resizes_and_converts_class_folders_as_preparing_the_data_does(tmp_path: Path):
     model, folder = trained(tmp_path / "model", shape=(1, 8, 8)), tmp_path / "new"
     for name in ("a", "b"):
-        write_images(folder / name, noise(2, ord(name), (3, 20, 30)))
-    score(model, folder, fit="crop")
-    assert column(tmp_path, "image") == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
-    prepared = read_folder(folder, size=8, mode="L")[0].pixels
-    np.testing.assert_allclose(np.float64(column(tmp_path, "elbo")), model.score(prepared, 0), rtol=1e-5)
+        write_images(folder / name, noise(2, ord(name), (4, 20, 30)))
+    for background in ("black", "white"):
+        score(model, folder, fit="crop", background=background)
+        assert column(tmp_path, "image") == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
+        prepared = read_folder(folder, size=8, mode="L", background=background)[0].pixels
+        np.testing.assert_allclose(np.float64(column(tmp_path, "elbo")), model.score(prepared, 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 8), (3, 8, 6)])
@@ -101,7 +103,9 @@ def test_images_of_another_kind_are_reported_in_one_line(
     pixels, kind = noise(2, 1, shape), {1: "8 x 6 pixels in L", 3: "6 x 8 pixels in RGB"}[shape[0]]
     line = rf"its images are {kind}; the model's: 6 x 8 pixels in L"
     with pytest.raises(UserError, match=rf"{line} \(--fit crop makes them so\)$"):
-        score(model, write_images(tmp_path / "new", pixels))
+        score(model, folder := write_images(tmp_path / "new", pixels))
+    score(model, folder, fit="crop")
+    (tmp_path / "scores.csv").unlink()
     np.savez(tmp_path / "new.npz", images=np.moveaxis(pixels, 1, 3))
     with pytest.raises(UserError, match=rf"new.npz: {line}$"):
         score(model, tmp_path / "new.npz")
@@ -117,12 +121,17 @@ def test_what_cannot_be_scored_is_reported_in_one_line(model: TrainedModel, tmp_
     black_white[2, 0, 0, 0] = 7
     grey, plain = write_images(tmp_path / "grey", black_white), trained(tmp_path / "plain", objective="autoencoder")
     for scored, images, fit, line in (
-        (model, tmp_path / "rgba", None, r"RGBA with transparency; allowed: L or RGB, or --fit crop to convert"),
-        (model, fine, "pad", "--fit: makes square images; the model's: 6 x 8 pixels in L"),
-        (model, tmp_path / "nowhere", None, "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
-        (binary, grey, None, "image 002.png has grey pixels; the model takes black and white"),
-        (plain, fine, None, "models:/m@champion: is a plain autoencoder"),
-        (replace(model, reference=None), fine, None, "has no ELBOs of test images with it, so there is no verdict"),
+        (model, tmp_path / "rgba", "", r"RGBA with transparency; allowed: L or RGB, or --fit crop to convert"),
+        (
+            model,
+            write_images(tmp_path / "levels", black_white // 9),
+            "",
+            "levels: the largest value of all images is 28",
+        ),
+        (model, tmp_path / "nowhere", "", "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
+        (binary, grey, "", "image 002.png has grey pixels; the model takes black and white"),
+        (plain, fine, "", "models:/m@champion: is a plain autoencoder"),
+        (replace(model, reference=None), fine, "", "has no ELBOs of test images with it, so there is no verdict"),
     ):
         with pytest.raises(UserError, match=line):
             score(scored, images, fit)

@@ -17,6 +17,7 @@ from vaeline.io.workspace import Workspace, current_folder, current_workspace
 
 DRIFT = 3  # exit code of `score`
 Fit = Literal["crop", "stretch", "pad"]
+Background = Literal["white", "black"]
 
 
 Json = Annotated[bool, typer.Option("--json", help="For machines: stable keys, times in ISO 8601.")]
@@ -117,6 +118,7 @@ def score(
     level: Annotated[float, typer.Option(help="how often a batch like the test data may be called drift")] = 0.01,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the ELBO's noise")] = 0,
     fit: Annotated[Fit | None, typer.Option(help="resize and convert a folder's images to the model's")] = None,
+    background: Annotated[Background, typer.Option(help="with --fit: of transparent pixels, and of pad")] = "white",
     as_json: Json = False,
 ) -> None:
     """Score images by their ELBO, and test whether they look like the data that the model was tested on.
@@ -135,8 +137,9 @@ def score(
     from vaeline.serving.scoring import score_images
     from vaeline.training.device import pick_device
 
+    changes: dict[str, str] = {"fit": fit, "background": background} if fit else {}
     loaded, log = vaeline.load(model, pick_device()), (lambda line: None) if as_json else typer.echo
-    verdict = score_images(loaded, model, images, out, level, seed, fit, log)
+    verdict = score_images(loaded, model, images, out, level, seed, changes, log)
     if as_json:
         print_json({"uri": model, "images": str(images), "out": str(out), "drift": verdict.drift, **asdict(verdict)})
     if verdict.drift:

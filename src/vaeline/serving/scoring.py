@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.core.model import VAE
+from vaeline.data.sources.dataset import check_brightness
 from vaeline.data.sources.images import read_folder, scan
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
@@ -29,14 +30,14 @@ def score_images(
     out: Path,
     level: float,
     seed: int,
-    fit: str | None,
+    fit: Mapping[str, str],
     print_line: Callable[[str], None],
 ) -> Verdict:
     """Score images, write a table (CSV: image, ELBO in nats, quantile in the reference), print and return the verdict.
 
-    `images` is a folder of PNG or JPEG images, or an .npz file; `fit` (crop, stretch, pad) resizes and converts the
-    files of a folder, as data.source.fit, size and mode do before training. Raises UserError where the model has no
-    ELBO or cannot read the images, and, once the table is written, where the model has no reference.
+    `images` is a folder of PNG or JPEG images, or an .npz file; `fit` ("fit": crop, stretch or pad, "background": white
+    or black) resizes and converts a folder's files, as data.source does before training. Raises UserError where the
+    model has no ELBO or cannot read the images, and, once the table is written, where the model has no reference.
     """
     vae, reference = model.loaded.vae, model.reference
     if vae.deterministic:
@@ -67,15 +68,13 @@ def score_images(
     return verdict
 
 
-def _read_images(path: Path, vae: VAE, fit: str | None) -> tuple[list[str], NDArray[np.uint8]]:
+def _read_images(path: Path, vae: VAE, fit: Mapping[str, str]) -> tuple[list[str], NDArray[np.uint8]]:
     """Names (a file's path within its folder, or an index) and pixels [N, C, H, W]."""
     channels, height, width = vae.shape
     wanted = _described(vae.shape)
     if path.is_dir():
-        if fit and height != width:
-            raise UserError(f"--fit: makes square images; the model's: {wanted}")
         try:
-            changes = {"size": height, "mode": "L" if channels == 1 else "RGB", "fit": fit} if fit else {}
+            changes = {"size": (width, height), "mode": "L" if channels == 1 else "RGB", **fit} if fit else {}
             pixels = read_folder(path, **changes)[0].pixels
         except UserError as error:
             keys = r"data\.source\.size and data\.source\.mode|data\.source\.mode"
@@ -89,6 +88,7 @@ def _read_images(path: Path, vae: VAE, fit: str | None) -> tuple[list[str], NDAr
     if pixels.shape[1:] != vae.shape:
         way_out = " (--fit crop makes them so)" if path.is_dir() else ""
         raise UserError(f"{path}: its images are {_described(pixels.shape[1:])}; the model's: {wanted}{way_out}")
+    check_brightness(pixels, str(path))
     if vae.likelihood.measure == "binary" and (grey := ((pixels > 0) & (pixels < 255)).any((1, 2, 3))).any():
         name = shown(names[int(np.argmax(grey))])
         raise UserError(f"{path}: image {name} has grey pixels; the model takes black and white: 0 and 255")

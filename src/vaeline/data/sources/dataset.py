@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vaeline.errors import UserError
+
+DIMMEST = 32  # the largest pixel of a data set
+
 
 @dataclass(frozen=True)
 class Split:
@@ -35,3 +39,13 @@ class Dataset:
     pool: Split
     test: Split | None = None
     classes: tuple[str, ...] | None = None
+
+
+def check_brightness(pixels: NDArray[np.uint8], where: str) -> None:
+    """Raise UserError where the largest of all pixels is below 32: levels or a mask of 5 bits or fewer, not 8."""
+    if (largest := int(pixels.max())) < DIMMEST:
+        times = f": multiply all of them by 255 / {largest}" if largest else ""
+        raise UserError(
+            f"{where}: the largest value of all images is {largest}; allowed: 8-bit pixels, 0 to 255, "
+            f"at least one of {DIMMEST} or more{times}"
+        )

@@ -78,12 +78,16 @@ def read_folder(folder: Path, **changes: Any) -> tuple[Split, tuple[str, ...] | 
 
 
 def read_image(
-    path: Path, size: int | None = None, mode: str | None = None, fit: str = "crop", background: str = "white"
+    path: Path,
+    size: int | tuple[int, int] | None = None,
+    mode: str | None = None,
+    fit: str = "crop",
+    background: str = "white",
 ) -> NDArray[np.uint8]:
-    """One image as C x H x W, upright, changed only where asked: converted to `mode`, resized to size x size pixels.
+    """One image as C x H x W, upright, changed only where asked: converted to `mode`, resized to W x H or a square.
 
     `mode` composites transparent pixels on `background`: what lies under alpha 0 is never seen. `fit` says how sides
-    become equal: crop (from the centre), stretch, or pad (with `background`). Metadata that are damaged are ignored.
+    become so: crop (from the centre), stretch, or pad (with `background`). Metadata that are damaged are ignored.
     Raises UserError for what is not a complete PNG or JPEG or has 16 bits a channel, which Pillow halves or clips.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -111,13 +115,14 @@ def read_image(
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if mode is not None and image.mode != mode:
         image = image.convert(mode)
-    if size is not None and image.size != (size, size):
+    size = (size, size) if isinstance(size, int) else size
+    if size is not None and image.size != size:
         if fit == "stretch":
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
+            image = image.resize(size, Image.Resampling.LANCZOS)
         elif fit == "pad":
-            image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=background)
+            image = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=background)
         else:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+            image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
 

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from vaeline.config import Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import PUBLIC_SETS, SHAPE_NAMES, checked
-from vaeline.data.sources.dataset import Dataset, Split
+from vaeline.data.sources.dataset import Dataset, Split, check_brightness
 from vaeline.data.sources.images import read_folder
 from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
-
-DIMMEST = 32  # the largest pixel of a data set
 
 
 def read_source(source: Source, raw: Path) -> Dataset:
@@ -48,12 +46,7 @@ def read_source(source: Source, raw: Path) -> Dataset:
             dataset = read_npz(raw / "data.npz")
         case Shapes():
             return _read_shapes(source, raw)
-    if (largest := int(dataset.pool.pixels.max())) < DIMMEST:
-        times = f": multiply all of them by 255 / {largest}" if largest else ""
-        raise UserError(
-            f"data.source.path: {source.path}: the largest value of all images is {largest}; allowed: 8-bit pixels, "
-            f"0 to 255, at least one of {DIMMEST} or more{times}"
-        )
+    check_brightness(dataset.pool.pixels, f"data.source.path: {source.path}")
     return dataset
 
 
