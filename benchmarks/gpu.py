@@ -38,7 +38,9 @@ MLP = config.Model(latent_dim=20, network=config.Mlp(kind="mlp", hidden=[400]), 
 NETWORKS = {
     "MLP 784-400-20": MLP,
     "conv 32-64": config.Model(latent_dim=20, network=config.Conv(kind="conv"), likelihood=BINARY),
-    "residual 32-64-128": config.Model(latent_dim=147, network=config.Residual(kind="residual"), likelihood=BINARY),
+    "AutoencoderKL 32-64-64": config.Model(
+        latent_dim=196, network=config.AutoencoderKl(kind="autoencoder-kl"), likelihood=config.Gaussian(kind="gaussian")
+    ),
 }
 TWO_EPOCHS = sections()[1].model_copy(update={"epochs": 2})
 LEARNED = MLP.model_copy(update={"likelihood": config.Gaussian(kind="gaussian")})

@@ -9,6 +9,8 @@ from vaeline.errors import UserError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 
+KL = {"kind": "autoencoder-kl"}
+
 
 def _changed(**changes: Any) -> dict[str, Any]:
     content = copy.deepcopy(read_yaml(PARAMS))
@@ -85,8 +87,8 @@ def _error(**changes: Any) -> str:
         ),
         ({"data__binarise": "static"}, "is 'discretised-logistic' but data.binarise is 'static'"),
         (
-            {"model__network": {"kind": "residual", "hidden": 9}},
-            "model.network.hidden: unknown key; allowed: kind, channels, latent_channels, blocks ",
+            {"model__network": {"kind": "autoencoder-kl", "hidden": 9}},
+            "model.network.hidden: unknown key; allowed: kind, block_out_channels, layers_per_block, latent_channels, ",
         ),
         ({"model__prior__kind": "gauss"}, "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found "),
         (
@@ -103,11 +105,11 @@ def _error(**changes: Any) -> str:
             "train.free_bits must be 0: under model.prior.kind 'mixture' the KL has no parts",
         ),
         (
-            {"model__network": {"kind": "residual", "channels": [8] * 4}},
+            {"model__network": KL | {"block_out_channels": [32] * 4}},
             "model.network: height and width must be divisible by 8, found images of 28 x 28",
         ),
         (
-            {"model__network": {"kind": "residual"}},
+            {"model__network": KL | {"latent_channels": 3}},
             "model.latent_dim: must be 147 = latent_channels x height x width / 4^2 for images of 28 x 28; found 20",
         ),
         (
@@ -120,10 +122,18 @@ def _error(**changes: Any) -> str:
         ({"model__network": {"kind": "conv", "channels": [65536], "hidden": 65536}}, "model: weights of 6,735 GB for "),
         (
             {
-                "model__network": {"kind": "residual", "channels": [65536], "latent_channels": 1},
+                "model__network": KL | {"block_out_channels": [65536], "latent_channels": 1},
                 "model__latent_dim": 784,
             },
-            "model: weights of 1,237 GB",
+            "model: weights of 618 GB",
+        ),
+        (
+            {"model__network": KL | {"block_out_channels": [32, 48, 64]}},
+            "model: network.norm_num_groups (32) must divide 48 channels",
+        ),
+        (
+            {"model__network": KL, "model__likelihood": {"kind": "continuous-bernoulli"}},
+            "model: network 'autoencoder-kl' emits pixels on all reals; allowed: gaussian (not truncated), ",
         ),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20)"),
     ],

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from pipeline.stages.training_processes import PEER_LOST, launch
-from vaeline.config import Residual, read_params
+from vaeline.config import AutoencoderKl, read_params
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
@@ -24,7 +24,7 @@ from vaeline.training import checkpoint
 from vaeline.training.device import identity, number, pick_device, pick_precision
 from vaeline.training.history import to_csv
 from vaeline.training.process_group import PeerLostError, ProcessGroup, joined
-from vaeline.training.splits import Splits, scale_factor
+from vaeline.training.splits import Splits, latent_scale
 from vaeline.training.trainer import train
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,9 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
             run.tags({f"vaeline.machine.{name}": str(value) for name, value in machine.items()})
             result = ours(tracker=run)
             scale = {}
-            if isinstance(params.model.network, Residual):  # its latents are spatial: for models of them
-                scale = {"scale_factor": scale_factor(result.model, splits, params.train.seed, device)}
+            if isinstance(params.model.network, AutoencoderKl):  # for models of its latents
+                shift, factor = latent_scale(result.model, splits, params.train.seed, device)
+                scale = {"shift_factor": shift, "scale_factor": factor}
             description = {"model": params.model.model_dump(mode="json"), "objective": params.train.objective}
             save_model(workspace.model, result.model, description | {"precision": precision} | scale | {"data": data})
             write_file(history, to_csv(result.history).encode())

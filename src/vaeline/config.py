@@ -94,13 +94,15 @@ class Gated(Section):
     hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [300, 300])]
 
 
-class Residual(Section):
-    """Residual convolutions of n channel counts: latent_dim must be latent_channels * H / f * W / f, f = 2^(n - 1)."""
+class AutoencoderKl(Section):
+    """diffusers' AutoencoderKL: latent_dim is latent_channels * H / f * W / f, f = 2^(n - 1) for n channel counts."""
 
-    kind: Literal["residual"]
-    channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 128])]
-    latent_channels: Width = 3
-    blocks: Annotated[int, Field(ge=1, le=16)] = 2  # a resolution
+    kind: Literal["autoencoder-kl"]
+    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 64])]
+    layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1  # and one more in the decoder
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32  # of the group norms: divides every channel count
+    mid_block_add_attention: bool = True  # over all places of the lowest resolution
 
 
 class Bernoulli(Section):
@@ -154,9 +156,22 @@ class Model(Section):
     """Section `model`."""
 
     latent_dim: Width
-    network: Annotated[Mlp | Conv | Gated | Residual, BY_KIND]
+    network: Annotated[Mlp | Conv | Gated | AutoencoderKl, BY_KIND]
     likelihood: Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
     prior: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")
+
+    @model_validator(mode="after")
+    def _not_contradictory(self) -> Self:
+        if isinstance(network := self.network, AutoencoderKl):
+            if odd := [count for count in network.block_out_channels if count % network.norm_num_groups]:
+                raise ValueError(f"network.norm_num_groups ({network.norm_num_groups}) must divide {odd[0]} channels")
+            allowed = isinstance(self.likelihood, DiscretisedLogistic) or (
+                isinstance(self.likelihood, Gaussian) and not self.likelihood.truncated
+            )
+            if not allowed:
+                rule = "allowed: gaussian (not truncated), discretised-logistic"
+                raise ValueError(f"network 'autoencoder-kl' emits pixels on all reals; {rule} as likelihood")
+        return self
 
     def check(self, shape: Shape) -> None:
         """Raise ValueError where no model of images of this shape can be built, or this machine cannot hold it."""
@@ -166,7 +181,7 @@ class Model(Section):
                 widths = [math.prod(shape), *hidden, 2 * latents]
             case Conv(channels=channels, hidden=hidden):
                 widths = [channels[-1] * height * width // 4 ** len(channels), hidden, 2 * latents]
-            case Residual(channels=channels, blocks=blocks, latent_channels=latent_channels):
+            case AutoencoderKl(block_out_channels=channels, layers_per_block=blocks, latent_channels=latent_channels):
                 widths, factor = [6 * blocks * max(channels), 3 * max(channels)], 2 ** (len(channels) - 1)
                 if height % factor or width % factor:
                     raise ValueError(f"model.network: height and width must be divisible by {factor}, found {size}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model_sections import described
+from model_sections import AUTOENCODER_KL, described
 from vaeline import config
 from vaeline.core.estimators import BATCH, per_image_noise
 from vaeline.core.model import decoded, interpolate
@@ -25,7 +25,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"kind": "mlp", "hidden": [6]},
     {"kind": "conv", "channels": [3, 4], "hidden": 6},
     {"kind": "gated", "hidden": [6]},
-    {"kind": "residual", "channels": [2, 3, 3], "latent_channels": 1, "blocks": 1},
+    AUTOENCODER_KL | {"block_out_channels": [2, 4, 4]},
 ]
 CALLS: dict[str, Callable[[TrainedModel, Any], Any]] = {  # the given array: pixels, or latents for decode
     "encode": lambda model, given: model.encode(given),
@@ -55,7 +55,7 @@ def given(method: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "change",
     [*({"network": network} for network in NETWORKS), {"prior": {"kind": "vamp", "components": 3}}],
-    ids=["mlp", "conv", "gated", "residual", "vamp"],
+    ids=["mlp", "conv", "gated", "kl", "vamp"],
 )
 def test_each_method_is_the_pipelines_own_function(tmp_path: Path, change: dict[str, Any]):
     model = trained(tmp_path, **change)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_sections import CONV, GATED, LIKELIHOODS, MIXTURE, MLP, SHAPE, VAMP, described, section
+from model_sections import AUTOENCODER_KL, CONV, GATED, LIKELIHOODS, MIXTURE, MLP, SHAPE, VAMP, described, section
 from vaeline import config
 from vaeline.core.likelihoods import START_SIGMA
 from vaeline.errors import UserError
@@ -135,14 +135,14 @@ def test_a_model_saved_before_there_were_priors_has_the_standard_normal(folder: 
     assert load_model(folder).config.model.prior.kind == "standard-normal"
 
 
-def residual(latent_dim: int, channels: list[int]) -> config.Model:
-    network = {"kind": "residual", "channels": channels, "latent_channels": 2, "blocks": 1}
+def first_stage(latent_dim: int, channels: list[int]) -> config.Model:
+    network = AUTOENCODER_KL | {"block_out_channels": channels, "latent_channels": 2}
     return config.Model.model_validate(section(network).model_dump() | {"latent_dim": latent_dim})
 
 
 @pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
 def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str) -> None:
-    model, shape = residual(2 * 4 * 3, [4, 6, 6]), (3, 16, 12)
+    model, shape = first_stage(2 * 4 * 3, [4, 6, 6]), (3, 16, 12)
     vae = build_model(model, shape, objective, seed=1)
     save_model(tmp_path, vae, described(model, objective) | {"scale_factor": 0.25})
     assert load_model(tmp_path).config.scale_factor == 0.25
@@ -161,4 +161,4 @@ def test_spatial_latents_are_saved_and_flattened(tmp_path: Path, objective: str)
 )
 def test_latents_that_do_not_fit_the_images_are_reported(latent_dim: int, channels: list[int], line: str) -> None:
     with pytest.raises(UserError, match=line):
-        build_model(residual(latent_dim, channels), (3, 16, 12), "elbo")
+        build_model(first_stage(latent_dim, channels), (3, 16, 12), "elbo")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_sections import CONV, GATED, LIKELIHOODS, MLP, described
+from model_sections import AUTOENCODER_KL, CONV, GATED, LIKELIHOODS, MLP, described
 from vaeline import config
 from vaeline.core.model import decoded
 from vaeline.errors import UserError
@@ -21,8 +21,7 @@ from vaeline.serving.model_files import LoadedModel, load_model, save_model
 from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, TOLERANCE, export_onnx
 from vaeline.training.build import build_model
 
-RESIDUAL: dict[str, Any] = {"kind": "residual", "channels": [4, 6], "latent_channels": 2, "blocks": 1}
-NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "residual": RESIDUAL}
+NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "kl": AUTOENCODER_KL}
 OBJECTIVES = ("elbo", "autoencoder")
 COUNTS = (1, 2, 7, 33)
 CONSUMER = """
@@ -41,14 +40,17 @@ assert not {"torch", "vaeline"} & set(sys.modules)
 
 
 def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo") -> LoadedModel:
-    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too."""
-    shape, latent_dim = ((3, 8, 6), 24) if network == "residual" else ((1, 9, 7), 3)
+    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too.
+
+    Not those of an AutoencoderKL: its attention would make 6e-5 of float32's rounding.
+    """
+    shape, latent_dim = ((3, 8, 6), 12) if network == "kl" else ((1, 9, 7), 3)
     content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood}
     section = config.Model.model_validate(content)
     vae = build_model(section, shape, objective, seed=1)
     with torch.no_grad():
         for parameter in (*vae.encoder.parameters(), *vae.decoder.parameters()):
-            parameter.mul_(3)
+            parameter.mul_(1 if network == "kl" else 3)
     save_model(folder, vae, described(section, objective))
     return load_model(folder)
 
@@ -84,8 +86,12 @@ def check(loaded: LoadedModel, folder: Path) -> None:
         ("mlp", LIKELIHOODS[0], "elbo"),
         ("conv", LIKELIHOODS[1], "autoencoder"),
         ("gated", LIKELIHOODS[3], "elbo"),
-        ("residual", LIKELIHOODS[4], "elbo"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in product(NETWORKS, LIKELIHOODS, OBJECTIVES)),
+        ("kl", LIKELIHOODS[4], "elbo"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in product(NETWORKS, LIKELIHOODS, OBJECTIVES)
+            if each[0] != "kl" or "bernoulli" not in each[1]["kind"]
+        ),
     ],
     ids=str,
 )

@@ -8,6 +8,13 @@ SHAPE = (1, 9, 7)
 MLP: dict[str, Any] = {"kind": "mlp", "hidden": [6], "activation": "tanh"}
 CONV: dict[str, Any] = {"kind": "conv", "channels": [3, 4], "hidden": 6, "activation": "relu"}
 GATED: dict[str, Any] = {"kind": "gated", "hidden": [6, 5]}
+AUTOENCODER_KL: dict[str, Any] = {  # f = 2
+    "kind": "autoencoder-kl",
+    "block_out_channels": [4, 8],
+    "layers_per_block": 1,
+    "latent_channels": 1,
+    "norm_num_groups": 2,
+}
 VAMP, MIXTURE = {"kind": "vamp", "components": 4}, {"kind": "mixture", "components": 2}
 LIKELIHOODS: list[dict[str, Any]] = [
     {"kind": "bernoulli"},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from model_sections import AUTOENCODER_KL
 from pipeline.report.page import read_claims
 from pipeline.stages.theory import SECTIONS, all_sections, numbers_file, theory_files
 from small_theory_context import hurry, small_context
@@ -12,7 +13,7 @@ from vaeline.errors import UserError
 from vaeline.plotting.charts import Picture
 from vaeline.theory.claim import Claim
 
-RESIDUAL = {"network": {"kind": "residual", "channels": [4, 8], "latent_channels": 1, "blocks": 1}, "latent_dim": 16}
+SPATIAL = {"network": AUTOENCODER_KL, "latent_dim": 16}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ RESIDUAL = {"network": {"kind": "residual", "channels": [4, 8], "latent_channels
         ({"kind": "bernoulli"}, "elbo", {"prior": {"kind": "vamp", "components": 5}}),
         ({"kind": "gaussian", "sigma": 0.1}, "autoencoder", {}),
         ({"kind": "continuous-bernoulli"}, "elbo", {"prior": {"kind": "mixture", "components": 3}}),
-        ({"kind": "discretised-logistic"}, "elbo", RESIDUAL),
+        ({"kind": "discretised-logistic"}, "elbo", SPATIAL),
     ],
 )
 def test_every_claim_is_made_on_every_kind_of_model(likelihood, objective, more, monkeypatch):

@@ -1,12 +1,15 @@
-"""Readings of the encoder's output; the best σ of a Gaussian likelihood; the residual network as a first stage."""
+"""Readings of the encoder's output; the best σ of a Gaussian likelihood; the trained model as a first stage."""
 
 import math
 
 import pytest
 import torch
 
+from model_sections import AUTOENCODER_KL
 from small_theory_context import small_context
+from vaeline.config import Model
 from vaeline.theory import scales
+from vaeline.training.build import build_model
 
 
 def test_only_sigma_itself_can_be_no_sigma():
@@ -43,30 +46,25 @@ def test_beside_other_likelihoods_the_squared_error_is_that_of_a_small_gaussian_
     assert claim.numbers["largest_relative_difference"] < 1e-4
 
 
-@pytest.mark.parametrize(("height", "halvings"), [(28, 2), (8, 3), (7, 0), (6, 1)])
-def test_the_small_residual_network_fits_the_image(height: int, halvings: int):
-    assert len(scales.small((1, height, 28 if height != 8 else 8)).channels) == halvings + 1
-
-
-def test_stable_diffusions_first_stage_is_the_large_network_and_what_the_words_add():
-    """Its public weights (CompVis, kl-f8, without the 1 x 1 convolutions at the latents): 34,163,592 and 49,490,179."""
+def test_stable_diffusions_sizes_are_those_of_its_network():
     claim = scales.latent_diffusion(small_context())
-    assert claim.pictures == [], "an untrained network has no latents to show, and no scale"
-    assert "scale_factor" not in claim.numbers["here"]
-    large, more = claim.numbers["stable_diffusion_size"], claim.numbers["stable_diffusion_more"]
-    assert (large["factor"], large["latents"], large["compression"]) == (8, [4, 64, 64], 48)
-    assert more == {"middle": 9_443_328, "attention": 1_051_648, "third_blocks": 10_920_192}
-    assert large["encoder_parameters"] + more["middle"] + more["attention"] == 34_163_592
-    assert large["decoder_parameters"] + sum(more.values()) == 49_490_179
+    assert claim.pictures == [], "the trained model is another: no latents to show, and no scale"
+    theirs = claim.numbers["stable_diffusion"]
+    channels, network = [128, 256, 512, 512], {"kind": "autoencoder-kl", "layers_per_block": 2, "latent_channels": 4}
+    section = {"latent_dim": 4 * 64 * 64, "network": network | {"block_out_channels": channels}}
+    with torch.device("meta"):
+        model = build_model(Model.model_validate(section | {"likelihood": {"kind": "gaussian"}}), (3, 512, 512), "elbo")
+        assert list(model.encoder[:3](torch.zeros(1, 3, 512, 512)).chunk(2, 1)[0].shape[1:]) == theirs["latents"]
+    counts = [sum(p.numel() for p in part.network.parameters()) for part in (model.encoder, model.decoder)]
+    assert counts == [theirs["encoder_parameters"], theirs["decoder_parameters"]]
+    assert theirs["compression"] == 3 * 512 * 512 / model.latent_dim
 
 
-def test_a_trained_residual_network_is_measured_itself_and_its_scaled_latents_have_variance_one():
-    network = {"kind": "residual", "channels": [4, 8], "latent_channels": 1, "blocks": 1}
-    here = small_context(network=network, latent_dim=16)
+def test_a_trained_first_stage_is_measured_itself_and_its_scaled_latents_have_variance_one():
+    here = small_context(network=AUTOENCODER_KL, latent_dim=16)
     claim = scales.latent_diffusion(here)
     assert [picture.name for picture in claim.pictures] == ["latents"]
     assert claim.numbers["here"]["scaled_variance"] == pytest.approx(1, abs=0.1)
-    assert claim.numbers["here"]["encoder_parameters"] == sum(p.numel() for p in here.model.encoder.parameters())
     posterior = here.model.encode(here.observed(here.train.pixels, "oracle"))
     variance = (posterior.mean.var() + torch.exp(posterior.log_variance).mean()).item()
     assert claim.numbers["here"]["scale_factor"] == pytest.approx(variance**-0.5, rel=0.02)

@@ -13,7 +13,7 @@ from vaeline.data.batches import Resident
 from vaeline.training import splits
 from vaeline.training.build import build_model
 from vaeline.training.randomness import Noise
-from vaeline.training.splits import Splits, scale_factor, validate
+from vaeline.training.splits import Splits, latent_scale, validate
 
 
 def test_mistake_8_every_image_counts_once_and_as_much_as_any_other(monkeypatch: pytest.MonkeyPatch):
@@ -60,12 +60,13 @@ class Encoder(nn.Module):
         return torch.cat([5 + 3 * x.flatten(1), raw], dim=1)
 
 
-def test_the_scale_factor_gives_the_latents_variance_one() -> None:
+def test_the_scale_gives_the_latents_mean_zero_and_variance_one() -> None:
     """Mistake 18: statistics of another split; the validation split here has none of the white pixels."""
     checkers = np.repeat(np.arange(4000) % 2 * 255, 2).astype(np.uint8).reshape(4000, 1, 1, 2)  # two pixels an image
     data = Splits(checkers, np.zeros_like(checkers[:200]), "none")
     vae = VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
-    factor = scale_factor(vae, data, 1, CPU)
+    mean, factor = latent_scale(vae, data, 1, CPU)
     variance = 0.25 + 9 * (255 / 256) ** 2 / 4  # of the samples: that of the means, 9/4, is too small by 10 %
     assert factor**-2 == pytest.approx(variance, rel=0.05)
-    assert factor == scale_factor(vae, data, 1, CPU)
+    assert mean == pytest.approx(5 + 3 * (255 / 2 + 0.5) / 256, rel=0.01)
+    assert (mean, factor) == latent_scale(vae, data, 1, CPU)

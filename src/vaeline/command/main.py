@@ -99,14 +99,20 @@ def verify(
 def export(
     uri: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3 or a folder")],
     folder: Annotated[Path, typer.Argument(help="where to write; an earlier export there is replaced")],
+    kind: Annotated[Literal["onnx", "diffusers"], typer.Option("--format", help="what is to read it")] = "onnx",
 ) -> None:
-    """Write a model as ONNX, for use without torch: encoder.onnx, decoder.onnx, and model.json, their description.
+    """Write a model for another library, compared with it first.
 
-    Both graphs are compared with torch first, by ONNX Runtime. Needs the extra: pip install 'vaeline[onnx]'.
+    onnx: encoder.onnx, decoder.onnx, and model.json, their description; for use without torch. diffusers: config.json
+    and safetensors, for AutoencoderKL.from_pretrained. Needs the extra: pip install 'vaeline[onnx]', or [diffusion].
     """
-    from vaeline.serving.onnx_export import TOLERANCE, export_onnx
-
-    encoder, decoder = (f"{error:.1e}" for error in export_onnx(vaeline.load(uri).loaded, folder))
+    if kind == "onnx":
+        from vaeline.serving.onnx_export import TOLERANCE
+        from vaeline.serving.onnx_export import export_onnx as write
+    else:
+        from vaeline.serving.diffusers_export import TOLERANCE
+        from vaeline.serving.diffusers_export import export_diffusers as write
+    encoder, decoder = (f"{error:.1e}" for error in write(vaeline.load(uri).loaded, folder))
     typer.echo(f"{folder}: encoder within {encoder}, decoder within {decoder} of torch (allowed: {TOLERANCE:.0e})")
 
 

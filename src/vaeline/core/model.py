@@ -1,6 +1,7 @@
 """The VAE: an encoder, a decoder, a likelihood and a prior; pictures of it. No loss here: see objectives.py."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ class VAE(nn.Module):
 
     `encoder` maps [B, C, H, W] to [B, 2 Z], the mean and the raw log variance of q(z|x); `decoder` maps [N, Z] to
     [N, C, H, W], the likelihood's output. A `deterministic` one, a plain autoencoder, has an encoder that emits the
-    mean alone, [B, Z]: q(z|x) is then as narrow as a log variance may be, exp(-20).
+    mean alone, [B, Z]: q(z|x) is then as narrow as a log variance may be, exp(-20). `bounded` makes the log variance of
+    the raw one.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class VAE(nn.Module):
         shape: Shape,
         latent_dim: int,
         deterministic: bool = False,
+        bounded: Callable[[Tensor], Tensor] = bounded_log_variance,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.bounded = encoder, decoder, bounded
         self.likelihood, self.prior = likelihood, prior
         self.shape, self.latent_dim, self.deterministic = shape, latent_dim, deterministic
         if isinstance(prior, VampPrior):
@@ -50,7 +53,7 @@ class VAE(nn.Module):
         if self.deterministic:
             return DiagonalGaussian(raw, torch.full_like(raw, -LOG_VARIANCE_BOUND))
         mean, raw_log_variance = raw.chunk(2, dim=1)
-        return DiagonalGaussian(mean, bounded_log_variance(raw_log_variance))
+        return DiagonalGaussian(mean, self.bounded(raw_log_variance))
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's output for z [N, Z]: [N, C, H, W]; float32 also under autocast."""

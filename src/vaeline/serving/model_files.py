@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
@@ -45,7 +45,9 @@ class Description(Section):
     objective: Literal["elbo", "iwae", "autoencoder"]
     precision: Literal["float32", "bfloat16"] = "float32"  # of training's matrix products
     data: DataIdentity
-    scale_factor: config.Positive | None = None  # times it, spatial latents have variance 1: for latent diffusion
+    # (z - shift_factor) * scale_factor has mean 0 and variance 1: for latent diffusion on an AutoencoderKL's latents
+    shift_factor: FiniteFloat | None = None
+    scale_factor: config.Positive | None = None
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,33 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from vaeline import config
+from vaeline.core.autoencoder_kl import latent_shape
 from vaeline.core.distributions import LARGEST_LOG_VARIANCE, LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
-from vaeline.core.networks import Shape, latent_shape
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
 from vaeline.theory.claim import Claim, Context
 from vaeline.training.build import build_model
-from vaeline.training.splits import Splits, scale_factor
+from vaeline.training.splits import Splits, latent_scale
 
 HEADS = ("log σ²", "σ", "softplus")
 STEPS, BATCH, RATE = 250, 64, 3e-3
 SMALL = config.Mlp(kind="mlp", hidden=[64], activation="silu")
 SMALL_LATENTS = 10
 LEAST_SIGMA = 1e-6  # in whose place a σ that is none is put, so that training can go on
-SMALL_CHANNELS = (16, 32, 64, 64)  # of the residual network: as many as the image can be halved
 SCALED, COLUMNS = 256, 10  # images that latents are scaled on, and that are shown
-# Rombach et al. 2022 (arXiv:2112.10752): f = 8, four latent channels, images of 512 x 512
-LARGE = config.Residual(kind="residual", channels=[128, 256, 512, 512], latent_channels=4, blocks=2)
-LARGE_SHAPE = (3, 512, 512)
-# What their network has and LARGE lacks, in parameters: 3 x 3 convolutions, group norms, 1 x 1 convolutions
-BLOCK = {c: 2 * (9 * c * c + c + 2 * c) for c in (128, 256, 512)}  # a residual block that keeps its c channels
-MIDDLE, ATTENTION = 2 * BLOCK[512], 4 * (512 * 512 + 512) + 2 * 512
-THIRD_BLOCKS = BLOCK[128] + BLOCK[256] + 2 * BLOCK[512]
+# Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv:2112.10752: kl-f8), its public weights counted without the
+# 1 x 1 convolutions at the latents
+THEIRS: dict[str, Any] = {
+    "shape": [3, 512, 512],
+    "latents": [4, 64, 64],
+    "factor": 8,
+    "compression": 48.0,
+    "encoder_parameters": 34_163_592,
+    "decoder_parameters": 49_490_179,
+    "scale_factor": 0.18215,
+}
 RAW = (-200.0, -110.0, -20.0, 0.0, 20.0, 200.0)
 
 
@@ -214,69 +217,54 @@ def _root(errors: Tensor) -> Measured:
 
 
 def latent_diffusion(context: Context) -> Claim:
-    """The residual network at two sizes; of a trained one its latents and their scale."""
+    """Stable Diffusion's autoencoder beside a trained one of its kind, whose latents and their scale are measured."""
     title = "Stable Diffusion's first stage is a VAE of the same components"
-    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   scale = 1 / std(z)"
-    trained, network = isinstance(context.section.network, config.Residual), context.section.network
-    if not isinstance(network, config.Residual):
-        network = small(context.model.shape)
-    with torch.device("meta"):  # sizes, no numbers
-        here, large = _sizes(network, context.model.shape), _sizes(LARGE, LARGE_SHAPE)
+    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   z' = (z - mean(z)) / std(z)"
+    network, numbers = context.section.network, dict[str, Any](stable_diffusion=THEIRS)
     words = [
-        "First row: this package's residual network on images like these "
-        f"({'the trained model' if trained else 'not trained here: sizes only'}). Second: the same code at the widths "
-        "of Stable Diffusion's autoencoder. The posterior, its sample and the KL are those of every other section; "
-        "latents keep their places.",
-        f"Theirs has more: in the middle of encoder and decoder two residual blocks ({MIDDLE:,} parameters) and an "
-        f"attention layer ({ATTENTION:,}), and in the decoder a third block a level ({THIRD_BLOCKS:,}). It is trained "
-        "with a perceptual and an adversarial loss beside the reconstruction's, and a very small weight of the KL.",
+        "Its encoder gives a mean and a log σ² at each place of a smaller picture; the posterior, its sample, the KL "
+        "and the bound are those of every other section. Latents keep their places. It is trained with a perceptual "
+        "and an adversarial loss beside the reconstruction's, and with a very small weight of the KL.",
+        "Here it is `model.network.kind: autoencoder-kl`, the same code (diffusers' AutoencoderKL) at any widths: "
+        "`vaeline export --format diffusers` writes a trained one as diffusers reads it.",
     ]
-    numbers: dict[str, Any] = {"here": here, "stable_diffusion_size": large}
-    numbers["stable_diffusion_more"] = {"middle": MIDDLE, "attention": ATTENTION, "third_blocks": THIRD_BLOCKS}
-    scale, pictures = math.nan, []
-    if trained:
-        model = copy.deepcopy(context.model)
+    header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
+    rows, pictures = [_row(THEIRS)], []
+    if isinstance(network, config.AutoencoderKl):
+        model, shape = copy.deepcopy(context.model), context.model.shape
+        latents = latent_shape(shape, len(network.block_out_channels), network.latent_channels)
         parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
         splits = (Splits(part, part, context.binarise) for part in parts)
-        scale, other = (scale_factor(model, split, context.options.seed, context.device) for split in splits)
+        (_, scale), (_, other) = (latent_scale(model, each, context.options.seed, context.device) for each in splits)
         spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
         words.append(
-            "A diffusion model wants latents of variance 1: stage train writes 1 / std(z), over the training images, "
-            f"into models/config.json. {scale:.4f} here, 0.18215 in Stable Diffusion; the variance of other images' "
-            f"scaled latents is {spread:.4f}."
+            "A diffusion model wants latents of variance 1: stage train writes their mean and 1 / std(z), over the "
+            f"training images, into models/config.json. 1 / std(z) is {scale:.4f} here, 0.18215 in Stable Diffusion; "
+            f"the variance of other images' scaled latents is {spread:.4f}."
         )
-        here |= {"scale_factor": scale, "scaled_variance": spread}
-        pictures.append(_maps(context, model, here["latents"], here["factor"]))
-    header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
-    rows = (_row(here, f"{scale:.4f}" if trained else "of a trained one only"), _row(large, "0.18215 (theirs)"))
+        here: dict[str, Any] = {
+            "shape": list(shape),
+            "latents": list(latents),
+            "factor": shape[1] // latents[1],
+            "compression": math.prod(shape) / math.prod(latents),
+            "encoder_parameters": _parameters(model.encoder),
+            "decoder_parameters": _parameters(model.decoder),
+            "scale_factor": scale,
+            "scaled_variance": spread,
+        }
+        numbers["here"] = here
+        rows, pictures = [_row(here), *rows], [_maps(context, model, here["latents"], here["factor"])]
     return Claim("latent_diffusion", title, equation, words, numbers, (header, *rows), pictures)
 
 
-def small(shape: Shape) -> config.Residual:
-    """As many halvings as the image allows, at most three."""
-    halvings = max(n for n in range(len(SMALL_CHANNELS)) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
-    return config.Residual(kind="residual", channels=list(SMALL_CHANNELS[: halvings + 1]), latent_channels=4, blocks=1)
+def _parameters(part: torch.nn.Module) -> int:
+    return sum(p.numel() for p in part.get_submodule("network").parameters())
 
 
-def _sizes(network: config.Residual, shape: Shape) -> dict[str, Any]:
-    """Shapes and parameter counts, as theory.json has them."""
-    latents = latent_shape(shape, network.channels, network.latent_channels)
-    section = {"latent_dim": math.prod(latents), "network": network, "likelihood": {"kind": "gaussian"}}
-    model = build_model(config.Model.model_validate(section), shape, "elbo", seed=0)
-    return {
-        "shape": list(shape),
-        "latents": list(latents),
-        "factor": shape[1] // latents[1],
-        "compression": math.prod(shape) / math.prod(latents),
-        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
-        "decoder_parameters": sum(p.numel() for p in model.decoder.parameters()),
-    }
-
-
-def _row(sizes: dict[str, Any], scale: str) -> tuple[str, ...]:
-    shape, latents, f, compression, encoder, decoder = list(sizes.values())[:6]
+def _row(sizes: dict[str, Any]) -> tuple[str, ...]:
+    shape, latents, f, compression, encoder, decoder, scale = list(sizes.values())[:7]
     image, latents = " × ".join(map(str, shape)), " × ".join(map(str, latents))
-    return image, str(f), latents, f"{compression:.1f}", f"{encoder:,}", f"{decoder:,}", scale
+    return image, str(f), latents, f"{compression:.1f}", f"{encoder:,}", f"{decoder:,}", f"{scale:.4g}"
 
 
 @torch.no_grad()

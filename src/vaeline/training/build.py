@@ -5,6 +5,8 @@ from torch import nn
 
 from vaeline import config
 from vaeline.core import likelihoods, networks, priors
+from vaeline.core.autoencoder_kl import clamped_log_variance, kl_networks
+from vaeline.core.distributions import bounded_log_variance
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 
@@ -34,7 +36,8 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
                 likelihood = likelihoods.ContinuousBernoulli()
             case config.DiscretisedLogistic(scale=scale):
                 likelihood = likelihoods.DiscretisedLogistic(shape if scale == "pixel" else ())
-        if isinstance(likelihood, likelihoods.Gaussian):
+        is_kl = isinstance(model.network, config.AutoencoderKl)
+        if isinstance(likelihood, likelihoods.Gaussian) and not is_kl:
             decoder.append(networks.UnitInterval())  # its output is a pixel
         match model.prior:
             case config.StandardNormal():
@@ -43,7 +46,16 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
                 prior = priors.VampPrior(components, shape)
             case config.Mixture(components=components):
                 prior = priors.MixtureOfGaussians(components, latent_dim)
-        return VAE(encoder, decoder, likelihood, prior, shape=shape, latent_dim=latent_dim, deterministic=deterministic)
+        return VAE(
+            encoder,
+            decoder,
+            likelihood,
+            prior,
+            shape=shape,
+            latent_dim=latent_dim,
+            deterministic=deterministic,
+            bounded=clamped_log_variance if is_kl else bounded_log_variance,
+        )
 
 
 def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple[nn.Sequential, nn.Sequential]:
@@ -57,7 +69,7 @@ def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple
         case config.Conv(channels=channels, hidden=hidden, activation=activation):
             encoder = networks.conv_encoder(shape, channels, hidden, outputs, activation)
             decoder = networks.conv_decoder(shape, channels, hidden, latent_dim, activation)
-        case config.Residual(channels=channels, latent_channels=latent_channels, blocks=blocks):
-            encoder = networks.residual_encoder(shape, channels, blocks, latent_channels * numbers)
-            decoder = networks.residual_decoder(shape, channels, blocks, latent_channels)
+        case config.AutoencoderKl() as network:
+            discrete, settings = model.likelihood.kind == "discretised-logistic", network.model_dump(exclude={"kind"})
+            encoder, decoder = kl_networks(shape, settings, discrete=discrete, mean_only=numbers == 1)
     return encoder, decoder

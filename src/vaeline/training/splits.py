@@ -82,8 +82,8 @@ def validate(
 
 
 @torch.no_grad()
-def scale_factor(model: VAE, splits: Splits, seed: int, device: torch.device) -> float:
-    """1 / (standard deviation of z ~ q(z|x) over the training images and latents), for latent diffusion.
+def latent_scale(model: VAE, splits: Splits, seed: int, device: torch.device) -> tuple[float, float]:
+    """Mean and 1 / (standard deviation) of z ~ q(z|x) over the training images and latents, for latent diffusion.
 
     Rombach et al. 2022 (arXiv:2112.10752), appendix G, who take the first batch. The model ends on the CPU.
     """
@@ -99,4 +99,4 @@ def scale_factor(model: VAE, splits: Splits, seed: int, device: torch.device) ->
         sums += torch.stack([z.sum(), z.square().sum(), torch.full_like(sums[0], z.numel())])
     model.cpu()
     total, squares, count = sums.tolist()
-    return float((squares / count - (total / count) ** 2) ** -0.5)
+    return total / count, float((squares / count - (total / count) ** 2) ** -0.5)

@@ -72,10 +72,11 @@ def train(
     with torch.no_grad():
         if isinstance(vae.prior, VampPrior):
             vae.prior.pseudo_inputs.copy_(splits.some(len(vae.prior.pseudo_inputs), options.seed))
-        bias = [parameter for name, parameter in vae.decoder.named_parameters() if name.endswith("bias")][-1]
-        images = splits.some(min(len(splits.train), MEAN_IMAGES), options.seed)
-        mean = images.mean(0) if bias.numel() == images[0].numel() else images.mean((0, 2, 3))
-        bias.copy_(vae.likelihood.start(mean).flatten())  # each pixel, or each channel, as Burda et al. 2015 do
+        if not isinstance(model.network, config.AutoencoderKl):
+            bias = [parameter for name, parameter in vae.decoder.named_parameters() if name.endswith("bias")][-1]
+            images = splits.some(min(len(splits.train), MEAN_IMAGES), options.seed)
+            mean = images.mean(0) if bias.numel() == images[0].numel() else images.mean((0, 2, 3))
+            bias.copy_(vae.likelihood.start(mean).flatten())  # each pixel, or each channel, as Burda et al. 2015 do
     if options.free_bits and not group.is_single:
         raise UserError(f"train.free_bits: needs the KL of whole batches, not of {group.size} processes; allowed: 0")
     keep_freed_memory()

@@ -1,0 +1,57 @@
+"""Export to diffusers: a folder that `AutoencoderKL.from_pretrained` reads, config.json and safetensors.
+
+Its `encode` takes pixels as u8 / 127.5 - 1; (`decode(z)` + 1) / 2 is the likelihood's output, the picture on [0, 1].
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from vaeline import config
+from vaeline.core.autoencoder_kl import diffusers_config, latent_shape, to_diffusers
+from vaeline.errors import UserError, optional_imports
+from vaeline.io.atomic_write import write_files
+from vaeline.serving.model_files import CONFIG, LoadedModel
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TOLERANCE = 1e-5  # between diffusers and vaeline: |difference| <= TOLERANCE * max(1, |vaeline's|)
+EXAMPLES = 4  # images on which both are compared
+
+
+@torch.no_grad()
+def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
+    """Write the two files of a model on the CPU; those of an earlier export are replaced together.
+
+    Returns the largest difference of the encoder's numbers and of the pictures between diffusers and vaeline, in parts
+    of max(1, |value|). Raises UserError, before anything is written, where one is above TOLERANCE, and for another
+    network than AutoencoderKL.
+    """
+    vae, network, description = loaded.vae, loaded.config.model.network, loaded.config
+    if not isinstance(network, config.AutoencoderKl) or vae.deterministic:
+        found = f"model.network.kind: found '{network.kind}'" if not vae.deterministic else "objective: 'autoencoder'"
+        raise UserError(f"{found}; allowed for diffusers: 'autoencoder-kl', trained as a VAE")
+    with optional_imports("diffusion"):
+        import diffusers
+    arguments = diffusers_config(vae.shape, network.model_dump(exclude={"kind"})) | {"sample_size": max(vae.shape[1:])}
+    arguments |= {"scaling_factor": description.scale_factor or 1.0, "shift_factor": description.shift_factor}
+    theirs, weights = diffusers.AutoencoderKL(**arguments), to_diffusers(vae.state_dict())
+    theirs.load_state_dict(weights)
+    pixels = torch.randint(0, 256, (EXAMPLES, *vae.shape), generator=torch.Generator().manual_seed(EXAMPLES))
+    posterior = vae.encode(vae.likelihood.observe(pixels, None))
+    latents = latent_shape(vae.shape, len(network.block_out_channels), network.latent_channels)
+    found = theirs.eval().encode(pixels / 127.5 - 1).latent_dist
+    pictures = (theirs.decode(posterior.mean.view(-1, *latents)).sample + 1) / 2
+    pairs = {found.mean: posterior.mean, found.logvar: posterior.log_variance, pictures: vae.decode(posterior.mean)}
+    errors = [
+        float(((a.flatten(1) - b.flatten(1)).abs() / b.flatten(1).abs().clamp(min=1)).max()) for a, b in pairs.items()
+    ]
+    if not max(errors) <= TOLERANCE:
+        raise UserError(f"{folder}: diffusers differs by {max(errors):.1e}; allowed: {TOLERANCE:.0e}; nothing written")
+    about = dict(theirs.config) | {"_class_name": "AutoencoderKL", "_diffusers_version": diffusers.__version__}
+    about = {name: value for name, value in about.items() if not name.startswith("_use_default")}
+    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    content = save(weights, {"format": "pt", "vaeline.model": loaded.digest})
+    write_files({folder / WEIGHTS: content, folder / CONFIG: text.encode()})
+    return max(errors[:2]), errors[2]

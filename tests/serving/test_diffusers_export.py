@@ -1,0 +1,91 @@
+"""A trained first stage as diffusers loads it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from model_sections import AUTOENCODER_KL, LIKELIHOODS, MLP, described
+from vaeline import config
+from vaeline.command.main import app
+from vaeline.errors import UserError
+from vaeline.serving import diffusers_export
+from vaeline.serving.diffusers_export import export_diffusers
+from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import LoadedModel, load_model, save_model
+from vaeline.training.build import build_model
+
+
+def saved(folder: Path, network: dict[str, Any] = AUTOENCODER_KL, objective: str = "elbo", **more: Any) -> LoadedModel:
+    content = {"latent_dim": 12, "network": network, "likelihood": LIKELIHOODS[1]} | more
+    section = config.Model.model_validate(content)
+    scale = {"scale_factor": 2.5, "shift_factor": -0.25}
+    save_model(folder, build_model(section, (3, 8, 6), objective, seed=1), described(section, objective) | scale)
+    return load_model(folder)
+
+
+@pytest.mark.parametrize("likelihood", [LIKELIHOODS[1], LIKELIHOODS[4]], ids=["dequantised", "discrete"])
+@pytest.mark.parametrize("attention", [True, False])
+def test_diffusers_encodes_and_decodes_as_vaeline_does(tmp_path: Path, likelihood: dict[str, Any], attention: bool):
+    network = AUTOENCODER_KL | {"mid_block_add_attention": attention}
+    loaded = saved(tmp_path / "model", network, likelihood=likelihood)
+    assert max(export_diffusers(loaded, tmp_path / "out")) <= 1e-5
+    theirs = AutoencoderKL.from_pretrained(tmp_path / "out")
+    assert (theirs.config.scaling_factor, theirs.config.shift_factor) == (2.5, -0.25)
+    pixels = np.random.default_rng(5).integers(0, 256, (3, 3, 8, 6), dtype=np.uint8)
+    ours, (pixels[0], pixels[1]) = TrainedModel(loaded), (0, 255)
+    with torch.no_grad():
+        posterior = theirs.encode(torch.from_numpy(pixels) / 127.5 - 1).latent_dist
+        pictures = theirs.decode(posterior.mean).sample / 2 + 0.5
+    latents = ours.encode(pixels)
+    log_variance = loaded.vae.encode(loaded.vae.likelihood.observe(torch.from_numpy(pixels), None)).log_variance
+    np.testing.assert_allclose(posterior.mean.flatten(1), latents, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(posterior.logvar.flatten(1), log_variance, rtol=1e-5, atol=1e-5)
+    if likelihood["kind"] == "gaussian":  # whose expected pixels are its output on [0, 1]
+        np.testing.assert_allclose(pictures.clamp(0, 1), ours.decode(latents), rtol=1e-5, atol=1e-5)
+
+
+def test_the_export_has_the_same_bytes_again_and_names_the_model(tmp_path: Path):
+    loaded, digests = saved(tmp_path / "model"), set()
+    for name in ("one", "two"):
+        export_diffusers(loaded, tmp_path / name)
+        files = sorted((tmp_path / name).iterdir())
+        assert [path.name for path in files] == ["config.json", "diffusion_pytorch_model.safetensors"]
+        digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
+    assert len(digests) == 1
+    with safe_open(tmp_path / "one" / diffusers_export.WEIGHTS, "pt") as file:
+        assert file.metadata() == {"format": "pt", "vaeline.model": loaded.digest}
+
+
+@pytest.mark.parametrize(
+    ("network", "objective", "line"),
+    [
+        (MLP, "elbo", r"^model.network.kind: found 'mlp'; allowed for diffusers: 'autoencoder-kl', trained as a VAE$"),
+        (AUTOENCODER_KL, "autoencoder", "^objective: 'autoencoder'; allowed"),
+    ],
+)
+def test_a_model_that_diffusers_does_not_have_is_refused(tmp_path: Path, network: Any, objective: str, line: str):
+    with pytest.raises(UserError, match=line):
+        export_diffusers(saved(tmp_path, network, objective), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(diffusers_export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"out: diffusers differs by .*; allowed: .*; nothing written$"):
+        export_diffusers(saved(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_takes_the_format(tmp_path: Path):
+    saved(tmp_path / "model")
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "diffusers"])
+    assert (done.exit_code, done.output.count("\n")) == (0, 1), done.output
+    assert "(allowed: 1e-05)" in done.output
+    assert CliRunner().invoke(app, ["export", "x", "y", "--format", "gguf"]).exit_code == 2
