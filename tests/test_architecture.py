@@ -131,6 +131,7 @@ def test_core_takes_plain_values_and_touches_no_files():
     [
         ("mlflow", ("vaeline.tracking", "vaeline.registry", "vaeline.serving")),
         ("prefect", ("pipeline.flows", "pipeline.services")),
+        ("diffusers", ("vaeline.core.autoencoder_kl", "vaeline.serving.diffusers_export")),
         ("ruamel", "vaeline.io.yaml_config"),
         ("typer", ("pipeline.cli", "pipeline.commands", "vaeline.command")),
     ],
