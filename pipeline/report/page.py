@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
-from vaeline.config import Params, Train
+from vaeline.config import Params
+from vaeline.config_train import Train
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest

@@ -8,18 +8,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.io.yaml_config import Section, read_yaml, validate
+from vaeline.config_train import Train
+from vaeline.io.yaml_config import (
+    BY_KIND,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Section,
+    Seed,
+    read_yaml,
+    validate,
+)
 
 Shape = tuple[int, int, int]  # C, H, W
 Binarise = Literal["none", "static", "dynamic"]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Activation = Literal["relu", "tanh", "silu"]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=65536)]
-BY_KIND = Field(discriminator="kind")
 SHAPES: dict[str, Shape] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 SHAPES |= dict.fromkeys(("fashion-mnist", "mnist", "kmnist"), (1, 28, 28))
 
@@ -193,45 +198,6 @@ class Model(Section):
         if 4 * weights > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             found = f"weights of {4 * weights / 1e9:,.0f} GB for {size}"
             raise ValueError(f"model: {found}; allowed: the {memory / 1e9:,.0f} GB of this machine's memory")
-
-
-class Train(Section):
-    """Section `train`."""
-
-    objective: Literal["elbo", "iwae", "autoencoder"]
-    estimator: Literal[  # of the objective's gradient
-        "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
-    ] = "pathwise"
-    samples: Annotated[int, Field(ge=1, le=5000)] = 1  # of z an image and step: iwae's k
-    beta: NonNegative
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    free_bits: NonNegative  # nats per latent dimension
-    epochs: Count
-    batch_size: Count
-    learning_rate: Positive
-    gradient_clip: Positive
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
-    patience: Count
-    seed: Seed
-
-    @model_validator(mode="after")
-    def _not_contradictory(self) -> Self:
-        objective, estimator, weighed = self.objective, self.estimator, self.beta != 1 or self.warmup_epochs > 0
-        if objective != "elbo" and (weighed or self.free_bits):
-            raise ValueError(f"objective '{objective}' has no KL: beta must be 1, warmup_epochs and free_bits 0")
-        if objective == "autoencoder" and (estimator, self.samples) != ("pathwise", 1):
-            raise ValueError("objective 'autoencoder' draws no samples: estimator must be pathwise, samples 1")
-        if estimator == "doubly-reparameterised" and objective == "elbo":
-            raise ValueError(f"estimator '{estimator}' is for objective iwae; for elbo it is sticking-the-landing")
-        if estimator == "sticking-the-landing" and objective == "iwae":
-            raise ValueError(f"estimator '{estimator}' is biased for objective iwae: use doubly-reparameterised")
-        if estimator == "score-function-baseline" and self.samples == 1:
-            raise ValueError(f"estimator '{estimator}' leaves one sample out: samples must be at least 2, found 1")
-        if estimator != "pathwise" and self.free_bits:
-            raise ValueError(f"free_bits need a closed-form KL: estimator must be pathwise, found '{estimator}'")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
-        return self
 
 
 class Evaluate(Section):

@@ -7,7 +7,8 @@ and emits y, the picture (y + 1) / 2 on [0, 1]: so do these, whatever data space
 # ruff: noqa: D102 - a module's docstring documents its forward
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,25 +40,38 @@ class First(nn.Module):
         return x[:, : self.count]
 
 
-def latent_shape(shape: Shape, channels: int, latent_channels: int) -> Shape:
-    """The latents' c, H / f, W / f for so many channel counts, where f divides H and W."""
-    factor, (_, height, width) = 2 ** (channels - 1), shape
-    return latent_channels, height // factor, width // factor
+@dataclass(frozen=True)
+class Sizes:
+    """AutoencoderKL's arguments, under its names, that are free here."""
 
+    block_out_channels: Sequence[int]
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    mid_block_add_attention: bool
 
-def diffusers_config(shape: Shape, network: Mapping[str, Any]) -> dict[str, Any]:
-    """AutoencoderKL's arguments for images of this shape; `network` has those that `Params` names."""
-    levels = len(network["block_out_channels"])
-    return {
-        "in_channels": shape[0],
-        "out_channels": shape[0],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "act_fn": "silu",
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        **network,
-    }
+    def latents(self, shape: Shape) -> Shape:
+        """c, H / f, W / f of images whose H and W the factor f divides."""
+        factor, (_, height, width) = 2 ** (len(self.block_out_channels) - 1), shape
+        return self.latent_channels, height // factor, width // factor
+
+    def arguments(self, shape: Shape) -> dict[str, Any]:
+        """All of AutoencoderKL's arguments for images of this shape."""
+        levels = len(self.block_out_channels)
+        return {
+            "in_channels": shape[0],
+            "out_channels": shape[0],
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "block_out_channels": list(self.block_out_channels),
+            "layers_per_block": self.layers_per_block,
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": self.norm_num_groups,
+            "mid_block_add_attention": self.mid_block_add_attention,
+            "act_fn": "silu",
+            "use_quant_conv": True,
+            "use_post_quant_conv": True,
+        }
 
 
 def clamped_log_variance(raw: Tensor) -> Tensor:
@@ -65,9 +79,7 @@ def clamped_log_variance(raw: Tensor) -> Tensor:
     return raw.clamp(-30.0, 20.0)
 
 
-def kl_networks(
-    shape: Shape, network: Mapping[str, Any], *, discrete: bool, mean_only: bool
-) -> tuple[nn.Sequential, nn.Sequential]:
+def kl_networks(shape: Shape, sizes: Sizes, *, discrete: bool, mean_only: bool) -> tuple[nn.Sequential, nn.Sequential]:
     """Encoder [B, C, H, W] -> [B, 2 Z], or [B, Z] with the mean only, and decoder [B, Z] -> [B, C, H, W].
 
     x is u8 / 255 of a `discrete` likelihood and (u8 + 1/2) / 256 of another. Attention is plain matrix products:
@@ -75,9 +87,9 @@ def kl_networks(
     """
     with optional_imports("diffusion"):
         from diffusers import AutoencoderKL
-    whole = AutoencoderKL(**diffusers_config(shape, network))
+    whole = AutoencoderKL(**sizes.arguments(shape))
     whole.set_default_attn_processor()
-    latents = latent_shape(shape, len(network["block_out_channels"]), network["latent_channels"])
+    latents = sizes.latents(shape)
     scale = Affine(2.0, -1.0) if discrete else Affine(256 / 127.5, -0.5 / 127.5 - 1)
     encoder = OrderedDict[str, nn.Module](scale=scale, network=whole.encoder, quant_conv=whole.quant_conv)
     encoder["flatten"] = nn.Flatten()

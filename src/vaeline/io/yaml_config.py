@@ -4,9 +4,9 @@ import difflib
 import re
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -19,6 +19,12 @@ MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # read within a second
 AMBIGUOUS = re.compile(
     r"[-+]?(0[\d_]+|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
 )  # numbers, as 010: 8 or 10
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+BY_KIND = Field(discriminator="kind")
 LONGEST = 3000  # characters of a value; Python shows no number of more than 4,300 digits, and 0x reads any
 
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save
 
 from vaeline import config
-from vaeline.core.autoencoder_kl import diffusers_config, latent_shape, to_diffusers
+from vaeline.core.autoencoder_kl import to_diffusers
 from vaeline.errors import UserError, optional_imports
 from vaeline.io.atomic_write import write_files
 from vaeline.serving.model_files import CONFIG, LoadedModel
+from vaeline.training.build import kl_sizes
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLERANCE = 1e-5  # between diffusers and vaeline: |difference| <= TOLERANCE * max(1, |vaeline's|)
@@ -34,15 +35,15 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         raise UserError(f"{found}; allowed for diffusers: 'autoencoder-kl', trained as a VAE")
     with optional_imports("diffusion"):
         import diffusers
-    arguments = diffusers_config(vae.shape, network.model_dump(exclude={"kind"})) | {"sample_size": max(vae.shape[1:])}
+    sizes = kl_sizes(network)
+    arguments = sizes.arguments(vae.shape) | {"sample_size": max(vae.shape[1:])}
     arguments |= {"scaling_factor": description.scale_factor or 1.0, "shift_factor": description.shift_factor}
     theirs, weights = diffusers.AutoencoderKL(**arguments), to_diffusers(vae.state_dict())
     theirs.load_state_dict(weights)
     pixels = torch.randint(0, 256, (EXAMPLES, *vae.shape), generator=torch.Generator().manual_seed(EXAMPLES))
     posterior = vae.encode(vae.likelihood.observe(pixels, None))
-    latents = latent_shape(vae.shape, len(network.block_out_channels), network.latent_channels)
     found = theirs.eval().encode(pixels / 127.5 - 1).latent_dist
-    pictures = (theirs.decode(posterior.mean.view(-1, *latents)).sample + 1) / 2
+    pictures = (theirs.decode(posterior.mean.view(-1, *sizes.latents(vae.shape))).sample + 1) / 2
     pairs = {found.mean: posterior.mean, found.logvar: posterior.log_variance, pictures: vae.decode(posterior.mean)}
     errors = [
         float(((a.flatten(1) - b.flatten(1)).abs() / b.flatten(1).abs().clamp(min=1)).max()) for a, b in pairs.items()

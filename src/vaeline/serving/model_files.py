@@ -20,7 +20,7 @@ from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
 from vaeline.io.safe_read import parse_json, read_bounded, shown
-from vaeline.io.yaml_config import Section, validate
+from vaeline.io.yaml_config import Positive, Section, validate
 from vaeline.training.build import build_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -47,7 +47,7 @@ class Description(Section):
     data: DataIdentity
     # (z - shift_factor) * scale_factor has mean 0 and variance 1: for latent diffusion on an AutoencoderKL's latents
     shift_factor: FiniteFloat | None = None
-    scale_factor: config.Positive | None = None
+    scale_factor: Positive | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaeline import config
 from vaeline.config import Binarise
+from vaeline.config_train import Train
 from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split
 from vaeline.plotting.charts import Picture
@@ -63,7 +64,7 @@ class Context:
         """A model of the section under N(0, I), trained briefly by the training library: the same images and order."""
         epochs, seed = self.options.epochs, self.options.seed
         own = {"objective": objective, "seed": seed, "epochs": epochs, "patience": epochs, "gradient_clip": 100.0}
-        options = config.Train.model_validate(BRIEFLY | own)
+        options = Train.model_validate(BRIEFLY | own)
         data, held_out = self.taken(self.train, self.options.training_images), self.taken(self.validation, VALIDATION)
         splits = Splits(data.pixels, held_out.pixels, self.binarise)
         section = section.model_copy(update={"prior": config.StandardNormal(kind="standard-normal")})

@@ -12,14 +12,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from vaeline import config
-from vaeline.core.autoencoder_kl import latent_shape
 from vaeline.core.distributions import LARGEST_LOG_VARIANCE, LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.plotting.charts import INK, Picture, chart, image_rows
 from vaeline.theory.claim import Claim, Context
-from vaeline.training.build import build_model
+from vaeline.training.build import build_model, kl_sizes
 from vaeline.training.splits import Splits, latent_scale
 
 HEADS = ("log σ²", "σ", "softplus")
@@ -232,7 +231,7 @@ def latent_diffusion(context: Context) -> Claim:
     rows, pictures = [_row(THEIRS)], []
     if isinstance(network, config.AutoencoderKl):
         model, shape = copy.deepcopy(context.model), context.model.shape
-        latents = latent_shape(shape, len(network.block_out_channels), network.latent_channels)
+        latents = kl_sizes(network).latents(shape)
         parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
         splits = (Splits(part, part, context.binarise) for part in parts)
         (_, scale), (_, other) = (latent_scale(model, each, context.options.seed, context.device) for each in splits)

@@ -5,7 +5,7 @@ from torch import nn
 
 from vaeline import config
 from vaeline.core import likelihoods, networks, priors
-from vaeline.core.autoencoder_kl import clamped_log_variance, kl_networks
+from vaeline.core.autoencoder_kl import Sizes, clamped_log_variance, kl_networks
 from vaeline.core.distributions import bounded_log_variance
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
@@ -70,6 +70,11 @@ def _networks(model: config.Model, shape: networks.Shape, numbers: int) -> tuple
             encoder = networks.conv_encoder(shape, channels, hidden, outputs, activation)
             decoder = networks.conv_decoder(shape, channels, hidden, latent_dim, activation)
         case config.AutoencoderKl() as network:
-            discrete, settings = model.likelihood.kind == "discretised-logistic", network.model_dump(exclude={"kind"})
-            encoder, decoder = kl_networks(shape, settings, discrete=discrete, mean_only=numbers == 1)
+            discrete = isinstance(model.likelihood, config.DiscretisedLogistic)
+            encoder, decoder = kl_networks(shape, kl_sizes(network), discrete=discrete, mean_only=numbers == 1)
     return encoder, decoder
+
+
+def kl_sizes(network: config.AutoencoderKl) -> Sizes:
+    """The sizes that the params give an AutoencoderKL."""
+    return Sizes(**network.model_dump(exclude={"kind"}))

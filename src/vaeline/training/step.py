@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeline.config import Train
+from vaeline.config_train import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, surrogate
 from vaeline.training.process_group import SINGLE, ProcessGroup

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
+from vaeline.config_train import Train
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
@@ -46,7 +47,7 @@ class Result:
 
 def train(
     model: config.Model,
-    options: config.Train,
+    options: Train,
     splits: Splits,
     *,
     device: torch.device,
@@ -106,9 +107,7 @@ class _Training:
     settings: Settings
     tracker: Tracker
 
-    def __init__(
-        self, model: VAE, options: config.Train, splits: Splits, group: ProcessGroup, checkpoints: Path
-    ) -> None:
+    def __init__(self, model: VAE, options: Train, splits: Splits, group: ProcessGroup, checkpoints: Path) -> None:
         self.options, self.group, self.checkpoints = options, group, checkpoints
         self.model, self.state = model, State(model)
         self.device, self.take_step = self.state.totals.device, Stepper(self.state, options, group)
