@@ -1,4 +1,4 @@
-"""Stage sample: the model and a few test images -> sheets of pictures in `reports/samples`."""
+"""Stage sample: the model and test images -> sheets of pictures in `reports/samples`, `reports/explorer.html`."""
 
 import logging
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.report.explorer import LatentAxes, explorer
 from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
-from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.estimators import batch_ranges, pixel_batches
 from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
-from vaeline.data.prepared import load_split
-from vaeline.io.atomic_write import write_folder
+from vaeline.data.prepared import open_split, read_manifest
+from vaeline.io.atomic_write import write_file, write_folder
 from vaeline.io.workspace import current_workspace
 from vaeline.plotting.charts import Pixels, Sheet, png, render, to_pixels
 from vaeline.tracking.provenance import run_start
@@ -23,29 +23,37 @@ from vaeline.training.device import pick_device, reproducible
 log = logging.getLogger(__name__)
 
 SPAN = 3.0  # standard deviations that a traversal goes either way
+ON_THE_MAP = 400  # test images in the explorer
 
 
 def main() -> None:
-    """Draw every sheet, then write them all."""
+    """Draw every sheet and the explorer, then write them all."""
     workspace, device = current_workspace(), pick_device()
     params, trained = read_params(workspace.params), load_trained(workspace, device)
-    with reproducible(device):
-        sheets = draw(trained.vae, load_split(workspace.prepared, "test"), params.sample)
+    test, page = open_split(workspace.prepared, "test"), workspace.reports / "explorer.html"
+    with reproducible(device), torch.no_grad():
+        axes = latent_axes(trained.vae, test.pixels)
+        sheets = draw(trained.vae, test.pixels, axes, params.sample)
+        some = test.take(ON_THE_MAP, params.sample.seed)
+        codes = _codes(trained.vae, some.pixels).cpu().numpy()
+        html = explorer(trained.vae, some, codes, read_manifest(workspace.prepared).classes, axes)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}
     write_folder(workspace.reports / "samples", {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
+    write_file(page, html.encode())
     log.info("%s: %s", workspace.reports / "samples", ", ".join(drawn))
     with open_model_run(workspace, trained.digest, run_start(workspace, params)) as run:
         for name, pixels in drawn.items():
             run.image(name, pixels, 0)
+        run.artifact(page, "reports")
 
 
 @torch.no_grad()
-def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
+def draw(model: VAE, test: Pixels, axes: LatentAxes, section: Sample) -> dict[str, Sheet]:
     """All sheets by name; `section.seed` chooses the images, again and again where the split has too few."""
     columns, steps, pairs = section.columns, section.steps, max(1, section.rows // 2)
     order = np.random.default_rng(section.seed).permutation(len(test))
     images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows, 3))])
-    codes = torch.cat([posterior.mean for posterior in _posteriors(model, images)])  # [N, Z]
+    codes = _codes(model, images)
     code = "code" if model.deterministic else "posterior mean"
 
     noise = torch.randn(section.rows * columns, len(codes[0]), generator=torch.Generator().manual_seed(section.seed))
@@ -77,41 +85,48 @@ def draw(model: VAE, test: Pixels, section: Sample) -> dict[str, Sheet]:
     rows[-1] = ("test images at both ends", np.concatenate([images[1:2], rows[-1][1], images[2:3]]))
     title = "Mixtures of three test images, which stand outside the corners\nthe decoder's mean at weighted means of"
     sheets["mixtures"] = Sheet(f"{title} their {code}s", rows, centred=True)
-    return sheets | {"traversals": _traversals(model, codes[:1], test, section)}
+    return sheets | {"traversals": _traversals(model, codes[:1], axes, section)}
 
 
-def _traversals(model: VAE, code: Tensor, test: Pixels, section: Sample) -> Sheet:
-    """One row a latent dimension, the most informative first: by the mean KL to N(0, I) over the test split.
+@torch.no_grad()
+def latent_axes(model: VAE, test: Pixels) -> LatentAxes:
+    """Latent dimensions, the most informative first: by the mean KL to N(0, I) over the test split.
 
     An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
     the posterior's, and about the codes' own centre in units of their own spread.
     """
-    posteriors, across = _posteriors(model, test), torch.linspace(-SPAN, SPAN, section.steps, dtype=torch.float64)
-    standard = isinstance(model.prior, StandardNormal) and not model.deterministic
-    codes = torch.cat([posterior.mean for posterior in posteriors]).double()  # [N, Z]
-    centre, spread = codes.mean(0), codes.std(0, correction=0)
-    if standard:
-        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double()
-        order = kl.mean(0).argsort(descending=True, stable=True)
-        labels = [f"KL {mean:.1f} nats" for mean in kl.mean(0).tolist()]
-        centre, spread = torch.zeros_like(centre), torch.ones_like(spread)
+    posteriors = [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, test)]
+    if isinstance(model.prior, StandardNormal) and not model.deterministic:
+        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double().mean(0)
+        centre, spread, rank = torch.zeros_like(kl), torch.ones_like(kl), kl
+        labels = [f"KL {mean:.1f} nats" for mean in kl.tolist()]
     else:
+        codes = torch.cat([posterior.mean for posterior in posteriors]).double()  # [N, Z]
         variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
-        order = (spread.square() / variance).argsort(descending=True, stable=True)
-        labels = [f"spread {deviation:.2f}" for deviation in spread.tolist()]
-    rows, shown = [], order[: section.traversals].tolist()
+        centre, spread = codes.mean(0), codes.std(0, correction=0)
+        rank, labels = spread.square() / variance, [f"spread {deviation:.2f}" for deviation in spread.tolist()]
+    order = rank.argsort(descending=True, stable=True).tolist()
+    return LatentAxes(order, labels, centre.cpu().numpy(), spread.cpu().numpy())
+
+
+def _traversals(model: VAE, code: Tensor, axes: LatentAxes, section: Sample) -> Sheet:
+    """One row a latent dimension."""
+    standard = isinstance(model.prior, StandardNormal) and not model.deterministic
+    across = torch.linspace(-SPAN, SPAN, section.steps, dtype=torch.float64)
+    rows, shown = [], axes.order[: section.traversals]
     for z in shown:
         path = code.repeat(section.steps, 1)
-        path[:, z] = centre[z] + spread[z] * across.to(codes.device)
-        rows.append((f"z{z}  {labels[z]}", _pixels(model, path)))
+        path[:, z] = (axes.centre[z] + axes.spread[z] * across).to(path)
+        rows.append((f"z{z}  {axes.labels[z]}", _pixels(model, path)))
     unit = "" if standard else " standard deviations of the codes about their mean"
     title = f"Traversals of the {len(shown)} most informative of {model.latent_dim} latent dimensions\n"
     title += f"one at a time from -{SPAN:g} to {SPAN:g}{unit}, the others as for a test image"
     return Sheet(title, rows, [f"{value:.1f}" for value in across.tolist()])
 
 
-def _posteriors(model: VAE, images: Pixels) -> list[DiagonalGaussian]:
-    return [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, images)]
+def _codes(model: VAE, images: Pixels) -> Tensor:
+    """Posterior means: [N, Z]."""
+    return torch.cat([model.encode(model.likelihood.observe(x, None)).mean for _, x in pixel_batches(model, images)])
 
 
 def _pixels(model: VAE, z: Tensor) -> Pixels:

@@ -1,8 +1,6 @@
 """A real browser: a page of another origin neither reads nor changes anything, and the servers' own pages work."""
 
 import json
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -50,21 +48,6 @@ const create = "{mlflow}/api/2.0/mlflow/experiments/create";
   document.getElementById("out").textContent = JSON.stringify(found);
 }})();
 </script>"""
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Callable[[str], str]:
-    """A page's document after its scripts have run; evil.example is a name of this machine."""
-    if (chromium := shutil.which("chromium") or shutil.which("chromium-browser")) is None:
-        pytest.fail("chromium is not installed: apt-get install chromium", pytrace=False)
-
-    def browse(address: str) -> str:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        options += [f"--user-data-dir={tmp_path}/chromium", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
-        command = [chromium, *options, "--virtual-time-budget=20000", "--dump-dom", address]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
-
-    return browse
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from vaeline.serving.model_files import load_model
 
 def draw(folder: Path = Path(), images: int = 40, **section: int) -> dict[str, Sheet]:
     test = load_split(folder / PREPARED, "test")[:images]
-    return sample.draw(load_model(folder / MODEL).vae, test, parse_params(changed(sample=section)).sample)
+    model = load_model(folder / MODEL).vae
+    return sample.draw(model, test, sample.latent_axes(model, test), parse_params(changed(sample=section)).sample)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -201,3 +201,18 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
 def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     """The clone after its first run."""
     return first_run[0]
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[str], str]:
+    """A page's document after its scripts have run; evil.example is a name of this machine."""
+    if (chromium := shutil.which("chromium") or shutil.which("chromium-browser")) is None:
+        pytest.fail("chromium is not installed: apt-get install chromium", pytrace=False)
+
+    def browse(address: str) -> str:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        options += [f"--user-data-dir={tmp_path}/chromium", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+        command = [chromium, *options, "--virtual-time-budget=20000", "--dump-dom", address]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+    return browse

@@ -154,18 +154,20 @@ class DiscretisedLogistic(Likelihood):
         super().__init__()
         self.log_scale = nn.Parameter(torch.full(shape, math.log(START_SIGMA * math.sqrt(3) / math.pi)))
 
-    def _scale(self) -> Tensor:
+    @property
+    def scale(self) -> Tensor:
+        """Of the logistic, pixels on [0, 1]: one, or [C, H, W]."""
         return torch.exp(soft_bound(self.log_scale, LOG_SIGMA_BOUND))
 
     @property
     def sigma(self) -> Tensor:
-        return self._scale().detach().mean() * (math.pi / math.sqrt(3))  # of the logistic, before discretisation
+        return self.scale.detach().mean() * (math.pi / math.sqrt(3))  # of the logistic, before discretisation
 
     def observe(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         return pixels / 255
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        scale, half_bin = self._scale(), 0.5 / 255
+        scale, half_bin = self.scale, 0.5 / 255
         above = F.softplus((output - x - half_bin) / scale)  # -log P(X below the upper edge)
         below = F.softplus((x - half_bin - output) / scale)  # -log P(X above the lower edge)
         log_width = torch.log(-torch.expm1(-2 * half_bin / scale))  # of the scales' shape
@@ -177,7 +179,7 @@ class DiscretisedLogistic(Likelihood):
         return mean
 
     def mean(self, output: Tensor) -> Tensor:
-        scale = self._scale()
+        scale = self.scale
         return scale * (F.softplus(output / scale) - F.softplus((output - 1) / scale))
 
 
