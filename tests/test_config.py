@@ -135,6 +135,11 @@ def _error(**changes: Any) -> str:
             {"model__network": KL, "model__likelihood": {"kind": "continuous-bernoulli"}},
             "model: network 'autoencoder-kl' emits pixels on all reals; allowed: gaussian (not truncated), ",
         ),
+        (
+            {"train__init": {"kind": "diffusers", "path": "x"}},
+            "train.init.kind is 'diffusers', an AutoencoderKL, but model.network.kind is 'mlp': allowed: ",
+        ),
+        ({"train__only": "decoder"}, "train: only: decoder needs an encoder that is trained: init must be of kind "),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20)"),
     ],
 )

@@ -69,10 +69,11 @@ def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
 def always_stale(workspace: Workspace) -> set[str]:
     """The stages to run whatever DVC finds: fetch, where the data are files that DVC does not watch."""
     try:
-        kind = read_yaml(workspace.params)["data"]["source"]["kind"]
-    except (TypeError, LookupError):
+        params = read_yaml(workspace.params)
+        kinds = params["data"]["source"]["kind"], params.get("train", {}).get("init", {}).get("kind")
+    except (TypeError, LookupError, AttributeError):
         raise UserError(f"{workspace.params}: data.source.kind: missing") from None
-    return {"fetch"} if kind in LOCAL_SOURCES else set()
+    return {"fetch"} if kinds[0] in LOCAL_SOURCES or kinds[1] == "diffusers" else set()
 
 
 def reproduce(workspace: Workspace, stage: str, log: Log, env: Mapping[str, str], force: bool = False) -> Outcome:

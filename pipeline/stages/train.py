@@ -10,10 +10,11 @@ import torch
 
 from pipeline.stages.training_processes import PEER_LOST, launch
 from vaeline.config import AutoencoderKl, read_params
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
-from vaeline.io.digests import model_digest
+from vaeline.io.digests import file_digest, model_digest
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.io.yaml_config import read_yaml
 from vaeline.serving.model_files import save_model
@@ -50,12 +51,16 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
     params, manifest, prepared = read_params(workspace.params), read_manifest(workspace.prepared), workspace.prepared
     splits = Splits(load_split(prepared, "train"), load_split(prepared, "validation"), manifest.binarise)
     data = {"digest": manifest_digest(prepared), "source": manifest.source, "binarise": manifest.binarise}
-    key = checkpoint.training_key(params, data["digest"], device, group.size)
+    options, initial = params.train, dict[str, str]()
+    if isinstance(options.init, Diffusers):  # what stage fetch has copied
+        options = options.model_copy(update={"init": Diffusers(kind="diffusers", path=str(workspace.init))})
+        initial = {name: file_digest(workspace.init / name) for name in (INIT_CONFIG, INIT_WEIGHTS)}
+    key = checkpoint.training_key(params, data["digest"], device, group.size, initial)
     if group.broadcast(key.encode(), device) != key.encode():
         raise UserError(f"process {group.rank} of {group.size}: its params, data, code or device are not rank zero's")
     precision = pick_precision(params.train.precision, device)
     checkpoints, history = workspace.state / "checkpoints" / key, workspace.reports / "history.csv"
-    ours = partial(train, params.model, params.train, splits, device=device, checkpoints=checkpoints, group=group)
+    ours = partial(train, params.model, options, splits, device=device, checkpoints=checkpoints, group=group)
     if not group.is_rank_zero:
         ours()
         return

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.config_train import Train
+from vaeline.config_train import Diffusers, Train
 from vaeline.io.yaml_config import (
     BY_KIND,
     Count,
@@ -264,6 +264,9 @@ class Params(Section):
             raise ValueError(f"model.prior.kind is '{prior}' but train.objective is 'autoencoder', which has no prior")
         if prior != "standard-normal" and self.train.free_bits:
             raise ValueError(f"train.free_bits must be 0: under model.prior.kind '{prior}' the KL has no parts")
+        if isinstance(self.train.init, Diffusers) and not isinstance(self.model.network, AutoencoderKl):
+            found = f"model.network.kind is '{self.model.network.kind}'"
+            raise ValueError(f"train.init.kind is 'diffusers', an AutoencoderKL, but {found}: allowed: autoencoder-kl")
         if (least := self.register_.minimum_active_units) > (latent_dim := self.model.latent_dim):
             raise ValueError(f"register.minimum_active_units ({least}) exceeds model.latent_dim ({latent_dim})")
         return self

@@ -4,7 +4,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vaeline.io.yaml_config import Count, NonNegative, Positive, Section, Seed
+from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed
+
+INIT_CONFIG, INIT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers names them
+
+
+class Random(Section):
+    """Weights drawn by `train.seed`."""
+
+    kind: Literal["random"]
+
+
+class Diffusers(Section):
+    """Weights of an AutoencoderKL that diffusers, or `vaeline export --format diffusers`, has saved."""
+
+    kind: Literal["diffusers"]
+    path: str  # of the folder, from the repository or absolute
 
 
 class Train(Section):
@@ -15,6 +30,8 @@ class Train(Section):
         "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
     ] = "pathwise"
     samples: Annotated[int, Field(ge=1, le=5000)] = 1  # of z an image and step: iwae's k
+    init: Annotated[Random | Diffusers, BY_KIND] = Random(kind="random")
+    only: Literal["all", "decoder"] = "all"  # what is trained; the encoder stays as init gives it
     beta: NonNegative
     warmup_epochs: Annotated[int, Field(ge=0)]
     free_bits: NonNegative  # nats per latent dimension
@@ -41,6 +58,8 @@ class Train(Section):
             raise ValueError(f"estimator '{estimator}' leaves one sample out: samples must be at least 2, found 1")
         if estimator != "pathwise" and self.free_bits:
             raise ValueError(f"free_bits need a closed-form KL: estimator must be pathwise, found '{estimator}'")
+        if self.only == "decoder" and isinstance(self.init, Random):
+            raise ValueError("only: decoder needs an encoder that is trained: init must be of kind diffusers")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
         return self

@@ -172,9 +172,17 @@ def test_an_interruption_ends_every_process_of_the_stage(toy: Path):
     assert stale_stages(HERE) == {"train", "sample"}
 
 
-@pytest.mark.parametrize(("kind", "forced"), [("digits", set()), ("folder", {"fetch"}), ("npz", {"fetch"})])
-def test_files_that_dvc_does_not_watch_are_fetched_anew(tmp_path: Path, kind: str, forced: set[str]):
-    (tmp_path / "params.yaml").write_text(f"data: {{source: {{kind: {kind}}}}}")
+@pytest.mark.parametrize(
+    ("kind", "init", "forced"),
+    [
+        ("digits", "random", set()),
+        ("folder", "random", {"fetch"}),
+        ("npz", "random", {"fetch"}),
+        ("digits", "diffusers", {"fetch"}),
+    ],
+)
+def test_files_that_dvc_does_not_watch_are_fetched_anew(tmp_path: Path, kind: str, init: str, forced: set[str]):
+    (tmp_path / "params.yaml").write_text(f"data: {{source: {{kind: {kind}}}}}\ntrain: {{init: {{kind: {init}}}}}")
     assert always_stale(Workspace(tmp_path)) == forced
 
 

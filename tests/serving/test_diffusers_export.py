@@ -59,7 +59,7 @@ def test_the_export_has_the_same_bytes_again_and_names_the_model(tmp_path: Path)
         assert [path.name for path in files] == ["config.json", "diffusion_pytorch_model.safetensors"]
         digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
     assert len(digests) == 1
-    with safe_open(tmp_path / "one" / diffusers_export.WEIGHTS, "pt") as file:
+    with safe_open(tmp_path / "one" / diffusers_export.INIT_WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt", "vaeline.model": loaded.digest}
 
 

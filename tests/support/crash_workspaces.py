@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register", "report")
 OUTPUTS = {  # of each stage, as DVC removes them before it runs it
-    "fetch": ("data/raw",),
+    "fetch": ("data/init", "data/raw"),
     "prepare": ("data/prepared", "reports/data"),
     "train": ("models", "reports/history.csv"),
     "evaluate": ("reports/metrics.json", "reports/kl_per_dimension.csv"),

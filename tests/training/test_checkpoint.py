@@ -98,15 +98,15 @@ def test_only_folders_that_are_old_are_removed(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["going", "held", "new"]
 
 
-def key(section: str = "sample", data: str = "d", **changes: Any) -> str:
-    return training_key(parse_params(CONTENT | {section: CONTENT[section] | changes}), data, CPU)
+def key(section: str = "sample", data: str = "d", initial: Any = None, **changes: Any) -> str:
+    return training_key(parse_params(CONTENT | {section: CONTENT[section] | changes}), data, CPU, initial=initial)
 
 
 def test_a_training_is_named_by_its_params_data_machine_and_code(monkeypatch: pytest.MonkeyPatch):
-    keys = [key(), key("model", latent_dim=7), key("train", beta=4.0), key(data="e")]
+    keys = [key(), key("model", latent_dim=7), key("train", beta=4.0), key(data="e"), key(initial={"a": "1"})]
     assert key() == key("sample", rows=3) == keys[0]  # what training does not read
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "identity", lambda *_: {"threads": 3})
         keys.append(key())
     monkeypatch.setattr(checkpoint, "SOURCES", checkpoint.SOURCES[1:])
-    assert len({*keys, key()}) == 6
+    assert len({*keys, key()}) == 7

@@ -40,6 +40,9 @@ class First(nn.Module):
         return x[:, : self.count]
 
 
+DEFAULTS = {"use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}  # not always written
+
+
 @dataclass(frozen=True)
 class Sizes:
     """AutoencoderKL's arguments, under its names, that are free here."""

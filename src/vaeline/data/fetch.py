@@ -1,16 +1,17 @@
-"""Stage fetch: from `data.source` to `data/raw`, the original bytes."""
+"""Stage fetch: from `data.source` to `data/raw`, from `train.init` to `data/init`, the original bytes."""
 
 import logging
 import shutil
 from pathlib import Path
 
 from vaeline.config import Download, Folder, Npz, Shapes, Source
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
-from vaeline.io.atomic_write import new_folder
-from vaeline.io.safe_read import named, shown
+from vaeline.io.atomic_write import new_file, new_folder
+from vaeline.io.safe_read import named, opened, shown
 from vaeline.io.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,26 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
 
 
-def _local(path: str, workspace: Workspace) -> Path:
+def fetch_init(init: Random | Diffusers, workspace: Workspace) -> None:
+    """Fill `data/init` with the files that training starts from, beside init.json, all of it or, on any error, none.
+
+    Raises UserError where they are missing, or pickles in their place.
+    """
+    with new_folder(workspace.init) as folder:
+        (folder / "init.json").write_text(f'{{"kind": "{init.kind}"}}\n', encoding="utf-8")
+        if isinstance(init, Random):
+            return
+        origin = _local(init.path, workspace, "train.init.path")
+        for name in (INIT_CONFIG, INIT_WEIGHTS):
+            pickled = origin / "diffusion_pytorch_model.bin"
+            if name == INIT_WEIGHTS and not (origin / name).exists() and pickled.exists():
+                raise UserError(f"train.init.path: {named(pickled)}: is a pickle, which is never read; allowed: {name}")
+            with opened(origin / name) as (source, _), new_file(folder / name) as target:
+                shutil.copyfileobj(source, target)
+        log.info("init: copied an AutoencoderKL from %s", named(origin))
+
+
+def _local(path: str, workspace: Workspace, key: str = "data.source.path") -> Path:
     """A path in params: relative to the workspace or, in DVC's copies of the repository, to the original."""
     try:
         found = workspace.root / Path(path).expanduser()
@@ -52,7 +72,8 @@ def _local(path: str, workspace: Workspace) -> Path:
             found = workspace.repository / Path(path).expanduser()
     except (OSError, RuntimeError) as error:  # too long, no such user
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"data.source.path: {shown(path)}: {reason}; allowed: a file or folder") from None
-    if workspace.raw.absolute() in (found.absolute(), *found.absolute().parents):
-        raise UserError(f"data.source.path: {shown(path)} lies in {workspace.raw}, which fetch writes")
+        raise UserError(f"{key}: {shown(path)}: {reason}; allowed: a file or folder") from None
+    for written in (workspace.raw, workspace.init):
+        if written.absolute() in (found.absolute(), *found.absolute().parents):
+            raise UserError(f"{key}: {shown(path)} lies in {written}, which fetch writes")
     return found

@@ -59,6 +59,7 @@ class Workspace:
 
     params = cached_property[Path](lambda self: self.root / "params.yaml")
     raw = cached_property[Path](lambda self: self.root / "data/raw")  # output of stage fetch
+    init = cached_property[Path](lambda self: self.root / "data/init")  # output of stage fetch
     prepared = cached_property[Path](lambda self: self.root / "data/prepared")  # output of stage prepare
     model = cached_property[Path](lambda self: self.root / "models")  # output of stage train: weights, config.json
     reports = cached_property[Path](lambda self: self.root / "reports")  # of the stages that measure and draw

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save
 
 from vaeline import config
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS
 from vaeline.core.autoencoder_kl import to_diffusers
 from vaeline.errors import UserError, optional_imports
 from vaeline.io.atomic_write import write_files
-from vaeline.serving.model_files import CONFIG, LoadedModel
+from vaeline.serving.model_files import LoadedModel
 from vaeline.training.build import kl_sizes
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLERANCE = 1e-5  # between diffusers and vaeline: |difference| <= TOLERANCE * max(1, |vaeline's|)
 EXAMPLES = 4  # images on which both are compared
 
@@ -54,5 +54,5 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     about = {name: value for name, value in about.items() if not name.startswith("_use_default")}
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
     content = save(weights, {"format": "pt", "vaeline.model": loaded.digest})
-    write_files({folder / WEIGHTS: content, folder / CONFIG: text.encode()})
+    write_files({folder / INIT_WEIGHTS: content, folder / INIT_CONFIG: text.encode()})
     return max(errors[:2]), errors[2]

@@ -9,22 +9,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, FiniteFloat
-from safetensors import SafetensorError
-from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
-from torch import Tensor
 
 from vaeline import config
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
-from vaeline.io.safe_read import parse_json, read_bounded, shown
+from vaeline.io.safe_read import parse_json, read_bounded
 from vaeline.io.yaml_config import Positive, Section, validate
 from vaeline.training.build import build_model
+from vaeline.training.initial import CONFIG_BYTES, HEADER_BYTES, check_tensors, parse_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
 Side = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -93,26 +90,10 @@ def load_model(
         raise UserError(f"{path}: describes a model larger than any memory") from None
     size = sum(tensor.nbytes for tensor in vae.state_dict().values())
     weights = read(folder / WEIGHTS, size + HEADER_BYTES)
-    vae.load_state_dict(_read_tensors(weights, folder / WEIGHTS, vae.state_dict()), assign=True)
+    tensors = parse_tensors(weights, folder / WEIGHTS)
+    check_tensors(tensors, vae.state_dict(), folder / WEIGHTS, CONFIG)
+    vae.load_state_dict(tensors, assign=True)
     vae.requires_grad_(False).eval().to(device)
     contents = {WEIGHTS: weights, CONFIG: described}
     digest = value_digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     return LoadedModel(vae, description, digest)
-
-
-def _read_tensors(content: bytes, path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        tensors = safetensors_load(content)
-    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
-        raise UserError(f"{path}: is not a safetensors file: {shown(error)}") from None
-    parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], str(path))  # stricter: no tensor twice
-    if tensors.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        raise UserError(f"{path}: does not fit {CONFIG}: missing tensors {shown(missing)}, unknown {shown(extra)}")
-    for name, tensor in tensors.items():
-        found, wanted = (f"{each.dtype} {list(each.shape)}" for each in (tensor, expected[name]))
-        if found != wanted:
-            raise UserError(f"{path}: tensor {name}: found {found}, {CONFIG} wants {wanted}")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: tensor {name}: holds values that are not finite")
-    return tensors

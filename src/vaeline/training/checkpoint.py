@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,18 @@ KEPT = 2
 ABANDONED_S = 14 * 24 * 3600  # without a new checkpoint
 
 
-def training_key(params: Params, data_digest: str, device: torch.device, processes: int = 1) -> str:
-    """Name of a training and its checkpoints' folder: 32 hex digits of everything that the result depends on."""
+def training_key(
+    params: Params, data_digest: str, device: torch.device, processes: int = 1, initial: Mapping[str, str] | None = None
+) -> str:
+    """Name of a training and its checkpoints' folder: 32 hex digits of everything that the result depends on.
+
+    `initial`: SHA-256 by name of the files that its weights begin as; where they lie does not matter.
+    """
     package = Path(vaeline.__file__).parent
     code = {str(path.relative_to(package)): file_digest(path) for pattern in SOURCES for path in package.glob(pattern)}
     machine = identity(device, processes, pick_precision(params.train.precision, device))
-    sections = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json")}
+    sections = {"model": params.model.model_dump(mode="json")}
+    sections["train"] = params.train.model_dump(mode="json", exclude={"init"}) | {"init": initial}
     return value_digest(sections | {"data": data_digest, "code": code, "machine": machine})[:32]
 
 

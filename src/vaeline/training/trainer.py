@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_train import Train
+from vaeline.config_train import Diffusers, Train
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
@@ -24,6 +24,7 @@ from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
 from vaeline.training.device import Settings, keep_freed_memory, pick_precision, reproducible
 from vaeline.training.history import Epoch, Tracker
+from vaeline.training.initial import load_initial
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.splits import Splits, validate
@@ -73,13 +74,19 @@ def train(
     with torch.no_grad():
         if isinstance(vae.prior, VampPrior):
             vae.prior.pseudo_inputs.copy_(splits.some(len(vae.prior.pseudo_inputs), options.seed))
-        if not isinstance(model.network, config.AutoencoderKl):
+        if isinstance(model.network, config.AutoencoderKl):
+            if isinstance(options.init, Diffusers):
+                load_initial(vae, model.network, Path(options.init.path))
+        else:
             bias = [parameter for name, parameter in vae.decoder.named_parameters() if name.endswith("bias")][-1]
             images = splits.some(min(len(splits.train), MEAN_IMAGES), options.seed)
             mean = images.mean(0) if bias.numel() == images[0].numel() else images.mean((0, 2, 3))
             bias.copy_(vae.likelihood.start(mean).flatten())  # each pixel, or each channel, as Burda et al. 2015 do
     if options.free_bits and not group.is_single:
         raise UserError(f"train.free_bits: needs the KL of whole batches, not of {group.size} processes; allowed: 0")
+    if options.only == "decoder":
+        for part in (vae.encoder, vae.prior):
+            part.requires_grad_(False)
     keep_freed_memory()
     with reproducible(device):
         training = _Training(vae.to(device), options, splits, group, checkpoints)

@@ -1,0 +1,163 @@
+"""Trainings that start from an AutoencoderKL as diffusers, or an export of ours, saves it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from model_sections import AUTOENCODER_KL, described
+from small_training import bumps, options, same_weights, train_small
+from vaeline import config
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
+from vaeline.core.model import decoded
+from vaeline.data.fetch import fetch_init
+from vaeline.errors import UserError
+from vaeline.evaluation.split_metrics import mean_psnr, reconstruct
+from vaeline.io.workspace import Workspace
+from vaeline.serving.diffusers_export import export_diffusers
+from vaeline.serving.model_files import load_model, save_model
+from vaeline.training.build import build_model, kl_sizes
+from vaeline.training.initial import load_initial
+
+SHAPE = (1, 8, 8)
+MODEL = config.Model.model_validate(
+    {"latent_dim": 16, "network": AUTOENCODER_KL, "likelihood": {"kind": "gaussian", "sigma": 0.1}}
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A random AutoencoderKL, made and saved by diffusers itself."""
+    torch.manual_seed(7)
+    AutoencoderKL(**kl_sizes(MODEL.network).arguments(SHAPE)).save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def begin(folder: Path, model: config.Model = MODEL, shape: tuple[int, int, int] = SHAPE) -> Any:
+    vae = build_model(model, shape, "elbo", seed=1)
+    load_initial(vae, model.network, folder)
+    return vae
+
+
+def tuned(path: Path, folder: Path, **changes: Any) -> Any:
+    section = options(init={"kind": "diffusers", "path": str(folder)}, epochs=2, learning_rate=0.002, **changes)
+    return train_small(path, section, model_section=MODEL)
+
+
+def test_what_diffusers_saved_is_tuned_exported_and_loaded_again(folder: Path, tmp_path: Path):
+    pixels = torch.from_numpy(bumps(5, 9))
+    theirs, ours = AutoencoderKL.from_pretrained(folder), begin(folder)
+    with torch.no_grad():
+        found = theirs.encode(pixels / 127.5 - 1).latent_dist.mean.flatten(1)
+        means = ours.encode(ours.likelihood.observe(pixels, None)).mean
+        torch.testing.assert_close(means, found, rtol=1e-5, atol=1e-5)
+    model = tuned(tmp_path / "c", folder).model
+    save_model(tmp_path / "model", model, described(MODEL))
+    export_diffusers(load_model(tmp_path / "model"), tmp_path / "out")
+    again = begin(tmp_path / "out")
+    with torch.no_grad():
+        x = model.likelihood.observe(pixels, None)
+        torch.testing.assert_close(again.encode(x).mean, model.encode(x).mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded(again, means), decoded(model, means), rtol=1e-5, atol=1e-5)
+        assert (model.encode(x).mean - means).abs().max() > 1e-3, "two epochs have moved it"
+
+
+def test_only_the_decoder_is_tuned_and_its_pictures_become_better(folder: Path, tmp_path: Path):
+    before, result = begin(folder), tuned(tmp_path, folder, only="decoder")
+    old, new = before.state_dict(), result.model.state_dict()
+    assert all(torch.equal(new[name], old[name]) for name in new if name.startswith("encoder."))
+    assert not any(torch.equal(new[name], old[name]) for name in new if name.startswith("decoder.network."))
+    first, last = (mean_psnr(reconstruct(vae, bumps(50, 77))[0]) for vae in (before, result.model))
+    assert last > first + 2, "decibels, on images that it has not seen"
+    kl = [row.train_kl for row in result.history]
+    assert kl[0] > 0 and kl[1] == pytest.approx(kl[0], rel=1e-3), "it is reported, not trained"
+
+
+def test_the_same_weights_give_the_same_training_wherever_they_lie(folder: Path, tmp_path: Path):
+    first = tuned(tmp_path / "a", folder)
+    folder.rename(tmp_path / "elsewhere")
+    assert same_weights(first, tuned(tmp_path / "b", tmp_path / "elsewhere"))
+
+
+def test_half_precision_and_the_attentions_former_names_are_read(folder: Path):
+    tensors, expected = load_file(folder / INIT_WEIGHTS), begin(folder)
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in former.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / INIT_WEIGHTS)
+    for name, tensor in begin(folder).state_dict().items():
+        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        change(content := json.loads((folder / INIT_CONFIG).read_text()))
+        (folder / INIT_CONFIG).write_text(json.dumps(content))
+
+    return apply
+
+
+def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        change(tensors := load_file(folder / INIT_WEIGHTS))
+        save_file(tensors, folder / INIT_WEIGHTS)
+
+    return apply
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "config.json: _class_name: found UNet2DModel, allowed: AutoencoderKL": edit(
+        lambda c: c.update(_class_name="UNet2DModel")
+    ),
+    "config.json: _class_name: found None, allowed": edit(lambda c: c.pop("_class_name")),
+    "config.json: latent_channels: found 4, model.network and the images want 1": edit(
+        lambda c: c.update(latent_channels=4)
+    ),
+    "config.json: in_channels: found 3, model.network and the images want 1": edit(lambda c: c.update(in_channels=3)),
+    "config.json: use_quant_conv: found False, ": edit(lambda c: c.update(use_quant_conv=False)),
+    "config.json: is not JSON": lambda folder: (folder / INIT_CONFIG).write_text("{"),
+    "missing tensors ['encoder.conv_in.bias'], unknown []": retensor(lambda t: t.pop("encoder.conv_in.bias")),
+    "tensor encoder.conv_in.bias: holds values that are not finite": retensor(
+        lambda t: t["encoder.conv_in.bias"].fill_(torch.nan)
+    ),
+    "tensor encoder.conv_in.bias: found torch.float32 [2], config.json wants torch.float32 [4]": retensor(
+        lambda t: t.update({"encoder.conv_in.bias": torch.zeros(2)})
+    ),
+    "is not a safetensors file: ": lambda folder: (folder / INIT_WEIGHTS).write_bytes(
+        (folder / INIT_WEIGHTS).read_bytes()[:-9]
+    ),
+    "model.safetensors: cannot be read: No such file": lambda folder: (folder / INIT_WEIGHTS).unlink(),
+}
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_folder_that_does_not_hold_it_is_refused_in_one_line(folder: Path, line: str):
+    BROKEN[line](folder)
+    with pytest.raises(UserError) as refusal:
+        begin(folder)
+    assert line in str(refusal.value)
+    assert str(refusal.value).startswith(str(folder))
+    assert "\n" not in str(refusal.value)
+
+
+def test_fetch_copies_the_two_files_and_never_reads_a_pickle(folder: Path, tmp_path: Path):
+    here = Workspace(tmp_path, tmp_path)
+    init = Diffusers(kind="diffusers", path="theirs")
+    (folder / "more.txt").write_text("left out")
+    fetch_init(init, here)
+    for name in (INIT_CONFIG, INIT_WEIGHTS):
+        assert (here.init / name).read_bytes() == (folder / name).read_bytes()
+    assert sorted(path.name for path in here.init.iterdir()) == [INIT_CONFIG, INIT_WEIGHTS, "init.json"]
+    (folder / INIT_WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"^train.init.path: .*\.bin: is a pickle, which is never read; allowed: diff"):
+        fetch_init(init, here)
+    assert (here.init / INIT_WEIGHTS).exists(), "a refusal leaves what was there"
+    with pytest.raises(UserError, match=r"no/config.json: cannot be read: No such file"):
+        fetch_init(Diffusers(kind="diffusers", path="no"), here)
+    fetch_init(Random(kind="random"), here)
+    assert [path.name for path in here.init.iterdir()] == ["init.json"]
