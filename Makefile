@@ -2,6 +2,7 @@
 # run     the pipeline as a Prefect flow: from data to a registered model
 # test    lint and the tests; test-slow: those that take minutes; torture: crashes, full disks, outages; an hour
 # ui      MLflow's and Prefect's web interfaces
+# docs    the documentation as a site in site/
 # bench   speed and memory against their bars
 # lock    resolve pyproject.toml anew, keeping what is pinned; UPGRADE=--upgrade takes the newest
 # Another interpreter: make PYTHON=python3.12
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # what is installed is right while these stay: the pins, this package's metadata, the folder (a venv cannot be moved)
 KEY = $$(cat requirements.lock pyproject.toml | sha256sum | cut -c 1-64) $(CURDIR)
 
-.PHONY: setup install checks run test test-slow torture lint ui bench lock
+.PHONY: setup install checks run test test-slow torture lint ui docs bench lock
 
 run: setup
 	@$(BIN)/vaeline run
@@ -34,6 +35,10 @@ torture: setup
 
 ui: setup
 	@$(BIN)/vaeline ui
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 bench: setup
 	@$(BIN)/python -m benchmarks

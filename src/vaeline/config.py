@@ -39,27 +39,27 @@ class Folder(Section):
     """A folder of PNG or JPEG images; its subfolders, if any, are the labels."""
 
     kind: Literal["folder"]
-    path: str
+    path: str  # of the folder, from the repository or absolute
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # resize to size x size pixels
     fit: Literal["crop", "stretch", "pad"] = "crop"  # how sides become equal; pad: with background
     mode: Literal["L", "RGB"] | None = None  # convert; transparent pixels are composited on background
-    background: Literal["white", "black"] = "white"
+    background: Literal["white", "black"] = "white"  # below transparent pixels, and of pad
 
 
 class Npz(Section):
     """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N, of any values)."""
 
     kind: Literal["npz"]
-    path: str
+    path: str  # of the file, from the repository or absolute
 
 
 class Shapes(Section):
     """Synthetic shapes with known factors: shape, size, position, angle, hue."""
 
     kind: Literal["shapes"]
-    count: Annotated[int, Field(ge=10, le=10_000_000)] = 20_000
+    count: Annotated[int, Field(ge=10, le=10_000_000)] = 20_000  # images
     size: Annotated[int, Field(ge=8, le=512)] = 32  # pixels
-    seed: Seed = 1
+    seed: Seed = 1  # of the factors
 
 
 Source = Annotated[Download | Folder | Npz | Shapes, BY_KIND]
@@ -69,34 +69,34 @@ class Data(Section):
     """Section `data`: serves the stages fetch (`data.source`) and prepare."""
 
     source: Source
-    binarise: Binarise
+    binarise: Binarise  # grey values as probabilities of a white pixel: once, or for training anew each epoch
     validation: Count | Fraction
     test: Literal["auto"] | Count | Fraction
-    seed: Seed
+    seed: Seed  # of the splits and of static binarisation
 
 
 class Mlp(Section):
     """A multilayer perceptron; the decoder mirrors the encoder."""
 
     kind: Literal["mlp"]
-    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [400])]
-    activation: Activation = "relu"
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [400])]  # widths
+    activation: Activation = "relu"  # after every hidden layer
 
 
 class Conv(Section):
     """Strided convolutions, one halving of the resolution a channel count, then a dense layer."""
 
     kind: Literal["conv"]
-    channels: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [32, 64])]
-    hidden: Width = 256
-    activation: Activation = "relu"
+    channels: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [32, 64])]  # a layer
+    hidden: Width = 256  # width of the dense layer
+    activation: Activation = "relu"  # after every hidden layer
 
 
 class Gated(Section):
     """Gated dense layers, h = (W x + b) * sigmoid(V x + c); the decoder mirrors the encoder."""
 
     kind: Literal["gated"]
-    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [300, 300])]
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=100, default_factory=lambda: [300, 300])]  # widths
 
 
 class AutoencoderKl(Section):
@@ -105,7 +105,7 @@ class AutoencoderKl(Section):
     kind: Literal["autoencoder-kl"]
     block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 64])]
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1  # and one more in the decoder
-    latent_channels: Width = 4
+    latent_channels: Width = 4  # of the latents, which keep their places
     norm_num_groups: Width = 32  # of the group norms: divides every channel count
     mid_block_add_attention: bool = True  # over all places of the lowest resolution
 
@@ -120,7 +120,7 @@ class Gaussian(Section):
     """Dequantised pixels on [0, 1]; sigma is fixed, or one learned number."""
 
     kind: Literal["gaussian"]
-    sigma: Literal["learned"] | Positive = "learned"
+    sigma: Literal["learned"] | Positive = "learned"  # on pixels in [0, 1]
     truncated: bool = False  # to [0, 1]: a density of pixels alone
 
 
@@ -147,20 +147,20 @@ class Vamp(Section):
     """The mean of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)."""
 
     kind: Literal["vamp"]
-    components: Width = 500
+    components: Width = 500  # pseudo-inputs
 
 
 class Mixture(Section):
     """A mixture of Gaussians with learned means, variances and weights."""
 
     kind: Literal["mixture"]
-    components: Width = 100
+    components: Width = 100  # Gaussians
 
 
 class Model(Section):
     """Section `model`."""
 
-    latent_dim: Width
+    latent_dim: Width  # Z, numbers in a code
     network: Annotated[Mlp | Conv | Gated | AutoencoderKl, BY_KIND]
     likelihood: Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
     prior: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")
@@ -205,39 +205,39 @@ class Evaluate(Section):
 
     importance_samples: Annotated[int, Field(ge=1, le=100_000)]
     proposal: Literal["auto", "laplace", "posterior"] = "auto"  # of importance sampling
-    active_units_threshold: Positive
+    active_units_threshold: Positive  # variance of the posterior mean over images, above which a latent is active
     latent_images: Annotated[int, Field(ge=2, le=1_000_000)] = 5000  # of the test split
-    seed: Seed
+    seed: Seed  # of posterior samples
 
 
 class Sample(Section):
     """Section `sample`."""
 
     columns: Annotated[int, Field(ge=2, le=64)]
-    rows: Annotated[int, Field(ge=1, le=64)]
+    rows: Annotated[int, Field(ge=1, le=64)]  # of images
     steps: Annotated[int, Field(ge=2, le=64)]
     traversals: Annotated[int, Field(ge=1, le=64)]
-    seed: Seed
+    seed: Seed  # of prior samples, and of the images shown
 
 
 class Theory(Section):
     """Section `theory`."""
 
     images: Annotated[int, Field(ge=2, le=100_000)] = 100  # of the test split, each looked at by itself
-    importance_samples: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    importance_samples: Annotated[int, Field(ge=2, le=100_000)] = 1000  # an image
     training_images: Annotated[int, Field(ge=2, le=1_000_000)] = 10_000  # of an autoencoder and a VAE, trained briefly
     epochs: Count = 8  # of theirs
-    seed: Seed = 1
+    seed: Seed = 1  # of all its random numbers
 
 
 class Register(Section):
     """Section `register`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    minimum_active_units: Annotated[int, Field(ge=0)]
-    margin: NonNegative = 0.1  # nats per image
-    confidence: Annotated[FiniteFloat, Field(gt=0.5, lt=1)] = 0.95
-    psnr_tolerance: NonNegative = 0.5  # decibels
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # of the registered model
+    minimum_active_units: Annotated[int, Field(ge=0)]  # of a champion
+    margin: NonNegative = 0.1  # nats per image by which a champion must be better
+    confidence: Annotated[FiniteFloat, Field(gt=0.5, lt=1)] = 0.95  # that it is better by the margin
+    psnr_tolerance: NonNegative = 0.5  # decibels that it may be worse
 
 
 class Params(Section):
