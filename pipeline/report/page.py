@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from latex2mathml.converter import convert
+from markupsafe import Markup
 
 from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
 from vaeline.config import Params
@@ -42,7 +44,7 @@ def render(workspace: Workspace, params: Params) -> str:
     samples = reports / "samples"
     environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     source = partial(data_uri, most_bytes=200_000, longest=1400)
-    environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−")}
+    environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−"), "formulas": formulas}
     return environment.get_template("run.html").render(
         title=f"{params.register_.name}: {decision['decision']}",
         registration=decision,
@@ -58,6 +60,16 @@ def render(workspace: Workspace, params: Params) -> str:
         origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
         params=sorted(flatten_params(params).items()),
     )
+
+
+def formulas(equation: str) -> list[tuple[str, str]]:
+    """Each line of a claim's equation as MathML, which browsers typeset by themselves, and what is said of it."""
+    found = []
+    for line in equation.strip().splitlines():
+        latex, _, note = line.partition(" % ")
+        mathml = convert(latex).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        found.append((Markup(mathml), note))  # noqa: S704, every text in it is escaped
+    return found
 
 
 def training_curves(rows: Sequence[Epoch], options: Train) -> list[Picture]:

@@ -79,7 +79,9 @@ def theory_files(claims: Sequence[Claim]) -> dict[str, bytes]:
     content = []
     for claim in claims:
         table = {"header": claim.table[0], "rows": claim.table[1:]} if claim.table else None
-        pictures = [{"name": picture.name, "caption": picture.caption} for picture in claim.pictures]
+        pictures = [
+            {"name": picture.name, "caption": picture.caption, "wide": picture.wide} for picture in claim.pictures
+        ]
         section = vars(claim) | {"table": table, "pictures": pictures}
         content.append({key: value for key, value in section.items() if key != "numbers"})
     return {"claims.json": _json(content)} | {f"{p.name}.png": p.png for claim in claims for p in claim.pictures}

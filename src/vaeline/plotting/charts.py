@@ -27,12 +27,13 @@ class Picture:
     name: str  # of the file, without its ending
     caption: str
     png: bytes
+    wide: bool = False  # a sheet, whose type is read at its own size
 
 
 Points = Sequence[tuple[float, float | None]]  # x, y; None: not known
 Pixels = npt.NDArray[np.uint8]
 
-SIZE = (4.6, 3.5)  # inches
+SIZE = (4.0, 3.0)  # inches: 600 pixels, to be read on a telephone too
 INK = "#7d7d7d"  # words, axes, reference lines: contrast above 4 on white and on #14171b
 COLOURS = ("#1f77b4", "#d2600c", "#2ca02c", "#cf4446", "#8f68c9", "#9a6152", "#c75aa8", "#7f7f7f")
 MOST_BARS, MOST_LABELS, MOST_MARKERS = 128, 20, 40
@@ -58,21 +59,32 @@ STYLE: Any = dict.fromkeys(INKED, INK) | {
 }
 
 
-def chart(
-    name: str, caption: str, draw: Callable[..., object], panels: int = 1, size: tuple[float, float] = SIZE
-) -> Picture:
-    """Panels side by side, whatever the user's matplotlib settings are; `draw` gets a matplotlib.axes.Axes for each."""
+def charts(
+    name: str, captions: Sequence[str], draw: Callable[..., object], size: tuple[float, float] = SIZE
+) -> tuple[Picture, ...]:
+    """A chart for each caption, whatever the user's matplotlib settings are; `draw` gets a matplotlib.axes.Axes each.
+
+    Apart, so that a page can place them side by side or below one another.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
-        draw(*np.ravel(figure.subplots(1, panels)))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
-    return Picture(name, caption, buffer.getvalue())
+        figures = [Figure(figsize=size, layout="constrained") for _ in captions]
+        draw(*(figure.subplots() for figure in figures))
+        pictures = []
+        for n, (caption, figure) in enumerate(zip(captions, figures, strict=True), 1):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+            pictures.append(Picture(f"{name}_{n}" if len(figures) > 1 else name, caption, buffer.getvalue()))
+    return tuple(pictures)
+
+
+def chart(name: str, caption: str, draw: Callable[..., object], size: tuple[float, float] = SIZE) -> Picture:
+    """One chart."""
+    return charts(name, [caption], draw, size)[0]
 
 
 def known(series: Mapping[str, Points]) -> dict[str, list[tuple[float, float]]]:
@@ -129,10 +141,12 @@ def to_pixels(means: npt.NDArray[np.floating[Any]]) -> Pixels:
     return np.asarray(np.rint(np.clip(means, 0.0, 1.0) * 255.0), np.uint8)
 
 
-def image_rows(name: str, caption: str, title: str, rows: Sequence[tuple[str, "Tensor"]]) -> Picture:
+def image_rows(
+    name: str, caption: str, title: str, rows: Sequence[tuple[str, "Tensor"]], headers: Sequence[str] = ()
+) -> Picture:
     """A sheet of labelled rows of expected pixels on [0, 1], [N, C, H, W] each."""
     drawn = [(label, to_pixels(images.cpu().numpy())) for label, images in rows]
-    return Picture(name, caption, png(render(Sheet(title, drawn))))
+    return Picture(name, caption, png(render(Sheet(title, drawn, headers))), wide=True)
 
 
 def enlarge(image: Pixels) -> Pixels:

@@ -14,7 +14,8 @@ from vaeline.core.estimators import annealed_log_likelihood, importance_log_like
 from vaeline.core.laplace import DEGREES, LaplaceProposal, best_diagonal, laplace_proposal
 from vaeline.core.metrics import Measured
 from vaeline.core.objectives import conditional_log_likelihood, elbo_terms, importance_weighted_bound, log_weights
-from vaeline.plotting.charts import INK, bars, chart, lines
+from vaeline.plotting.charts import INK, bars, charts, lines
+from vaeline.theory import equations
 from vaeline.theory.claim import Claim, Context
 
 Values = NDArray[np.float64]
@@ -24,6 +25,11 @@ BOUND_DRAWS = 100  # of the ELBO, an image, apart from the importance samples
 RUNGS = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]  # k of the climb
 ANNEALED_IMAGES, TEMPERATURES = 12, 40
 ANNEALING = {"chains": 8, "leapfrog_steps": 5}
+ACCOUNTS = (
+    "Where popular accounts err: the chain rule is p(x, z) = p(x|z) p(z), not p(x|z) p(x). And maximising a bound "
+    "need not raise log p(x): the bound also rises where the gap shrinks, and log p(x) may then fall, though never "
+    "below the bound."
+)
 NO_BOUND = "Does not apply: the trained model is a plain autoencoder. It has no q(z|x), so no ELBO and no p(x)."
 GRID = np.linspace(-9, 9, 3601)
 PARTS = ((0.6, -2.0, 0.6), (0.4, 2.0, 0.8))  # of the mixture p: weight, mean, standard deviation
@@ -33,16 +39,8 @@ PAIRS = 100_000
 def gap(context: Context) -> Claim:
     """The climb of IWAE-k from the ELBO to log p(x), each image's gap and its two parts, and AIS beside it."""
     title = "The difference of log p(x) and the bound is a divergence, so it is never negative"
-    equation = (
-        "log p(x) = E_q[log p(x)]                                         q(z|x) integrates to 1\n"
-        "         = E_q[log p(x, z) - log p(z|x)]                         Bayes: p(z|x) = p(x, z) / p(x)\n"
-        "         = E_q[log p(x, z) - log q(z|x)] + E_q[log q(z|x) - log p(z|x)]\n"
-        "         = ELBO(x)                       + KL(q(z|x) ‖ p(z|x))\n"
-        "log p(x) = lim_k E[log (1/k) Σ_i w_i],   w_i = p(x, z_i) / r(z_i),   z_i ~ r, for any r(z) > 0\n"
-        "gap = log p(x) - ELBO(q*) + ELBO(q*) - ELBO(q),   q* the best diagonal Gaussian of the image"
-    )
     if context.model.deterministic:
-        return Claim("gap", title, equation, (NO_BOUND,))
+        return Claim("gap", title, equations.GAP, (NO_BOUND,))
     x, samples = context.tested(context.options.images), context.options.importance_samples
     weights, plain = _weights(context, x, samples, "importance"), _weights(context, x, samples, "plain", prior=True)
     proposal = laplace_proposal(context.model, x)
@@ -56,6 +54,8 @@ def gap(context: Context) -> Claim:
     climb = {k: Measured.of(bound_at(weights, k) - weights.mean(0)) for k in steps}
     missing = {k: Measured.of(log_p - bound_at(plain, k)) for k in (max(1, samples // 10), samples)}
     prior_misses = " nats, with ".join(f"{k} samples {value.text()}" for k, value in missing.items())
+    drawn = {"prior p(z)": plain, "q(z|x)": weights}
+    misses = {name: {k: Measured.of(log_p - bound_at(part, k)) for k in steps} for name, part in drawn.items()}
     generator = torch.Generator(context.device).manual_seed(context.generator("annealed").initial_seed())
     temperatures, some = torch.linspace(0, 1, TEMPERATURES + 1, dtype=torch.float64), slice(ANNEALED_IMAGES)
     annealed, annealed_se, _ = annealed_log_likelihood(context.model, x[some], temperatures, generator, **ANNEALING)
@@ -75,10 +75,11 @@ def gap(context: Context) -> Claim:
         f"are from separate draws. As many samples of q(z|x) itself miss {missed.text()} nats of log p(x).",
         f"log p(x) = log ∫ p(x|z) p(z) dz is intractable: the mean of p(x|z) over samples of the prior p(z), unbiased "
         f"as it is, is below it: with {prior_misses} nats. Hardly any z of the prior explains an image; which "
-        "ones do says p(z|x) = p(x, z) / p(x), and that asks for p(x) again. q(z|x), learned, breaks the circle.",
+        "ones do says p(z|x) = p(x, z) / p(x), and that asks for p(x) again: a circle. q(z|x), learned, breaks it.",
         f"Annealed importance sampling (AIS), another method, on the first {len(difference)} of them: above importance "
         f"sampling (IS) by a median of {median:.2f} nats, at most {largest:.1f} ± {largest_se:.1f}, by more than two "
         f"standard errors on {int(above.sum())}. Both are lower bounds in expectation: the higher one is the better.",
+        ACCOUNTS,
     )
     numbers: dict[str, Any] = {"images": len(x), "importance_samples": samples}
     numbers |= elbo.numbers("elbo") | likelihood.numbers("log_likelihood") | mean.numbers("gap")
@@ -87,9 +88,13 @@ def gap(context: Context) -> Claim:
     numbers["climb"] = {str(k): value.numbers("above_elbo") for k, value in climb.items()}
     numbers["missed_by_prior"] = {str(k): value.numbers("nats") for k, value in missing.items()}
     numbers |= ais.numbers("annealed_minus_importance") | {"annealed_minus_importance_median": median}
-    caption = "Left: IWAE-k above the ELBO. Middle: each image's gap. Right: annealing against importance sampling."
-    draw = partial(_draw_gap, climb=climb, gaps=gaps, difference=difference, errors=difference_se)
-    return Claim("gap", title, equation, words, numbers, pictures=(chart("gap", caption, draw, panels=3),))
+    captions = (
+        "What the mean over k samples misses of log p(x): of the prior, and of q, where k = 1 is the ELBO.",
+        "log p(x) - ELBO of each image.",
+        "AIS against importance sampling on some images, ± 2 standard errors.",
+    )
+    draw = partial(_draw_gap, misses=misses, gaps=gaps, difference=difference, errors=difference_se)
+    return Claim("gap", title, equations.GAP, words, numbers, pictures=charts("gap", captions, draw))
 
 
 def _chosen(context: Context, x: Tensor) -> str:
@@ -132,12 +137,19 @@ def _weights(
 
 
 def _draw_gap(
-    left: Any, middle: Any, right: Any, climb: dict[int, Measured], gaps: Tensor, difference: Tensor, errors: Tensor
+    first: Any,
+    middle: Any,
+    right: Any,
+    misses: dict[str, dict[int, Measured]],
+    gaps: Tensor,
+    difference: Tensor,
+    errors: Tensor,
 ) -> None:
-    values, spread = [m.value for m in climb.values()], [m.se for m in climb.values()]
-    left.errorbar(list(climb), values, spread, marker="o", markersize=3, capsize=2)
-    left.axhline(0, color=INK, linewidth=0.8)
-    left.set(xscale="log", xlabel="k", ylabel="nats above the ELBO", title="IWAE-k climbs to log p(x)")
+    for name, found in misses.items():
+        values, spread = [m.value for m in found.values()], [m.se for m in found.values()]
+        first.errorbar(list(found), values, spread, marker="o", markersize=3, capsize=2, label=name)
+    first.legend(title="samples of the")
+    first.set(xscale="log", yscale="log", xlabel="k", ylabel="nats below log p(x)", title="Estimates of log p(x)")
     middle.hist(gaps.numpy(), bins=30, color="C2")
     middle.axvline(0, color=INK, linewidth=1.2)
     middle.set(xlabel="log p(x) - ELBO, nats", ylabel="images", title="The gap of each image")
@@ -149,12 +161,8 @@ def _draw_gap(
 def terms(context: Context) -> Claim:
     """The two terms on test images, along the training, and the KL of every latent dimension."""
     title = "The ELBO is a reconstruction term minus a rate"
-    equation = (
-        "ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)) = E_q[log p(x, z) - log q(z|x)]\n"
-        "          -distortion        rate"
-    )
     if context.model.deterministic:
-        return Claim("terms", title, equation, (NO_BOUND,))
+        return Claim("terms", title, equations.TERMS, (NO_BOUND,))
     x = context.tested(context.options.images)
     with torch.no_grad():
         found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
@@ -175,9 +183,13 @@ def terms(context: Context) -> Claim:
     numbers |= rate.numbers("rate") | difference.numbers("terms_minus_densities")
     numbers |= {"first_validation_kl": first, "last_validation_kl": last}
     numbers["kl_per_dimension"] = found.kl_per_dimension.double().mean(0).cpu().tolist()
-    caption = "Left: the bound and its reconstruction by epoch. Middle: the path of training. Right: KL by dimension."
+    captions = (
+        "The bound and its reconstruction term, by epoch.",
+        "The path of training on the validation split: rate against distortion.",
+        "The KL of each latent dimension; under a prior with no such parts, their sum.",
+    )
     draw = partial(_draw_terms, context=context, numbers=numbers)
-    return Claim("terms", title, equation, words, numbers, pictures=(chart("terms", caption, draw, panels=3),))
+    return Claim("terms", title, equations.TERMS, words, numbers, pictures=charts("terms", captions, draw))
 
 
 def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: dict[str, Any]) -> None:
@@ -193,7 +205,7 @@ def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: d
     middle.legend()
     middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Validation during training")
     bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
-    right.set(xlabel="latent dimension; a single bar is their sum", ylabel="mean KL, nats", title="Where the rate goes")
+    right.set(xlabel="latent dimension", ylabel="mean KL, nats", title="Where the rate goes")
 
 
 def asymmetry(_: Context | None = None) -> Claim:
@@ -208,7 +220,6 @@ def asymmetry(_: Context | None = None) -> Claim:
     log_ratio = rng.normal(size=PAIRS) * 10.0 ** rng.uniform(-4, 0.3, PAIRS)  # some pairs are nearly equal
     least = float((0.5 * (np.expm1(2 * log_ratio) - 2 * log_ratio + shift**2)).min())
     title = "The KL is never negative and not symmetric"
-    equation = "KL(q ‖ p) = E_q[log q - log p] ≥ 0,   = 0 only where q = p,   KL(q ‖ p) ≠ KL(p ‖ q)"
     words = (
         f"Two Gaussians: KL(N(0, 1²) ‖ N(1, 2²)) = {there:.4f}, the other way round {back:.4f} nats. The smallest KL "
         f"of {PAIRS:,} random pairs of Gaussians is {least:.2e}.",
@@ -222,9 +233,9 @@ def asymmetry(_: Context | None = None) -> Claim:
         numbers[key] = dict(zip(("mean", "sd", "kl_p_q", "kl_q_p"), values, strict=True))
     header = ("q minimises", "mean", "standard deviation", "KL(p ‖ q), nats", "KL(q ‖ p), nats")
     rows = [(name, f"{m:.3f}", f"{s:.3f}", f"{pq:.4f}", f"{qp:.4f}") for name, (m, s, pq, qp) in found.items()]
-    caption = "Left: zero where the two are equal, else positive, different both ways. Right: one mixture, two fits."
-    picture = chart("divergence", caption, partial(_draw_fits, p=p, fits=fits), panels=2)
-    return Claim("divergence", title, equation, words, numbers, (header, *rows), (picture,))
+    captions = "Two Gaussians: zero where they are equal, else positive, different both ways.", "One mixture, two fits."
+    pictures = charts("divergence", captions, partial(_draw_fits, p=p, fits=fits))
+    return Claim("divergence", title, equations.DIVERGENCE, words, numbers, (header, *rows), pictures)
 
 
 def gaussian(mean: float, sd: float) -> Values:

@@ -12,7 +12,8 @@ from torch import Tensor
 from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
-from vaeline.plotting.charts import INK, Picture, chart, image_rows
+from vaeline.plotting.charts import INK, Picture, chart, charts, image_rows
+from vaeline.theory import equations
 from vaeline.theory.claim import Claim, Context
 
 Pixels = NDArray[np.uint8]
@@ -20,6 +21,16 @@ Pixels = NDArray[np.uint8]
 COLUMNS, SHOWN_PAIRS = 10, 2
 ROWS = 500  # images at once
 COMPARED = 2000  # images in a Frechet distance, and codes in a distance to the nearest
+SIZES = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # of a code
+MIXED = {  # weights of three images
+    "first": (1, 0, 0),
+    "second": (0, 1, 0),
+    "third": (0, 0, 1),
+    "1 + 2": (0.5, 0.5, 0),
+    "1 + 3": (0.5, 0, 0.5),
+    "2 + 3": (0, 0.5, 0.5),
+    "all": (1 / 3, 1 / 3, 1 / 3),
+}
 COMPONENTS = 50  # of the pixels, where there are no labels to learn features from
 
 
@@ -70,17 +81,17 @@ def latent_space(context: Context) -> Claim:
         for name, c in coded.items():
             predicted = probes.knn_predict(c.train_means, labels, c.held_out_means)
             numbers[f"knn_accuracy_{name.lower()}"] = float((predicted == expected).double().mean())
+    size_words, size_picture = code_size(context, data, test)
     rows = [(name, *(f"{value:.2f}" for value in found.values())) for name, found in samples.items()]
     rows += [(name, f"{value:.2f}", "", "") for name, value in distances.items()]
     return Claim(
         "sampling",
         "A VAE is trained with a distribution to sample from; an autoencoder's codes have none",
-        "AE:   max log p(x|z = f(x))                              nothing determines where the codes f(x) lie\n"
-        "VAE:  max E_q[log p(x|z)] - KL(q(z|x) ‖ N(0, I))         each q(z|x) is drawn towards N(0, I)",
-        _words(numbers),
+        equations.SAMPLING,
+        [*_words(numbers), size_words],
         numbers,
         (("images from", "Frechet distance to test images", "draw to code", "code to draw"), *rows),
-        _pictures(context, coded, images, data, test),
+        (*_pictures(context, coded, images, data, test), size_picture),
     )
 
 
@@ -184,6 +195,62 @@ def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor]
     return lambda x: (small(x).flatten(1) - mean) @ axes, f"{axes.shape[1]} principal components of the pixels"
 
 
+def mixtures(three: Tensor) -> Tensor:
+    """Weighted sums of three things [3, ...], for each of MIXED: [M, ...]."""
+    return torch.einsum("mk,k...->m...", torch.tensor(list(MIXED.values()), dtype=three.dtype), three)
+
+
+@torch.no_grad()
+def code_size(context: Context, data: Split, test: Split) -> tuple[str, Picture]:
+    """Quality of reconstructions of test images by the number of the code's dimensions that are kept.
+
+    Of the trained model those of the largest variance over the images, the others at their mean; beside it principal
+    components, the best linear code of each size. PSNR of the mean squared error: -10 log10(MSE), dB.
+    """
+    model, expected = context.model, _expected(context, test.pixels)
+    parts = [model.encode(x).mean.cpu() for x in _batches(context, test.pixels, "sizes")]
+    codes = torch.cat(parts)
+    order, sizes = (
+        codes.var(0).argsort(descending=True),
+        [n for n in SIZES if n < model.latent_dim] + [model.latent_dim],
+    )
+    flat, training = expected.flatten(1), _expected(context, data.pixels).flatten(1)
+    mean, axes = probes.principal_components(training, min(model.latent_dim, *training.shape))
+    found: dict[str, dict[int, float]] = {"this model": {}, "principal components": {}}
+    for size in sizes:
+        kept = codes.mean(0).repeat(len(codes), 1)
+        kept[:, order[:size]] = codes[:, order[:size]]
+        found["this model"][size] = _psnr(_decoded(model, kept).flatten(1) - flat)
+        if size <= axes.shape[1]:
+            part = axes[:, :size]
+            found["principal components"][size] = _psnr(mean + (flat - mean) @ part @ part.T - flat)
+
+    def draw(axes: Any) -> None:
+        for name, points in found.items():
+            axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name)
+        axes.set(xscale="log", xlabel="numbers kept of the code", ylabel="PSNR, dB", title="Code size against quality")
+        axes.legend()
+
+    ours, linear = found.values()
+    words = (
+        f"Code size against quality: with {_sequence(list(ours))} numbers of the code the trained model reconstructs "
+        f"{len(test):,} test images at {_sequence([f'{value:.1f}' for value in ours.values()])} dB (PSNR of the mean "
+        f"squared error); principal components, the best linear code, at "
+        f"{_sequence([f'{value:.1f}' for value in linear.values()])}. A model trained for a smaller code makes better "
+        "use of it than this one with parts of its code left out."
+    )
+    caption = "PSNR of reconstructed test images by how much of the code is kept, the rest at its mean."
+    return words, chart("code_size", caption, draw)
+
+
+def _psnr(error: Tensor) -> float:
+    return float(-10 * error.double().square().mean().log10())
+
+
+def _sequence(values: list[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
 def _pictures(
     context: Context, coded: dict[str, Coded], images: dict[str, Tensor], data: Split, test: Split
 ) -> tuple[Picture, ...]:
@@ -195,6 +262,11 @@ def _pictures(
         x = context.observed(test.pixels[2 * pair : 2 * pair + 2], f"pair {pair}")
         paths += [(name, interpolate(c.model, x, COLUMNS)) for name, c in coded.items()]
 
+    x = context.observed(test.pixels[:3], "mixed")
+    mixed = [("pixels", mixtures(_expected(context, test.pixels[:3])))]
+    mixed += [
+        (f"{name}'s codes", _decoded(c.model, mixtures(c.model.encode(x).mean.cpu()))) for name, c in coded.items()
+    ]
     colours: dict[str, Any] = {} if data.labels is None else {"c": data.labels[:1500], "cmap": "tab10"}
 
     def draw(*panels: Any) -> None:
@@ -209,10 +281,12 @@ def _pictures(
 
     samples = "The same noise, decoded by both models, as N(0, I) and with the mean and covariance of their codes."
     lines = "Two pairs of test images: the straight line between their codes, decoded."
+    blends = "Three test images mixed: their pixels, which shows all three at once, and their codes, decoded."
     dots = "dots, coloured by class" if colours else "dots"
     codes = f"Codes of training images ({dots}) and N(0, I) at one, two and three standard deviations (circles)."
     return (
         image_rows("samples", samples, "Decoded draws", draws),
         image_rows("interpolations", lines, "Interpolations", paths),
-        chart("codes", codes, draw, panels=2),
+        image_rows("mixtures", blends, "Mixtures of three images", mixed, list(MIXED)),
+        *charts("codes", [f"{name}: {codes}" for name in coded], draw),
     )

@@ -16,7 +16,8 @@ from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, log_weights
 from vaeline.core.priors import StandardNormal
-from vaeline.plotting.charts import INK, chart
+from vaeline.plotting.charts import INK, chart, charts
+from vaeline.theory import equations
 from vaeline.theory.claim import Claim, Context
 
 WAYS: tuple[tuple[Bound, Estimator], ...] = (
@@ -47,11 +48,6 @@ def estimators(context: Context) -> Claim:
     if "trained_variance_ratio" in score:
         on_trained = f", {score['trained_variance_ratio']:,.0f} on the trained one (a batch of {BATCH} images)"
     title = "The score function is unbiased and noisy; reparameterising takes the noise outside"
-    equation = (
-        "pathwise        ∇ E_ε[f(μ + σ ε)] = E_ε[∇ f(μ + σ ε)]\n"
-        "score function  ∇ E_q[f(z)] = E_q[f(z) ∇ log q(z)] + E_q[∇ f(z)]\n"
-        f"f = log w (ELBO) or log of the mean of w (IWAE), {SAMPLES} samples of z"
-    )
     words = (
         f"Small model: z is one number, x has {SMALL_PIXELS}, everything is linear and Gaussian, and the gradient is "
         f"exact by quadrature. The largest |z| of {count} gradient components over all estimators is {largest:.2f}. "
@@ -69,9 +65,9 @@ def estimators(context: Context) -> Claim:
     for (bound, name), way in zip(WAYS, ways.values(), strict=True):
         ratios = [f"{way[key]:.3g}" if key in way else "" for key in ("variance_ratio", "trained_variance_ratio")]
         rows.append(("ELBO" if bound == "elbo" else f"IWAE-{SAMPLES}", name, f"{way['largest_z']:.2f}", *ratios))
-    caption = "Left: all estimators agree with the exact gradient. Right: their variance over that of the pathwise one."
-    picture = chart("estimators", caption, partial(_draw_estimators, deviations=deviations, ways=ways), panels=2)
-    return Claim("estimators", title, equation, words, numbers, (header, *rows), (picture,))
+    captions = "All estimators agree with the exact gradient.", "Their variance over that of the pathwise one."
+    pictures = charts("estimators", captions, partial(_draw_estimators, deviations=deviations, ways=ways))
+    return Claim("estimators", title, equations.ESTIMATORS, words, numbers, (header, *rows), pictures)
 
 
 def _measure(context: Context) -> tuple[dict[str, Tensor], dict[str, Numbers]]:
@@ -150,40 +146,66 @@ def variance(draw: Callable[[], Gradient], pairs: int) -> Measured:
 
 def batch_size(context: Context) -> Claim:
     """The variance of the minibatch gradient of the trained model at growing batches: slope -1 on two logarithms."""
-    model, generator = copy.deepcopy(context.model).requires_grad_(), context.generator("batches")
-
-    def gradient(size: int) -> Gradient:
-        chosen = torch.randint(len(context.train), (size,), generator=generator).numpy()
-        noise_seed = int(torch.randint(2**31, (), generator=generator))
-        x = context.observed(np.array(context.train.pixels[chosen]), f"batch {noise_seed}", training=True)
-        noise = None if model.deterministic else context.normal(f"batch {noise_seed}", size, model.latent_dim)
-        elbo = elbo_terms(model, x, noise).elbo.mean()
-        found = torch.autograd.grad(elbo, list(model.parameters()), allow_unused=True)
-        return tuple(g for g in found if g is not None)
-
-    found = {size: variance(partial(gradient, size), BATCH_PAIRS) for size in BATCHES}
+    generator = context.generator("batches")
+    found = {size: variance(_batches(context, size, generator), BATCH_PAIRS) for size in BATCHES}
     title = "A batch of B images divides the gradient's variance by B"
-    equation = "g_B = (1/B) Σ_i ∇ ELBO(x_i),   Var[g_B] = Var[g_1] / B"
     if not all(m.value > 0 and m.se > 0 for m in found.values()):
-        return Claim("batch_size", title, equation, ("Does not apply: all of the model's units have died.",))
-    slope = fitted_slope(found)
+        return Claim(
+            "batch_size", title, equations.BATCH_SIZE, ("Does not apply: all of the model's units have died.",)
+        )
+    slope, series, part = fitted_slope(found), {"images and z": found}, ""
+    if not context.model.deterministic:
+        generator = context.generator("batches, z alone")
+        sizes = {size: variance(_batches(context, size, generator, repeated=True), PAIRS) for size in BATCHES}
+        series["z alone"], share = sizes, sum(m.value / found[b].value for b, m in sizes.items()) / len(sizes)
+        part = (
+            f" Two sources of noise are in it, which images and which z: with the same images and another z the "
+            f"variance is {share:.0%} of it (mean over these batches). Both fall as 1/B."
+        )
     words = (
         f"The variance of the trained model's gradient, summed over all parameters, at batches of {BATCHES} random "
         f"training images. Fitted slope of log variance over log B: {slope.text(3)}; expected: -1. The standard "
-        "deviation falls as 1/√B: large batches gain less and less.",
+        f"deviation falls as 1/√B: large batches gain less and less.{part}",
+        "Where popular accounts err: an epoch, a pass over all images, does not bring stochastic gradients to the true "
+        "one. Each was unbiased at weights that have moved since, and their variance stays that of a batch. "
+        "What lets training settle is the falling learning rate.",
     )
     numbers = {**slope.numbers("slope"), "variance": {str(s): m.numbers("variance") for s, m in found.items()}}
     label = f"slope {slope.text(3)}"
 
     def draw(axes: Any) -> None:
-        sizes, values = np.array(list(found)), np.array([m.value for m in found.values()])
-        axes.errorbar(sizes, values, [2 * m.se for m in found.values()], fmt="o", markersize=4, capsize=2)
-        axes.plot(sizes, values[-1] * sizes[-1] / sizes, "--", color=INK, linewidth=0.8, label="slope -1")
+        for name, values in series.items():
+            spread = [2 * m.se for m in values.values()]
+            axes.errorbar(list(values), [m.value for m in values.values()], spread, fmt="o", capsize=2, label=name)
+        last = BATCHES[-1]
+        axes.plot(BATCHES, [found[last].value * last / b for b in BATCHES], "--", color=INK, lw=0.8, label="slope -1")
         axes.set(xscale="log", yscale="log", xlabel="B, images", ylabel="gradient's variance", title=label)
         axes.legend()
 
-    picture = chart("batch_size", "The gradient's variance at each batch size.", draw)
-    return Claim("batch_size", title, equation, words, numbers, pictures=(picture,))
+    picture = chart("batch_size", "The gradient's variance at each batch size, ± 2 standard errors.", draw)
+    return Claim("batch_size", title, equations.BATCH_SIZE, words, numbers, pictures=(picture,))
+
+
+def _batches(
+    context: Context, size: int, generator: torch.Generator, *, repeated: bool = False
+) -> Callable[[], Gradient]:
+    """Draws the gradient of a batch; `repeated`: each batch twice running, with another z."""
+    model, last = copy.deepcopy(context.model).requires_grad_(), list[Tensor]()
+
+    def gradient() -> Gradient:
+        kept = last.pop() if last else None
+        chosen = torch.randint(len(context.train), (size,), generator=generator).numpy()
+        noise_seed = int(torch.randint(2**31, (), generator=generator))
+        x = kept
+        if x is None:
+            x = context.observed(np.array(context.train.pixels[chosen]), f"batch {noise_seed}", training=True)
+            last.extend([x] if repeated else [])
+        noise = None if model.deterministic else context.normal(f"batch {noise_seed}", size, model.latent_dim)
+        elbo = elbo_terms(model, x, noise).elbo.mean()
+        found = torch.autograd.grad(elbo, list(model.parameters()), allow_unused=True)
+        return tuple(g for g in found if g is not None)
+
+    return gradient
 
 
 def fitted_slope(found: dict[int, Measured]) -> Measured:

@@ -16,7 +16,8 @@ from vaeline.core.distributions import LARGEST_LOG_VARIANCE, LOG_VARIANCE_BOUND,
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE
-from vaeline.plotting.charts import INK, Picture, chart, image_rows
+from vaeline.plotting.charts import INK, Picture, chart, charts, image_rows
+from vaeline.theory import equations
 from vaeline.theory.claim import Claim, Context
 from vaeline.training.build import build_model, kl_sizes
 from vaeline.training.splits import Splits, latent_scale
@@ -47,7 +48,6 @@ def log_variance(context: Context) -> Claim:
     steps = {head: int((invalid > 0).sum()) for head, (invalid, _) in traces.items()}
     first = int((traces["σ"][0] > 0).int().argmax()) + 1 if steps["σ"] else None
     title = "log σ² is any real number; σ is not"
-    equation = "z = μ + exp(½ log σ²) ε,   KL = ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²)"
     words = (
         f"A small MLP VAE on these images, {STEPS} steps of {BATCH} images, the same weights, batches and noise; only "
         "the reading of the encoder's second half differs, and all three start at σ ≈ 1. σ itself is not positive in "
@@ -67,9 +67,9 @@ def log_variance(context: Context) -> Claim:
     for head in (*HEADS, "log σ² unbounded"):
         values = _kl_values(head, torch.tensor(RAW)).tolist()
         numbers["kl_of_raw"][head] = {f"{raw:g}": value for raw, value in zip(RAW, values, strict=True)}
-    caption = "Left: the share of σ that are not positive. Right: KL of a raw number; a line ends where it is infinite."
-    picture = chart("log_variance", caption, partial(_draw_heads, traces=traces), panels=2)
-    return Claim("log_variance", title, equation, words, numbers, rows, (picture,))
+    captions = "The share of σ that are not positive.", "KL of a raw number; a line ends where it is infinite."
+    pictures = charts("log_variance", captions, partial(_draw_heads, traces=traces))
+    return Claim("log_variance", title, equations.LOG_VARIANCE, words, numbers, rows, pictures)
 
 
 def read_head(raw: Tensor, head: str) -> tuple[Tensor, Tensor]:
@@ -142,10 +142,6 @@ def _draw_heads(left: Any, right: Any, traces: dict[str, tuple[Tensor, Measured]
 def squared_error(context: Context) -> Claim:
     """The Gaussian's log-density from the MSE alone, and its best σ beside the one that was learned."""
     title = "The mean squared error is a Gaussian likelihood, and the best σ² is the MSE"
-    equation = (
-        "-log N(x; μ, σ²I) = D · MSE / (2σ²) + D log σ + (D/2) log 2π\n"
-        "d/dσ = 0   ⇔   σ² = MSE,   with MSE = E_q |x - μ(z)|² / D"
-    )
     likelihood, whose = context.model.likelihood, "Of the trained model."
     if not isinstance(likelihood, Gaussian) or likelihood.truncated:
         small = {"network": SMALL, "latent_dim": SMALL_LATENTS, "likelihood": config.Gaussian(kind="gaussian")}
@@ -185,7 +181,7 @@ def squared_error(context: Context) -> Claim:
         axes.legend()
 
     picture = chart("squared_error", caption, draw)
-    return Claim("squared_error", title, equation, words, numbers, pictures=(picture,))
+    return Claim("squared_error", title, equations.SQUARED_ERROR, words, numbers, pictures=(picture,))
 
 
 @torch.no_grad()
@@ -218,7 +214,6 @@ def _root(errors: Tensor) -> Measured:
 def latent_diffusion(context: Context) -> Claim:
     """Stable Diffusion's autoencoder beside a trained one of its kind, whose latents and their scale are measured."""
     title = "Stable Diffusion's first stage is a VAE of the same components"
-    equation = "x [C, H, W] → z [c, H/f, W/f],   f = 2^(n-1) for n channel counts,   z' = (z - mean(z)) / std(z)"
     network, numbers = context.section.network, dict[str, Any](stable_diffusion=THEIRS)
     words = [
         "Its encoder gives a mean and a log σ² at each place of a smaller picture; the posterior, its sample, the KL "
@@ -253,7 +248,7 @@ def latent_diffusion(context: Context) -> Claim:
         }
         numbers["here"] = here
         rows, pictures = [_row(here), *rows], [_maps(context, model, here["latents"], here["factor"])]
-    return Claim("latent_diffusion", title, equation, words, numbers, (header, *rows), pictures)
+    return Claim("latent_diffusion", title, equations.LATENT_DIFFUSION, words, numbers, (header, *rows), pictures)
 
 
 def _parameters(part: torch.nn.Module) -> int:
