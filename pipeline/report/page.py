@@ -62,13 +62,13 @@ def render(workspace: Workspace, params: Params) -> str:
     )
 
 
-def formulas(equation: str) -> list[tuple[str, str]]:
+def formulas(equation: str) -> list[tuple[Markup, str]]:
     """Each line of a claim's equation as MathML, which browsers typeset by themselves, and what is said of it."""
     found = []
     for line in equation.strip().splitlines():
         latex, _, note = line.partition(" % ")
-        mathml = convert(latex).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-        found.append((Markup(mathml), note))  # noqa: S704, every text in it is escaped
+        mathml = convert(latex, display="block").replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        found.append((Markup(mathml), note))
     return found
 
 

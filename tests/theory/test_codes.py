@@ -31,7 +31,7 @@ def test_an_autoencoder_and_a_vae_stand_side_by_side(labelled: bool, monkeypatch
     assert set(numbers["samples"]) == {
         f"{name}, {draws}" for name in ("VAE", "AE") for draws in ("N(0, I)", "N(m, S) of its codes")
     }
-    assert ("knn_accuracy_vae" in numbers) == ("coloured by class" in claim.pictures[2].caption) == labelled
+    assert ("knn_accuracy_vae" in numbers) == ("coloured by class" in claim.pictures[3].caption) == labelled
     assert numbers["training_images"] == TINY.training_images
     assert "trained model, its prior" in numbers["frechet"]
     for name in ("VAE", "AE"):
@@ -49,6 +49,26 @@ def test_the_codes_variances_are_those_of_the_model(monkeypatch: pytest.MonkeyPa
     assert found["VAE"] == pytest.approx([1, 1], abs=0.2)
     assert min(found["AE"]) > 1.2
     assert f"{min(found['VAE']):.2f} to {max(found['VAE']):.2f} (VAE)" in claim.words[0]
+
+
+def test_of_a_linear_model_a_part_of_the_code_is_as_good_as_the_principal_components():
+    """On images of its own, sigma = 0.05, and 0.1 the scale of the lesser of two latents, 64 pixels."""
+    _, here = pca_context(config.Theory(images=12, training_images=1000, seed=1))
+    found = codes.kept(here, here.train, here.test)
+    assert list(found["this model"]) == list(found["principal components"]) == [1, 2]
+    for size, psnr in found["this model"].items():
+        assert psnr == pytest.approx(found["principal components"][size], abs=0.3)
+    mse = {size: 10 ** (-psnr / 10) for size, psnr in found["this model"].items()}
+    assert mse[2] == pytest.approx(0.05**2 * 62 / 64, rel=0.1)
+    assert mse[1] - mse[2] == pytest.approx(0.1**2 / 64, rel=0.5)
+
+
+def test_mixtures_are_weighted_means_of_three():
+    three = torch.tensor([[3.0, 0.0], [0.0, 6.0], [0.0, 0.0]])
+    mixed = dict(zip(codes.MIXED, codes.mixtures(three), strict=True))
+    assert mixed["second"].tolist() == [0, 6]
+    assert mixed["1 + 2"].tolist() == [1.5, 3]
+    assert mixed["all"].tolist() == pytest.approx([1, 2])
 
 
 def test_binary_images_are_compared_with_binary_ones():

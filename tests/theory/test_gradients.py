@@ -58,8 +58,17 @@ def test_the_slope_is_that_of_a_power_law():
 
 @pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
 def test_the_gradients_variance_falls_with_the_batch(objective: str):
-    numbers = gradients.batch_size(small_context(objective=objective)).numbers
-    assert numbers["slope"] == pytest.approx(-1, abs=4 * numbers["slope_se"])
+    claim = gradients.batch_size(small_context(objective=objective))
+    assert claim.numbers["slope"] == pytest.approx(-1, abs=4 * claim.numbers["slope_se"])
+    assert ("with the same images and another z" in claim.words[0]) == (objective == "elbo")
+
+
+def test_a_repeated_batch_differs_in_z_alone():
+    here = small_context(objective="autoencoder")  # which has no z to differ in
+    draw = gradients._batches(here, 4, here.generator("x"), repeated=True)
+    first, again, other = draw(), draw(), draw()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_of_a_model_that_has_died_no_ratio_of_variances_and_no_slope_is_claimed(monkeypatch: pytest.MonkeyPatch):

@@ -81,7 +81,7 @@ def latent_space(context: Context) -> Claim:
         for name, c in coded.items():
             predicted = probes.knn_predict(c.train_means, labels, c.held_out_means)
             numbers[f"knn_accuracy_{name.lower()}"] = float((predicted == expected).double().mean())
-    size_words, size_picture = code_size(context, data, test)
+    size_words, size_picture = _code_size(context, data, test)
     rows = [(name, *(f"{value:.2f}" for value in found.values())) for name, found in samples.items()]
     rows += [(name, f"{value:.2f}", "", "") for name, value in distances.items()]
     return Claim(
@@ -201,29 +201,39 @@ def mixtures(three: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def code_size(context: Context, data: Split, test: Split) -> tuple[str, Picture]:
+def kept(context: Context, data: Split, test: Split) -> dict[str, dict[int, float]]:
     """Quality of reconstructions of test images by the number of the code's dimensions that are kept.
 
     Of the trained model those of the largest variance over the images, the others at their mean; beside it principal
-    components, the best linear code of each size. PSNR of the mean squared error: -10 log10(MSE), dB.
+    components of training images, the best linear code of each size. PSNR is -10 log10(MSE), dB.
     """
-    model, expected = context.model, _expected(context, test.pixels)
-    parts = [model.encode(x).mean.cpu() for x in _batches(context, test.pixels, "sizes")]
-    codes = torch.cat(parts)
-    order, sizes = (
-        codes.var(0).argsort(descending=True),
-        [n for n in SIZES if n < model.latent_dim] + [model.latent_dim],
-    )
-    flat, training = expected.flatten(1), _expected(context, data.pixels).flatten(1)
+    model, expected = context.model, _expected(context, test.pixels).flatten(1)
+    codes = torch.cat([model.encode(x).mean.cpu() for x in _batches(context, test.pixels, "sizes")])
+    order = codes.var(0).argsort(descending=True)
+    training = _expected(context, data.pixels).flatten(1)
     mean, axes = probes.principal_components(training, min(model.latent_dim, *training.shape))
     found: dict[str, dict[int, float]] = {"this model": {}, "principal components": {}}
-    for size in sizes:
-        kept = codes.mean(0).repeat(len(codes), 1)
-        kept[:, order[:size]] = codes[:, order[:size]]
-        found["this model"][size] = _psnr(_decoded(model, kept).flatten(1) - flat)
+    for size in [*(n for n in SIZES if n < model.latent_dim), model.latent_dim]:
+        part = codes.mean(0).repeat(len(codes), 1)
+        part[:, order[:size]] = codes[:, order[:size]]
+        found["this model"][size] = _psnr(_decoded(model, part).flatten(1) - expected)
         if size <= axes.shape[1]:
-            part = axes[:, :size]
-            found["principal components"][size] = _psnr(mean + (flat - mean) @ part @ part.T - flat)
+            projection = axes[:, :size] @ axes[:, :size].T
+            found["principal components"][size] = _psnr(mean + (expected - mean) @ projection - expected)
+    return found
+
+
+def _code_size(context: Context, data: Split, test: Split) -> tuple[str, Picture]:
+    found = kept(context, data, test)
+    sizes, (ours, linear) = (
+        ", ".join(map(str, found["this model"])),
+        (", ".join(f"{value:.1f}" for value in values.values()) for values in found.values()),
+    )
+    words = (
+        f"Code size against quality: with {sizes} numbers of its code the trained model reconstructs {len(test):,} "
+        f"test images at {ours} dB (PSNR of the mean squared error); principal components, the best linear code, at "
+        f"{linear}. A model trained for a smaller code uses it better than this one with parts of its code left out."
+    )
 
     def draw(axes: Any) -> None:
         for name, points in found.items():
@@ -231,24 +241,12 @@ def code_size(context: Context, data: Split, test: Split) -> tuple[str, Picture]
         axes.set(xscale="log", xlabel="numbers kept of the code", ylabel="PSNR, dB", title="Code size against quality")
         axes.legend()
 
-    ours, linear = found.values()
-    words = (
-        f"Code size against quality: with {_sequence(list(ours))} numbers of the code the trained model reconstructs "
-        f"{len(test):,} test images at {_sequence([f'{value:.1f}' for value in ours.values()])} dB (PSNR of the mean "
-        f"squared error); principal components, the best linear code, at "
-        f"{_sequence([f'{value:.1f}' for value in linear.values()])}. A model trained for a smaller code makes better "
-        "use of it than this one with parts of its code left out."
-    )
     caption = "PSNR of reconstructed test images by how much of the code is kept, the rest at its mean."
     return words, chart("code_size", caption, draw)
 
 
 def _psnr(error: Tensor) -> float:
     return float(-10 * error.double().square().mean().log10())
-
-
-def _sequence(values: list[Any]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _pictures(
