@@ -25,6 +25,7 @@ Shape = tuple[int, int, int]  # C, H, W
 Binarise = Literal["none", "static", "dynamic"]
 Activation = Literal["relu", "tanh", "silu"]
 Width = Annotated[int, Field(ge=1, le=65536)]
+Levels = Annotated[list[Width], Field(min_length=1, max_length=10)]
 SHAPES: dict[str, Shape] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 SHAPES |= dict.fromkeys(("fashion-mnist", "mnist", "kmnist"), (1, 28, 28))
 
@@ -103,7 +104,7 @@ class AutoencoderKl(Section):
     """diffusers' AutoencoderKL: latent_dim is latent_channels * H / f * W / f, f = 2^(n - 1) for n channel counts."""
 
     kind: Literal["autoencoder-kl"]
-    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=10, default_factory=lambda: [32, 64, 64])]
+    block_out_channels: Levels = Field(default_factory=lambda: [32, 64, 64])  # of each level, half as large
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1  # and one more in the decoder
     latent_channels: Width = 4  # of the latents, which keep their places
     norm_num_groups: Width = 32  # of the group norms: divides every channel count

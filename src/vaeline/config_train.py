@@ -25,7 +25,7 @@ class Diffusers(Section):
 class Train(Section):
     """Section `train`."""
 
-    objective: Literal["elbo", "iwae", "autoencoder"]
+    objective: Literal["elbo", "iwae", "autoencoder"]  # maximised; autoencoder: neither KL nor noise
     estimator: Literal[  # of the objective's gradient
         "pathwise", "score-function", "score-function-baseline", "sticking-the-landing", "doubly-reparameterised"
     ] = "pathwise"
@@ -35,13 +35,13 @@ class Train(Section):
     beta: NonNegative
     warmup_epochs: Annotated[int, Field(ge=0)]
     free_bits: NonNegative  # nats per latent dimension
-    epochs: Count
-    batch_size: Count
+    epochs: Count  # passes over the training images
+    batch_size: Count  # images a step
     learning_rate: Positive
     gradient_clip: Positive
     precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
     patience: Count
-    seed: Seed
+    seed: Seed  # of weights, order and noise
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Self:
