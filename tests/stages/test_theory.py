@@ -26,7 +26,7 @@ def test_claims_pictures_and_numbers_are_written_and_logged_and_old_pictures_go_
     Path("reports/history.csv").write_text(to_csv([EPOCH]))
     theory.main()
     names = {path.name for path in Path("reports/theory").iterdir()}
-    assert {"claims.json", "samples.png", "gap.png"} <= names
+    assert {"claims.json", "samples.png", "gap_1.png"} <= names
     assert "old.png" not in names
     assert json.loads(Path("reports/theory.json").read_text())["gap"]["applies"]
     logged = {(event["folder"], event["name"]) for event in outbox_events(workspace, "artifact")}
