@@ -76,7 +76,7 @@ def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(instal
     vae = build_model(section(), SHAPE, "elbo", 0)
     save_model(tmp_path / "model", vae, described(section()))
     make_package(tmp_path / "package", tmp_path / "model")
-    np.savez(tmp_path / "images.npz", images=np.zeros((3, *SHAPE[1:]), np.uint8))
+    np.savez(tmp_path / "images.npz", images=np.full((3, *SHAPE[1:]), 200, np.uint8))
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     commands = [
