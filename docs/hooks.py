@@ -46,7 +46,6 @@ def params() -> str:
 
 def _section(path: str, section: type[Section], variant: str = "") -> str:
     schema, comments, inner = section.model_json_schema(), _comments(section), list[str]()
-    notes = _file_comments((ROOT / "params.yaml").read_text())
     rows = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         sections = [kind for kind in _members(field.annotation) if isinstance(kind, type) and issubclass(kind, Section)]
@@ -56,8 +55,7 @@ def _section(path: str, section: type[Section], variant: str = "") -> str:
             inner += [_section(f"{path}.{name}", part, variant="kind") for part in sections]
         elif name != variant:
             allowed = _allowed(schema["properties"][name])
-            note = comments.get(name) or notes.get(f"{path}.{name}", "")
-            rows.append(f"| `{name}` | {allowed} | {_default(field)} | {note} |")
+            rows.append(f"| `{name}` | {allowed} | {_default(field)} | {comments.get(name, '')} |")
     kinds = ", ".join(get_args(section.model_fields["kind"].annotation)) if variant else ""
     about = f"{inspect.getdoc(section)}\n\n" if variant else ""
     table = "\n".join(rows) if len(rows) > 2 else "No further keys."
@@ -99,16 +97,6 @@ def _default(field: Any) -> str:
 def _comments(section: type[Section]) -> dict[str, str]:
     """The comment beside each key in config.py."""
     return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(section), re.MULTILINE))
-
-
-def _file_comments(text: str) -> dict[str, str]:
-    """The comment beside each key path of params.yaml, without what lists the allowed values."""
-    notes: dict[str, str] = {}
-    path: list[str] = []
-    for indent, key, note in re.findall(r"^( *)(\w+):(?:[^#\n]*?  +# (.*))?$", text, re.MULTILINE):
-        path = [*path[: len(indent) // 2], key]
-        notes[".".join(path)] = re.sub(r"(: | ?)\S+ \| .*", "", note)
-    return notes
 
 
 def commands() -> str:

@@ -71,8 +71,8 @@ class Data(Section):
 
     source: Source
     binarise: Binarise  # grey values as probabilities of a white pixel: once, or for training anew each epoch
-    validation: Count | Fraction
-    test: Literal["auto"] | Count | Fraction
+    validation: Count | Fraction  # images held out of the training split: a count, or a fraction
+    test: Literal["auto"] | Count | Fraction  # auto: the source's own split, else as many as validation
     seed: Seed  # of the splits and of static binarisation
 
 
@@ -204,7 +204,7 @@ class Model(Section):
 class Evaluate(Section):
     """Section `evaluate`."""
 
-    importance_samples: Annotated[int, Field(ge=1, le=100_000)]
+    importance_samples: Annotated[int, Field(ge=1, le=100_000)]  # k of the importance-sampled log p(x)
     proposal: Literal["auto", "laplace", "posterior"] = "auto"  # of importance sampling
     active_units_threshold: Positive  # variance of the posterior mean over images, above which a latent is active
     latent_images: Annotated[int, Field(ge=2, le=1_000_000)] = 5000  # of the test split
@@ -214,10 +214,10 @@ class Evaluate(Section):
 class Sample(Section):
     """Section `sample`."""
 
-    columns: Annotated[int, Field(ge=2, le=64)]
+    columns: Annotated[int, Field(ge=2, le=64)]  # images a row
     rows: Annotated[int, Field(ge=1, le=64)]  # of images
-    steps: Annotated[int, Field(ge=2, le=64)]
-    traversals: Annotated[int, Field(ge=1, le=64)]
+    steps: Annotated[int, Field(ge=2, le=64)]  # of an interpolation
+    traversals: Annotated[int, Field(ge=1, le=64)]  # latent dimensions traversed, the most informative first
     seed: Seed  # of prior samples, and of the images shown
 
 

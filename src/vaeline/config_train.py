@@ -32,15 +32,15 @@ class Train(Section):
     samples: Annotated[int, Field(ge=1, le=5000)] = 1  # of z an image and step: iwae's k
     init: Annotated[Random | Diffusers, BY_KIND] = Random(kind="random")
     only: Literal["all", "decoder"] = "all"  # what is trained; the encoder stays as init gives it
-    beta: NonNegative
-    warmup_epochs: Annotated[int, Field(ge=0)]
+    beta: NonNegative  # weight of the KL
+    warmup_epochs: Annotated[int, Field(ge=0)]  # over which the KL's weight grows linearly from 0 to beta
     free_bits: NonNegative  # nats per latent dimension
     epochs: Count  # passes over the training images
     batch_size: Count  # images a step
-    learning_rate: Positive
-    gradient_clip: Positive
+    learning_rate: Positive  # the peak of one cycle
+    gradient_clip: Positive  # largest norm of the gradient of the mean loss
     precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
-    patience: Count
+    patience: Count  # epochs without a better validation ELBO before training stops
     seed: Seed  # of weights, order and noise
 
     @model_validator(mode="after")
