@@ -113,7 +113,7 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     test = json.loads((REPORTS / "metrics.json").read_text())["test"]
     words = ("rejected", "not above", "too few", "gain −0.25 ± 0.12", "nats per image", "train.beta", "shapes@champion")
     words += (f"± {test['elbo_se']:.2g}".rstrip("0"), f"= {test['reconstruction']:.4f}".replace("-", "−"))
-    for word in (*words, "The gap", "a=b", "Words < words.", "dB, mean of each image's"):
+    for word in (*words, "The gap", "a=b", "∂/∂ε", "loss = −ELBO", "Words < words.", "dB, mean of each image's"):
         assert word in read.text, word
     shown = {image["alt"]: image["src"] for image in read.having("img")}
     alts = list(shown)

@@ -2,7 +2,7 @@
 
 SAMPLING = r"""
 \max\, \log\, p(x|z = f(x)) % autoencoder: nothing determines where the codes f(x) lie
-\max\, \mathbb{E}_q[\log\, p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, \mathcal{N}(0, I)) % VAE: each q(z|x) is drawn towards N(0, I)
+\max\, \mathbb{E}_q[\log\, p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, p(z)) % VAE, p(z) = N(0, I): each q(z|x) is drawn towards N(0, I)
 z = a z_1 + b z_2 + c z_3, \quad a + b + c = 1 % a mixture of three images, by their codes
 """
 GAP = r"""
