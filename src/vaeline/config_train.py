@@ -37,7 +37,9 @@ class Train(Section):
     free_bits: NonNegative  # nats per latent dimension
     epochs: Count  # passes over the training images
     batch_size: Count  # images a step
-    learning_rate: Positive  # the peak of one cycle
+    learning_rate: Positive  # at its peak
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"  # of the learning rate
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the average of the weights that is kept; 0: none
     gradient_clip: Positive  # largest norm of the gradient of the mean loss
     precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
     patience: Count  # epochs without a better validation ELBO before training stops

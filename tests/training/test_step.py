@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from small_training import batch, model, step_config
+from small_training import batch, model, options, step_config
 from vaeline import config
 from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.training import step as steps
 from vaeline.training.build import build_model
-from vaeline.training.step import Batch, State, Stepper, kl_weight, losses, one_cycle, step
+from vaeline.training.step import Batch, State, Stepper, kl_weight, learning_rate, losses, step
 
 SHAPE = (1, 8, 8)
 LIKELIHOODS = [
@@ -181,15 +181,36 @@ def test_matrix_products_are_bfloat16_and_the_terms_float32():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
-def test_the_learning_rate_rises_once_to_its_peak_and_falls_once_to_nearly_nothing(steps: int):
-    rates = [one_cycle(step, steps, 0.002) for step in range(steps)]
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+def test_the_learning_rate_never_rises_twice_and_follows_its_schedule(schedule: str, steps: int):
+    section = options(schedule=schedule, learning_rate=0.002)
+    rates = [learning_rate(section, step, steps) for step in range(steps)]
     assert all(0 < rate <= 0.002 for rate in rates)
-    if steps == 1000:
+    if schedule == "constant":
+        assert set(rates) == {0.002}
+    elif steps == 1000:
         top = rates.index(max(rates))
         assert max(rates) == pytest.approx(0.002, rel=1e-2)
         assert rates == [*sorted(rates[:top]), *sorted(rates[top:], reverse=True)]
-        assert rates[-1] < rates[0] < 0.1 * 0.002
-        assert 200 < top < 300
+        assert rates[-1] < 0.01 * 0.002
+        assert (200 < top < 300 and rates[0] < 0.1 * 0.002) if schedule == "one-cycle" else top == 0
+
+
+def test_the_average_is_exponential_with_a_decay_that_grows_and_trades_places_with_the_weights():
+    state = State(build_model(model(), SHAPE, "elbo", 1), averages=True)
+    expected = [parameter.detach().clone() for parameter in state.parameters]
+    for number in range(1, 21):
+        step(state, batch(seed=number), *step_config(ema=0.7))
+        decay = min(0.7, (1 + number) / (10 + number))
+        expected = [
+            decay * old + (1 - decay) * new.detach() for old, new in zip(expected, state.parameters, strict=True)
+        ]
+    for average, wanted in zip(state.average, expected, strict=True):
+        torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-7)
+    weights, average = ([t.detach().clone() for t in tensors] for tensors in (state.parameters, state.average))
+    state.swap()
+    assert same(state.parameters, average)
+    assert same(state.average, weights)
 
 
 def test_the_kl_weight_grows_linearly_to_beta_and_stays():

@@ -82,10 +82,11 @@ def test_every_image_is_seen_once_an_epoch_in_another_order_and_dequantised_anew
     assert 0 < noise.min() < noise.max() < 1
 
 
-def test_patience_ends_a_training_whose_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path):
+@pytest.mark.parametrize("ema", [0.0, 0.8])
+def test_patience_ends_a_training_whose_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path, ema: float):
     """Mistake 2: the last weights, or those of another epoch than the best, in place of the best."""
     data = Splits(bumps(100, seed=1), 255 - bumps(30, seed=2), "none")  # to validate: the negative of what is learnt
-    result = train_small(tmp_path, options(epochs=50, patience=2), data)
+    result = train_small(tmp_path, options(epochs=50, patience=2, ema=ema), data)
     assert result.best == best(result.history, 1.0)
     assert len(result.history) == result.best.epoch + 2 < 50
     found = validate(result.model, Resident(data.validation, CPU), Noise(TRAIN.seed, CPU))

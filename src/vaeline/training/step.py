@@ -63,11 +63,13 @@ class Averages:
 class State:
     """All that a step changes, in place: before the first step, on the model's device."""
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, averages: bool = False) -> None:
         self.model = model
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.first = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # Adam's mean of the gradient
         self.second = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # and of its square
+        # of the weights, exponential (Polyak & Juditsky 1992): what is validated and kept
+        self.average = [p.detach().clone() for p in self.parameters] if averages else []
         device = self.parameters[0].device
         self.count = torch.zeros((), device=device)  # Adam's steps so far
         # sums of reconstruction, KL and gain, and the images, of this epoch so far
@@ -80,6 +82,7 @@ class State:
         named = {f"model/{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
         named |= {f"first/{i}": tensor for i, tensor in enumerate(self.first)}
         named |= {f"second/{i}": tensor for i, tensor in enumerate(self.second)}
+        named |= {f"average/{i}": tensor for i, tensor in enumerate(self.average)}
         return named | {"count": self.count, "totals": self.totals}
 
     @torch.no_grad()
@@ -87,6 +90,14 @@ class State:
         """Copy in what `tensors` returned at another time."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their average, if there is one."""
+        for parameter, average in zip(self.parameters, self.average, strict=False):
+            held = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(held)
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
@@ -99,6 +110,18 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
         return peak * (START + (1 - START) * position / RISE)
     cosine = 0.5 * (1 + math.cos(math.pi * (position - RISE) / (1 - RISE)))
     return peak * (END + (1 - END) * cosine)
+
+
+def learning_rate(options: Train, step: int, steps: int) -> float:
+    """The rate of step 0 ... steps - 1 by `options.schedule`; cosine falls from the peak as the cycle's second part."""
+    peak = options.learning_rate
+    match options.schedule:
+        case "one-cycle":
+            return one_cycle(step, steps, peak)
+        case "cosine":
+            return peak * (END + (1 - END) * 0.5 * (1 + math.cos(math.pi * (step + 0.5) / steps)))
+        case "constant":
+            return peak
 
 
 def kl_weight(step: int, warmup_steps: int, beta: float) -> float:
@@ -209,6 +232,9 @@ def step(
             found_inf=state.failed,
             **ADAM,
         )
+        if state.average:  # its decay rises to options.ema, or the weights at the start would stay in it for long
+            weight = 1 - ((1 + state.count) / (10 + state.count)).clamp(max=options.ema)
+            torch._foreach_lerp_(state.average, state.parameters, [weight] * len(gradients))
         state.totals.add_(sums)
     return loss, norm
 

@@ -28,7 +28,7 @@ from vaeline.training.initial import load_initial
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.splits import Splits, validate
-from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_weight, one_cycle
+from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_weight, learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class _Training:
 
     def __init__(self, model: VAE, options: Train, splits: Splits, group: ProcessGroup, checkpoints: Path) -> None:
         self.options, self.group, self.checkpoints = options, group, checkpoints
-        self.model, self.state = model, State(model)
+        self.model, self.state = model, State(model, options.ema > 0)
         self.device, self.take_step = self.state.totals.device, Stepper(self.state, options, group)
         self.images = open_images(splits.train, self.device)
         self.validation = open_images(splits.validation, self.device)
@@ -210,7 +210,7 @@ class _Training:
     def schedule(self, number: int) -> tuple[float, Tensor]:
         """The learning rate and the KL's weight of step `number`, from 0; on the CPU."""
         beta = kl_weight(number, self.options.warmup_epochs * self.steps_per_epoch, self.options.beta)
-        rate = one_cycle(number, self.steps, self.options.learning_rate)
+        rate = learning_rate(self.options, number, self.steps)
         return rate, torch.full((), beta)
 
     def finish_epoch(self) -> None:
@@ -218,6 +218,7 @@ class _Training:
         options, model, number = self.options, self.model, len(self.rows) + 1
         trained = Averages.of(self.state.totals.tolist())
         shape, group = (options.samples, options.precision), self.group
+        self.state.swap()
         held_out = validate(model, self.validation, self.noise, bound_of(options), *shape, group=group)
         if not math.isfinite(held_out.bound):
             raise UserError(f"training diverged: the validation bound is not finite after epoch {number}; {LOWER}")
@@ -243,6 +244,7 @@ class _Training:
         self.tracker.metrics({f"validation/{name}": getattr(row, f"validation_{name}") for name in names}, self.step)
         self.noise.restart("samples", 0)
         self.tracker.image("samples", sample_sheet(model, self.noise.normal(SAMPLES, model.latent_dim)), self.step)
+        self.state.swap()
         name = {"elbo": "ELBO", "iwae": f"IWAE-{options.samples}"}.get(options.objective, "reconstruction")
         means = f"{name} {trained.bound:.2f}, validation {held_out.bound:.2f} with a KL of {held_out.kl:.2f}"
         self.progress.line(f"epoch {number}/{options.epochs}: {means}, {self.speed:,.0f} images/s")
