@@ -21,6 +21,7 @@ HEADLINE = {  # of the test split: label, unit
     "bits_per_dimension_nll": ("bits/dim by the NLL", "bits per pixel value"),
     "active_units": ("active units", "latent dimensions"),
     "psnr": ("PSNR", "dB, mean of each image's"),
+    "ssim": ("SSIM", "at most 1"),
     "mse": ("MSE", "pixels on [0, 1]"),
 }
 QUALITY = 80  # of a WebP

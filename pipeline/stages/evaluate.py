@@ -5,15 +5,17 @@ import logging
 
 from pipeline.report.summary import test_lines
 from pipeline.stages.inputs import load_trained
-from vaeline.config import read_params
+from vaeline.config import AutoencoderKl, read_params
 from vaeline.core.laplace import MOST_LATENTS
 from vaeline.data.prepared import SPLITS, open_split
+from vaeline.evaluation.first_stage import channel_report, mean_similarity
 from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import evaluate
 from vaeline.io.atomic_write import write_files
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.provenance import headline_metrics, run_start
 from vaeline.tracking.runs import open_model_run
+from vaeline.training.build import kl_sizes
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,10 @@ def main() -> None:
             seed=section.seed,
         )
         latent = latent_report(trained.vae, train, validation, test, images=section.latent_images, seed=section.seed)
+        if isinstance(network := trained.config.model.network, AutoencoderKl):
+            latents = kl_sizes(network).latents(trained.vae.shape)
+            report["test"] |= mean_similarity(trained.vae, test.pixels).numbers("ssim")
+            latent["channels"] = channel_report(trained.vae, latents, test.pixels, section.seed)
     report = {"objective": trained.config.objective, **report, "latent": latent}
     metrics, kl = workspace.reports / "metrics.json", workspace.reports / "kl_per_dimension.csv"
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"

@@ -11,10 +11,11 @@ import torch
 
 from pipeline.report import summary
 from pipeline.stages.inputs import load_trained
-from vaeline.config import Params, read_params
+from vaeline.config import AutoencoderKl, Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
+from vaeline.evaluation.first_stage import mean_similarity
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.evaluation.split_metrics import Pixels, Scores, score
 from vaeline.io.atomic_write import write_file
@@ -97,6 +98,9 @@ def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEv
     def measure(loaded: LoadedModel) -> Scores:
         model = copy.deepcopy(loaded.vae).to(device)
         with reproducible(device):
-            return score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
+            found = score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)
+            if isinstance(loaded.config.model.network, AutoencoderKl):
+                found = replace(found, ssim=mean_similarity(model, test).value)
+            return found
 
     return GateEvaluator(params.register_, manifest_digest(workspace.prepared), measure)

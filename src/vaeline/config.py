@@ -239,6 +239,7 @@ class Register(Section):
     margin: NonNegative = 0.1  # nats per image by which a champion must be better
     confidence: Annotated[FiniteFloat, Field(gt=0.5, lt=1)] = 0.95  # that it is better by the margin
     psnr_tolerance: NonNegative = 0.5  # decibels that it may be worse
+    ssim_tolerance: NonNegative = 0.01  # of a first stage, that it may be worse
 
 
 class Params(Section):

@@ -55,6 +55,17 @@ def test_every_failure_is_listed():
         assert reason.startswith(word)
 
 
+@pytest.mark.parametrize(("ssim", "promoted"), [(0.895, True), (0.885, False), (None, True)])
+def test_a_first_stage_whose_pictures_are_less_similar_is_rejected(ssim: float | None, promoted: bool):
+    champion = replace(CHAMPION, scores=replace(CHAMPION.scores, ssim=0.9))
+    better = challenger()
+    decision = decide(replace(better, scores=replace(better.scores, ssim=ssim)), champion, THRESHOLDS)
+    assert decision.promote == promoted
+    if not promoted:
+        (reason,) = decision.reasons
+        assert reason.endswith("the champion's 0.9000: worse by more than register.ssim_tolerance 0.01")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_single_image_whose_elbo_is_not_finite_is_enough_to_reject(value: float):
     scores = challenger().scores

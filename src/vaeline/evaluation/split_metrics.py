@@ -60,6 +60,7 @@ class Scores:
     elbo: Values  # [N], nats; may hold values that are not finite
     psnr: float  # decibels, mean over the images
     active_units: int
+    ssim: float | None = None  # mean over the images, of a first stage
 
 
 def evaluate(

@@ -113,6 +113,11 @@ def _compare(
     fidelity = f"PSNR {challenger.psnr:.2f} dB, the champion's {champion.psnr:.2f}"
     if challenger.psnr < champion.psnr - tolerance:
         failures.append(f"{fidelity}: worse by more than register.psnr_tolerance {tolerance:g} dB")
+    if challenger.ssim is not None and champion.ssim is not None:
+        own |= {"ssim": challenger.ssim, "champion_ssim": champion.ssim}
+        if challenger.ssim < champion.ssim - thresholds.ssim_tolerance:
+            likeness = f"SSIM {challenger.ssim:.4f}, the champion's {champion.ssim:.4f}"
+            failures.append(f"{likeness}: worse by more than register.ssim_tolerance {thresholds.ssim_tolerance:g}")
     numbers = own | {"gain": found.value, "gain_se": found.se, "gain_lower": lower, "margin": margin}
     numbers |= {"confidence": confidence, "champion_elbo": float(champion.elbo.mean()), "champion_psnr": champion.psnr}
     return Decision(not failures, tuple(failures) or (f"{measured}: above {margin:g}", fidelity), numbers)
