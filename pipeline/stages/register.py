@@ -32,8 +32,11 @@ from vaeline.tracking.uploader import upload_now
 from vaeline.training.device import pick_device, reproducible
 
 EXAMPLES = 2  # images stored with the model as an input example
-BLIND = {  # nats a pixel value of a fixed model: N(1/2, 1) at its farthest, uniform on [0, 1], a coin, 256 levels alike
+# nats a pixel value of a fixed model: N(1/2, 1), Laplace(1/2, 1/2) at their farthest, uniform on [0, 1], a coin, 256
+# levels alike
+BLIND = {
     "gaussian": -0.5 * math.log(2 * math.pi) - 0.125,
+    "laplace": -1.0,
     "continuous-bernoulli": 0.0,
     "bernoulli": -math.log(2),
     "discretised-logistic": -math.log(256),

@@ -125,6 +125,13 @@ class Gaussian(Section):
     truncated: bool = False  # to [0, 1]: a density of pixels alone
 
 
+class Laplace(Section):
+    """Dequantised pixels on [0, 1] by their absolute error; its scale is fixed, or one learned number."""
+
+    kind: Literal["laplace"]
+    scale: Literal["learned"] | Positive = "learned"
+
+
 class ContinuousBernoulli(Section):
     """Dequantised pixels on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
@@ -163,7 +170,7 @@ class Model(Section):
 
     latent_dim: Width  # Z, numbers in a code
     network: Annotated[Mlp | Conv | Gated | AutoencoderKl, BY_KIND]
-    likelihood: Annotated[Bernoulli | Gaussian | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
+    likelihood: Annotated[Bernoulli | Gaussian | Laplace | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
     prior: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")
 
     @model_validator(mode="after")
@@ -171,11 +178,11 @@ class Model(Section):
         if isinstance(network := self.network, AutoencoderKl):
             if odd := [count for count in network.block_out_channels if count % network.norm_num_groups]:
                 raise ValueError(f"network.norm_num_groups ({network.norm_num_groups}) must divide {odd[0]} channels")
-            allowed = isinstance(self.likelihood, DiscretisedLogistic) or (
+            allowed = isinstance(self.likelihood, DiscretisedLogistic | Laplace) or (
                 isinstance(self.likelihood, Gaussian) and not self.likelihood.truncated
             )
             if not allowed:
-                rule = "allowed: gaussian (not truncated), discretised-logistic"
+                rule = "allowed: gaussian (not truncated), laplace, discretised-logistic"
                 raise ValueError(f"network 'autoencoder-kl' emits pixels on all reals; {rule} as likelihood")
         return self
 

@@ -11,13 +11,14 @@ from vaeline.core.likelihoods import (
     ContinuousBernoulli,
     DiscretisedLogistic,
     Gaussian,
+    Laplace,
     Likelihood,
     log_mean_exp_line,
 )
 
 OUTPUTS = [-60.0, -5.0, -0.2499, -1e-3, 0.0, 1e-8, 0.25, 0.7, 60.0]
 each_likelihood = pytest.mark.parametrize(
-    "likelihood", [Bernoulli(), Gaussian(None), ContinuousBernoulli(), DiscretisedLogistic()]
+    "likelihood", [Bernoulli(), Gaussian(None), Laplace(None), ContinuousBernoulli(), DiscretisedLogistic()]
 )
 LEVELS = torch.arange(256, dtype=torch.float64)
 
@@ -54,6 +55,18 @@ def test_gaussian_is_the_whole_normal_density_of_an_image(sigma: float | None) -
     assert torch.allclose(likelihood.log_prob(x, output), density.log_prob(x).sum(dim=(1, 2, 3)), rtol=0.02)
     exact = torch.distributions.Normal(output, likelihood.sigma).log_prob(x).sum(dim=(1, 2, 3))
     assert torch.allclose(likelihood.log_prob(x, output), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [None, 0.05, 2.0])
+def test_laplace_is_the_whole_density_of_an_image(scale: float | None) -> None:
+    likelihood, x, output = Laplace(scale).double(), normal(3, 2, 4, 5), normal(3, 2, 4, 5, seed=1)
+    found = likelihood.log_prob(x, output)
+    exact = torch.distributions.Laplace(output, likelihood.sigma / math.sqrt(2)).log_prob(x).sum(dim=(1, 2, 3))
+    assert torch.allclose(found, exact, rtol=1e-9)
+    assert float(likelihood.sigma) == pytest.approx(0.3 if scale is None else scale * math.sqrt(2), rel=0.02)
+    draws = torch.distributions.Laplace(torch.tensor(0.0), likelihood.sigma / math.sqrt(2)).sample((100_000,))
+    assert float(draws.std()) == pytest.approx(float(likelihood.sigma), rel=0.03)
+    assert [bool(p.requires_grad) for p in likelihood.parameters()] == [True] * (scale is None)
 
 
 @pytest.mark.parametrize("output", [0.0, 0.3, 1.0])
@@ -163,7 +176,7 @@ def test_images_are_scored_one_by_one_and_pixels_add_up_in_float32(likelihood: L
 def test_dequantised_pixels_stay_within_their_bin_and_the_midpoint_is_its_middle() -> None:
     """Mistake 7: no dequantisation."""
     pixels = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).view(1, 1, 2, 2)
-    for likelihood in (Gaussian(None), ContinuousBernoulli()):
+    for likelihood in (Gaussian(None), Laplace(None), ContinuousBernoulli()):
         assert likelihood.uses_noise
         lowest = likelihood.observe(pixels, torch.zeros(1, 1, 2, 2))
         highest = likelihood.observe(pixels, torch.full((1, 1, 2, 2), 1 - 2**-24))

@@ -1,6 +1,7 @@
 """A trained first stage as diffusers loads it."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
 from typer.testing import CliRunner
 
 from model_sections import AUTOENCODER_KL, LIKELIHOODS, MLP, described
@@ -18,6 +18,7 @@ from vaeline.errors import UserError
 from vaeline.serving import diffusers_export
 from vaeline.serving.diffusers_export import export_diffusers
 from vaeline.serving.inference import TrainedModel
+from vaeline.serving.mlflow_package import required
 from vaeline.serving.model_files import LoadedModel, load_model, save_model
 from vaeline.training.build import build_model
 
@@ -59,8 +60,7 @@ def test_the_export_has_the_same_bytes_again_and_names_the_model(tmp_path: Path)
         assert [path.name for path in files] == ["config.json", "diffusion_pytorch_model.safetensors"]
         digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest())
     assert len(digests) == 1
-    with safe_open(tmp_path / "one" / diffusers_export.INIT_WEIGHTS, "pt") as file:
-        assert file.metadata() == {"format": "pt", "vaeline.model": loaded.digest}
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["_vaeline_model_digest"] == loaded.digest
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,11 @@ def test_a_model_that_diffusers_does_not_have_is_refused(tmp_path: Path, network
     with pytest.raises(UserError, match=line):
         export_diffusers(saved(tmp_path, network, objective), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_package_of_it_requires_diffusers(tmp_path: Path):
+    plain, more = (required(saved(tmp_path, network)) for network in (MLP, AUTOENCODER_KL))
+    assert [pin.partition("==")[0] for pin in more if pin not in plain] == ["diffusers"]
 
 
 def test_an_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

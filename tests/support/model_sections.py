@@ -22,6 +22,7 @@ LIKELIHOODS: list[dict[str, Any]] = [
     {"kind": "gaussian", "sigma": 0.1},
     {"kind": "continuous-bernoulli"},
     {"kind": "discretised-logistic"},
+    {"kind": "laplace"},
 ]
 
 

@@ -118,6 +118,38 @@ class Gaussian(Likelihood):
         return 0.5 * (torch.erf(output / scale) + torch.erf((1 - output) / scale))
 
 
+class Laplace(Likelihood):
+    """Dequantised pixels, x_i ~ Laplace(output_i, b): log p = -|x - output|_1 / b - D log(2 b), b fixed or learned.
+
+    The absolute error as a likelihood: a few pixels far off weigh less than under a Gaussian.
+    """
+
+    log_scale: Tensor  # scalar, log b; the learned one before its soft bound
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.learned = scale is None
+        log_scale = torch.tensor(math.log(START_SIGMA / math.sqrt(2) if scale is None else scale))
+        if self.learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def _log_scale(self) -> Tensor:
+        return soft_bound(self.log_scale, LOG_SIGMA_BOUND) if self.learned else self.log_scale
+
+    @property
+    def sigma(self) -> Tensor:
+        return math.sqrt(2) * torch.exp(self._log_scale()).detach()
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        error = F.l1_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
+        return -error * torch.exp(-self._log_scale()) - x[0].numel() * (self._log_scale() + math.log(2))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.clamp(0, 1)
+
+
 class ContinuousBernoulli(Likelihood):
     """Dequantised pixels with density p(x) = exp(x l) l / (exp(l) - 1) on [0, 1], l the output.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaeline.core import estimators
 from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, observe, pixel_batches
-from vaeline.core.likelihoods import Gaussian, Measure
+from vaeline.core.likelihoods import Gaussian, Laplace, Measure
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.objectives import elbo_terms
@@ -101,9 +101,10 @@ def evaluate(
                     *(few, len(test), FEW_SAMPLES, importance_samples),
                 )
         scores["active_units"] = _active_units(means, active_units_threshold)
-    is_unconfined = isinstance(model.likelihood, Gaussian) and not model.likelihood.truncated
+    likelihood = model.likelihood
+    is_unconfined = isinstance(likelihood, Laplace) or (isinstance(likelihood, Gaussian) and not likelihood.truncated)
     report = {
-        "protocol": PROTOCOLS[model.likelihood.measure] + (UNCONFINED if is_unconfined else ""),
+        "protocol": PROTOCOLS[likelihood.measure] + (UNCONFINED if is_unconfined else ""),
         "validation": _bound_report(model, "validation", held_out),
         "test": scores,
     }

@@ -52,7 +52,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         raise UserError(f"{folder}: diffusers differs by {max(errors):.1e}; allowed: {TOLERANCE:.0e}; nothing written")
     about = dict(theirs.config) | {"_class_name": "AutoencoderKL", "_diffusers_version": diffusers.__version__}
     about = {name: value for name, value in about.items() if not name.startswith("_use_default")}
-    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
-    content = save(weights, {"format": "pt", "vaeline.model": loaded.digest})
+    text = json.dumps(about | {"_vaeline_model_digest": loaded.digest}, indent=2, sort_keys=True) + "\n"
+    content = save(weights, {"format": "pt"})  # one key: safetensors puts several in any order
     write_files({folder / INIT_WEIGHTS: content, folder / INIT_CONFIG: text.encode()})
     return max(errors[:2]), errors[2]

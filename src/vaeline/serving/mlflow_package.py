@@ -12,6 +12,7 @@ from mlflow.models.model import Model
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaeline
+from vaeline.config import AutoencoderKl
 from vaeline.evaluation.drift import REFERENCE, reference_bytes
 from vaeline.serving import pyfunc
 from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel
@@ -19,6 +20,12 @@ from vaeline.serving.package import MODEL
 
 REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")  # by the model's code
 TYPES = {str: DataType.string, int: DataType.long}
+
+
+def required(loaded: LoadedModel) -> list[str]:
+    """The installed versions of the libraries that the model's code imports."""
+    more = ("diffusers",) if isinstance(loaded.config.model.network, AutoencoderKl) else ()
+    return [f"{name}=={version(name).partition('+')[0]}" for name in (*REQUIRED, *more)]  # without +cpu
 
 
 def write_package(
@@ -56,7 +63,7 @@ def write_package(
             python_model=pyfunc.__file__,
             artifacts={"model": str(staged)},
             code_paths=[str(Path(vaeline.__file__).parent)],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIRED],  # without +cpu
+            pip_requirements=required(loaded),
             signature=signature,
             input_example=(example, pyfunc.PARAMS),
             metadata={

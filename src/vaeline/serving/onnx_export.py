@@ -34,6 +34,7 @@ EXAMPLES = 9  # inputs on which both are compared, all at once and one alone
 OBSERVED = {  # likelihood -> what its `observe` makes of a pixel without noise
     "bernoulli": "x = pixels / 255; grey pixels give NaN",
     "gaussian": "x = (pixels + 1/2) / 256",
+    "laplace": "x = (pixels + 1/2) / 256",
     "continuous-bernoulli": "x = (pixels + 1/2) / 256",
     "discretised-logistic": "x = pixels / 255",
 }

@@ -32,12 +32,14 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
                 likelihood = likelihoods.Bernoulli()
             case config.Gaussian(sigma=sigma, truncated=truncated):
                 likelihood = likelihoods.Gaussian(None if sigma == "learned" else sigma, truncated)
+            case config.Laplace(scale=scale):
+                likelihood = likelihoods.Laplace(None if scale == "learned" else scale)
             case config.ContinuousBernoulli():
                 likelihood = likelihoods.ContinuousBernoulli()
             case config.DiscretisedLogistic(scale=scale):
                 likelihood = likelihoods.DiscretisedLogistic(shape if scale == "pixel" else ())
         is_kl = isinstance(model.network, config.AutoencoderKl)
-        if isinstance(likelihood, likelihoods.Gaussian) and not is_kl:
+        if isinstance(likelihood, likelihoods.Gaussian | likelihoods.Laplace) and not is_kl:
             decoder.append(networks.UnitInterval())  # its output is a pixel
         match model.prior:
             case config.StandardNormal():
