@@ -129,7 +129,7 @@ class Laplace(Section):
     """Dequantised pixels on [0, 1] by their absolute error; its scale is fixed, or one learned number."""
 
     kind: Literal["laplace"]
-    scale: Literal["learned"] | Positive = "learned"
+    scale: Literal["learned"] | Positive = "learned"  # b, on pixels in [0, 1]
 
 
 class ContinuousBernoulli(Section):
