@@ -105,6 +105,6 @@ def commands() -> str:
 
     parts, found = [], typer.main.get_command(app).commands
     for name, command in found.items():
-        context = command.context_class(command, info_name=f"vaeline {name}", terminal_width=96, max_content_width=96)
+        context = command.context_class(command, info_name=f"vaeline {name}", terminal_width=88, max_content_width=88)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
     return "\n\n".join(parts)
