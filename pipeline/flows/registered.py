@@ -12,6 +12,7 @@ from vaeline.io.atomic_write import write_file
 from vaeline.io.git import try_git
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import SQLITE, artifact_location, tracking_uri
+from vaeline.tracking.experiment_view import ML_PAGES, view_address
 
 FILE = "registered.json"
 
@@ -45,18 +46,30 @@ def registered_version(workspace: Workspace, again: bool = False) -> str | None:
     return None
 
 
-def next_steps(workspace: Workspace) -> str:
-    """Where to look after a run, and what to keep, as lines of text: pages of MLflow's, of the run and the version."""
+def pages(workspace: Workspace) -> dict[str, str]:
+    """MLflow's pages of the experiment, the run and the version by name; the list of experiments where none is known.
+
+    Where no server runs they are those that `vaeline ui` serves.
+    """
     uri, server, version = tracking_uri(workspace), running(workspace, MLFLOW), registered_version(workspace)
-    lines, base = ["runs:     "], server.address if server else redact(uri).rstrip("/")
-    if not server and artifact_location(uri, workspace) is not None:
-        lines, base = ["runs:     vaeline ui (MLflow and Prefect in the browser)", " " * 10], f"http://{HOST}:5000"
-    pages = [f"{base}{ML_PAGE}"]
-    if version:
-        kept = json.loads((workspace.state / FILE).read_text())
-        pages = [f"{base}/#/experiments/{kept['run']}"] if "run" in kept else pages
-        pages.append(f"{base}/#/models/{quote(kept['name'])}/versions/{version}")
-    lines[-1] += f"\n{' ' * 10}".join(pages)
+    own = artifact_location(uri, workspace) is not None
+    base = server.address if server else f"http://{HOST}:5000" if own else redact(uri).rstrip("/")
+    if not version:
+        return {"experiments": f"{base}{ML_PAGE}"}
+    kept, found = json.loads((workspace.state / FILE).read_text()), {}
+    if "run" in kept:
+        found["experiment"] = f"{base}{view_address(kept['run'].partition('/')[0])}"
+        found["run"] = f"{base}/#/experiments/{kept['run']}?{ML_PAGES}"
+    name = f"{kept['name']} version {version}"
+    return found | {name: f"{base}/#/models/{quote(kept['name'])}/versions/{version}?{ML_PAGES}"}
+
+
+def next_steps(workspace: Workspace) -> str:
+    """Where to look after a run, and what to keep, as lines of text."""
+    lines = [*pages(workspace).values()]
+    if not running(workspace, MLFLOW) and artifact_location(tracking_uri(workspace), workspace) is not None:
+        lines.insert(0, "vaeline ui (MLflow and Prefect in the browser)")
+    lines = [f"runs:     {lines[0]}", *(f"{' ' * 10}{line}" for line in lines[1:])]
     if try_git(workspace.root, "status", "--porcelain", "dvc.lock"):
         lines.append('keep:     git add dvc.lock && git commit -m "What this run made"')
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from pipeline.services import flow_run_processes
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
 from pipeline.services.stage_graph import stages_to_run
 from pipeline.services.workspace_lock import workspace_lock
+from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import check_store
@@ -40,13 +41,15 @@ def main(only: str = "", force: bool = False) -> None:
 def _run_flow(workspace: Workspace, only: str, force: bool) -> None:
     with prefect_api(workspace):
         from httpx import HTTPError, HTTPStatusError
+        from prefect import tags
 
         from pipeline.flows.vaeline import vaeline_flow
 
         for kind in ("flow", "task"):  # Ctrl-C is one line, this program's
             logging.getLogger(f"prefect.{kind}_runs").addFilter(lambda line: INTERRUPTED not in line.getMessage())
         try:
-            state = vaeline_flow(only=only, force=force, return_state=True)
+            with tags(read_params(workspace.params).register_.name):
+                state = vaeline_flow(only=only, force=force, return_state=True)
         except (RuntimeError, HTTPError) as error:
             if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
                 raise

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from httpx import HTTPError
 from optuna.trial import FrozenTrial
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
@@ -58,7 +58,7 @@ def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     return Completed(message=f"{here.metric} {ended.value}")
 
 
-@flow(name="sweep")
+@flow(name="sweep", flow_run_name=lambda: " ".join(["sweep", *runtime.flow_run.parameters["assignments"]]))
 def sweep_flow(
     assignments: list[str],
     jobs: Annotated[int, Field(ge=1)] = 2,

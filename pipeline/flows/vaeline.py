@@ -15,16 +15,18 @@ from prefect import Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed, Failed
 
-from pipeline.flows.registered import registered_version
+from pipeline.flows.registered import pages, registered_version
 from pipeline.report import summary
 from pipeline.services import dvc_command, flow_run_processes
 from pipeline.services.dvc_command import Outcome
 from pipeline.services.stage_graph import needed_stages
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
+from vaeline.config import read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 
@@ -66,7 +68,19 @@ def _state(what: str, work: Callable[[], str]) -> State[Any]:
     return Completed(name=outcome.capitalize(), message=f"{what}: {outcome}", data=outcome)
 
 
-@flow(name="vaeline")
+def run_name() -> str:
+    """What a flow run computes: data set, latent dimensions, prior and changes, `fashion-mnist z20 mixture`."""
+    parameters = runtime.flow_run.parameters
+    changes = [*(parameters.get("overrides") or []), *filter(None, [parameters.get("only")])]
+    try:
+        params = read_params(current_workspace().params)
+    except UserError:  # which the run itself reports
+        return " ".join(["vaeline", *changes])
+    model = params.model
+    return " ".join([params.data.source.kind, f"z{model.latent_dim}", model.prior.kind, *changes])
+
+
+@flow(name="vaeline", flow_run_name=run_name)
 def vaeline_flow(
     overrides: list[str] | None = None, when_busy: WhenBusy = "wait", only: str = "", force: bool = False
 ) -> State[Any]:
@@ -120,7 +134,12 @@ def _bring_up_to_date(
         return Completed(name="Unchanged", message=f"unchanged: {current}", data=outcomes)
     if outcomes.get("register", "cached") != "cached":
         registered_version(workspace, again=True)  # now, not in a run with nothing to do
-    text = summary.markdown(workspace, outcomes)
+    decision, links = summary.registration(workspace), pages(workspace)
+    if outcomes.get("register") == "ran" and decision["decision"] == "promoted":
+        resource = {"prefect.resource.id": f"vaeline.model.{decision['name']}"}
+        emit_event("vaeline.promoted", resource, payload={"reasons": decision["reasons"], "pages": links})
+    linked = "\n".join(f"- [{title}]({address})" for title, address in links.items())
+    text = f"{summary.markdown(workspace, outcomes)}\n\n## In MLflow\n\n{linked}"
     create_markdown_artifact(text, key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
 

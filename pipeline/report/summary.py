@@ -101,8 +101,22 @@ def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
+def sentence(report: Mapping[str, Any], data: str) -> str:
+    """The main numbers in a sentence: the description of the version in MLflow."""
+    values = with_errors(report["test"])
+    forms = {
+        "elbo": "ELBO {} nats",
+        "nll": "NLL {} nats",
+        "bits_per_dimension_nll": "{} bits/dim",
+        "active_units": "{} active units",
+        "psnr": "PSNR {} dB",
+    }
+    found = ", ".join(form.format(values[key]) for key, form in forms.items() if key in values)
+    return f"{data}, a test image: {found}."
+
+
 def note(report: Mapping[str, Any]) -> str:
-    """The headline numbers as Markdown: the description of the run and of the version in MLflow."""
+    """The headline numbers as Markdown: the description of the run in MLflow."""
     where = "Curves, pictures and the theory: artifact `reports/index.html` of the run."
     return f"{_table(('test split', '', ''), headline(report['test']))}\n\nPixels: {report['protocol']}. {where}"
 

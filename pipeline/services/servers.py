@@ -20,11 +20,12 @@ from vaeline.errors import UserError, redact
 from vaeline.io.locks import acquire
 from vaeline.io.workspace import RunContext, Workspace
 from vaeline.tracking.connection import artifact_location, tracking_uri, usable_uri
+from vaeline.tracking.experiment_view import ML_PAGES
 
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
 PATIENCE_S = {WORKER: 40.0}  # to end after SIGTERM: it waits for its runs, which write checkpoints
-ML_PAGE = "/#/experiments?workflowType=machine_learning"  # MLflow's list, which else opens in its GenAI view
+ML_PAGE = f"/#/experiments?{ML_PAGES}"  # MLflow's list of experiments
 START_S = 300.0
 
 Echo = Callable[[str], None]

@@ -62,7 +62,7 @@ def main() -> None:
             example=np.array(test[:EXAMPLES]),
             evidence=evidence,
             run_id=upload_now(tracker.outbox, client, workspace),
-            note=summary.note(report),
+            note=summary.sentence(report, loaded.config.data.source),
             reference=reference,
             code=training_code(tracker.outbox),
         )
@@ -70,7 +70,7 @@ def main() -> None:
         tracker.tags({"vaeline.decision": registration["decision"]})
         content = json.dumps(registration, indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
-        annotate(client, upload_now(tracker.outbox, client, workspace), model.note)
+        annotate(client, upload_now(tracker.outbox, client, workspace), summary.note(report))
 
 
 def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:

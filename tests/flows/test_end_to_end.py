@@ -70,7 +70,7 @@ def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path)
     (run,) = runs(clone)
     assert run["curve"] == 3
     assert run["params"]["train.beta"] == "1.0"
-    assert {"test_elbo", "validation_elbo", "test_latent_mutual_information"} <= set(run["metrics"])
+    assert {"test/elbo", "validation/elbo", "test/latent_mutual_information"} <= set(run["metrics"])
     assert {"vaeline.model_digest", "vaeline.flow_run_id"} <= set(run["tags"])
     assert run["tags"]["mlflow.note.content"].startswith("| test split |")
     tables = {"history.csv", "kl_per_dimension.csv", "metrics.json", "theory.json"}
@@ -133,4 +133,4 @@ def test_a_pulled_model_is_registered_elsewhere_with_its_history(clone: Path, tm
     vaeline("sync", cwd=other)
     (run,) = runs(other)
     assert run["curve"] == 3
-    assert "test_elbo" in run["metrics"]
+    assert "test/elbo" in run["metrics"]

@@ -40,8 +40,10 @@ def test_a_version_once_asked_for_is_found_without_mlflow(kept: Path, toy: Path)
 def test_the_next_steps_are_pages_of_the_run_and_the_version_and_the_commit(kept: Path, toy: Path):
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"run": "3/runs/f00"}))
     assert next_steps(current_workspace()).splitlines() == [
-        "runs:     http://127.0.0.1:9/#/experiments/3/runs/f00",
-        "          http://127.0.0.1:9/#/models/digits/versions/7",
+        "runs:     http://127.0.0.1:9/#/experiments/3/runs?compareRunsMode=CHART&viewStateShareKey=vaeline&"
+        "workflowType=machine_learning",
+        "          http://127.0.0.1:9/#/experiments/3/runs/f00?workflowType=machine_learning",
+        "          http://127.0.0.1:9/#/models/digits/versions/7?workflowType=machine_learning",
     ]
     (toy / "reports" / "registration.json").unlink()
     (toy / "dvc.lock").write_text("schema: '2.0'\n")

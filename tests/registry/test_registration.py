@@ -66,7 +66,7 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(ev
     assert run.data.tags["vaeline.model_digest"] == version.tags["vaeline.model_digest"] == digest
     assert run.data.tags["vaeline.decision"] == version.tags["vaeline.decision"] == "promoted"
     assert run.data.metrics["train/elbo"] == -4.0
-    assert run.data.metrics["test_elbo"] == -11.0
+    assert run.data.metrics["test/elbo"] == -11.0
 
 
 def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(evaluated: Path):

@@ -33,7 +33,7 @@ def test_evaluate_writes_metrics_and_the_kl_of_each_dimension_and_reports_them_t
     assert [row["dimension"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert sum(float(row["kl"]) for row in rows) == pytest.approx(test["kl"])
     logged = {name: value for event in outbox_events(measured, "metrics") for name, value in event["values"].items()}
-    assert logged["test_elbo"] == test["elbo"] != report["validation"]["elbo"] == logged["validation_elbo"]
+    assert logged["test/elbo"] == test["elbo"] != report["validation"]["elbo"]
     kept = {event["name"] for event in outbox_events(measured, "artifact")}
     assert {"metrics.json", "kl_per_dimension.csv"} <= kept
     digests = [event["tags"]["vaeline.model_digest"] for event in outbox_events(measured, "start")]

@@ -109,7 +109,7 @@ def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_
     first, second, third = json.loads(vaeline("compare", version, "s2", run["id"], "--json", cwd=clone).stdout)
     assert first["params"] == {"train.seed": "1"}
     assert (second["params"], third["params"]) == ({"train.seed": "2"}, {"train.seed": "4"})
-    assert third["elbo"] == pytest.approx(run["metrics"]["test_elbo"], abs=1e-6)
+    assert third["elbo"] == pytest.approx(run["metrics"]["test/elbo"], abs=1e-6)
     assert third["difference"] == pytest.approx(third["elbo"] - first["elbo"])
     assert third["difference_se"] < math.hypot(first["elbo_se"], third["elbo_se"]), "paired"
     table = vaeline("compare", version, "s2", cwd=clone).stdout

@@ -53,11 +53,10 @@ def test_params_and_metrics_are_flattened_by_key_path_and_mlflow_shows_those_tha
     assert numbers.items() >= {"test/elbo": -3.0, "latent/mmd/squared": 0.1, "k": 100.0}.items()
     assert not numbers.keys() & {"test/note", "test/nll", "test/ok"}
     assert headline_metrics({"validation": {"elbo": -2.0, "kl": 1.0}, "test": test, "latent": latent}) == {
-        "validation_elbo": -2.0,
-        "test_elbo": -3.0,
-        "test_active_units": 2.0,
-        "test_latent_mutual_information": 1.5,
-        "test_latent_mmd_squared": 0.1,
+        "test/elbo": -3.0,
+        "test/active_units": 2.0,
+        "test/latent_mutual_information": 1.5,
+        "test/latent_mmd_squared": 0.1,
     }
 
 

@@ -115,12 +115,12 @@ def test_a_later_stage_corrects_values_of_the_latest_run_of_its_model_and_leaves
         other.finish_training(DIGEST)
     for nll in (99.0, 99.0, 98.0):
         with pytest.raises(ValueError, match="stage"), later_stage(start) as later:
-            later.metrics({"test_nll": nll})
+            later.metrics({"test/nll": nll})
             later.image("samples/prior", grey(int(nll)), 0)
             raise ValueError("stage")
         assert later.outbox == other.outbox
     assert other.outbox.status() == "FINISHED"
-    assert [(e["step"], e["values"]["test_nll"]) for e in events(other, "metrics")] == [(0, 99.0), (0, 98.0)]
+    assert [(e["step"], e["values"]["test/nll"]) for e in events(other, "metrics")] == [(0, 99.0), (0, 98.0)]
     assert len(events(other, "image")) == 2
 
 
@@ -150,7 +150,7 @@ def test_without_a_local_run_one_is_made_from_the_outputs_whole_or_not_at_all(
         for e in points[:-1]
     ] == [(10, -5.0, -6.0, 0.3), (20, -4.0, -5.0, 0.2)]
     assert points[-1]["step"] == 0
-    assert points[-1]["values"] == {"validation_elbo": -10.0, "test_elbo": -11.0, "test_active_units": 3.0}
+    assert points[-1]["values"] == {"test/elbo": -11.0, "test/active_units": 3.0}
     assert image["key"] == "prior_samples"
     assert {event["when"] for event in (*points, image)} == {"created"}
 

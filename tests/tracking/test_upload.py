@@ -115,10 +115,10 @@ def test_everything_arrives_once_with_its_own_time_and_later_stages_add_to_it(
     assert sync() == "7 events of 1 runs sent"
     assert_arrived_once(client, run)
     assert sync() == "0 events of 0 runs sent"
-    report_later(start, test_nll=99.0)
+    report_later(start, **{"test/nll": 99.0})
     sync()
     (found,) = runs(client)
-    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0}
+    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test/nll": 99.0}
     assert found.info.status == "FINISHED"
 
 
@@ -171,10 +171,10 @@ def test_a_run_that_the_outbox_no_longer_has_is_found_in_the_store_by_its_model(
     sync()
     assert run.outbox.prune(time.time() + 60)
     outputs(folder=store.parents[1])
-    report_later(start, test_nll=99.0, test_elbo=-11.0)  # the outputs have this test_elbo, the store has none
+    report_later(start, **{"test/nll": 99.0, "test/elbo": -11.0})  # the outputs have this ELBO, the store has none
     sync()
     (found,) = runs(client)
-    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test_nll": 99.0, "test_elbo": -11.0}
+    assert found.data.metrics == {"train/elbo": -3.0, "train/kl": 1.0, "test/nll": 99.0, "test/elbo": -11.0}
     assert found.data.tags["vaeline.outbox"].startswith("key-1-")
 
 
@@ -210,7 +210,7 @@ def test_what_was_deleted_or_goes_to_another_store_comes_with_the_runs_whole_his
             other = shutil.copy(empty_store, tmp_path / "other.db")
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
             client = connect(current_workspace())
-    upload(report_later(start, test_nll=99.0), client)
+    upload(report_later(start, **{"test/nll": 99.0}), client)
     anew = max(runs(client), key=lambda found: len(found.data.metrics))
     assert len(history(client, anew, "train/elbo")) == 3
     assert anew.data.metrics["test_nll"] == 99.0

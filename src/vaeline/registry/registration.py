@@ -1,6 +1,7 @@
 """Registration of a model: one version a model digest, and the alias champion on the best."""
 
 import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -57,7 +58,7 @@ class NewModel:
     example: np.ndarray  # a few images, uint8 [N, C, H, W]
     evidence: Evidence
     run_id: str
-    note: str  # description on top of the version's page in MLflow
+    note: str  # a sentence: the description of the version
     reference: np.ndarray | None = None  # ELBOs of test images, nats, for drift tests
     code: TrainingCode | None = None
 
@@ -74,6 +75,7 @@ def register(client: "MlflowClient", workspace: Workspace, model: NewModel, eval
         version = publish(client, model)
         for key, value in evidence_tags(model.evidence).items():  # it may have been evaluated again
             client.set_model_version_tag(name, version.version, key, value)
+        describe_stored(client, version, model.run_id)
         decision, number = None, int(version.version)
         while decision is None and ((held := find_champion(client, name)) is None or int(held.version) != number):
             with suppress(ChampionChangedError):  # it is compared with the new one
@@ -101,6 +103,24 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
         "vaeline.active_units": str(evidence.active_units),
         **{f"vaeline.test_{name}": repr(value) for name, value in measured.items() if value is not None},
     }
+
+
+def describe_stored(client: "MlflowClient", version: "ModelVersion", run_id: str) -> None:
+    """Show on the page of a version's stored model its test metrics, from a run, its data set and the version.
+
+    The metrics keep the times that they have in the run, so that a repetition adds nothing.
+    """
+    from mlflow.entities import Metric
+
+    run, model, points = client.get_run(run_id), version.model_id, []
+    used = run.inputs.dataset_inputs if run.inputs else []
+    data = {"dataset_name": used[0].dataset.name, "dataset_digest": used[0].dataset.digest} if used else {}
+    for key in [key for key in run.data.metrics if key.startswith("test/")]:
+        last = client.get_metric_history(run_id, key)[-1]
+        points.append(Metric(key, last.value, last.timestamp, last.step, model, run_id=run_id, **data))
+    client.log_batch(run_id, metrics=points)
+    registered = json.dumps([{"name": version.name, "version": str(version.version)}])
+    client.set_logged_model_tags(str(model), {"mlflow.modelVersions": registered})
 
 
 def training_code(run: RunOutbox) -> TrainingCode | None:

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
+from vaeline.tracking.experiment_view import experiment_tags
 from vaeline.tracking.relocation import lock_of, relocate
 
 if TYPE_CHECKING:
@@ -178,12 +179,15 @@ def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> st
     """The experiment of that name: created, or found and restored where it was deleted."""
     from mlflow.exceptions import MlflowException
 
+    tags = experiment_tags()
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location(client.tracking_uri, workspace)))
+            return str(client.create_experiment(name, artifact_location(client.tracking_uri, workspace), tags))
         except MlflowException:  # another process may have been faster
             if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    for key in tags.keys() - experiment.tags.keys():
+        client.set_experiment_tag(experiment.experiment_id, key, tags[key])
     return str(experiment.experiment_id)

@@ -26,14 +26,14 @@ UNTRACKED_CHARACTERS = 4000  # of names; a tag of MLflow's holds no more than 80
 PACKAGES = ("vaeline", "torch", "numpy", "dvc", "mlflow", "prefect")
 # numbers of reports/metrics.json -> their names in MLflow; the whole file is an artifact of the run
 LATENT_METRICS = {
-    "latent/mutual_information": "test_latent_mutual_information",
-    "latent/total_correlation": "test_latent_total_correlation",
-    "latent/mmd/squared": "test_latent_mmd_squared",
-    "latent/mig": "test_latent_mig",
-    "latent/probes/knn_accuracy/posterior_means": "test_latent_knn_accuracy",
-    "latent/probes/linear_accuracy/posterior_means": "test_latent_linear_accuracy",
-    "latent/frechet_cnn_features/reconstructions": "test_latent_frechet_reconstructions",
-    "latent/frechet_cnn_features/prior_samples": "test_latent_frechet_prior_samples",
+    "latent/mutual_information": "test/latent_mutual_information",
+    "latent/total_correlation": "test/latent_total_correlation",
+    "latent/mmd/squared": "test/latent_mmd_squared",
+    "latent/mig": "test/latent_mig",
+    "latent/probes/knn_accuracy/posterior_means": "test/latent_knn_accuracy",
+    "latent/probes/linear_accuracy/posterior_means": "test/latent_linear_accuracy",
+    "latent/frechet_cnn_features/reconstructions": "test/latent_frechet_reconstructions",
+    "latent/frechet_cnn_features/prior_samples": "test/latent_frechet_prior_samples",
 }
 
 log = logging.getLogger(__name__)
@@ -99,16 +99,13 @@ def flatten_metrics(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of reports/metrics.json that MLflow shows beside the curves: `test_elbo`, ..., `test_latent_mig`.
+    """The numbers of reports/metrics.json that MLflow shows beside the curves: `test/elbo`, ..., `test/latent_mig`.
 
-    Names without a slash make one section of MLflow's charts, after `train/` and `validation/`. Standard errors and
-    the other latent metrics stay in the run's artifact reports/metrics.json.
+    Standard errors and the other latent metrics stay in the run's artifact reports/metrics.json.
     """
     flat = flatten_metrics(report)
-    shown = {"validation/elbo": "validation_elbo"} | LATENT_METRICS
-    for key in flat:
-        if key.startswith("test/") and not key.endswith("_se") and key != "test/importance_samples":
-            shown[key] = key.replace("/", "_")
+    test = [key for key in flat if key.startswith("test/") and not key.endswith("_se")]
+    shown = LATENT_METRICS | {key: key for key in test if key != "test/importance_samples"}
     return {name: flat[key] for key, name in shown.items() if key in flat}
 
 
