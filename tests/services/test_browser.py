@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.services.servers import free_port, mlflow_server, started, wait_until_ready
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.connection import connect
+from vaeline.tracking.connection import connect, experiment_id
+from vaeline.tracking.experiment_view import view_address
 from workspaces import ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ const create = "{mlflow}/api/2.0/mlflow/experiments/create";
 @pytest.fixture
 def mlflow(store: Path) -> Iterator[str]:
     """The address of MLflow's server, as `vaeline ui` and `vaeline up` start it."""
-    connect(current_workspace()).create_experiment("of the shell")
+    experiment_id(connect(current_workspace()), "of the shell", current_workspace())
     server = mlflow_server(current_workspace(), free_port(0))
     with started(server) as process:
         wait_until_ready(server, process)
@@ -90,4 +91,11 @@ def test_the_servers_own_pages_show_what_is_there(browse: Callable[[str], str], 
     ask(prefect_api, "/deployments/", {"name": "shown-deployment", "flow_id": flow})
     port = prefect_api.split(":")[2].partition("/")[0]
     assert "of the shell" in browse(f"{mlflow}/?workflowType=machine_learning#/experiments")
+    client = connect(current_workspace())
+    run = client.create_run("1")
+    for name in ("train/elbo", "validation/elbo"):
+        client.log_metric(run.info.run_id, name, -1.0, step=1)
+    view = browse(f"{mlflow}{view_address('1')}")
+    assert "ELBO, NLL, bits/dim" in view, "the saved view's name"
+    assert view.index("ELBO = reconstruction - KL") < view.index(">validation"), "its section comes first"
     assert "shown-deployment" in browse(f"http://localhost:{port}/deployments")

@@ -213,7 +213,7 @@ def test_what_was_deleted_or_goes_to_another_store_comes_with_the_runs_whole_his
     upload(report_later(start, **{"test/nll": 99.0}), client)
     anew = max(runs(client), key=lambda found: len(found.data.metrics))
     assert len(history(client, anew, "train/elbo")) == 3
-    assert anew.data.metrics["test_nll"] == 99.0
+    assert anew.data.metrics["test/nll"] == 99.0
 
 
 def test_what_mlflow_refuses_costs_only_itself(store: Path, start: RunStart, client: "MlflowClient"):

@@ -112,7 +112,7 @@ def describe_stored(client: "MlflowClient", version: "ModelVersion", run_id: str
     """
     from mlflow.entities import Metric
 
-    run, model, points = client.get_run(run_id), version.model_id, []
+    run, model, points = client.get_run(run_id), str(version.source).removeprefix("models:/"), []
     used = run.inputs.dataset_inputs if run.inputs else []
     data = {"dataset_name": used[0].dataset.name, "dataset_digest": used[0].dataset.digest} if used else {}
     for key in [key for key in run.data.metrics if key.startswith("test/")]:
@@ -120,7 +120,7 @@ def describe_stored(client: "MlflowClient", version: "ModelVersion", run_id: str
         points.append(Metric(key, last.value, last.timestamp, last.step, model, run_id=run_id, **data))
     client.log_batch(run_id, metrics=points)
     registered = json.dumps([{"name": version.name, "version": str(version.version)}])
-    client.set_logged_model_tags(str(model), {"mlflow.modelVersions": registered})
+    client.set_logged_model_tags(model, {"mlflow.modelVersions": registered})
 
 
 def training_code(run: RunOutbox) -> TrainingCode | None:
