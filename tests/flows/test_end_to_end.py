@@ -74,7 +74,7 @@ def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path)
     assert {"vaeline.model_digest", "vaeline.flow_run_id"} <= set(run["tags"])
     assert run["tags"]["mlflow.note.content"].startswith("| test split |")
     tables = {"history.csv", "kl_per_dimension.csv", "metrics.json", "theory.json"}
-    assert set(run["files"]) == tables | {"index.html", "theory"}
+    assert set(run["files"]) == tables | {"index.html", "explorer.html", "theory"}
     assert "models:/digits@champion" in (clone / "reports" / "index.html").read_text()
 
 

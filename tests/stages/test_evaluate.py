@@ -62,6 +62,7 @@ def test_both_stages_write_the_same_bytes_every_time(workspace: Path, measured: 
     sheets = ("prior_samples", "reconstructions", "interpolation", "mixtures", "traversals")
     assert set(first) == {
         *(f"reports/samples/{name}.png" for name in sheets),
+        "reports/explorer.html",
         "reports/metrics.json",
         "reports/kl_per_dimension.csv",
     }

@@ -22,7 +22,7 @@ OUTPUTS = {  # of each stage, as DVC removes them before it runs it
     "prepare": ("data/prepared", "reports/data"),
     "train": ("models", "reports/history.csv"),
     "evaluate": ("reports/metrics.json", "reports/kl_per_dimension.csv"),
-    "sample": ("reports/samples",),
+    "sample": ("reports/samples", "reports/explorer.html"),
     "theory": ("reports/theory", "reports/theory.json"),
     "register": ("reports/registration.json",),
     "report": ("reports/index.html",),
