@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from vaeline.config_data import SHAPES, Data, Shape, Shapes
 from vaeline.config_train import Diffusers, Train
 from vaeline.io.yaml_config import (
     BY_KIND,
     Count,
-    Fraction,
     NonNegative,
     Positive,
     Section,
@@ -21,59 +21,9 @@ from vaeline.io.yaml_config import (
     validate,
 )
 
-Shape = tuple[int, int, int]  # C, H, W
-Binarise = Literal["none", "static", "dynamic"]
 Activation = Literal["relu", "tanh", "silu"]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Levels = Annotated[list[Width], Field(min_length=1, max_length=10)]
-SHAPES: dict[str, Shape] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
-SHAPES |= dict.fromkeys(("fashion-mnist", "mnist", "kmnist"), (1, 28, 28))
-
-
-class Download(Section):
-    """A public data set, checked against pinned SHA-256 digests; digits: scikit-learn's 1,797, without a network."""
-
-    kind: Literal["fashion-mnist", "mnist", "kmnist", "cifar10", "svhn", "digits"]
-
-
-class Folder(Section):
-    """A folder of PNG or JPEG images; its subfolders, if any, are the labels."""
-
-    kind: Literal["folder"]
-    path: str  # of the folder, from the repository or absolute
-    size: Annotated[int, Field(ge=4, le=1024)] | None = None  # resize to size x size pixels
-    fit: Literal["crop", "stretch", "pad"] = "crop"  # how sides become equal; pad: with background
-    mode: Literal["L", "RGB"] | None = None  # convert; transparent pixels are composited on background
-    background: Literal["white", "black"] = "white"  # below transparent pixels, and of pad
-
-
-class Npz(Section):
-    """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N, of any values)."""
-
-    kind: Literal["npz"]
-    path: str  # of the file, from the repository or absolute
-
-
-class Shapes(Section):
-    """Synthetic shapes with known factors: shape, size, position, angle, hue."""
-
-    kind: Literal["shapes"]
-    count: Annotated[int, Field(ge=10, le=10_000_000)] = 20_000  # images
-    size: Annotated[int, Field(ge=8, le=512)] = 32  # pixels
-    seed: Seed = 1  # of the factors
-
-
-Source = Annotated[Download | Folder | Npz | Shapes, BY_KIND]
-
-
-class Data(Section):
-    """Section `data`: serves the stages fetch (`data.source`) and prepare."""
-
-    source: Source
-    binarise: Binarise  # grey values as probabilities of a white pixel: once, or for training anew each epoch
-    validation: Count | Fraction  # images held out of the training split: a count, or a fraction
-    test: Literal["auto"] | Count | Fraction  # auto: the source's own split, else as many as validation
-    seed: Seed  # of the splits and of static binarisation
 
 
 class Mlp(Section):
@@ -264,7 +214,7 @@ class Params(Section):
     def _not_contradictory(self) -> Self:
         source = self.data.source
         if shape := (3, source.size, source.size) if isinstance(source, Shapes) else SHAPES.get(source.kind):
-            self.model.check(shape)
+            self.model.check(self.data.cropped(shape))
         likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.prior.kind
         if (likelihood == "bernoulli") == (binarise == "none"):
             found = f"model.likelihood.kind is '{likelihood}' but data.binarise is '{binarise}'"
@@ -276,6 +226,8 @@ class Params(Section):
         if isinstance(self.train.init, Diffusers) and not isinstance(self.model.network, AutoencoderKl):
             found = f"model.network.kind is '{self.model.network.kind}'"
             raise ValueError(f"train.init.kind is 'diffusers', an AutoencoderKL, but {found}: allowed: autoencoder-kl")
+        if self.train.recompute and not isinstance(self.model.network, AutoencoderKl):
+            raise ValueError(f"train.recompute is for network autoencoder-kl, found '{self.model.network.kind}'")
         if (least := self.register_.minimum_active_units) > (latent_dim := self.model.latent_dim):
             raise ValueError(f"register.minimum_active_units ({least}) exceeds model.latent_dim ({latent_dim})")
         return self

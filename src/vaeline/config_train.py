@@ -32,6 +32,8 @@ class Train(Section):
     samples: Annotated[int, Field(ge=1, le=5000)] = 1  # of z an image and step: iwae's k
     init: Annotated[Random | Diffusers, BY_KIND] = Random(kind="random")
     only: Literal["all", "decoder"] = "all"  # what is trained; the encoder stays as init gives it
+    flips: bool = False  # half of the images of each step mirrored, left to right
+    recompute: bool = False  # activations of an AutoencoderKL in the backward pass: less memory, a third more time
     beta: NonNegative  # weight of the KL
     warmup_epochs: Annotated[int, Field(ge=0)]  # over which the KL's weight grows linearly from 0 to beta
     free_bits: NonNegative  # nats per latent dimension

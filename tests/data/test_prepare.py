@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline.config import Data, Download, Npz, Shapes
+from vaeline.config_data import Crop, Data, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, DataManifest, load_split, manifest_digest, open_split
@@ -210,3 +210,24 @@ def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Sect
     prepared(npz_section(section, tmp_path, distinct_images(20)), tmp_path)
     assert not list(tmp_path.rglob("stale.npy")) and not list(tmp_path.rglob("half.npy"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_crops_are_the_middle_and_for_training_a_place_an_image_that_the_seed_decides(tmp_path: Path, section: Section):
+    images = np.arange(20 * 6 * 9, dtype=np.int64).reshape(20, 6, 9) // 5 % 251
+    images = images.astype(np.uint8)
+    for kind, seed in (("centre", 1), ("random", 1), ("random", 1), ("random", 2)):
+        name = f"{kind}{seed}"
+        data = npz_section(section, tmp_path, images, test=0.2, seed=1, crop=Crop(kind=kind, size=4))
+        assert prepared(data.model_copy(update={"seed": seed}), tmp_path, name).shape == (1, 4, 4)
+    centre, random, other = (load_split(tmp_path / name, "train")[:, 0] for name in ("centre1", "random1", "random2"))
+    places = [
+        {(y, x) for y in range(3) for x in range(6) for whole in images if (whole[y : y + 4, x : x + 4] == part).all()}
+        for part in (*centre, *random)
+    ]
+    assert all((1, 2) in found for found in places[: len(centre)])
+    assert all(places) and len(set.union(*places[len(centre) :])) > 5
+    assert not np.array_equal(random, other)
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(load_split(tmp_path / "random1", name), load_split(tmp_path / "centre1", name))
+    with pytest.raises(UserError, match=r"^data.crop.size: found 7; allowed: at most 6 pixels here$"):
+        prepared(npz_section(section, tmp_path, images, crop=Crop(kind="centre", size=7)), tmp_path)

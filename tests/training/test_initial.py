@@ -14,7 +14,9 @@ from model_sections import AUTOENCODER_KL, described
 from small_training import bumps, options, same_weights, train_small
 from vaeline import config
 from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
+from vaeline.core.autoencoder_kl import recompute_activations
 from vaeline.core.model import decoded
+from vaeline.core.objectives import elbo_terms
 from vaeline.data.fetch import fetch_init
 from vaeline.errors import UserError
 from vaeline.evaluation.split_metrics import mean_psnr, reconstruct
@@ -161,3 +163,17 @@ def test_fetch_copies_the_two_files_and_never_reads_a_pickle(folder: Path, tmp_p
         fetch_init(Diffusers(kind="diffusers", path="no"), here)
     fetch_init(Random(kind="random"), here)
     assert [path.name for path in here.init.iterdir()] == ["init.json"]
+
+
+def test_recomputed_activations_change_no_bit_and_are_not_kept(folder: Path, tmp_path: Path):
+    assert same_weights(tuned(tmp_path / "a", folder), tuned(tmp_path / "b", folder, recompute=True))
+    kept = []
+    for again in (False, True):
+        vae = begin(folder)
+        if again:
+            recompute_activations(vae)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            elbo_terms(vae, torch.rand(2, *SHAPE), torch.randn(2, 16))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3, "bytes"

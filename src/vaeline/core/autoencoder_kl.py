@@ -9,10 +9,12 @@ and emits y, the picture (y + 1) / 2 on [0, 1]: so do these, whatever data space
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vaeline.core.networks import Shape, at_least_float32
 from vaeline.errors import optional_imports
@@ -101,6 +103,16 @@ def kl_networks(shape: Shape, sizes: Sizes, *, discrete: bool, mean_only: bool) 
     decoder = OrderedDict[str, nn.Module](unflatten=nn.Unflatten(1, latents), post_quant_conv=whole.post_quant_conv)
     decoder |= OrderedDict(network=whole.decoder, scale=Affine(0.5, 0.5))
     return nn.Sequential(encoder), nn.Sequential(decoder)
+
+
+def recompute_activations(vae: nn.Module) -> None:
+    """Keep the inputs of blocks alone in the forward pass, and compute them again in the backward pass."""
+    for module in vae.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+            # nothing in a block is random
+            again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

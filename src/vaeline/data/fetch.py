@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vaeline.config import Download, Folder, Npz, Shapes, Source
+from vaeline.config_data import Download, Folder, Npz, Shapes, Source
 from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public

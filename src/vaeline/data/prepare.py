@@ -3,12 +3,14 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config import Data
+from vaeline.config_data import Data, Shape
 from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, read_manifest
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
@@ -21,6 +23,8 @@ from vaeline.io.npy import npy_file
 from vaeline.io.safe_read import shown
 
 log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]  # [N, C, H, W]
 
 BLOCK = 1 << 22  # bytes of pixels handled at once
 FEWEST_IMAGES, SMALLEST_SIDE = 4, 4  # of a split and in pixels: what the later stages need
@@ -44,6 +48,10 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
         if (count := len(np.unique(labels))) > allowed:
             found = f"{count} classes for {len(labels)} images"
             raise UserError(f"data: {found}; allowed: two images a class and at most {MOST_CLASSES:,}, or no labels")
+    try:
+        shape = data.cropped(dataset.pool.pixels.shape[1:])
+    except ValueError as error:
+        raise UserError(str(error)) from None
     classes = dataset.classes and [shown(name, most=60) for name in dataset.classes]
     kept, dropped = _split(dataset, data)
     with new_folder(prepared) as folder:
@@ -52,13 +60,20 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
             images = dataset.test if name == "test" and dataset.test else dataset.pool
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")
             rng = np.random.default_rng([data.seed, SPLITS.index(name)]) if drawn else None
-            splits[name], histograms = _write_split(folder, name, images, kept[name], rng)
+            places = np.random.default_rng([data.seed, SPLITS.index(name), 1])
+            centred = data.crop is None or data.crop.kind == "centre" or name != "train"
+
+            def change(block: Pixels, rng: Any = rng, places: Any = None if centred else places) -> Pixels:
+                block = cropped(block, shape, places)
+                return block if rng is None else binarise(block, rng)
+
+            splits[name], histograms = _write_split(folder / f"{name}.npy", images, kept[name], shape, change)
             labels = None if images.labels is None else images.labels[kept[name]]
             numbers[name] = {"images": len(kept[name])} | split_numbers(histograms, labels, classes)
         content = {
             "format": 1,
             "source": data.source.kind,
-            "shape": list(dataset.pool.pixels.shape[1:]),
+            "shape": list(shape),
             "binarise": data.binarise,
             "splits": splits,
             "duplicates_dropped": dropped,
@@ -100,16 +115,14 @@ def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
 
 
 def _write_split(
-    folder: Path, name: str, images: Split, indices: Indices, rng: np.random.Generator | None
+    path: Path, images: Split, indices: Indices, shape: Shape, change: Callable[[Pixels], Pixels]
 ) -> tuple[dict[str, object], NDArray[np.int64]]:
     """Write the arrays of a split; returns its `SplitSummary` and the counts of each channel's values, [C, 256]."""
-    path, shape = folder / f"{name}.npy", images.pixels.shape[1:]
     histograms = np.zeros((shape[0], 256), np.int64)
     step = max(1, BLOCK // math.prod(shape))
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
         for start in range(0, len(indices), step):
-            block = images.pixels[indices[start : start + step]]
-            block = block if rng is None else binarise(block, rng)
+            block = change(images.pixels[indices[start : start + step]])
             for channel in range(shape[0]):
                 histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
             write(block)
@@ -118,11 +131,23 @@ def _write_split(
     for kind, rows in (("labels", images.labels), ("factors", images.factors)):
         summary |= {kind: rows is not None, f"{kind}_sha256": None}
         if rows is not None:
-            path = folder / f"{name}_{kind}.npy"
-            with npy_file(path, (len(indices), *rows.shape[1:]), rows.dtype) as write:
+            beside = path.with_name(f"{path.stem}_{kind}.npy")
+            with npy_file(beside, (len(indices), *rows.shape[1:]), rows.dtype) as write:
                 write(rows[indices])
-            summary[f"{kind}_sha256"] = file_digest(path)
+            summary[f"{kind}_sha256"] = file_digest(beside)
     return summary, histograms
+
+
+def cropped(pixels: Pixels, shape: Shape, places: np.random.Generator | None) -> Pixels:
+    """The middle of images, or one part each at a place drawn uniformly: uint8 [N, C, H, W] -> [N, *shape]."""
+    spare = np.array(pixels.shape[2:]) - shape[1:]
+    if not spare.any():
+        return pixels
+    middle = np.tile(spare // 2, (len(pixels), 1))
+    corners = middle if places is None else places.integers(0, spare + 1, middle.shape)  # [N, 2]
+    return np.stack(
+        [image[:, y : y + shape[1], x : x + shape[2]] for image, (y, x) in zip(pixels, corners, strict=True)]
+    )
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

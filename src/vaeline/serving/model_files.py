@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat
 from safetensors.torch import save as safetensors_save
 
 from vaeline import config
+from vaeline.config_data import Binarise
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
@@ -30,7 +31,7 @@ class DataIdentity(Section):
 
     digest: str
     source: str
-    binarise: config.Binarise
+    binarise: Binarise
 
 
 class Description(Section):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config import Binarise
+from vaeline.config_data import Binarise
 from vaeline.config_train import Train
 from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vaeline import config
 from vaeline.config_train import Diffusers, Train
+from vaeline.core.autoencoder_kl import recompute_activations
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
@@ -77,6 +78,8 @@ def train(
         if isinstance(model.network, config.AutoencoderKl):
             if isinstance(options.init, Diffusers):
                 load_initial(vae, model.network, Path(options.init.path))
+            if options.recompute:
+                recompute_activations(vae)
         else:
             bias = [parameter for name, parameter in vae.decoder.named_parameters() if name.endswith("bias")][-1]
             images = splits.some(min(len(splits.train), MEAN_IMAGES), options.seed)
@@ -186,6 +189,10 @@ class _Training:
                 normal = self.noise.normal(*self.samples, len(batch), self.model.latent_dim)[..., rows, :]
             if self.draws_uniform:
                 uniform = self.noise.uniform(torch.Size((len(batch), *own.shape[1:])))[rows]
+            if self.options.flips:
+                self.noise.restart("flips", self.step)
+                mirrored = self.noise.uniform(torch.Size((len(batch), 1, 1, 1)))[rows] < 0.5
+                own = torch.where(mirrored, own.flip(-1), own)  # noqa: PLW2901
             item = Batch(own.to(torch.float32), uniform, normal, fraction)
             self.take_step(item, *self.schedule(self.step))
             self.step += 1
