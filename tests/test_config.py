@@ -139,6 +139,11 @@ def _error(**changes: Any) -> str:
             {"train__init": {"kind": "diffusers", "path": "x"}},
             "train.init.kind is 'diffusers', an AutoencoderKL, but model.network.kind is 'mlp': allowed: ",
         ),
+        (
+            {"train__free_bits": 0.1, "train__accumulate": 2},
+            "train: free_bits need the KL of whole batches: ",
+        ),
+        ({"train__recompute": True}, "train.recompute is for network autoencoder-kl, found 'mlp'"),
         ({"train__only": "decoder"}, "train: only: decoder needs an encoder that is trained: init must be of kind "),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20)"),
     ],

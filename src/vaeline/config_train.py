@@ -33,6 +33,7 @@ class Train(Section):
     init: Annotated[Random | Diffusers, BY_KIND] = Random(kind="random")
     only: Literal["all", "decoder"] = "all"  # what is trained; the encoder stays as init gives it
     flips: bool = False  # half of the images of each step mirrored, left to right
+    accumulate: Count = 1  # parts of a batch, one after another: less memory, the same gradient
     recompute: bool = False  # activations of an AutoencoderKL in the backward pass: less memory, a third more time
     beta: NonNegative  # weight of the KL
     warmup_epochs: Annotated[int, Field(ge=0)]  # over which the KL's weight grows linearly from 0 to beta
@@ -62,6 +63,8 @@ class Train(Section):
             raise ValueError(f"estimator '{estimator}' leaves one sample out: samples must be at least 2, found 1")
         if estimator != "pathwise" and self.free_bits:
             raise ValueError(f"free_bits need a closed-form KL: estimator must be pathwise, found '{estimator}'")
+        if self.accumulate > 1 and self.free_bits:
+            raise ValueError(f"free_bits need the KL of whole batches: accumulate must be 1, found {self.accumulate}")
         if self.only == "decoder" and isinstance(self.init, Random):
             raise ValueError("only: decoder needs an encoder that is trained: init must be of kind diffusers")
         if self.warmup_epochs > self.epochs:

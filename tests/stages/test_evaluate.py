@@ -65,7 +65,6 @@ def test_both_stages_write_the_same_bytes_every_time(workspace: Path, measured: 
         "reports/explorer.html",
         "reports/metrics.json",
         "reports/kl_per_dimension.csv",
-        "reports/explorer.html",
     }
 
 

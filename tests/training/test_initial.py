@@ -1,7 +1,7 @@
 """Trainings that start from an AutoencoderKL as diffusers, or an export of ours, saves it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from model_sections import AUTOENCODER_KL, described
-from small_training import bumps, options, same_weights, train_small
+from small_training import Recorder, bumps, options, same_weights, train_small
 from vaeline import config
 from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
 from vaeline.core.autoencoder_kl import recompute_activations
@@ -23,7 +23,9 @@ from vaeline.evaluation.split_metrics import mean_psnr, reconstruct
 from vaeline.io.workspace import Workspace
 from vaeline.serving.diffusers_export import export_diffusers
 from vaeline.serving.model_files import load_model, save_model
+from vaeline.training import checkpoint
 from vaeline.training.build import build_model, kl_sizes
+from vaeline.training.device import Settings
 from vaeline.training.initial import load_initial
 
 SHAPE = (1, 8, 8)
@@ -46,9 +48,9 @@ def begin(folder: Path, model: config.Model = MODEL, shape: tuple[int, int, int]
     return vae
 
 
-def tuned(path: Path, folder: Path, **changes: Any) -> Any:
-    section = options(init={"kind": "diffusers", "path": str(folder)}, epochs=2, learning_rate=0.002, **changes)
-    return train_small(path, section, model_section=MODEL)
+def tuned(path: Path, folder: Path, tracker: Any = None, settings: Any = None, **changes: Any) -> Any:
+    own = {"init": {"kind": "diffusers", "path": str(folder)}, "epochs": 2, "learning_rate": 0.002}
+    return train_small(path, options(**own | changes), model_section=MODEL, tracker=tracker, settings=settings)
 
 
 def test_what_diffusers_saved_is_tuned_exported_and_loaded_again(folder: Path, tmp_path: Path):
@@ -177,3 +179,20 @@ def test_recomputed_activations_change_no_bit_and_are_not_kept(folder: Path, tmp
             elbo_terms(vae, torch.rand(2, *SHAPE), torch.randn(2, 16))
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 3, "bytes"
+
+
+def test_a_stopped_training_of_a_first_stage_goes_on_to_the_same_bits(folder: Path, tmp_path: Path):
+    changes = {"flips": True, "recompute": True, "accumulate": 3, "only": "decoder", "batch_size": 32}
+
+    class Stop(Recorder):
+        def metrics(self, values: Mapping[str, float], step: int) -> None:
+            if step == 3:
+                raise RuntimeError
+
+    settings = Settings(checkpoint_seconds=0, log_every=1)
+    with pytest.raises(RuntimeError):
+        tuned(tmp_path / "a", folder, tracker=Stop(), settings=settings, **changes)
+    assert checkpoint.read(tmp_path / "a").progress["step"] == 2
+    whole = tuned(tmp_path / "b", folder, **changes)
+    resumed = tuned(tmp_path / "a", folder, settings=settings, **changes)
+    assert same_weights(whole, resumed) and whole.history == resumed.history

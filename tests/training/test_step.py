@@ -1,7 +1,9 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -216,3 +218,17 @@ def test_the_average_is_exponential_with_a_decay_that_grows_and_trades_places_wi
 def test_the_kl_weight_grows_linearly_to_beta_and_stays():
     assert [kl_weight(step, 4, 2.0) for step in range(7)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert kl_weight(0, 0, 3.0) == 3.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "iwae", "samples": 3}], ids=["elbo", "iwae"])
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(changes: dict[str, Any]):
+    state, item, shape = start(), batch(), (3, 16, 3) if changes else (16, 3)
+    item = replace(item, normal=torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+    whole, parts = (
+        steps.gradient_of_loss(state, item, options(accumulate=count, **changes), torch.tensor(1.0)) for count in (1, 5)
+    )
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(parts[1], whole[1], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(parts[2], whole[2], rtol=1e-3, atol=1e-3)
+    assert [len(part.pixels) for part in item.parts(5)] == [4, 3, 3, 3, 3]
+    assert len(item.parts(40)) == 16

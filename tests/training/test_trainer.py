@@ -82,6 +82,16 @@ def test_every_image_is_seen_once_an_epoch_in_another_order_and_dequantised_anew
     assert 0 < noise.min() < noise.max() < 1
 
 
+def test_half_of_the_images_of_a_step_are_mirrored(tmp_path: Path, seen: list[Batch]):
+    result, file = train_small(tmp_path / "a", options(flips=True, epochs=2)), bumps(100, seed=1)
+    images = [image for batch in seen for image in batch.pixels.to(torch.uint8).numpy()]
+    plain, mirrored = {image.tobytes() for image in file}, {image[:, :, ::-1].tobytes() for image in file}
+    assert {image.tobytes() for image in images} <= plain | mirrored
+    first, second = ([image.tobytes() in mirrored for image in images[part]] for part in (slice(100), slice(100, 200)))
+    assert 35 <= sum(first) <= 65 and first != second
+    assert same_weights(result, train_small(tmp_path / "b", options(flips=True, epochs=2)))
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.8])
 def test_patience_ends_a_training_whose_weights_are_those_of_the_epoch_with_the_best_bound(tmp_path: Path, ema: float):
     """Mistake 2: the last weights, or those of another epoch than the best, in place of the best."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ class Batch:
     uniform: Tensor | None  # [B, C, H, W], for dequantisation or dynamic binarisation
     normal: Tensor | None  # [B, Z] or [K, B, Z], for the samples of z; None for a plain autoencoder
     fraction: float = 1.0  # of the group's images in this step that are here: 0 for a placeholder
+
+    def parts(self, count: int) -> "list[Batch]":
+        """At most so many batches of about as many images each, that make up this one."""
+        if count == 1:
+            return [self]
+        pixels, none = self.pixels.tensor_split(min(count, len(self.pixels))), [None] * count
+        uniform = none if self.uniform is None else self.uniform.tensor_split(len(pixels))
+        normal = none if self.normal is None else self.normal.tensor_split(len(pixels), dim=-2)
+        return [Batch(*each, self.fraction) for each in zip(pixels, uniform, normal, strict=False)]
 
     def tensors(self) -> list[Tensor]:
         """Those that are there."""
@@ -203,11 +213,7 @@ def step(
     of them is not finite, the state keeps its parameters and moments, now and from then on. A group's loss is the mean
     over all its images, its gradient the sum over ranks of fraction * gradient.
     """
-    bound, estimator = bound_of(options), options.estimator
-    kind = options.precision
-    loss, sums = losses(state.model, batch, beta, options.free_bits, bound=bound, estimator=estimator, precision=kind)
-    gradients = list(torch.autograd.grad(loss, state.parameters))  # raises where the loss lacks a parameter
-    loss = loss.detach()
+    loss, sums, gradients = gradient_of_loss(state, batch, options, beta)
     with torch.no_grad():
         if not group.is_single:
             sums = sums * float(batch.fraction > 0)
@@ -237,6 +243,24 @@ def step(
             torch._foreach_lerp_(state.average, state.parameters, [weight] * len(gradients))
         state.totals.add_(sums)
     return loss, norm
+
+
+def gradient_of_loss(state: State, batch: Batch, options: Train, beta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """What `losses` returns, detached, and the gradient, each added up over `options.accumulate` parts of the batch."""
+    bound, estimator, kind = bound_of(options), options.estimator, options.precision
+    how = partial(losses, free_bits=options.free_bits, bound=bound, estimator=estimator, precision=kind)
+    parts = batch.parts(options.accumulate)
+    for number, part in enumerate(parts):
+        own, own_sums = how(state.model, part, beta)
+        if len(parts) > 1:
+            own = own * (len(part.pixels) / len(batch.pixels))
+        found = list(torch.autograd.grad(own, state.parameters))  # raises where the loss lacks a parameter
+        if number == 0:
+            loss, sums, gradients = own.detach(), own_sums, found
+        else:
+            loss, sums = loss + own.detach(), sums + own_sums
+            torch._foreach_add_(gradients, found)
+    return loss, sums, gradients
 
 
 def losses(
