@@ -146,6 +146,19 @@ def ui() -> None:
 
 
 @app.command()
+def explore(
+    uri: Annotated[str, typer.Argument(help="default: models:/NAME@champion, NAME of params.yaml")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+) -> None:
+    """Explore a model's latent space in the browser, on loopback: samples, mixtures, dimensions, your own images."""
+    workspace = enter_workspace()
+    prepare_tools()
+    from pipeline.commands.explore import serve
+
+    serve(workspace, uri or f"models:/{read_params(workspace.params).register_.name}@champion", port, typer.echo)
+
+
+@app.command()
 def up() -> None:
     """Start MLflow's server, Prefect's and a worker, with the deployments of prefect.yaml, and return."""
     workspace = enter_workspace()

@@ -42,11 +42,19 @@ class LatentAxes:
 
 
 def explorer(
-    model: VAE, test: Split, codes: npt.NDArray[np.float32], classes: Sequence[str] | None, axes: LatentAxes
+    model: VAE,
+    test: Split,
+    codes: npt.NDArray[np.float32],
+    classes: Sequence[str] | None,
+    axes: LatentAxes,
+    remote: bool = False,
 ) -> str:
-    """The page for a model and some test images with their codes [N, Z]; it names the reason where it cannot be."""
-    layers = _layers(model.decoder)
-    if layers is None:
+    """The page for a model and some test images with their codes [N, Z]; it names the reason where it cannot be.
+
+    A `remote` one, of any network and size, asks the server that it comes from to decode.
+    """
+    layers = None if remote else _layers(model.decoder)
+    if layers is None and not remote:
         return _page({"reason": "this page holds dense decoders only; this one has convolutions"})
     content = {
         "shape": model.shape,
@@ -54,6 +62,7 @@ def explorer(
         "likelihood": _likelihood(model.likelihood),
         "prior": _prior(model),
         "autoencoder": model.deterministic,
+        "remote": remote,
         "codes": _base64(codes),
         "places": _places(codes),
         "atlas": _atlas(test.pixels),
@@ -66,14 +75,15 @@ def explorer(
         ],
     }
     page = _page(content)
-    if (size := len(page.encode())) > MOST_BYTES:
+    if (size := len(page.encode())) > MOST_BYTES and not remote:
         return _page({"reason": f"with all weights the page would have {size / 1e6:.1f} MB, allowed: 3 MB"})
     return page
 
 
 def _page(content: dict[str, Any]) -> str:
     environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("explorer.html").render(content=content, reason=content.get("reason"))
+    template = environment.get_template("explorer.html")
+    return template.render(content={"remote": False} | content, reason=content.get("reason"))
 
 
 def _layers(decoder: nn.Module) -> list[dict[str, Any]] | None:

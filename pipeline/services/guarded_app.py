@@ -30,8 +30,11 @@ def create_app() -> ASGIApp:
     if os.environ[APP].startswith("mlflow."):
         _prepare_mlflow(bool(names))
     app = import_from_string(os.environ[APP])
-    app = app() if os.environ[APP].endswith(":create_app") else app
-    allowed = LOOPBACK | names
+    return guard(app() if os.environ[APP].endswith(":create_app") else app, LOOPBACK | names)
+
+
+def guard(app: ASGIApp, allowed: set[str]) -> ASGIApp:
+    """The application behind the guard; `allowed`: names as which a request may address this machine."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

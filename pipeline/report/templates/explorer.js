@@ -3,7 +3,7 @@ const floats = text => new Float32Array(Uint8Array.from(atob(text), letter => le
 const element = id => document.getElementById(id);
 const sigmoid = x => 1 / (1 + Math.exp(-x));
 const softplus = x => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
-const layers = content.layers.map(layer => layer.kind === "linear" ? {weight: floats(layer.weight), bias: floats(layer.bias)} : layer);
+const layers = (content.layers || []).map(layer => layer.kind === "linear" ? {weight: floats(layer.weight), bias: floats(layer.bias)} : layer);
 const scale = content.likelihood.scale && floats(content.likelihood.scale);
 const codes = floats(content.codes), count = content.places.length, dimensions = codes.length / count;
 const prior = content.prior && {upper: content.prior.upper, mean: floats(content.prior.mean), deviation: floats(content.prior.deviation)};
@@ -45,6 +45,21 @@ const means = {
 function decode(z) {
   const output = layers.reduce((x, layer) => layer.weight ? dense(layer, x) : functions[layer.kind](x), Float64Array.from(z));
   return output.map((x, i) => Math.min(Math.max(means[content.likelihood.kind](x, i), 0), 1));
+}
+
+// Pictures by latents: by the decoder here, or by the server that the page comes from
+
+async function ask(path, body) {
+  const answer = await fetch(path, {method: "POST", body}), found = await answer.json();
+  if (!answer.ok) throw new Error(found.error);
+  return found;
+}
+const report = work => work.then(() => { element("error").textContent = ""; }, error => { element("error").textContent = error.message; });
+const decodeAll = async latents => content.remote ? ask("decode", JSON.stringify(latents.map(z => [...z]))) : latents.map(decode);
+const tickets = {};
+function draw(name, latents, canvases) { // an answer that a later one has overtaken is dropped
+  const ticket = tickets[name] = (tickets[name] || 0) + 1;
+  report(decodeAll(latents).then(pictures => { if (ticket === tickets[name]) pictures.forEach((pixels, i) => show(canvases[i], pixels)); }));
 }
 
 // The prior
@@ -90,7 +105,8 @@ const samples = Array.from({length: 20}, (_, i) => make(element("samples"), "can
 function sample() {
   const random = generator(Number(element("seed").value)), temperature = Number(element("temperature").value);
   element("temperature").nextElementSibling.value = temperature.toFixed(2);
-  state.samples = samples.map(canvas => { const z = drawn(random, temperature); show(canvas, decode(z)); return z; });
+  state.samples = samples.map(() => drawn(random, temperature));
+  draw("samples", state.samples, samples);
 }
 element("seed").oninput = element("temperature").oninput = sample;
 element("next").onclick = () => { element("seed").value = Number(element("seed").value) + 1; sample(); };
@@ -105,7 +121,7 @@ const corners = ["A", "B", "C"].map((letter, corner) => {
 });
 function mix() {
   const z = Float64Array.from({length: dimensions}, (_, d) => state.weights.reduce((sum, w, k) => sum + w * code(state.corners[k])[d], 0));
-  show(element("mixture"), decode(z));
+  draw("mixture", [z], [element("mixture")]);
   const [x, y] = [0, 1].map(axis => state.weights.reduce((sum, w, k) => sum + w * vertices[k][axis], 0));
   const handle = element("triangle").querySelector("circle");
   handle.setAttribute("cx", x); handle.setAttribute("cy", y);
@@ -157,17 +173,22 @@ function drawMap() {
 const sliders = content.axes.map(axis => {
   const label = make(element("sliders"), "label", {textContent: `z${axis.dimension}, ${axis.label}`});
   const input = make(label, "input", {type: "range", min: -3, max: 3, step: 0.05}), output = make(label, "output");
-  input.oninput = () => { state.z[axis.dimension] = axis.centre + axis.spread * Number(input.value); output.value = Number(input.value).toFixed(2); show(element("changed"), decode(state.z)); };
+  input.oninput = () => { state.z[axis.dimension] = axis.centre + axis.spread * Number(input.value); output.value = Number(input.value).toFixed(2); draw("changed", [state.z], [element("changed")]); };
   return {axis, input, output};
 });
-function choose(i) {
-  [state.image, state.z] = [i, Float64Array.from(code(i))];
+function place(code) { // the sliders, and the picture of a code
+  [state.start, state.z] = [code, Float64Array.from(code)];
   for (const {axis, input, output} of sliders) {
     input.value = (state.z[axis.dimension] - axis.centre) / axis.spread;
     output.value = ((state.z[axis.dimension] - axis.centre) / axis.spread).toFixed(2);
   }
+  draw("reconstruction", [state.z], [element("reconstruction")]);
+  draw("changed", [state.z], [element("changed")]);
+}
+function choose(i) {
+  state.image = i;
   showImage(element("original"), i);
-  for (const id of ["reconstruction", "changed"]) show(element(id), decode(state.z));
+  place(code(i));
   element("image").value = element("image").nextElementSibling.value = i;
   element("name").textContent = content.labels ? `class: ${content.classes ? content.classes[content.labels[i]] : content.labels[i]}` : "";
   drawMap();
@@ -178,7 +199,15 @@ dragged(map, event => {
   choose(content.places.reduce((best, _, i) => far(i) < far(best) ? i : best, 0));
 });
 element("image").oninput = () => choose(Number(element("image").value));
-element("reset").onclick = () => choose(state.image);
+element("reset").onclick = () => place(state.start);
+if (content.remote) element("file").onchange = element("fit").onchange = () => {
+  const [file] = element("file").files;
+  if (file) report(ask(`image?fit=${element("fit").value}`, file).then(found => {
+    show(element("original"), found.pixels);
+    place(found.code);
+    element("name").textContent = `${file.name}: ${found.words}`;
+  }));
+};
 matchMedia("(prefers-color-scheme: dark)").onchange = drawMap;
 atlas.onload = () => { sample(); mix(); choose(0); };
 atlas.src = `data:image/png;base64,${content.atlas}`;
