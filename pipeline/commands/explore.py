@@ -32,7 +32,7 @@ from vaeline.io.workspace import Workspace
 from vaeline.serving.inference import TrainedModel
 from vaeline.training.device import pick_device
 
-LEVEL = 0.01  # how often an image like the test data may be called unlike them
+LEVEL = 0.05  # how often an image like the test data may be called unlike them
 MOST_LATENTS, LARGEST_BODY = 64, 1 << 25  # points of a request, bytes
 FITS = ("crop", "pad", "stretch")
 

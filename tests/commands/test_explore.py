@@ -30,6 +30,7 @@ steps["own image"] = async () => {
   files.items.add(new File([bytes], "mine.png")); element("file").files = files.files;
   element("file").dispatchEvent(new Event("change")); await settled(); found.words = element("name").textContent;
 };
+steps["own corner"] = () => element("corners").children[2].click();
 steps["no image"] = async () => {
   const files = new DataTransfer(); files.items.add(new File(["text"], "mine.txt"));
   element("file").files = files.files;
@@ -79,6 +80,7 @@ def test_every_control_of_the_served_page_and_an_image_of_ones_own(browse: Calla
     own = found["own image"]
     assert np.array(own["original"]).reshape(6, 5, 4)[..., 0].tolist() == mine.tolist()
     assert np.allclose(own["z"], model.encode(mine[None, None])[0], atol=1e-5)
+    assert found["own corner"]["third"] == own["original"]
     elbo = model.score(mine[None, None])[0]
     assert found["words"].startswith(f"mine.png: ELBO {elbo:.2f} nats, higher than ")
     assert found["error"].startswith("cannot be decoded: ")

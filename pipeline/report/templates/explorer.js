@@ -90,8 +90,9 @@ function show(canvas, pixels) {
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
-const atlas = new Image();
+const atlas = new Image(), own = []; // test images, and after them the user's: code, pixels, words
 function showImage(canvas, i) {
+  if (i >= count) return show(canvas, own[i - count].pixels);
   [canvas.width, canvas.height] = [width, height];
   const x = i % content.columns * width, y = Math.floor(i / content.columns) * height;
   canvas.getContext("2d").drawImage(atlas, x, y, width, height, 0, 0, width, height);
@@ -113,7 +114,7 @@ element("next").onclick = () => { element("seed").value = Number(element("seed")
 
 // The mixture
 
-const code = i => codes.subarray(i * dimensions, (i + 1) * dimensions), vertices = [[60, 12], [10, 98], [110, 98]];
+const code = i => i < count ? codes.subarray(i * dimensions, (i + 1) * dimensions) : own[i - count].code, vertices = [[60, 12], [10, 98], [110, 98]];
 const corners = ["A", "B", "C"].map((letter, corner) => {
   const button = make(element("corners"), "button", {type: "button", className: "corner", title: `put the chosen image at ${letter}`});
   button.onclick = () => { state.corners[corner] = state.image; mix(); };
@@ -168,7 +169,8 @@ function drawMap() {
   context.clearRect(0, 0, map.width, map.height);
   const dot = (i, radius) => { context.beginPath(); context.arc(...spot(i), radius, 0, 7); };
   for (let i = 0; i < count; i++) { dot(i, 8); context.fillStyle = hue(content.labels ? content.labels[i] : 0); context.fill(); }
-  dot(state.image, 15); context.lineWidth = 5; context.strokeStyle = getComputedStyle(document.body).color; context.stroke();
+  if (state.image < count) dot(state.image, 15); else context.beginPath();
+  context.lineWidth = 5; context.strokeStyle = getComputedStyle(document.body).color; context.stroke();
 }
 const sliders = content.axes.map(axis => {
   const label = make(element("sliders"), "label", {textContent: `z${axis.dimension}, ${axis.label}`});
@@ -176,21 +178,17 @@ const sliders = content.axes.map(axis => {
   input.oninput = () => { state.z[axis.dimension] = axis.centre + axis.spread * Number(input.value); output.value = Number(input.value).toFixed(2); draw("changed", [state.z], [element("changed")]); };
   return {axis, input, output};
 });
-function place(code) { // the sliders, and the picture of a code
-  [state.start, state.z] = [code, Float64Array.from(code)];
+const className = i => content.labels ? `class: ${content.classes ? content.classes[content.labels[i]] : content.labels[i]}` : "";
+function choose(i) {
+  [state.image, state.z] = [i, Float64Array.from(code(i))];
   for (const {axis, input, output} of sliders) {
     input.value = (state.z[axis.dimension] - axis.centre) / axis.spread;
     output.value = ((state.z[axis.dimension] - axis.centre) / axis.spread).toFixed(2);
   }
-  draw("reconstruction", [state.z], [element("reconstruction")]);
-  draw("changed", [state.z], [element("changed")]);
-}
-function choose(i) {
-  state.image = i;
   showImage(element("original"), i);
-  place(code(i));
-  element("image").value = element("image").nextElementSibling.value = i;
-  element("name").textContent = content.labels ? `class: ${content.classes ? content.classes[content.labels[i]] : content.labels[i]}` : "";
+  for (const id of ["reconstruction", "changed"]) draw(id, [state.z], [element(id)]);
+  if (i < count) element("image").value = element("image").nextElementSibling.value = i;
+  element("name").textContent = i < count ? className(i) : own[i - count].words;
   drawMap();
 }
 dragged(map, event => {
@@ -199,13 +197,12 @@ dragged(map, event => {
   choose(content.places.reduce((best, _, i) => far(i) < far(best) ? i : best, 0));
 });
 element("image").oninput = () => choose(Number(element("image").value));
-element("reset").onclick = () => place(state.start);
+element("reset").onclick = () => choose(state.image);
 if (content.remote) element("file").onchange = element("fit").onchange = () => {
   const [file] = element("file").files;
   if (file) report(ask(`image?fit=${element("fit").value}`, file).then(found => {
-    show(element("original"), found.pixels);
-    place(found.code);
-    element("name").textContent = `${file.name}: ${found.words}`;
+    own.push({...found, words: `${file.name}: ${found.words}`});
+    choose(count + own.length - 1);
   }));
 };
 matchMedia("(prefers-color-scheme: dark)").onchange = drawMap;
