@@ -16,16 +16,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from benchmarks.plain_loop import BATCH, HIDDEN, LATENT, PIXELS, PlainLoop
 from benchmarks.row import Row
 from vaeline import config
+from vaeline.config_train import Train
 from vaeline.training.device import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
@@ -33,7 +33,6 @@ from vaeline.training.trainer import train
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PIXELS, HIDDEN, LATENT, BATCH = 784, 400, 20, 128
 WEIGHTS = PIXELS * HIDDEN + HIDDEN * 2 * LATENT + LATENT * HIDDEN + HIDDEN * PIXELS
 STEP_FLOP = 2 * BATCH * (3 * WEIGHTS - PIXELS * HIDDEN)
 TURNS = 5
@@ -122,11 +121,11 @@ class Speedometer:
         """Nothing to do."""
 
 
-def sections() -> tuple[config.Model, config.Train]:
+def sections() -> tuple[config.Model, Train]:
     """Params of the network, with the likelihood and the optimiser's settings that params.yaml has."""
     network = config.Mlp(kind="mlp", hidden=[HIDDEN])
     model = config.Model(latent_dim=LATENT, network=network, likelihood=config.Gaussian(kind="gaussian"))
-    options = config.Train(
+    options = Train(
         objective="elbo",
         beta=1.0,
         warmup_epochs=0,
@@ -160,58 +159,10 @@ def training_speed() -> float:
     return speed.best
 
 
-class PlainVAE(nn.Module):
-    """The network as the popular scripts write it (Kingma & Welling 2014)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(PIXELS, HIDDEN)
-        self.mean, self.log_variance = nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
-        self.decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS), nn.Sigmoid())
-
-    def loss(self, x: Tensor) -> Tensor:
-        """Binary cross-entropy of grey pixels plus the KL, summed over the batch."""
-        hidden = torch.relu(self.encoder(x))
-        mean, log_variance = self.mean(hidden), self.log_variance(hidden)
-        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
-        entropy = nn.functional.binary_cross_entropy(self.decoder(z), x, reduction="sum")
-        return entropy - 0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-
-
-class PlainImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Images and labels one by one through Pillow and ToTensor, as torchvision's data sets give them."""
-
-    def __init__(self) -> None:
-        from torchvision.transforms import ToTensor
-
-        self.images, self.transform = torch.from_numpy(pixels(5000)[:, 0]), ToTensor()
-        self.labels = torch.zeros(len(self.images), dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        image, label = self.images[index], int(self.labels[index])
-        return self.transform(Image.fromarray(image.numpy())), label
-
-
 def plain_loop_speed() -> float:
-    """Images a second of a DataLoader and a loop around Adam."""
-    model = PlainVAE()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = torch.utils.data.DataLoader(PlainImages(), batch_size=BATCH, shuffle=True)
-
-    def steps() -> None:
-        for x, _ in islice(loader, 10):
-            optimiser.zero_grad()
-            loss = model.loss(x.view(-1, PIXELS))
-            loss.backward()
-            loss.item()
-            optimiser.step()
-
-    return 10 * BATCH / best(steps, repeats=3)
+    """Images a second of the plain loop."""
+    loop = PlainLoop(torch.from_numpy(pixels(5000)[:, 0]))
+    return 10 * BATCH / best(lambda: loop.steps(10), repeats=3)
 
 
 def peak_memory() -> int:

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed
 
 INIT_CONFIG, INIT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers names them
+
+Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 
 class Random(Section):
@@ -42,7 +44,8 @@ class Train(Section):
     batch_size: Count  # images a step
     learning_rate: Positive  # at its peak
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"  # of the learning rate
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the average of the weights that is kept; 0: none
+    ema: Decay = 0.0  # decay of the average of the weights that is kept; 0: none
+    adam_betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)  # decays of Adam's two moments
     gradient_clip: Positive  # largest norm of the gradient of the mean loss
     precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of matrix products
     patience: Count  # epochs without a better validation ELBO before training stops

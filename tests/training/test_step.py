@@ -42,15 +42,15 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("clip", [1e9, 1.0])
-def test_steps_are_those_of_adam_with_clipped_gradients(clip: float):
+@pytest.mark.parametrize(("clip", "betas"), [(1e9, (0.9, 0.999)), (1.0, (0.8, 0.99))])
+def test_steps_are_those_of_adam_with_clipped_gradients(clip: float, betas: tuple[float, float]):
     """To the last bit: PyTorch's private functions are held against its public ones."""
     state, other = start(), start().model
     parameters = list(other.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=0.01, fused=True)
+    optimiser = torch.optim.Adam(parameters, lr=0.01, betas=betas, fused=True)
     for seed in range(5):
         item = batch(seed=seed)
-        _, norm = step(state, item, *step_config(beta=0.5, gradient_clip=clip))
+        _, norm = step(state, item, *step_config(beta=0.5, gradient_clip=clip, adam_betas=betas))
         terms = elbo_terms(other, other.likelihood.observe(item.pixels, item.uniform), item.normal)
         gradients = torch.autograd.grad(-surrogate(terms, torch.tensor(0.5), 0.0).mean(), parameters)
         assert norm == nn.utils.get_total_norm(gradients) > 1.0

@@ -139,11 +139,12 @@ def test_mistake_12_reported_bounds_have_neither_beta_nor_warm_up_nor_free_bits(
         {"free_bits": 1.0},
         {"batch_size": 20},
         {"learning_rate": 0.001},
+        {"adam_betas": (0.9, 0.99)},
         {"gradient_clip": 0.5},
     ],
     ids=str,
 )
-def test_mistake_13_every_option_changes_the_training(plain: Result, tmp_path: Path, changes: dict[str, float]):
+def test_mistake_13_every_option_changes_the_training(plain: Result, tmp_path: Path, changes: dict[str, Any]):
     assert not same_weights(plain, train_small(tmp_path, options(**changes)))
 
 

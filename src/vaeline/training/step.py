@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 RISE = 0.25  # the part of training in which the learning rate rises
 START, END = 1 / 20, 1 / 1000  # of the peak
-ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}  # Kingma & Ba 2015
+ADAM = {"eps": 1e-8, "weight_decay": 0.0}  # Kingma & Ba 2015
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,8 @@ def step(
             [],
             [state.count] * len(gradients),
             lr=learning_rate,
+            beta1=options.adam_betas[0],
+            beta2=options.adam_betas[1],
             amsgrad=False,
             maximize=False,
             grad_scale=excess if clips else None,
