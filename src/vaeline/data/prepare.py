@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from vaeline.data.summary import contact_sheet, moments, split_numbers
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder, write_folder
 from vaeline.io.digests import file_digest
-from vaeline.io.npy import npy_file
+from vaeline.io.npy import blocks, npy_file
 from vaeline.io.safe_read import shown
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [N, C, H, W]
 
-BLOCK = 1 << 22  # bytes of pixels handled at once
+BLOCK = 4 << 20  # bytes of pixels handled at once: the noise of binarisation depends on it
 FEWEST_IMAGES, SMALLEST_SIDE = 4, 4  # of a split and in pixels: what the later stages need
 MOST_CLASSES = 10_000
 
@@ -40,7 +39,8 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
     validation and test, while train stays grey and is drawn anew by the training.
     Raises UserError for bad data (see readers) and for less of it than the later stages need.
     """
-    dataset = read_source(data.source, raw)
+    prepared.parent.mkdir(parents=True, exist_ok=True)
+    dataset = read_source(data.source, raw, prepared.parent)
     if min(shape := dataset.pool.pixels.shape[2:]) < SMALLEST_SIDE:
         raise UserError(f"data: images of {shape[1]} x {shape[0]} pixels; allowed: at least {SMALLEST_SIDE} a side")
     if (labels := dataset.pool.labels) is not None:
@@ -119,10 +119,9 @@ def _write_split(
 ) -> tuple[dict[str, object], NDArray[np.int64]]:
     """Write the arrays of a split; returns its `SplitSummary` and the counts of each channel's values, [C, 256]."""
     histograms = np.zeros((shape[0], 256), np.int64)
-    step = max(1, BLOCK // math.prod(shape))
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
-        for start in range(0, len(indices), step):
-            block = change(images.pixels[indices[start : start + step]])
+        for part in blocks(images.pixels[: len(indices)], BLOCK):
+            block = change(images.pixels[indices[part]])
             for channel in range(shape[0]):
                 histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
             write(block)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.errors import UserError
+from vaeline.io.npy import blocks
 
 Indices = NDArray[np.int64]
 Share = int | float  # a count, or a fraction of all images
@@ -36,7 +37,8 @@ def split(
 
 def fingerprints(pixels: NDArray[np.uint8]) -> list[bytes]:
     """128 bits an image: two images have the same exactly when they are the same."""
-    return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in pixels]
+    images = (np.ascontiguousarray(image).data for block in blocks(pixels) for image in pixels[block])
+    return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
 
 
 def distinct(splits: Mapping[str, tuple[Indices, list[bytes]]]) -> dict[str, Indices]:

@@ -1,5 +1,8 @@
-"""Arrays written in order."""
+"""Arrays written in order, and arrays larger than memory."""
 
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vaeline.io.atomic_write import new_file
+
+BLOCK = 4 << 20  # bytes handled at once
 
 
 @contextmanager
@@ -22,3 +27,26 @@ def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[C
         header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         yield lambda block: file.write(np.ascontiguousarray(block, dtype=kind).tobytes())
+
+
+def scratch(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.uint8]:
+    """Bytes in memory, or in a nameless file of `folder`, which the system removes. Raises OSError for a full disk."""
+    if folder is None:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk is an OSError now, no SIGBUS later
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
+    """Slices of at most `size` bytes along the first axis.
+
+    Of an array in a file, what was looked at since the slice before then leaves this process's memory.
+    """
+    rows, mapped = max(1, size // max(1, array[:1].nbytes)), array
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    for start in range(0, len(array), rows):
+        yield slice(start, start + rows)
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)

@@ -219,3 +219,20 @@ def test_only_links_within_the_folder_to_what_is_there_are_followed(tmp_path: Pa
         link.symlink_to(target)
         assert refusal(scan, folder) == f"{link}: {words}"
         link.unlink()
+
+
+def test_images_in_a_scratch_file_are_those_in_memory_and_nothing_is_left_of_it(tmp_path: Path) -> None:
+    for number in range(50):
+        saved(tmp_path / "images" / f"{number:02}.png", grey(seed=number))
+    (folder := tmp_path / "scratch").mkdir()
+    images, _ = read_folder(tmp_path / "images", folder, size=6)
+    np.testing.assert_array_equal(images.pixels, read_folder(tmp_path / "images", size=6)[0].pixels)
+    assert isinstance(images.pixels, np.memmap) and not list(folder.iterdir())
+
+
+def test_of_two_bad_files_the_first_is_named_whichever_thread_is_sooner(tmp_path: Path) -> None:
+    for number in range(20):
+        saved(tmp_path / f"{number:02}.png", grey())
+    for number in (5, 6):
+        (tmp_path / f"{number:02}.png").write_bytes(b"")
+    assert refusal(read_folder, tmp_path).startswith(f"{tmp_path / '05.png'}: cannot be decoded")

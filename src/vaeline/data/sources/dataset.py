@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.errors import UserError
+from vaeline.io.npy import blocks
 
 DIMMEST = 32  # the largest pixel of a data set
 
@@ -43,7 +44,7 @@ class Dataset:
 
 def check_brightness(pixels: NDArray[np.uint8], where: str) -> None:
     """Raise UserError where the largest of all pixels is below 32: levels or a mask of 5 bits or fewer, not 8."""
-    if (largest := int(pixels.max())) < DIMMEST:
+    if (largest := max(int(pixels[block].max()) for block in blocks(pixels))) < DIMMEST:
         times = f": multiply all of them by 255 / {largest}" if largest else ""
         raise UserError(
             f"{where}: the largest value of all images is {largest}; allowed: 8-bit pixels, 0 to 255, "

@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
+from vaeline.io.npy import blocks, scratch
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
+DECODED = 64 << 20  # bytes that the threads decode before all of them are waited for
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks; the others describe
 JPEG_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # segments that describe; 0xEE says how colours are stored
 
@@ -55,24 +59,31 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def read_folder(folder: Path, **changes: Any) -> tuple[Split, tuple[str, ...] | None]:
+def read_folder(
+    folder: Path, scratch_folder: Path | None = None, **changes: Any
+) -> tuple[Split, tuple[str, ...] | None]:
     """Decode every image of `folder`, with the changes that `read_image` makes; the class names as `scan` has them.
+
+    By a thread a core: Pillow decodes and resizes outside of Python's lock. The pixels lie in memory, or in a nameless
+    file of `scratch_folder`.
 
     Raises UserError naming the file that cannot be decoded, is too large, or is unlike the first image.
     """
     classes, files = scan(folder)
     first = read_image(files[0][0], **changes)
-    pixels = np.empty((len(files), *first.shape), np.uint8)  # N x C x H x W
-    with Progress("decoding", len(files), "images") as reporter:
-        for index, (path, _) in enumerate(files):
-            image = read_image(path, **changes)
-            if image.shape != first.shape:
-                raise UserError(
-                    f"{named(path)}: is {image.shape} (C, H, W), but {named(files[0][0])} is {first.shape}; "
-                    "allowed: images all alike, or data.source.size and data.source.mode to make them so"
-                )
-            pixels[index] = image
-            reporter.update(index + 1)
+    pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
+    read, paths = partial(read_image, **changes), [path for path, _ in files]
+    workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    with Progress("decoding", len(files), "images") as reporter, workers as threads:
+        for block in blocks(pixels, DECODED):
+            for index, image in enumerate(threads.map(read, paths[block]), block.start):
+                if image.shape != first.shape:
+                    raise UserError(
+                        f"{named(paths[index])}: is {image.shape} (C, H, W), but {named(paths[0])} is {first.shape}; "
+                        "allowed: images all alike, or data.source.size and data.source.mode to make them so"
+                    )
+                pixels[index] = image
+                reporter.update(index + 1)
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 
@@ -131,13 +142,12 @@ def _decode(content: bytes) -> "Picture":
     """An image, upright as the camera noted it, its size checked before a small file can become gigabytes."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns from 89 million pixels on; here the limit is lower
-        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-        if max(image.size) > LARGEST_SIDE:
-            raise ValueError(f"its size is {image.width} x {image.height}")
-        image.load()
-        return ImageOps.exif_transpose(image)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from 89 million pixels on; the limit is lower
+    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    if max(image.size) > LARGEST_SIDE:
+        raise ValueError(f"its size is {image.width} x {image.height}")
+    image.load()
+    return ImageOps.exif_transpose(image)
 
 
 def _without_metadata(content: bytes) -> bytes:

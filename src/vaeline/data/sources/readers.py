@@ -15,12 +15,12 @@ from vaeline.data.sources.npz import read_npz
 from vaeline.errors import UserError
 
 
-def read_source(source: Source, raw: Path) -> Dataset:
+def read_source(source: Source, raw: Path, scratch: Path | None = None) -> Dataset:
     """Read and validate what `fetch` left in `raw`; raises UserError naming the file that is not as it should be.
 
     The readers of public files check nothing further: their digests are the pinned ones. A user's pixels must be 8-bit
     ones: where the largest of all images is below 32, they are levels or a mask of 5 bits or fewer, not to be learned
-    as shades of black.
+    as shades of black. A folder's images lie in memory, or in a nameless file of the folder `scratch`.
     """
     if not raw.is_dir():
         raise UserError(f"{raw}: is missing; run the stage fetch first")
@@ -40,7 +40,7 @@ def read_source(source: Source, raw: Path) -> Dataset:
             return Dataset(pool, test, public.classes)
         case Folder():
             changes = {"fit": source.fit, "background": source.background}
-            images, classes = read_folder(raw, size=source.size, mode=source.mode, **changes)
+            images, classes = read_folder(raw, scratch, size=source.size, mode=source.mode, **changes)
             dataset = Dataset(images, classes=classes)
         case Npz():
             dataset = read_npz(raw / "data.npz")
