@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -43,7 +43,7 @@ def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
 
     Of an array in a file, what was looked at since the slice before then leaves this process's memory.
     """
-    rows, mapped = max(1, size // max(1, array[:1].nbytes)), array
+    rows, mapped = max(1, size // max(1, array[:1].nbytes)), cast(Any, array)
     while isinstance(mapped, np.ndarray):
         mapped = mapped.base
     for start in range(0, len(array), rows):

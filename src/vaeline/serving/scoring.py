@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,9 @@ def _read_images(path: Path, vae: VAE, fit: Mapping[str, str]) -> tuple[list[str
     wanted = _described(vae.shape)
     if path.is_dir():
         try:
-            changes = {"size": (width, height), "mode": "L" if channels == 1 else "RGB", **fit} if fit else {}
+            changes: dict[str, Any] = (
+                {"size": (width, height), "mode": "L" if channels == 1 else "RGB", **fit} if fit else {}
+            )
             pixels = read_folder(path, **changes)[0].pixels
         except UserError as error:
             keys = r"data\.source\.size and data\.source\.mode|data\.source\.mode"

@@ -225,7 +225,7 @@ def test_images_in_a_scratch_file_are_those_in_memory_and_nothing_is_left_of_it(
     for number in range(50):
         saved(tmp_path / "images" / f"{number:02}.png", grey(seed=number))
     (folder := tmp_path / "scratch").mkdir()
-    images, _ = read_folder(tmp_path / "images", folder, size=6)
+    images, _ = read_folder(tmp_path / "images", scratch_folder=folder, size=6)
     np.testing.assert_array_equal(images.pixels, read_folder(tmp_path / "images", size=6)[0].pixels)
     assert isinstance(images.pixels, np.memmap) and not list(folder.iterdir())
 

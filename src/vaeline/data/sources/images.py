@@ -60,7 +60,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def read_folder(
-    folder: Path, scratch_folder: Path | None = None, **changes: Any
+    folder: Path, *, scratch_folder: Path | None = None, **changes: Any
 ) -> tuple[Split, tuple[str, ...] | None]:
     """Decode every image of `folder`, with the changes that `read_image` makes; the class names as `scan` has them.
 

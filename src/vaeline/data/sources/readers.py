@@ -40,7 +40,7 @@ def read_source(source: Source, raw: Path, scratch: Path | None = None) -> Datas
             return Dataset(pool, test, public.classes)
         case Folder():
             changes = {"fit": source.fit, "background": source.background}
-            images, classes = read_folder(raw, scratch, size=source.size, mode=source.mode, **changes)
+            images, classes = read_folder(raw, scratch_folder=scratch, size=source.size, mode=source.mode, **changes)
             dataset = Dataset(images, classes=classes)
         case Npz():
             dataset = read_npz(raw / "data.npz")
