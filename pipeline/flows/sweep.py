@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
+from pipeline.report.summary import plain
 from pipeline.services.environment import enter_workspace, prepare_environment
 from pipeline.services.servers import first_line
 from pipeline.sweep.process import ExperimentProcess, Result, one_slot
@@ -85,7 +86,7 @@ def sweep_flow(
                 log.warning("not in MLflow: %s", away)
     except UserError as error:
         return Failed(message=str(error))
-    create_markdown_artifact(to_markdown(sweep), key="sweep", description=f"{sweep.name}: {folder}")
+    create_markdown_artifact(plain(to_markdown(sweep)), key="sweep", description=f"{sweep.name}: {folder}")
     if failed := [trial.user_attrs["name"] for trial in sweep.trials() if trial.value is None]:
         return Failed(message=f"failed: {', '.join(failed)}; the others are ranked in {folder}")
     return Completed(message=f"{sweep.total} trials ranked in {folder}")

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,16 @@ def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     if report:
         parts += ["## Test split", note(report)]
     if decision := registration(workspace):
-        parts += ["## Registration", verdict(decision), f"model digest `{decision['digest']}`"]
+        parts += ["## Registration", plain(verdict(decision)), f"model digest `{decision['digest']}`"]
     for path in _sheets(workspace):
         source = data_uri(path.read_bytes(), most_bytes=20_000, longest=480)
         parts += [f"## {path.stem.replace('_', ' ').capitalize()}", f"![{path.stem}]({source})"]
     return "\n\n".join(parts)
+
+
+def plain(text: str) -> str:
+    """Text in which Markdown sees neither HTML nor a link: what is named in it may be anybody's."""
+    return escape(text, quote=False).replace("[", "&#91;")
 
 
 def sentence(report: Mapping[str, Any], data: str) -> str:

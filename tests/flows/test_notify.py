@@ -43,13 +43,13 @@ def test_runs_are_named_reports_link_to_mlflow_and_web_hooks_get_failures_and_ch
     assert len(ask(prefect_api, "/automations/filter", {})) == 2
     stages = (toy / "dvc.yaml").read_text()
     (toy / "registration.txt").write_text(
-        json.dumps({"decision": "promoted", "reasons": ["no champion before it"], "name": "toys", "digest": "d"})
+        json.dumps({"decision": "promoted", "reasons": ["no <b>[c](javascript:c)"], "name": "toys", "digest": "d"})
     )
     register = "mkdir -p reports && cp registration.txt reports/registration.json"
     (toy / "dvc.yaml").write_text(f"{stages}  register: {{cmd: '{register}', deps: [model.txt, registration.txt]}}\n")
     vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
     until(lambda: texts, 60)
-    assert texts == ["vaeline.model.toys has a new champion: no champion before it"]
+    assert texts == ["vaeline.model.toys has a new champion: no <b>[c](javascript:c)"]
     (toy / "train.sh").write_text("echo error: a.png: truncated >&2; exit 1\n")
     vaeline("run", cwd=toy, check=False, PREFECT_API_URL=prefect_api)
     until(lambda: len(texts) > 1, 60)
@@ -58,4 +58,5 @@ def test_runs_are_named_reports_link_to_mlflow_and_web_hooks_get_failures_and_ch
     runs = ask(prefect_api, "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
     assert [run["tags"] for run in runs] == [["vaeline-fashion-mnist"]] * 2
     (report,) = ask(prefect_api, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["vaeline-report"]}}})
+    assert "no &lt;b&gt;&#91;c](javascript:c)" in report["data"], "text, not a page of whoever named it"
     assert "(http://127.0.0.1:5000/#/experiments?workflowType=machine_learning)" in report["data"]
