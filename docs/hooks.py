@@ -77,13 +77,15 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
     if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
         return ", ".join(f"`{value}`" for value in values)
-    if schema["type"] == "array":
-        return f"list of {schema.get('minItems', 0)} to {schema['maxItems']}: {_allowed(schema['items'])}"
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: {'; '.join(map(_allowed, schema['prefixItems']))}"
+    if schema.get("type") == "array":
+        return f"list of {schema.get('minItems', 0)} to {schema.get('maxItems', 'any')}: {_allowed(schema['items'])}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:,}" for key, sign in bounds.items() if key in schema and schema[key] < 2**63 - 1]
     name = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}
     pattern = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
-    return ", ".join([name.get(schema["type"], schema["type"]), *limits, *pattern])
+    return ", ".join([name.get(schema.get("type"), "any value"), *limits, *pattern])
 
 
 def _default(field: Any) -> str:
