@@ -7,7 +7,7 @@ import json
 
 KEY = "vaeline"
 ML_PAGES = "workflowType=machine_learning"  # in an address; without it MLflow opens its GenAI pages
-COLUMNS = ("elbo", "nll", "bits_per_dimension_nll", "active_units", "psnr")  # of the test split
+COLUMNS = ("elbo", "nll", "bits_per_dimension_nll", "psnr")  # of the test split
 SECTION = {"uuid": "bound", "name": "ELBO = reconstruction - KL", "display": True, "isReordered": True}
 
 
@@ -19,7 +19,7 @@ def view_address(experiment: str) -> str:
 def experiment_tags() -> dict[str, str]:
     """Tags of an experiment: its kind, and the saved view, which shows the bound's terms first, two lines a chart."""
     charts = [_chart(f"train/{term}", f"validation/{term}") for term in ("elbo", "reconstruction", "kl")]
-    columns = ["attributes.`Dataset`", *(f"metrics.`test/{name}`" for name in COLUMNS), "tags.`vaeline.decision`"]
+    columns = [*(f"metrics.`test/{name}`" for name in COLUMNS), "tags.`vaeline.decision`"]
     state = {"compareRunCharts": charts, "compareRunSections": [SECTION], "isAccordionReordered": True}
     saved = {"name": "ELBO, NLL, bits/dim", "createdAt": 0, "state": json.dumps(state | {"selectedColumns": columns})}
     return {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{KEY}": json.dumps(saved)}
