@@ -118,7 +118,7 @@ def sentence(report: Mapping[str, Any], data: str) -> str:
         "psnr": "PSNR {} dB",
     }
     found = ", ".join(form.format(values[key]) for key, form in forms.items() if key in values)
-    return f"{data}, a test image: {found}."
+    return f"On {data}, per test image: {found}."
 
 
 def note(report: Mapping[str, Any]) -> str:

@@ -28,12 +28,17 @@ def test_the_page_holds_the_decoder_the_codes_and_the_places_of_the_codes():
     model, test, codes, axes = make("logistic")
     page = explorer(model, test, codes, ("a", "b", "<c>"), axes)
     content, weights = content_of(page), list(model.decoder.parameters())
-    held = [floats(layer[key]) for layer in content["layers"] if "weight" in layer for key in ("weight", "bias")]
+    layers = [floats(layer[key]) for layer in content["layers"] if "weight" in layer for key in ("weight", "bias")]
     assert [layer["kind"] for layer in content["layers"]] == ["linear", "silu", "linear", "silu", "linear"]
-    for found, expected in zip(held, weights, strict=True):
+    for found, expected in zip(layers, weights, strict=True):
         assert (found == expected.detach().numpy().ravel()).all()
     assert (floats(content["codes"]).reshape(codes.shape) == codes).all()
     assert content["classes"] == ["a", "b", "<c>"]
+    components = model.prior.components()
+    assert np.allclose(floats(content["prior"]["mean"]), components.mean.detach().numpy().ravel())
+    assert np.allclose(
+        floats(content["prior"]["deviation"]) ** 2, components.log_variance.exp().detach().numpy().ravel()
+    )
     assert "<c>" not in page
     assert [axis["dimension"] for axis in content["axes"]] == list(axes.order)
     assert page == explorer(*make("logistic")[:3], ("a", "b", "<c>"), axes), "the same for the same"

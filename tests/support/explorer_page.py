@@ -78,6 +78,8 @@ def make(name: str) -> tuple[VAE, Split, np.ndarray, LatentAxes]:
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(4)
+        for parameter in model.prior.parameters():
+            parameter.add_(0.1)  # learned: variances are no longer 1
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (30, *shape), dtype=np.uint8)
     if name in ("bernoulli", "conv"):
