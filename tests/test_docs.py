@@ -32,7 +32,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PARAMS = read_yaml(ROOT / "params.yaml")
-OTHERS = {".", "cp", "docker", "examples/serve.sh", "export", "git", "openssl", "pre-commit", "python", "sudo"}
+OTHERS = {".", "cp", "docker", "examples/serve.sh", "export", "git", "mlflow", "openssl", "pre-commit", "python"} | {
+    "sudo"
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLACES = {"VERSION": "1"}  # what stands for a number
