@@ -23,6 +23,7 @@ HEADLINE = {  # of the test split: label, unit
     "active_units": ("active units", "latent dimensions"),
     "psnr": ("PSNR", "dB, mean of each image's"),
     "ssim": ("SSIM", "at most 1"),
+    "lpips": ("LPIPS", "features of VGG-16"),
     "mse": ("MSE", "pixels on [0, 1]"),
 }
 QUALITY = 80  # of a WebP

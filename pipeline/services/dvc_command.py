@@ -70,10 +70,11 @@ def always_stale(workspace: Workspace) -> set[str]:
     """The stages to run whatever DVC finds: fetch, where the data are files that DVC does not watch."""
     try:
         params = read_yaml(workspace.params)
-        kinds = params["data"]["source"]["kind"], params.get("train", {}).get("init", {}).get("kind")
+        kind, train = params["data"]["source"]["kind"], params.get("train", {})
+        copied = train.get("init", {}).get("kind") == "diffusers" or train.get("perceptual")
     except (TypeError, LookupError, AttributeError):
         raise UserError(f"{workspace.params}: data.source.kind: missing") from None
-    return {"fetch"} if kinds[0] in LOCAL_SOURCES or kinds[1] == "diffusers" else set()
+    return {"fetch"} if kind in LOCAL_SOURCES or copied else set()
 
 
 def reproduce(workspace: Workspace, stage: str, log: Log, env: Mapping[str, str], force: bool = False) -> Outcome:

@@ -6,6 +6,7 @@ import logging
 from pipeline.report.summary import test_lines
 from pipeline.stages.inputs import load_trained
 from vaeline.config import AutoencoderKl, read_params
+from vaeline.config_train import INIT_PERCEPTUAL, Perceptual
 from vaeline.core.laplace import MOST_LATENTS
 from vaeline.data.prepared import SPLITS, open_split
 from vaeline.evaluation.first_stage import channel_report, mean_similarity
@@ -17,6 +18,7 @@ from vaeline.tracking.provenance import headline_metrics, run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.build import kl_sizes
 from vaeline.training.device import keep_freed_memory, pick_device, reproducible
+from vaeline.training.initial import load_perceptual
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ def main() -> None:
         if isinstance(network := trained.config.model.network, AutoencoderKl):
             latents = kl_sizes(network).latents(trained.vae.shape)
             report["test"] |= mean_similarity(trained.vae, test.pixels).numbers("ssim")
+            if (path := workspace.init / INIT_PERCEPTUAL).exists():
+                options = Perceptual(weight=1.0, kind="vgg16", weights=str(path))
+                lpips = load_perceptual(options, trained.vae.shape).to(device)
+                report["test"] |= mean_similarity(trained.vae, test.pixels, lpips).numbers("lpips")
             latent["channels"] = channel_report(trained.vae, latents, test.pixels, section.seed)
     report = {"objective": trained.config.objective, **report, "latent": latent}
     metrics, kl = workspace.reports / "metrics.json", workspace.reports / "kl_per_dimension.csv"

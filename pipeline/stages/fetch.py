@@ -10,4 +10,4 @@ def main() -> None:
     workspace = current_workspace()
     params = read_params(workspace.params)
     fetch(params.data.source, workspace)
-    fetch_init(params.train.init, workspace)
+    fetch_init(params.train.init, params.train.perceptual, workspace)

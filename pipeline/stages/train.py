@@ -10,7 +10,7 @@ import torch
 
 from pipeline.stages.training_processes import PEER_LOST, launch
 from vaeline.config import AutoencoderKl, read_params
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers
+from vaeline.config_train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
@@ -55,6 +55,11 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
     if isinstance(options.init, Diffusers):  # what stage fetch has copied
         options = options.model_copy(update={"init": Diffusers(kind="diffusers", path=str(workspace.init))})
         initial = {name: file_digest(workspace.init / name) for name in (INIT_CONFIG, INIT_WEIGHTS)}
+    if options.perceptual:
+        path = workspace.init / INIT_PERCEPTUAL
+        copied = options.perceptual.model_copy(update={"weights": str(path)})
+        options = options.model_copy(update={"perceptual": copied})
+        initial[INIT_PERCEPTUAL] = file_digest(path)
     key = checkpoint.training_key(params, data["digest"], device, group.size, initial)
     if group.broadcast(key.encode(), device) != key.encode():
         raise UserError(f"process {group.rank} of {group.size}: its params, data, code or device are not rank zero's")

@@ -6,6 +6,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed
 
+INIT_PERCEPTUAL = "perceptual.safetensors"
 INIT_CONFIG, INIT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers names them
 
 Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
@@ -24,6 +25,14 @@ class Diffusers(Section):
     path: str  # of the folder, from the repository or absolute
 
 
+class Perceptual(Section):
+    """LPIPS between images and expected pixels, added to the loss; never part of a bound that is reported."""
+
+    kind: Literal["vgg16"]
+    weight: Positive  # nats a unit of LPIPS
+    weights: str  # safetensors: torchvision's state_dict, with LPIPS's lin0.model.1.weight ... if wanted
+
+
 class Train(Section):
     """Section `train`."""
 
@@ -35,6 +44,7 @@ class Train(Section):
     init: Annotated[Random | Diffusers, BY_KIND] = Random(kind="random")
     only: Literal["all", "decoder"] = "all"  # what is trained; the encoder stays as init gives it
     flips: bool = False  # half of the images of each step mirrored, left to right
+    perceptual: Perceptual | None = None
     accumulate: Count = 1  # parts of a batch, one after another: less memory, the same gradient
     recompute: bool = False  # activations of an AutoencoderKL in the backward pass: less memory, a third more time
     beta: NonNegative  # weight of the KL
@@ -68,6 +78,8 @@ class Train(Section):
             raise ValueError(f"free_bits need a closed-form KL: estimator must be pathwise, found '{estimator}'")
         if self.accumulate > 1 and self.free_bits:
             raise ValueError(f"free_bits need the KL of whole batches: accumulate must be 1, found {self.accumulate}")
+        if self.perceptual and (self.objective == "iwae" or estimator != "pathwise" or self.samples > 1):
+            raise ValueError("perceptual compares one decoded image: objective elbo, estimator pathwise, samples 1")
         if self.only == "decoder" and isinstance(self.init, Random):
             raise ValueError("only: decoder needs an encoder that is trained: init must be of kind diffusers")
         if self.warmup_epochs > self.epochs:

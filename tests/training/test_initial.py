@@ -153,17 +153,17 @@ def test_fetch_copies_the_two_files_and_never_reads_a_pickle(folder: Path, tmp_p
     here = Workspace(tmp_path, tmp_path)
     init = Diffusers(kind="diffusers", path="theirs")
     (folder / "more.txt").write_text("left out")
-    fetch_init(init, here)
+    fetch_init(init, None, here)
     for name in (INIT_CONFIG, INIT_WEIGHTS):
         assert (here.init / name).read_bytes() == (folder / name).read_bytes()
     assert sorted(path.name for path in here.init.iterdir()) == [INIT_CONFIG, INIT_WEIGHTS, "init.json"]
     (folder / INIT_WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"^train.init.path: .*\.bin: is a pickle, which is never read; allowed: diff"):
-        fetch_init(init, here)
+        fetch_init(init, None, here)
     assert (here.init / INIT_WEIGHTS).exists(), "a refusal leaves what was there"
     with pytest.raises(UserError, match=r"no/config.json: cannot be read: No such file"):
-        fetch_init(Diffusers(kind="diffusers", path="no"), here)
-    fetch_init(Random(kind="random"), here)
+        fetch_init(Diffusers(kind="diffusers", path="no"), None, here)
+    fetch_init(Random(kind="random"), None, here)
     assert [path.name for path in here.init.iterdir()] == ["init.json"]
 
 

@@ -25,6 +25,7 @@ class Terms:
 
     reconstruction: Tensor  # [B], log p(x|z) at a sample z, or its mean over K samples
     kl_per_dimension: Tensor  # [B, Z], closed form; or [B, 1] at those samples, where the prior does not factorise
+    output: Tensor | None = None  # [B, C, H, W], the decoder's at one sample
 
     @property
     def kl(self) -> Tensor:
@@ -55,7 +56,8 @@ def elbo_terms(model: VAE, x: Tensor, noise: Tensor | None) -> Terms:
         kl = model.prior.kl(posterior, z)
     if z.ndim == 3:
         return Terms(conditional_log_likelihood(model, x, z).mean(0), kl)
-    return Terms(model.likelihood.log_prob(x, model.decode(z)), kl)
+    output = model.decode(z)
+    return Terms(model.likelihood.log_prob(x, output), kl, output)
 
 
 def surrogate(terms: Terms, beta: float | Tensor, free_bits: float) -> Tensor:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from vaeline.config_data import Download, Folder, Npz, Shapes, Source
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
+from vaeline.config_train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers, Perceptual, Random
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
@@ -15,6 +15,7 @@ from vaeline.io.safe_read import named, opened, shown
 from vaeline.io.workspace import Workspace
 
 log = logging.getLogger(__name__)
+SAVE_VGG = "; safetensors.torch.save_file(torchvision.models.vgg16(weights='DEFAULT').state_dict(), FILE) writes one"
 
 
 def fetch(source: Source, workspace: Workspace) -> None:
@@ -45,13 +46,15 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 log.info("shapes: drew %d images of %d x %d pixels", source.count, source.size, source.size)
 
 
-def fetch_init(init: Random | Diffusers, workspace: Workspace) -> None:
+def fetch_init(init: Random | Diffusers, perceptual: Perceptual | None, workspace: Workspace) -> None:
     """Fill `data/init` with the files that training starts from, beside init.json, all of it or, on any error, none.
 
     Raises UserError where they are missing, or pickles in their place.
     """
     with new_folder(workspace.init) as folder:
         (folder / "init.json").write_text(f'{{"kind": "{init.kind}"}}\n', encoding="utf-8")
+        if perceptual:
+            _copy(_local(perceptual.weights, workspace, "train.perceptual.weights"), folder / INIT_PERCEPTUAL, SAVE_VGG)
         if isinstance(init, Random):
             return
         origin = _local(init.path, workspace, "train.init.path")
@@ -59,9 +62,16 @@ def fetch_init(init: Random | Diffusers, workspace: Workspace) -> None:
             pickled = origin / "diffusion_pytorch_model.bin"
             if name == INIT_WEIGHTS and not (origin / name).exists() and pickled.exists():
                 raise UserError(f"train.init.path: {named(pickled)}: is a pickle, which is never read; allowed: {name}")
-            with opened(origin / name) as (source, _), new_file(folder / name) as target:
-                shutil.copyfileobj(source, target)
+            _copy(origin / name, folder / name)
         log.info("init: copied an AutoencoderKL from %s", named(origin))
+
+
+def _copy(origin: Path, target: Path, advice: str = "") -> None:
+    try:
+        with opened(origin) as (source, _), new_file(target) as file:
+            shutil.copyfileobj(source, file)
+    except UserError as error:
+        raise UserError(f"{error}{advice}") from None
 
 
 def _local(path: str, workspace: Workspace, key: str = "data.source.path") -> Path:

@@ -1,5 +1,7 @@
 """What a first stage for latent diffusion is judged by beside the bound: SSIM, and the scale of each channel."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,12 +20,12 @@ STABILISERS = (0.01**2, 0.03**2)  # of means and of variances, for pixels on [0,
 
 
 @torch.no_grad()
-def mean_similarity(model: VAE, pixels: Pixels) -> Measured:
-    """SSIM of pixels [N, C, H, W] and the expected images at their posterior means, with its error over images."""
-    similar = []
+def mean_similarity(model: VAE, pixels: Pixels, compare: Callable[[Tensor, Tensor], Tensor] | None = None) -> Measured:
+    """SSIM, or what else compares pairs of images, of pixels [N, C, H, W] and expected images at posterior means."""
+    similar, compare = [], compare or structural_similarity
     for _, batch in pixel_batches(model, pixels):
         x = model.likelihood.observe(batch, None)
-        similar.append(structural_similarity(x, decoded(model, model.encode(x).mean)))
+        similar.append(compare(x, decoded(model, model.encode(x).mean)))
     return Measured.of(torch.cat(similar))
 
 

@@ -9,7 +9,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS
+from vaeline.config_data import Shape
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Perceptual
+from vaeline.core import perceptual as network
 from vaeline.core.autoencoder_kl import DEFAULTS, diffusers_name
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
@@ -17,20 +19,21 @@ from vaeline.io.safe_read import parse_json, read_bounded, shown
 from vaeline.training.build import kl_sizes
 
 CONFIG_BYTES, HEADER_BYTES = 16 << 10, 1 << 20  # the most there may be; 700 and 2000 are usual
+VGG_BYTES = 1 << 30  # the whole state_dict has 553 MB
 FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names in files of before 2023
 
 
-def load_initial(vae: VAE, network: config.AutoencoderKl, folder: Path) -> None:
+def load_initial(vae: VAE, section: config.AutoencoderKl, folder: Path) -> None:
     """Copy into a VAE the encoder and the decoder of the AutoencoderKL in a folder; half precision becomes float32.
 
-    Raises UserError, naming the file, where it is none, of other sizes than `network`, or lacks or has other tensors.
+    Raises UserError, naming the file, where it is none, of other sizes than `section`, or lacks or has other tensors.
     """
     path = folder / INIT_CONFIG
     found = parse_json(read_bounded(path, CONFIG_BYTES), str(path))
     kind = found.get("_class_name") if isinstance(found, dict) else None
     if kind != "AutoencoderKL":
         raise UserError(f"{path}: _class_name: found {shown(kind)}, allowed: AutoencoderKL")
-    for name, wanted in kl_sizes(network).arguments(vae.shape).items():
+    for name, wanted in kl_sizes(section).arguments(vae.shape).items():
         if (value := found.get(name, DEFAULTS.get(name))) != wanted:
             raise UserError(f"{path}: {name}: found {shown(value)}, model.network and the images want {wanted}")
     state = vae.state_dict()
@@ -44,6 +47,21 @@ def load_initial(vae: VAE, network: config.AutoencoderKl, folder: Path) -> None:
     with torch.no_grad():
         for name, own in names.items():
             state[own].copy_(tensors[name])
+
+
+def load_perceptual(options: Perceptual, shape: Shape) -> network.Perceptual:
+    """The frozen network of these options for images of this shape. Raises UserError where its file does not fit."""
+    path = Path(options.weights)
+    if min(shape[1:]) < network.LEAST_SIDE or shape[0] not in (1, 3):
+        side = f"images of 1 or 3 channels and at least {network.LEAST_SIDE} pixels a side"
+        raise UserError(f"train.perceptual: found {' x '.join(map(str, shape))}; allowed: {side}")
+    found, tensors = network.Perceptual(options.weight), parse_tensors(read_bounded(path, VGG_BYTES), path)
+    own = {f"features.{name}": tensor for name, tensor in found.features.state_dict().items()}
+    lins = {f"lin{k}.model.1.weight": lin.view(1, -1, 1, 1) for k, lin in enumerate(found.lins)}
+    expected = own | (lins if lins.keys() <= tensors.keys() else {})
+    check_tensors({name: tensors[name] for name in expected if name in tensors}, expected, path, options.kind)
+    found.load(tensors)
+    return found
 
 
 def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:

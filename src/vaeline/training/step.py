@@ -18,6 +18,7 @@ from torch import Tensor
 from vaeline.config_train import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, surrogate
+from vaeline.core.perceptual import Perceptual
 from vaeline.training.process_group import SINGLE, ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class Averages:
 class State:
     """All that a step changes, in place: before the first step, on the model's device."""
 
-    def __init__(self, model: VAE, averages: bool = False) -> None:
-        self.model = model
+    def __init__(self, model: VAE, averages: bool = False, perceptual: Perceptual | None = None) -> None:
+        self.model, self.perceptual = model, perceptual
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.first = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # Adam's mean of the gradient
         self.second = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]  # and of its square
@@ -250,18 +251,16 @@ def step(
 def gradient_of_loss(state: State, batch: Batch, options: Train, beta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """What `losses` returns, detached, and the gradient, each added up over `options.accumulate` parts of the batch."""
     bound, estimator, kind = bound_of(options), options.estimator, options.precision
-    how = partial(losses, free_bits=options.free_bits, bound=bound, estimator=estimator, precision=kind)
-    parts = batch.parts(options.accumulate)
-    for number, part in enumerate(parts):
-        own, own_sums = how(state.model, part, beta)
-        if len(parts) > 1:
-            own = own * (len(part.pixels) / len(batch.pixels))
-        found = list(torch.autograd.grad(own, state.parameters))  # raises where the loss lacks a parameter
-        if number == 0:
-            loss, sums, gradients = own.detach(), own_sums, found
-        else:
-            loss, sums = loss + own.detach(), sums + own_sums
+    part_losses = partial(losses, free_bits=options.free_bits, bound=bound, estimator=estimator, precision=kind)
+    loss, sums, gradients = torch.zeros(()), torch.zeros(()), list[Tensor]()
+    for part in batch.parts(options.accumulate):
+        share = len(part.pixels) / len(batch.pixels)
+        own, own_sums = part_losses(state.model, part, beta, perceptual=state.perceptual)
+        found = torch.autograd.grad(own if share == 1 else share * own, state.parameters)  # raises where one is unused
+        loss, sums = (own.detach(), own_sums) if share == 1 else (loss + share * own.detach(), sums + own_sums)
+        if gradients:
             torch._foreach_add_(gradients, found)
+        gradients = gradients or list(found)
     return loss, sums, gradients
 
 
@@ -274,8 +273,9 @@ def losses(
     bound: Bound = "elbo",
     estimator: Estimator = "pathwise",
     precision: str = "float32",
+    perceptual: Perceptual | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """loss = -(mean of the surrogate objective), and the sums [4] that `State.totals` adds up.
+    """loss = -(mean of the surrogate objective), plus LPIPS if wanted, and the sums [4] that `State.totals` adds up.
 
     The gain is that of the bound over the ELBO at the same samples: what is reported is the bound, not the surrogate.
     """
@@ -284,6 +284,8 @@ def losses(
         if (bound, estimator) == ("elbo", "pathwise") or batch.normal is None:
             terms = elbo_terms(model, x, batch.normal)
             loss = -surrogate(terms, beta, free_bits).mean()
+            if perceptual is not None and terms.output is not None:
+                loss = loss + perceptual.weight * perceptual(x, model.likelihood.mean(terms.output)).mean()
             gain = torch.zeros_like(loss)
         else:
             weight = beta if bound == "elbo" else 1.0

@@ -25,7 +25,7 @@ from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
 from vaeline.training.device import Settings, keep_freed_memory, pick_precision, reproducible
 from vaeline.training.history import Epoch, Tracker
-from vaeline.training.initial import load_initial
+from vaeline.training.initial import load_initial, load_perceptual
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
 from vaeline.training.splits import Splits, validate
@@ -119,7 +119,9 @@ class _Training:
 
     def __init__(self, model: VAE, options: Train, splits: Splits, group: ProcessGroup, checkpoints: Path) -> None:
         self.options, self.group, self.checkpoints = options, group, checkpoints
-        self.model, self.state = model, State(model, options.ema > 0)
+        wanted = options.perceptual
+        perceptual = load_perceptual(wanted, model.shape).to(model.device) if wanted else None
+        self.model, self.state = model, State(model, options.ema > 0, perceptual)
         self.device, self.take_step = self.state.totals.device, Stepper(self.state, options, group)
         self.images = open_images(splits.train, self.device)
         self.validation = open_images(splits.validation, self.device)
