@@ -39,8 +39,6 @@ class Batch:
 
     def parts(self, count: int) -> "list[Batch]":
         """At most so many batches of about as many images each, that make up this one."""
-        if count == 1:
-            return [self]
         pixels, none = self.pixels.tensor_split(min(count, len(self.pixels))), [None] * count
         uniform = none if self.uniform is None else self.uniform.tensor_split(len(pixels))
         normal = none if self.normal is None else self.normal.tensor_split(len(pixels), dim=-2)
@@ -253,7 +251,7 @@ def gradient_of_loss(state: State, batch: Batch, options: Train, beta: Tensor) -
     bound, estimator, kind = bound_of(options), options.estimator, options.precision
     part_losses = partial(losses, free_bits=options.free_bits, bound=bound, estimator=estimator, precision=kind)
     loss, sums, gradients = torch.zeros(()), torch.zeros(()), list[Tensor]()
-    for part in batch.parts(options.accumulate):
+    for part in batch.parts(options.accumulate) if options.accumulate > 1 else [batch]:
         share = len(part.pixels) / len(batch.pixels)
         own, own_sums = part_losses(state.model, part, beta, perceptual=state.perceptual)
         found = torch.autograd.grad(own if share == 1 else share * own, state.parameters)  # raises where one is unused
