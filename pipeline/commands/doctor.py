@@ -98,10 +98,10 @@ def data(workspace: Workspace) -> Finding:
 
 def tracking(workspace: Workspace) -> Finding:
     """The MLflow store: a sqlite file that is whole and can be written, or a server that answers."""
-    from vaeline.tracking.connection import SQLITE, check_store, connect, tracking_uri
+    from vaeline.tracking.connection import SQLITE, check_store, connect, usable_uri
     from vaeline.tracking.outbox import Outbox
 
-    uri = tracking_uri(workspace)
+    uri = usable_uri(workspace)
     check_store(workspace)
     if not uri.startswith(SQLITE):
         try:

@@ -74,6 +74,8 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
         lines += test_lines(report)
     if sheets := _sheets(workspace):
         lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in sheets)})")
+    if (reports / "explorer.html").exists():
+        lines.append(f"explore:  {reports / 'explorer.html'} (the latent space; with your images: vaeline explore)")
     if (reports / "index.html").exists():
         lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
     if decision := registration(workspace):

@@ -1,6 +1,7 @@
 """What `vaeline doctor` finds, and that it names a fix."""
 
 import os
+import shutil
 import socket
 import sqlite3
 from collections import namedtuple
@@ -134,3 +135,14 @@ def test_a_damaged_tracking_store_and_too_little_space_are_found(here: Workspace
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage(10**13, 0, free))
         level, found = doctor.disk(here)
         assert (level, found[:24]) == (expected, f"{free / 10**9:.1f} GB free at {here.repository}"[:24])
+
+
+def test_a_copied_store_is_made_to_use_its_own_files(here: Workspace, published: Path):
+    shutil.copytree(published / ".vaeline", here.state)
+    assert doctor.tracking(here)[0] == "ok"
+    assert here.state.absolute().as_uri().encode() in (here.state / "mlflow.db").read_bytes()
+    shutil.rmtree(here.state)
+    here.state.mkdir()
+    shutil.copy(published / ".vaeline/mlflow.db", here.state)
+    with pytest.raises(UserError, match=r"its artifacts are in .*, another repository's; copy them too: cp -r "):
+        doctor.tracking(here)

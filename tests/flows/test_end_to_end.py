@@ -28,6 +28,7 @@ def test_a_fresh_clone_gets_from_nothing_to_a_registered_model(first_run):
     assert lines_with(done.stdout, "model:    digits version 1: promoted", 'load_model("models:/digits@champion")')
     assert lines_with(done.stdout, "samples:  reports/samples/", "prior_samples")
     assert lines_with(done.stdout, "report:   reports/index.html")
+    assert lines_with(done.stdout, "explore:  reports/explorer.html")
     assert lines_with(done.stdout, "runs:     vaeline ui")
     assert lines_with(done.stdout, "http://127.0.0.1:5000/#/experiments/1/runs/")
     assert lines_with(done.stdout, "http://127.0.0.1:5000/#/models/digits/versions/1")
