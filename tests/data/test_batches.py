@@ -1,3 +1,4 @@
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +47,31 @@ def test_what_does_not_fit_stays_in_its_file(mapped: np.ndarray, monkeypatch: py
     assert isinstance(open_images(mapped, CPU), Resident)
     monkeypatch.setattr(batches, "_free_bytes", lambda device: 2 * mapped.nbytes - 1)
     assert isinstance(open_images(mapped, CPU), Streamed)
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_what_is_free_ends_at_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch, limit: int):
+    used = batches._numbers(Path("/proc/self/status"))["VmSize" if limit == resource.RLIMIT_AS else "VmData"] << 10
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + (1 << 20) if which == limit else -1, -1))
+    assert 0 < batches._free_bytes(CPU) <= 9 << 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "used"), [("", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")]
+)
+@pytest.mark.parametrize("within", ["a/b", ""])
+def test_what_is_free_ends_at_the_control_groups_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, most: str, used: str, within: str
+):
+    """In version 2 and 1, and in a container, whose own group is the root of those that it sees."""
+    for name, text in (("self/status", ""), ("meminfo", "MemAvailable: 9999999 kB"), ("self/cgroup", f"4:{kind}:/a/b")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(batches, "PROC", tmp_path)
+    monkeypatch.setattr(batches, "GROUPS", {kind: (tmp_path, most, used)})
+    (folder := tmp_path / within).mkdir(parents=True, exist_ok=True)
+    (folder / most).write_text("max\n")
+    assert batches._free_bytes(CPU) == 9999999 << 10
+    (folder / most).write_text("5000\n")
+    (folder / "memory.stat").write_text(f"cache 999999\n{used} 2000\n")
+    assert batches._free_bytes(CPU) == 3000

@@ -1,8 +1,9 @@
 """Batches of uint8 images on a device: from memory where the data set fits, else read ahead from its file."""
 
-import os
+import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
 CHUNK = 16 << 20  # bytes copied at once
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+GROUPS = {  # versions 2 and 1: folder, limit, and what of memory.stat cannot be given back
+    "": (CGROUP, "memory.max", "anon"),
+    "memory": (CGROUP / "memory", "memory.limit_in_bytes", "total_rss"),
+}
 
 
 class Resident:
@@ -61,12 +67,28 @@ class Streamed:
 
 
 def _free_bytes(device: torch.device) -> int:
+    """What may still be allocated: by the machine, this process's limits (`ulimit`) and its control group's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    process = _numbers(PROC / "self/status")
+    free = [_numbers(PROC / "meminfo")["MemAvailable"] << 10]
+    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+            free.append(most - (process[used] << 10))
+    for line in (PROC / "self/cgroup").read_text().splitlines():
+        _, kind, path = line.split(":", 2)
+        if kind in GROUPS:
+            folder, most_file, used = GROUPS[kind]
+            with suppress(OSError, ValueError):  # seen from a container, its own group is the root; "max": no limit
+                group = folder / path[1:] if (folder / path[1:] / most_file).exists() else folder
+                free.append(int((group / most_file).read_text()) - _numbers(group / "memory.stat")[used])
+    return max(0, min(free))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line, by the line's first word."""
+    words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
 
 
 ImageSource = Resident | Streamed
