@@ -1,11 +1,12 @@
-"""What the machinery around the work costs: a stage's own overhead, and `dvc repro` with nothing to do.
+"""What the machinery around the work costs: a stage's own overhead, `dvc repro` with nothing to do, commands.
 
-Both are measured on scikit-learn's digits in a temporary copy of this repository, beside what they are held against:
+All are measured on scikit-learn's digits in a temporary copy of this repository, beside what they are held against:
 importing the same libraries, and a trivial pipeline of five stages.
 """
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,17 @@ from benchmarks.row import Row
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 3
+MODEL = "models:/vaeline-fashion-mnist/1"
+COMMANDS = {  # the most CPU-seconds of each, with nothing to do; the last two load a model, and so import torch
+    "run": 2.5,
+    "models": 1.5,
+    "history vaeline-fashion-mnist": 1.5,
+    f"verify {MODEL}": 3.0,
+    f"trace {MODEL}": 3.0,
+}
 WHOLE = ("fetch", "prepare", "train")  # whose work on digits takes no time
 START = ("evaluate", "sample", "theory", "register", "report")  # whose work does: measured with an empty `main`
 TINY = {
-    r"kind: fashion-mnist": "kind: digits",
-    r"validation: 10000": "validation: 200",
     r"importance_samples: \d+": "importance_samples: 2",
     r"latent_images: \d+": "latent_images: 20",
     r"\{images: \d+": "{images: 2",
@@ -61,10 +68,12 @@ for name in open(sys.argv[1]).read().split():
 
 def rows() -> Iterator[Row]:
     """Nothing to do beside nothing to do, and the overhead of each stage; each as soon as it is measured."""
-    with _tiny_repository() as ours, _trivial_pipeline() as trivial:
+    with tiny_repository() as ours, _trivial_pipeline() as trivial:
         _run("dvc", "repro", "-q", cwd=ours)
         _run("dvc", "repro", "-q", cwd=trivial)
         yield _nothing_to_do_row(ours, trivial)
+        for command, most in COMMANDS.items():
+            yield _command_row(command, most, ours)
         for part, stages in (("whole", WHOLE), ("start", START)):
             for stage in stages:
                 yield _overhead_row(stage, part, ours)
@@ -79,6 +88,17 @@ def _overhead_row(stage: str, part: str, folder: Path) -> Row:
     overhead = whole - libraries
     name = f"stage {stage}: {'own overhead' if part == 'whole' else 'own start-up'}"
     return Row(name, f"{overhead:.2f} of {whole:.2f} s", None, "< 1 s", overhead < 1)
+
+
+def _command_row(command: str, most: float, folder: Path) -> Row:
+    used = []
+    for _ in range(REPEATS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _run("vaeline", *command.split(), cwd=folder)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    found = min(used)
+    return Row(f"vaeline {command}", f"{found:.2f} CPU-s", None, f"<= {most:g} CPU-s", found <= most)
 
 
 def _nothing_to_do_row(ours: Path, trivial: Path) -> Row:
@@ -99,8 +119,8 @@ def _fastest(commands: Sequence[Sequence[str]], folders: Sequence[Path]) -> list
 
 
 @contextmanager
-def _tiny_repository() -> Iterator[Path]:
-    """A copy of this repository with digits and one epoch."""
+def tiny_repository(source: str = "kind: digits", validation: str = "validation: 200") -> Iterator[Path]:
+    """A copy of this repository with another source and one epoch."""
     with tempfile.TemporaryDirectory(prefix="vaeline-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for part in ("src", "pipeline"):
@@ -109,7 +129,8 @@ def _tiny_repository() -> Iterator[Path]:
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / file, folder / file)
         text = (folder / "params.yaml").read_text()
-        for pattern, value in TINY.items():
+        own = {"kind: fashion-mnist": source, "validation: 10000": validation}
+        for pattern, value in (TINY | own).items():
             text = re.sub(pattern, value, text)
         (folder / "params.yaml").write_text(text)
         _commit(folder)
@@ -137,13 +158,17 @@ def _commit(folder: Path) -> None:
 
 
 def _run(*command: str, cwd: Path) -> None:
-    env = {
+    done = subprocess.run(command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def environment(cwd: Path) -> dict[str, str]:
+    """Variables of a process in a copy of this repository."""
+    return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "VAELINE_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{cwd / 'src'}{os.pathsep}{cwd}",
         "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "tmp" / "site"),
         "VAELINE_DEVICE": "cpu",
     }
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
