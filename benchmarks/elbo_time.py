@@ -22,6 +22,7 @@ from benchmarks.plain_loop import HIDDEN, LATENT, PIXELS, PlainLoop
 from benchmarks.row import Row
 from benchmarks.training import one_thread
 from vaeline import config
+from vaeline.config_data import Download
 from vaeline.config_train import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
@@ -32,7 +33,7 @@ from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 
 GOAL, LOOP_EPOCHS, HELD_OUT = 242.25, 10, 1000  # test loss in nats: the loop's after ten epochs
-SOURCE = config.Download(kind="fashion-mnist")
+SOURCE = Download(kind="fashion-mnist")
 SEEDS = (1, 2, 3)
 MODEL = config.Model(
     latent_dim=LATENT,

@@ -1,11 +1,13 @@
 """The table of mistakes fits the code and the tests as they are now."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu, mistakes
+from benchmarks.__main__ import PARTS
 
 ROOT = Path(__file__).parents[1]
 NAMES, MISTAKES = mistakes.read_table()
@@ -34,3 +36,8 @@ def test_what_a_gpu_is_measured_by_runs_in_small_on_the_cpu(tmp_path: Path):
     assert "Error" not in text
     (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| MLP")]
     assert len(row) == len(gpu.COLUMNS.split(" | "))
+
+
+@pytest.mark.parametrize("part", [*PARTS, "exemplar", "scale"])
+def test_a_benchmark_can_be_imported(part: str):
+    importlib.import_module(f"benchmarks.{part}")
