@@ -69,10 +69,7 @@ def explorer(
         "columns": ATLAS_COLUMNS,
         "labels": None if test.labels is None else test.labels.tolist(),
         "classes": classes,
-        "axes": [
-            {"dimension": z, "label": axes.labels[z], "centre": float(axes.centre[z]), "spread": float(axes.spread[z])}
-            for z in axes.order[:SLIDERS]
-        ],
+        "axes": [_axis(axes, z) for z in axes.order[:SLIDERS]],
     }
     page = _page(content)
     if (size := len(page.encode())) > MOST_BYTES and not remote:
@@ -124,6 +121,12 @@ def _prior(model: VAE) -> dict[str, Any] | None:
         "mean": _base64(gaussians.mean),
         "deviation": _base64((0.5 * gaussians.log_variance).exp()),
     }
+
+
+def _axis(axes: LatentAxes, z: int) -> dict[str, Any]:
+    """A slider; one whose codes are all alike has the scale 1."""
+    scale = {"centre": float(axes.centre[z]), "spread": float(axes.spread[z]) or 1.0}
+    return {"dimension": z, "label": axes.labels[z], **scale}
 
 
 def _places(codes: npt.NDArray[np.float32]) -> list[list[float]]:
