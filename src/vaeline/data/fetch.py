@@ -11,6 +11,7 @@ from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder
+from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, opened, shown
 from vaeline.io.workspace import Workspace
 
@@ -32,8 +33,10 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 classes, files = scan(origin)
                 for name in classes or ():
                     (folder / name).mkdir()
-                for path, _ in files:
-                    shutil.copyfile(path, folder / path.relative_to(origin))
+                with Progress("copying", len(files), "images") as reporter:
+                    for number, (path, _) in enumerate(files, 1):
+                        shutil.copyfile(path, folder / path.relative_to(origin))
+                        reporter.update(number)
                 log.info("folder: copied %d images from %s", len(files), named(origin))
             case Npz():
                 origin = _local(source.path, workspace)
