@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vaeline.io.npy import blocks
+
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
-CHUNK = 16 << 20  # bytes copied at once
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 GROUPS = {  # versions 2 and 1: folder, limit, and what of memory.stat cannot be given back
     "": (CGROUP, "memory.max", "anon"),
@@ -25,9 +26,8 @@ class Resident:
 
     def __init__(self, pixels: Pixels, device: torch.device) -> None:
         self.pixels = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
-        rows = max(1, CHUNK // max(1, pixels[0].nbytes))
-        for start in range(0, len(pixels), rows):  # in parts: never a second copy
-            self.pixels[start : start + rows] = torch.from_numpy(np.array(pixels[start : start + rows]))
+        for part in blocks(pixels):  # never a second copy
+            self.pixels[part] = torch.from_numpy(np.array(pixels[part]))
 
     def __len__(self) -> int:
         return len(self.pixels)

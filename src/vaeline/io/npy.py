@@ -48,5 +48,7 @@ def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
         mapped = mapped.base
     for start in range(0, len(array), rows):
         yield slice(start, start + rows)
-        if isinstance(mapped, mmap.mmap):
+        if (
+            isinstance(mapped, mmap.mmap) and getattr(array, "mode", "c") != "c"
+        ):  # a private copy would lose its changes
             mapped.madvise(mmap.MADV_DONTNEED)

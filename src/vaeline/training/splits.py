@@ -8,8 +8,9 @@ from torch import Tensor
 from vaeline.config_data import Binarise
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, elbo_terms, estimate
-from vaeline.data.batches import CHUNK, ImageSource, Pixels, open_images
+from vaeline.data.batches import ImageSource, Pixels, open_images
 from vaeline.errors import UserError
+from vaeline.io.npy import blocks
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, permutation
 from vaeline.training.step import Averages, matrix_products
@@ -36,10 +37,8 @@ class Splits:
         """Raise UserError where pixels that a Bernoulli is to score are neither black nor white."""
         binary = {"validation": self.validation} | ({} if self.binarise == "dynamic" else {"train": self.train})
         for name, pixels in binary.items():
-            rows = max(1, CHUNK // pixels[0].nbytes)
-            for start in range(0, len(pixels), rows):
-                part = pixels[start : start + rows]
-                if ((part != 0) & (part != 255)).any():
+            for part in blocks(pixels):
+                if ((pixels[part] != 0) & (pixels[part] != 255)).any():
                     raise UserError(
                         f"model.likelihood.kind: is 'bernoulli', but the {name} split has grey pixels; allowed: black "
                         "and white ones (set data.binarise to static or dynamic), or another likelihood"

@@ -1,0 +1,40 @@
+"""Arrays larger than memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vaeline.io.npy import blocks, scratch
+
+
+def resident_bytes() -> int:
+    """What of this process's memory is pages of files."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_blocks_cover_an_array_once_and_its_file_leaves_the_memory(tmp_path: Path, mode: str) -> None:
+    np.save(tmp_path / "a.npy", np.arange(5 << 20, dtype=np.uint8).reshape(-1, 1024))
+    array = np.load(tmp_path / "a.npy", mmap_mode=mode)
+    before, seen = resident_bytes(), 0
+    for block in blocks(array[:, 1:], 1 << 20):
+        seen += int(array[block, 1:].sum(dtype=np.int64))
+    assert resident_bytes() - before < 1 << 20
+    assert seen == np.arange(5 << 20, dtype=np.uint8).reshape(-1, 1024)[:, 1:].sum(dtype=np.int64)
+
+
+@pytest.mark.parametrize("mode", ["r+", "c", None])
+def test_what_was_written_into_an_array_stays(tmp_path: Path, mode: str | None) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((100, 64), np.uint8))
+    for array in (np.load(tmp_path / "a.npy", mmap_mode=mode), scratch((100, 64), tmp_path)):
+        for block in blocks(array, 640):
+            array[block] = np.arange(100)[block, None]
+        assert (array == np.arange(100)[:, None]).all()
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        scratch((1 << 50,), tmp_path)
+    assert not list(tmp_path.iterdir())
