@@ -51,13 +51,12 @@ def load(workspace: Workspace, uri: str) -> tuple[TrainedModel, str]:
     if (shape := model.loaded.vae.shape) != manifest.shape:
         found, wanted = (" x ".join(map(str, sizes)) for sizes in (manifest.shape, shape))
         raise UserError(f"{workspace.prepared}: its images are {found} (C x H x W), those of {uri} are {wanted}")
-    test = open_split(workspace.prepared, "test")
-    some = test.take(ON_THE_MAP, seed=1)
+    some = open_split(workspace.prepared, "test").take(ON_THE_MAP, seed=1)
     try:
         codes = model.encode(some.pixels)
     except ValueError as error:
         raise UserError(f"{workspace.prepared}: {error}") from None
-    axes = latent_axes(model.loaded.vae, test.pixels)
+    axes = latent_axes(model.loaded.vae, some.pixels)
     return model, explorer(model.loaded.vae, some, codes, manifest.classes, axes, remote=True)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from explorer_page import check_controls, make, result_of, with_driver
-from pipeline.commands.explore import create_app
+from pipeline.commands.explore import create_app, load
 from pipeline.report.explorer import explorer
 from pipeline.services.servers import free_port
 from vaeline.errors import UserError
+from vaeline.io.workspace import current_workspace
 from vaeline.serving.inference import TrainedModel
 from workspaces import vaeline
 
@@ -118,3 +120,19 @@ def test_a_model_that_is_not_there_is_one_line(toy: Path):
     done = vaeline("explore", cwd=toy, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: MLFLOW_TRACKING_URI: there is no tracking store at ")
+
+
+@pytest.mark.parametrize("shape", [[1, 6, 5], [1, 5, 4]])
+def test_the_page_is_made_of_the_prepared_test_images_and_others_than_the_models_are_refused(
+    shape: list[int], outputs: Callable[..., Path], store: Path
+):
+    root = outputs(folder=store.parents[1])
+    path = root / "data/prepared/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": shape}))
+    if shape == [1, 5, 4]:
+        model, page = load(current_workspace(), "models")
+        assert model.loaded.vae.shape == (1, 5, 4)
+        assert "codes of 20 test images" in page
+    else:
+        with pytest.raises(UserError, match=r"its images are 1 x 6 x 5 \(C x H x W\), those of models are 1 x 5 x 4"):
+            load(current_workspace(), "models")
