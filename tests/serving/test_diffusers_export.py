@@ -34,6 +34,7 @@ def saved(folder: Path, network: dict[str, Any] = AUTOENCODER_KL, objective: str
 @pytest.mark.parametrize("likelihood", [LIKELIHOODS[1], LIKELIHOODS[4]], ids=["dequantised", "discrete"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_diffusers_encodes_and_decodes_as_vaeline_does(tmp_path: Path, likelihood: dict[str, Any], attention: bool):
+    """Mistake 13."""
     network = AUTOENCODER_KL | {"mid_block_add_attention": attention}
     loaded = saved(tmp_path / "model", network, likelihood=likelihood)
     assert max(export_diffusers(loaded, tmp_path / "out")) <= 1e-5

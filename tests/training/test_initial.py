@@ -72,6 +72,7 @@ def test_what_diffusers_saved_is_tuned_exported_and_loaded_again(folder: Path, t
 
 
 def test_only_the_decoder_is_tuned_and_its_pictures_become_better(folder: Path, tmp_path: Path):
+    """Mistake 13."""
     before, result = begin(folder), tuned(tmp_path, folder, only="decoder")
     old, new = before.state_dict(), result.model.state_dict()
     assert all(torch.equal(new[name], old[name]) for name in new if name.startswith("encoder."))

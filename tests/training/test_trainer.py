@@ -83,6 +83,7 @@ def test_every_image_is_seen_once_an_epoch_in_another_order_and_dequantised_anew
 
 
 def test_half_of_the_images_of_a_step_are_mirrored(tmp_path: Path, seen: list[Batch]):
+    """Mistake 13."""
     result, file = train_small(tmp_path / "a", options(flips=True, epochs=2)), bumps(100, seed=1)
     images = [image for batch in seen for image in batch.pixels.to(torch.uint8).numpy()]
     plain, mirrored = {image.tobytes() for image in file}, {image[:, :, ::-1].tobytes() for image in file}
