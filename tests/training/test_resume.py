@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from model_sections import AUTOENCODER_KL
 from small_training import Recorder, bumps, model, options, train_small
-from vaeline.config import Train
+from vaeline.config import AutoencoderKl, Model
+from vaeline.config_train import Train
 from vaeline.serving.model_files import save_model
 from vaeline.training.device import Settings
 from vaeline.training.history import to_csv
@@ -17,6 +19,10 @@ from vaeline.training.splits import Splits
 
 PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
 PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
+
+
+PLAIN = model()
+FIRST_STAGE = model(latent_dim=16, network=AutoencoderKl(**AUTOENCODER_KL))
 
 
 class KillingTracker(Recorder):
@@ -33,19 +39,29 @@ class KillingTracker(Recorder):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_and_save(folder: Path, section: Train, at: int, while_writing: bool, every: float) -> None:
+def train_and_save(
+    folder: Path, section: Train, at: int, while_writing: bool, every: float, trained: Model = PLAIN
+) -> None:
     """Train, perhaps be killed, write the outputs; after some epochs of 7 steps the validation bound gets worse."""
     data, settings = Splits(bumps(100, 1), 255 - bumps(30, 2), "none"), Settings(every, log_every=1)
-    result = train_small(folder / "c", section, data, tracker=KillingTracker(at, while_writing), settings=settings)
+    tracker = KillingTracker(at, while_writing)
+    result = train_small(folder / "c", section, data, tracker=tracker, settings=settings, model_section=trained)
     identity = {"digest": "0", "source": "bumps", "binarise": "none"}
-    description = {"model": model().model_dump(mode="json"), "objective": "elbo", "data": identity}
+    description = {"model": trained.model_dump(mode="json"), "objective": "elbo", "data": identity}
     save_model(folder, result.model, description)
     (folder / "history.csv").write_text(to_csv(result.history))
 
 
-def run(folder: Path, section: Train, at: int = 0, while_writing: bool = False, every: float = 0.0) -> int:
+def run(
+    folder: Path,
+    section: Train,
+    at: int = 0,
+    while_writing: bool = False,
+    every: float = 0.0,
+    trained: Model = PLAIN,
+) -> int:
     """Train in a process of its own; returns its exit code, -9 for SIGKILL."""
-    process = PROCESSES.Process(target=train_and_save, args=(folder, section, at, while_writing, every))
+    process = PROCESSES.Process(target=train_and_save, args=(folder, section, at, while_writing, every, trained))
     process.start()
     process.join(120)
     assert process.exitcode is not None
@@ -87,3 +103,12 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     assert not (tmp_path / "history.csv").exists()
     assert run(tmp_path, SECTION, every=every) == 0
     assert outputs(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_training_of_a_first_stage_goes_on_to_the_same_bytes(tmp_path: Path):
+    section, first_stage = SECTION.model_copy(update={"epochs": 2, "flips": True, "accumulate": 2}), FIRST_STAGE
+    assert run(tmp_path / "whole", section, every=1e9, trained=first_stage) == 0
+    assert run(tmp_path / "killed", section, at=9, trained=first_stage) == -signal.SIGKILL
+    assert run(tmp_path / "killed", section, trained=first_stage) == 0
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
