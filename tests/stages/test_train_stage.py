@@ -8,13 +8,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
+from model_sections import AUTOENCODER_KL
 from pipeline.stages import train
 from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, steps, workspace  # noqa: F401
 from uploads import outbox_events, outbox_runs
+from vaeline.config import AutoencoderKl
+from vaeline.config_train import INIT_WEIGHTS, Diffusers
+from vaeline.core.autoencoder_kl import to_diffusers
+from vaeline.data.fetch import fetch_init
 from vaeline.io.digests import file_digest
+from vaeline.io.workspace import Workspace
 from vaeline.serving.model_files import load_model
+from vaeline.training.build import kl_sizes
 
 
 def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace: Path):
@@ -94,3 +104,26 @@ def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(workspace: Path
     _, said = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130)
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_first_stage_starts_from_what_fetch_has_copied_and_says_the_scale_of_its_latents(workspace: Path):
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["data"]["source"] = {"kind": "npz", "path": "bumps.npz"}
+    params["model"] = {"latent_dim": 16, "network": AUTOENCODER_KL, "likelihood": {"kind": "laplace"}}
+    params["train"] |= {"epochs": 1, "only": "decoder", "init": {"kind": "diffusers", "path": "theirs"}}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        section = AutoencoderKl(**AUTOENCODER_KL)
+        AutoencoderKL(**kl_sizes(section).arguments((1, 8, 8))).save_pretrained(workspace / "theirs")
+        fetch_init(Diffusers(kind="diffusers", path="theirs"), None, Workspace(workspace, workspace))
+        done = run(workspace)
+        assert done.returncode == 0, done.stderr
+        loaded, theirs = load_model(workspace / "models"), load_file(workspace / "theirs" / INIT_WEIGHTS)
+        ours = to_diffusers(loaded.vae.state_dict())
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items() if name.startswith("encoder."))
+        assert loaded.config.scale_factor > 0 and loaded.config.shift_factor != 0
+        found.append(loaded.digest)
+    assert found[0] != found[1]
