@@ -45,13 +45,13 @@ TRAIN = Train(
     beta=1.0,
     warmup_epochs=0,
     free_bits=0.0,
-    epochs=5,
-    batch_size=512,
-    learning_rate=0.016,
+    epochs=4,
+    batch_size=320,
+    learning_rate=0.012,
     adam_betas=(0.9, 0.99),
     gradient_clip=1000.0,
     precision="auto",
-    patience=5,
+    patience=4,
     seed=1,
 )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
-from vaeline.io.npy import blocks, scratch
+from vaeline.io.npy import BLOCK, blocks, scratch
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
-DECODED = 64 << 20  # bytes that the threads decode before all of them are waited for
+SHARE = 4  # images that each thread decodes at least before all of them are waited for
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks; the others describe
 JPEG_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # segments that describe; 0xEE says how colours are stored
 
@@ -73,9 +73,9 @@ def read_folder(
     first = read_image(files[0][0], **changes)
     pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
     read, paths = partial(read_image, **changes), [path for path, _ in files]
-    workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    with Progress("decoding", len(files), "images") as reporter, workers as threads:
-        for block in blocks(pixels, DECODED):
+    cores = len(os.sched_getaffinity(0))
+    with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
+        for block in blocks(pixels, max(BLOCK, SHARE * cores * first.nbytes)):
             for index, image in enumerate(threads.map(read, paths[block]), block.start):
                 if image.shape != first.shape:
                     raise UserError(
