@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeline.io.npy import blocks, scratch
+from vaeline.io.npy import blocks, scratch, taken
 
 
 def resident_bytes() -> int:
@@ -22,6 +22,8 @@ def test_blocks_cover_an_array_once_and_its_file_leaves_the_memory(tmp_path: Pat
     for block in blocks(array[:, 1:], 1 << 20):
         seen += int(array[block, 1:].sum(dtype=np.int64))
     assert resident_bytes() - before < 1 << 20
+    rows = np.random.default_rng(0).permutation(len(array))
+    np.testing.assert_array_equal(taken(array, rows)[:, :9], array[rows, :9])
     assert seen == np.arange(5 << 20, dtype=np.uint8).reshape(-1, 1024)[:, 1:].sum(dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vaeline.io.npy import blocks
+from vaeline.io.npy import blocks, taken
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -62,7 +62,7 @@ class Streamed:
                 yield ahead.result().to(self.device, non_blocking=True)
 
     def _read(self, indices: Tensor) -> Tensor:
-        batch = torch.from_numpy(self.pixels[indices.numpy()])
+        batch = torch.from_numpy(taken(self.pixels, indices.numpy()))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
 

@@ -18,7 +18,7 @@ from vaeline.data.summary import contact_sheet, moments, split_numbers
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder, write_folder
 from vaeline.io.digests import file_digest
-from vaeline.io.npy import blocks, npy_file
+from vaeline.io.npy import blocks, npy_file, taken
 from vaeline.io.safe_read import shown
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _write_split(
     histograms = np.zeros((shape[0], 256), np.int64)
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
         for part in blocks(images.pixels[: len(indices)], BLOCK):
-            block = change(images.pixels[indices[part]])
+            block = change(taken(images.pixels, indices[part]))
             for channel in range(shape[0]):
                 histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
             write(block)

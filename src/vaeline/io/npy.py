@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vaeline.io.atomic_write import new_file
 
-BLOCK = 4 << 20  # bytes handled at once
+BLOCK, MAPPED = 4 << 20, 16  # bytes handled at once, and rows from anywhere in a file
 
 
 @contextmanager
@@ -39,16 +39,26 @@ def scratch(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.uint8]:
 
 
 def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
-    """Slices of at most `size` bytes along the first axis.
-
-    Of an array in a file, what was looked at since the slice before then leaves this process's memory.
-    """
-    rows, mapped = max(1, size // max(1, array[:1].nbytes)), cast(Any, array)
-    while isinstance(mapped, np.ndarray):
-        mapped = mapped.base
+    """Slices of at most `size` bytes along the first axis; what was read of an array in a file is then released."""
+    rows = max(1, size // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
         yield slice(start, start + rows)
-        if (
-            isinstance(mapped, mmap.mmap) and getattr(array, "mode", "c") != "c"
-        ):  # a private copy would lose its changes
-            mapped.madvise(mmap.MADV_DONTNEED)
+        _release(array)
+
+
+def taken(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """`array[rows]`; of an array in a file a few rows are mapped at a time, for each may bring 2 MB of others along."""
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    for start in range(0, len(rows), MAPPED):
+        found[start : start + MAPPED] = array[rows[start : start + MAPPED]]
+        _release(array)
+    return found
+
+
+def _release(array: NDArray[Any]) -> None:
+    """Unmap what was looked at of an array in a file; the system keeps it or reads it again."""
+    mapped: Any = array
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if isinstance(mapped, mmap.mmap) and getattr(array, "mode", "c") != "c":  # a private copy would lose its changes
+        mapped.madvise(mmap.MADV_DONTNEED)
