@@ -101,13 +101,15 @@ def _likelihood(likelihood: likelihoods.Likelihood) -> dict[str, Any]:
     match likelihood:
         case likelihoods.Gaussian(truncated=True):
             return {"kind": "truncated", "sigma": float(likelihood.sigma)}
-        case likelihoods.Gaussian():
+        case likelihoods.Gaussian() | likelihoods.Laplace():
             return {"kind": "gaussian"}
         case likelihoods.DiscretisedLogistic():
             return {"kind": "logistic", "scale": _base64(likelihood.scale.flatten())}
         case likelihoods.ContinuousBernoulli():
             return {"kind": "continuous"}
-    return {"kind": "bernoulli"}
+        case likelihoods.Bernoulli():
+            return {"kind": "bernoulli"}
+    raise NotImplementedError(type(likelihood).__name__)
 
 
 def _prior(model: VAE) -> dict[str, Any] | None:

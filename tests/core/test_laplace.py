@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from oracles import probabilistic_pca
 from vaeline.core.estimators import log_likelihood
 from vaeline.core.laplace import laplace_proposal
-from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Laplace, Likelihood
 from vaeline.core.model import VAE
 from vaeline.core.priors import MixtureOfGaussians, Prior, StandardNormal
 
@@ -18,6 +18,7 @@ PRIORS = {"standard normal": StandardNormal, "mixture": lambda: MixtureOfGaussia
 LIKELIHOODS = {
     "bernoulli": Bernoulli,
     "gaussian": lambda: Gaussian(0.1),
+    "laplace": lambda: Laplace(0.3),
     "continuous bernoulli": ContinuousBernoulli,
     "discretised logistic": DiscretisedLogistic,
 }

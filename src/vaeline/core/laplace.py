@@ -62,7 +62,8 @@ def laplace_proposal(model: VAE, x: Tensor) -> LaplaceProposal:
 
     From the mean of q(z|x), Gauss-Newton steps z + t H^-1 g, t the best of STEP_SIZES: g is the gradient of
     log p(x, z) and H = J^T W J + P, with J the decoder's Jacobian, W >= 0 minus the second derivative of log p(x|z) in
-    the decoder's output and P > 0 the prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2.
+    the decoder's output, or the Fisher information of an output where there is none (Laplace: 1 / b^2), and P > 0 the
+    prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2.
     """
     posterior = model.encode(x)
     z = posterior.mean
@@ -111,6 +112,8 @@ def _expand(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         point = z.detach().requires_grad_()
         (prior_slope,) = torch.autograd.grad(model.prior.log_prob(point).sum(), point)
     weight = -curvature.flatten(1).clamp(max=0).unsqueeze(1)  # [B, 1, D]
+    if (information := model.likelihood.information()) is not None:
+        weight = torch.full_like(weight, information.item())
     gradient = (jacobian @ slope.detach().flatten(1).unsqueeze(-1)).squeeze(-1) + prior_slope
     hessian = ((jacobian * weight) @ jacobian.mT).double() + torch.diag_embed(model.prior.precision(z).double())
     return gradient.double(), torch.linalg.cholesky_ex(hessian)[0]

@@ -44,6 +44,10 @@ class Likelihood(nn.Module):
         """The expected pixels on [0, 1]: [B, C, H, W]."""
         raise NotImplementedError
 
+    def information(self) -> Tensor | None:
+        """Fisher information of an output, where log p has no second derivative to take in its place; scalar."""
+        return None
+
     def start(self, mean: Tensor) -> Tensor:
         """The last bias, elementwise, of a decoder that is to begin at about these expected pixels."""
         return torch.logit(mean, eps=0.01)
@@ -145,6 +149,9 @@ class Laplace(Likelihood):
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         error = F.l1_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         return -error * torch.exp(-self._log_scale()) - x[0].numel() * (self._log_scale() + math.log(2))
+
+    def information(self) -> Tensor:
+        return torch.exp(-2 * self._log_scale())
 
     def mean(self, output: Tensor) -> Tensor:
         return output.clamp(0, 1)
