@@ -138,8 +138,8 @@ def _bring_up_to_date(
     if outcomes.get("register") == "ran" and decision["decision"] == "promoted":
         resource = {"prefect.resource.id": f"vaeline.model.{decision['name']}"}
         emit_event("vaeline.promoted", resource, payload={"reasons": decision["reasons"], "pages": links})
-    linked = "\n".join(f"- [{title}]({address})" for title, address in links.items())
-    text = f"{summary.markdown(workspace, outcomes)}\n\n## In MLflow\n\n{linked}"
+    linked = ", ".join(f"[{title}]({address})" for title, address in links.items())
+    text = f"In MLflow: {linked}\n\n{summary.markdown(workspace, outcomes)}"
     create_markdown_artifact(text, key="vaeline-report", description="Metrics and pictures")
     return Completed(message="all stages are up to date", data=outcomes)
 
