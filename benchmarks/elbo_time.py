@@ -32,7 +32,7 @@ from vaeline.data.sources.readers import read_source
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 
-GOAL, LOOP_EPOCHS, HELD_OUT = 242.25, 10, 1000  # test loss in nats: the loop's after ten epochs
+GOAL, LOOP_EPOCHS, HELD_OUT = 242.5, 10, 1000  # test loss in nats: the loop's after ten epochs, seed 1
 SOURCE = Download(kind="fashion-mnist")
 SEEDS = (1, 2, 3)
 MODEL = config.Model(
