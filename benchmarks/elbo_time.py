@@ -8,7 +8,6 @@ files and the test split's loss are left out on both sides.
 ten epochs, which cost the same, and vaeline's whole training.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from vaeline.data.sources.readers import read_source
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train
 
-GOAL, LOOP_EPOCHS, HELD_OUT = 242.5, 10, 1000  # test loss in nats: the loop's after ten epochs, seed 1
+GOAL, LOOP_EPOCHS, HELD_OUT = 242.29, 10, 1000  # nats: the loop's test loss after ten epochs, mean of three seeds
 SOURCE = Download(kind="fashion-mnist")
 SEEDS = (1, 2, 3)
 MODEL = config.Model(
@@ -61,14 +60,14 @@ def rows() -> list[Row]:
     data = fashion_mnist()
     with one_thread():
         found = [(*ours(data, seed), plain(data, seed, epochs=1)[0] * LOOP_EPOCHS) for seed in SEEDS]
-    ratio = statistics.median(loop / own for own, _, loop in found)
-    worst, seconds = (
-        max(loss for _, loss, _ in found),
-        [statistics.median(column) for column in zip(*found, strict=True)],
-    )
+    seconds, losses, loop = zip(*found, strict=True)
+    ratio, loss = (
+        min(loop) / min(seconds),
+        sum(losses) / len(losses),
+    )  # the least: other programs run on the machine too
     return [
-        Row(f"CPU-s to a test loss of {GOAL}", f"{seconds[2]:.1f} / {seconds[0]:.1f} s", ratio, ">= 10", ratio >= 10),
-        Row("its test loss, the worst of three seeds", f"{worst:.2f} nats", None, f"<= {GOAL}", worst <= GOAL),
+        Row(f"CPU-s to a test loss of {GOAL}", f"{min(loop):.1f} / {min(seconds):.1f} s", ratio, ">= 10", ratio >= 10),
+        Row("its test loss, mean of three seeds", f"{loss:.2f} nats", None, f"<= {GOAL}", loss <= GOAL),
     ]
 
 
