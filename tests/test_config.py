@@ -122,10 +122,28 @@ def _error(**changes: Any) -> str:
         ({"model__network": {"kind": "conv", "channels": [65536], "hidden": 65536}}, "model: weights of 6,735 GB for "),
         (
             {
-                "model__network": KL | {"block_out_channels": [65536], "latent_channels": 1},
-                "model__latent_dim": 784,
+                "data__source": {"kind": "shapes", "size": 512},
+                "model__network": KL | {"block_out_channels": [2048] * 10, "layers_per_block": 16},
+                "model__latent_dim": 4,
             },
-            "model: weights of 618 GB",
+            "model: weights of 100 GB",
+        ),
+        (
+            {"train__only": "decoder", "train__init": {"kind": "diffusers", "path": "x"}, "model__network": KL}
+            | {
+                "model__likelihood": {"kind": "gaussian"},
+                "model__latent_dim": 196,
+                "model__prior": {"kind": "mixture"},
+            },
+            "train.only is 'decoder' but model.prior.kind is 'mixture', which belongs to the encoder",
+        ),
+        (
+            {"data__source": {"kind": "folder", "path": "x", "size": 16}, "data__crop": {"kind": "centre", "size": 64}},
+            "data.crop.size: found 64; allowed: at most 16 pixels here",
+        ),
+        (
+            {"data__source": {"kind": "digits"}, "train__perceptual": {"kind": "vgg16", "weight": 1, "weights": "x"}},
+            "train.perceptual: found images of 8 pixels a side; allowed: 16 on",
         ),
         (
             {"model__network": KL | {"block_out_channels": [32, 48, 64]}},

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.config_data import SHAPES, Data, Shape, Shapes
-from vaeline.config_train import Diffusers, Train
+from vaeline.config_data import Data, Shape
+from vaeline.config_train import PERCEPTUAL_SIDE, Diffusers, Train
 from vaeline.io.yaml_config import (
     BY_KIND,
     Count,
@@ -139,19 +139,23 @@ class Model(Section):
     def check(self, shape: Shape) -> None:
         """Raise ValueError where no model of images of this shape can be built, or this machine cannot hold it."""
         (_, height, width), size, latents = shape, f"images of {shape[1]} x {shape[2]}", self.latent_dim
+        weights = 0
         match self.network:  # the widths of its dense layers, or as many weights
             case Mlp(hidden=hidden) | Gated(hidden=hidden):
                 widths = [math.prod(shape), *hidden, 2 * latents]
             case Conv(channels=channels, hidden=hidden):
                 widths = [channels[-1] * height * width // 4 ** len(channels), hidden, 2 * latents]
             case AutoencoderKl(block_out_channels=channels, layers_per_block=blocks, latent_channels=latent_channels):
-                widths, factor = [6 * blocks * max(channels), 3 * max(channels)], 2 ** (len(channels) - 1)
+                widths, factor = [], 2 ** (len(channels) - 1)
+                weights = (
+                    18 * (2 * blocks + 1) * sum(count**2 for count in channels)
+                )  # convolutions of 3 x 3, two a block
                 if height % factor or width % factor:
                     raise ValueError(f"model.network: height and width must be divisible by {factor}, found {size}")
                 if latents != (needed := latent_channels * height * width // factor**2):
                     rule = f"must be {needed} = latent_channels x height x width / {factor}^2 for {size}"
                     raise ValueError(f"model.latent_dim: {rule}; found {latents}")
-        weights = 2 * sum(before * after for before, after in pairwise(widths))
+        weights += 2 * sum(before * after for before, after in pairwise(widths))
         weights += self.prior.components * math.prod(shape) if isinstance(self.prior, Vamp) else 0
         if 4 * weights > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             found = f"weights of {4 * weights / 1e9:,.0f} GB for {size}"
@@ -212,9 +216,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Self:
-        source = self.data.source
-        if shape := (3, source.size, source.size) if isinstance(source, Shapes) else SHAPES.get(source.kind):
-            self.model.check(self.data.cropped(shape))
+        if shape := self.data.known_shape():
+            self.model.check(shape)
+            if self.train.perceptual and (side := min(shape[1:])) < PERCEPTUAL_SIDE:
+                raise ValueError(
+                    f"train.perceptual: found images of {side} pixels a side; allowed: {PERCEPTUAL_SIDE} on"
+                )
         likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.prior.kind
         if (likelihood == "bernoulli") == (binarise == "none"):
             found = f"model.likelihood.kind is '{likelihood}' but data.binarise is '{binarise}'"
@@ -226,6 +233,8 @@ class Params(Section):
         if isinstance(self.train.init, Diffusers) and not isinstance(self.model.network, AutoencoderKl):
             found = f"model.network.kind is '{self.model.network.kind}'"
             raise ValueError(f"train.init.kind is 'diffusers', an AutoencoderKL, but {found}: allowed: autoencoder-kl")
+        if self.train.only == "decoder" and prior != "standard-normal":
+            raise ValueError(f"train.only is 'decoder' but model.prior.kind is '{prior}', which belongs to the encoder")
         if self.train.recompute and not isinstance(self.model.network, AutoencoderKl):
             raise ValueError(f"train.recompute is for network autoencoder-kl, found '{self.model.network.kind}'")
         if (least := self.register_.minimum_active_units) > (latent_dim := self.model.latent_dim):

@@ -65,6 +65,20 @@ class Data(Section):
     test: Literal["auto"] | Count | Fraction  # auto: the source's own split, else as many as validation
     seed: Seed  # of the splits and of static binarisation
 
+    def known_shape(self) -> Shape | None:
+        """The shape of prepared images where params tell it, with the fewest channels there may be.
+
+        Raises ValueError as `cropped`.
+        """
+        match self.source:
+            case Shapes(size=size):
+                return self.cropped((3, size, size))
+            case Folder(size=int(size), mode=mode):
+                return self.cropped((3 if mode == "RGB" else 1, size, size))
+            case Download(kind=kind):
+                return self.cropped(SHAPES[kind])
+        return None
+
     def cropped(self, shape: Shape) -> Shape:
         """The shape of prepared images. Raises ValueError where images of this shape are smaller than the crop."""
         if self.crop is None:

@@ -6,6 +6,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed
 
+PERCEPTUAL_SIDE = 16  # pixels at least: four halvings
 INIT_PERCEPTUAL = "perceptual.safetensors"
 INIT_CONFIG, INIT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers names them
 

@@ -9,7 +9,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
 from small_training import bumps, model, options, same_weights, train_small
-from vaeline.config_train import INIT_PERCEPTUAL, Perceptual, Random
+from vaeline.config_train import INIT_PERCEPTUAL, Diffusers, Perceptual, Random
 from vaeline.core import perceptual
 from vaeline.core.model import decoded
 from vaeline.data.fetch import fetch_init
@@ -84,13 +84,20 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     path, here = tiny_file(tmp_path / "vgg.safetensors", monkeypatch), Workspace(tmp_path, tmp_path)
     with pytest.raises(UserError, match=r"^train.perceptual: found 1 x 8 x 8; allowed: images of 1 or 3"):
         load_perceptual(section(path), (1, 8, 8))
+    with pytest.raises(UserError, match="null"):
+        fetch_init(Diffusers(kind="diffusers", path="a\0b"), None, here)
     with pytest.raises(UserError, match=r"no.safetensors: cannot be read: .*; safetensors.torch.save_file\(torch"):
         fetch_init(Random(kind="random"), section(tmp_path / "no.safetensors"), here)
     fetch_init(Random(kind="random"), section(path), here)
     assert (here.init / INIT_PERCEPTUAL).read_bytes() == path.read_bytes()
-    not_finite = load_file(path) | {"features.0.bias": torch.full((4,), torch.nan)}
+    whole = load_file(path)
+    load_perceptual(section(path), (1, 16, 16))
+    save_file(whole | {"features.30.weight": torch.ones(2), "net.features.0.bias": torch.ones(1)}, path)
+    load_perceptual(section(path), (1, 16, 16))  # what is not read does not matter
+    not_finite = whole | {"features.0.bias": torch.full((4,), torch.nan)}
     for tensors, line in (
         ({"features.0.weight": torch.zeros(1)}, "does not fit vgg16: missing tensors "),
+        (whole | {"lin0.model.1.weight": torch.ones(1, 4, 1, 1)}, "missing tensors .*lin1.model.1.weight"),
         (not_finite, "tensor features.0.bias: holds values that are not finite"),
     ):
         save_file(tensors, path)

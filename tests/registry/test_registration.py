@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,6 +175,22 @@ def test_a_package_that_does_not_load_back_leaves_no_version(evaluated: Path, mo
     assert UNFINISHED_TAG not in version.tags
     assert load.verify(f"models:/{NAME}/{version.version}")["version"] == int(version.version)
     assert aliases(client) == {"champion": str(version.version)}
+
+
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, SystemExit(143)])
+def test_a_registration_that_a_signal_ends_goes_on_under_its_number(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, ended: Any
+):
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr("vaeline.registry.registration.verified", Mock(side_effect=ended))
+        stage.main()
+    client = connect(current_workspace())
+    (left,) = versions(client)
+    stage.main()
+    (version,) = versions(client)
+    assert (left.version, version.version, version.source) == (1, 1, left.source)
+    assert client.get_logged_model(str(version.source).removeprefix("models:/")).status == "READY"
+    assert load.verify(f"models:/{NAME}/1")["version"] == 1
 
 
 def test_a_package_must_load_and_predict_in_a_fresh_process_before_it_is_uploaded(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 # the convolutions' channels up to each of the five places that are compared: relu1_2, 2_2, 3_3, 4_3, 5_3
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels on [0, 1]
-LEAST_SIDE = 16  # pixels: four halvings
 
 
 class Perceptual(nn.Module):
@@ -32,7 +31,9 @@ class Perceptual(nn.Module):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take torchvision's `features.N.weight`, `.bias`, and LPIPS's `linK.model.1.weight` where they are there."""
-        own = {name.removeprefix("features."): tensor for name, tensor in tensors.items() if "features." in name}
+        own = {
+            name.removeprefix("features."): tensor for name, tensor in tensors.items() if name.startswith("features.")
+        }
         self.features.load_state_dict(own)
         for stage, lin in enumerate(self.lins):
             if (found := tensors.get(f"lin{stage}.model.1.weight")) is not None:

@@ -40,6 +40,8 @@ def checked_digest(path: Path, size: int) -> str:
 @contextmanager
 def opened(path: Path, follow: bool = True) -> Iterator[tuple[BufferedReader, int]]:
     """A regular file, open for reading, and its size in bytes. Raises UserError for anything else, without waiting."""
+    if "\0" in str(path):
+        raise UserError(f"{named(path)}: cannot be read: a path has no null character")
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         with open(os.open(path, flags), "rb") as file:  # noqa: PTH123

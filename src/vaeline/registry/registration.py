@@ -36,7 +36,7 @@ from vaeline.tracking.outbox import RunOutbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, LoggedModelStatus
     from mlflow.entities.model_registry import ModelVersion
 
     from vaeline.serving.model_files import LoadedModel
@@ -189,9 +189,24 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
         status = LoggedModelStatus.READY
         return client.get_model_version(name, version.version)
     finally:
-        client.finalize_logged_model(stored.model_id, status)
-        if version is not None and status != LoggedModelStatus.READY:
-            _delete_unfinished(client, name, version.version)
+        _end(client, stored, version, status)
+
+
+def _end(
+    client: "MlflowClient", stored: "LoggedModel", version: "ModelVersion | None", status: "LoggedModelStatus"
+) -> None:
+    """Set a stored model's status, and delete a version that did not come to be.
+
+    What a signal ends beside an sqlite store stays, as after a kill: `_left` goes on with it, under the same number.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    interrupted = isinstance(sys.exception(), (KeyboardInterrupt, SystemExit))
+    if version and interrupted and client.tracking_uri.startswith(SQLITE):
+        return
+    client.finalize_logged_model(stored.model_id, status)
+    if version and status != LoggedModelStatus.READY:
+        _delete_unfinished(client, version.name, version.version)
 
 
 def _published(client: "MlflowClient", model: NewModel, before: int = sys.maxsize) -> "ModelVersion | None":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaeline import config
 from vaeline.config_data import Shape
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Perceptual
+from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, PERCEPTUAL_SIDE, Perceptual
 from vaeline.core import perceptual as network
 from vaeline.core.autoencoder_kl import DEFAULTS, diffusers_name
 from vaeline.core.model import VAE
@@ -52,15 +52,16 @@ def load_initial(vae: VAE, section: config.AutoencoderKl, folder: Path) -> None:
 def load_perceptual(options: Perceptual, shape: Shape) -> network.Perceptual:
     """The frozen network of these options for images of this shape. Raises UserError where its file does not fit."""
     path = Path(options.weights)
-    if min(shape[1:]) < network.LEAST_SIDE or shape[0] not in (1, 3):
-        side = f"images of 1 or 3 channels and at least {network.LEAST_SIDE} pixels a side"
+    if min(shape[1:]) < PERCEPTUAL_SIDE or shape[0] not in (1, 3):
+        side = f"images of 1 or 3 channels and at least {PERCEPTUAL_SIDE} pixels a side"
         raise UserError(f"train.perceptual: found {' x '.join(map(str, shape))}; allowed: {side}")
     found, tensors = network.Perceptual(options.weight), parse_tensors(read_bounded(path, VGG_BYTES), path)
     own = {f"features.{name}": tensor for name, tensor in found.features.state_dict().items()}
     lins = {f"lin{k}.model.1.weight": lin.view(1, -1, 1, 1) for k, lin in enumerate(found.lins)}
-    expected = own | (lins if lins.keys() <= tensors.keys() else {})
-    check_tensors({name: tensors[name] for name in expected if name in tensors}, expected, path, options.kind)
-    found.load(tensors)
+    expected = own | (lins if lins.keys() & tensors.keys() else {})
+    used = {name: tensors[name] for name in expected if name in tensors}  # torchvision's file has a classifier too
+    check_tensors(used, expected, path, options.kind)
+    found.load(used)
     return found
 
 
