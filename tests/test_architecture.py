@@ -179,13 +179,15 @@ def watched(stage: str) -> set[Path]:
     """The code files that a stage's `deps` name, folders unfolded."""
     named = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "pipeline/"))]
     assert all(path.exists() for path in named), f"{stage}: a dependency is missing: {named}"
-    return {file for path in named for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    return {file for path in named for file in (path.rglob("*[!c]") if path.is_dir() else [path])}
 
 
 def needed(stage: str) -> set[Path]:
-    """The code files that can change what a stage writes."""
+    """The code files, and the templates of pages, that can change what a stage writes."""
     files = {file_of(module) for module in reached(f"pipeline.stages.{stage}", UNWATCHED)}
-    return {file for file in files if file and file.name != "__init__.py"}
+    code = {file for file in files if file and file.name != "__init__.py"}
+    loaders = [file for file in code if "PackageLoader(" in file.read_text()]
+    return code | {page for file in loaders for page in (file.parent / "templates").iterdir()}
 
 
 @pytest.mark.parametrize("stage", STAGES)

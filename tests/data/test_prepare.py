@@ -212,6 +212,15 @@ def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Sect
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
+def test_images_that_a_crop_makes_the_same_are_in_one_split(tmp_path: Path, section: Section):
+    images = np.random.default_rng(1).integers(0, 256, (100, 8, 8), dtype=np.uint8)
+    images[50:, 2:6, 2:6] = images[:50, 2:6, 2:6]  # other margins
+    data = npz_section(section, tmp_path, images, test=0.2, seed=1, crop=Crop(kind="centre", size=4))
+    assert prepared(data, tmp_path).duplicates_dropped > 0
+    found = {name: {i.tobytes() for i in open_split(tmp_path / "out", name).pixels} for name in ("train", "test")}
+    assert not found["train"] & found["test"]
+
+
 def test_crops_are_the_middle_and_for_training_a_place_an_image_that_the_seed_decides(tmp_path: Path, section: Section):
     images = np.arange(20 * 6 * 9, dtype=np.int64).reshape(20, 6, 9) // 5 % 251
     images = images.astype(np.uint8)

@@ -27,7 +27,7 @@ def fetch(source: Source, workspace: Workspace) -> None:
     with new_folder(workspace.raw) as folder:
         match source:
             case Download():
-                fetch_public(source.kind, folder)
+                fetch_public(source.kind, folder, workspace.raw)
             case Folder():
                 origin = _local(source.path, workspace)
                 classes, files = scan(origin)

@@ -34,7 +34,8 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
     """Write the splits and the manifest of `data` into the folder `prepared`, all of it or none; then their summary.
 
     An image that lies in several splits stays only in the first of test, validation, train. Duplicates are found
-    before binarisation; those within one split are counted in the log and stay.
+    before binarisation and a random crop, after a crop from the centre; those within one split are counted in the log
+    and stay.
     Binarisation draws each pixel once, 255 with probability pixel / 255: static in every split, dynamic in
     validation and test, while train stays grey and is drawn anew by the training.
     Raises UserError for bad data (see readers) and for less of it than the later stages need.
@@ -94,9 +95,9 @@ def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
     train, validation, test = split(
         len(dataset.pool), data.validation, data.test, official=own_test is not None, seed=data.seed
     )
-    prints = fingerprints(dataset.pool.pixels)
+    prints = fingerprints(_compared(dataset.pool, data))
     wanted = {
-        "test": (np.arange(len(own_test)), fingerprints(own_test.pixels)) if own_test else (test, prints),
+        "test": (np.arange(len(own_test)), fingerprints(_compared(own_test, data))) if own_test else (test, prints),
         "validation": (validation, prints),
         "train": (train, prints),
     }
@@ -112,6 +113,14 @@ def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
             )
         dropped += gone
     return kept, dropped
+
+
+def _compared(images: Split, data: Data) -> Pixels:
+    """What two images must share to be one: all their pixels, or those that a crop from the centre leaves."""
+    if data.crop is None or data.crop.kind == "random":
+        return images.pixels
+    y, x = ((side - data.crop.size) // 2 for side in images.pixels.shape[2:])
+    return images.pixels[..., y : y + data.crop.size, x : x + data.crop.size]
 
 
 def _write_split(

@@ -12,7 +12,7 @@ import pytest
 from data_files import packed, write_packed
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import BLOCK, PUBLIC_SETS, UnavailableError, store
-from vaeline.errors import UserError
+from vaeline.errors import TransientError, UserError
 
 IMAGES = "train-images-idx3-ubyte"
 
@@ -79,12 +79,26 @@ def free_port() -> int:
 def fetched(tmp_path: Path) -> dict[str, bytes]:
     target = tmp_path / "raw"
     target.mkdir(exist_ok=True)
-    public.fetch_public("fashion-mnist", target)
+    public.fetch_public("fashion-mnist", target, tmp_path / "before")
     return {path.name: path.read_bytes() for path in target.iterdir()}
 
 
 def mirrored(files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{name}.gz": packed(content) for name, content in files.items()}
+
+
+def test_what_is_here_already_is_not_fetched_again_unless_it_is_damaged(
+    tmp_path: Path, tiny_set: dict[str, bytes], closed_sources, monkeypatch
+) -> None:
+    monkeypatch.setenv("VAELINE_DATA_DIR", str(write_packed(tmp_path / "mine", tiny_set)))
+    first = fetched(tmp_path)
+    (tmp_path / "raw").rename(tmp_path / "before")
+    monkeypatch.delenv("VAELINE_DATA_DIR")
+    assert fetched(tmp_path) == first
+    shutil.rmtree(tmp_path / "raw")
+    (tmp_path / "before" / next(iter(first))).write_bytes(b"")
+    with pytest.raises(TransientError):
+        fetched(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["plain", "packed", "in a folder named by the set"])

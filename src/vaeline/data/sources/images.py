@@ -142,7 +142,7 @@ def _decode(content: bytes) -> "Picture":
     """An image, upright as the camera noted it, its size checked before a small file can become gigabytes."""
     from PIL import Image, ImageOps
 
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from 89 million pixels on; the limit is lower
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of 89 million pixels: the limit is lower
     image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
     if max(image.size) > LARGEST_SIDE:
         raise ValueError(f"its size is {image.width} x {image.height}")

@@ -41,7 +41,7 @@ def read_npz(path: Path) -> Dataset:
         raise UserError(f"{path}: holds {shown(', '.join(arrays))}; allowed: images and, if wanted, labels")
     images, labels = arrays["images"], arrays.get("labels")
     if (fix := _shape_fix(images.shape)) is not None:
-        then = _value_fix(images).replace(":", ", then", 1) if _value_fault(images) else ""
+        then = _value_fix(images).replace(":", ", then" if fix else ":", 1) if _value_fault(images) else ""
         raise UserError(f"{path}: images has shape {images.shape}; allowed: {IMAGES}{fix}{then}")
     if not all(1 <= side <= LARGEST_SIDE for side in images.shape[1:3]):
         raise UserError(f"{path}: images has shape {images.shape}; allowed: 1 to {LARGEST_SIDE} pixels a side")

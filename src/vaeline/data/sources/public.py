@@ -28,16 +28,19 @@ APT_OPTIONS = (
 )
 
 
-def fetch_public(kind: str, folder: Path) -> None:
+def fetch_public(kind: str, folder: Path, before: Path) -> None:
     """Fill `folder` with the files of the public data set `kind`, each checked against its SHA-256.
 
-    The order: a folder the user names by VAELINE_DATA_DIR; torchvision's mirrors, or the installed scikit-learn for its
-    digits; for fashion-mnist the Debian package, downloaded and unpacked without root. The log names the one used.
+    The order: the folder `before`, which an earlier fetch filled; a folder the user names by VAELINE_DATA_DIR;
+    torchvision's mirrors, or the installed scikit-learn for its digits; for fashion-mnist the Debian package,
+    downloaded and unpacked without root. The log names the one used.
     Raises TransientError listing what was tried where none can be reached.
     """
     sources = {"fashion-mnist": [_user_folder, _mirrors, download_package], "digits": [_user_folder, _scikit_learn]}
-    tried = []
-    for source in sources.get(kind, [_user_folder, _mirrors]):
+    tried, wanted = [], sources.get(kind, [_user_folder, _mirrors])
+    if before.is_dir():
+        wanted = [lambda kind, folder: _copy(kind, before, str(before), folder), *wanted]
+    for source in wanted:
         try:
             log.info("%s: taken from %s", kind, source(kind, folder))
             return
