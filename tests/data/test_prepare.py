@@ -215,7 +215,8 @@ def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Sect
 def test_images_that_a_crop_makes_the_same_are_in_one_split(tmp_path: Path, section: Section):
     images = np.random.default_rng(1).integers(0, 256, (100, 8, 8), dtype=np.uint8)
     images[50:, 2:6, 2:6] = images[:50, 2:6, 2:6]  # other margins
-    data = npz_section(section, tmp_path, images, test=0.2, seed=1, crop=Crop(kind="centre", size=4))
+    crop = Crop(kind="centre", size=4)
+    data = npz_section(section, tmp_path, images, validation=20, test=20, crop=crop)
     assert prepared(data, tmp_path).duplicates_dropped > 0
     found = {name: {i.tobytes() for i in open_split(tmp_path / "out", name).pixels} for name in ("train", "test")}
     assert not found["train"] & found["test"]
