@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from oracles import probabilistic_pca
+from vaeline import config
+from vaeline.config import Conv, Gated, Model
 from vaeline.core.estimators import log_likelihood
 from vaeline.core.laplace import laplace_proposal
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Laplace, Likelihood
 from vaeline.core.model import VAE
 from vaeline.core.priors import MixtureOfGaussians, Prior, StandardNormal
+from vaeline.training.build import build_model
 
 PRIORS = {"standard normal": StandardNormal, "mixture": lambda: MixtureOfGaussians(3, 2)}
 LIKELIHOODS = {
@@ -80,3 +83,10 @@ def test_batches_and_chunks_change_only_the_rounding() -> None:
     whole, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
     parts = [log_likelihood(model, pixels[i : i + 1], [i], k=50, seed=1, chunk=7, proposal="laplace") for i in range(5)]
     assert torch.allclose(whole, torch.cat([part for part, _ in parts]), atol=1e-3)
+
+
+@pytest.mark.parametrize("network", [Gated(kind="gated", hidden=[8]), Conv(kind="conv", channels=[4], hidden=8)])
+def test_every_network_has_a_proposal_without_a_warning(network: Gated | Conv) -> None:
+    section = Model(latent_dim=3, network=network, likelihood=config.Gaussian(kind="gaussian"))
+    model = build_model(section, (1, 4, 4), "elbo", seed=1).requires_grad_(False)
+    assert laplace_proposal(model, torch.rand(5, 1, 4, 4)).mode.isfinite().all()

@@ -102,6 +102,7 @@ def _expand(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)  # [Z, B, Z]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 loads its own deprecated torch.jit.script here
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of gated layers, one by one
         jacobian = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1])(basis)  # [Z, B, C, H, W]
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
     with torch.enable_grad():
