@@ -4,7 +4,6 @@ The page is that of `reports/explorer.html`; here the model decodes, reconstruct
 answer: see `pipeline.services.guarded_app`.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from vaeline.data.prepared import open_split, read_manifest
 from vaeline.data.sources.images import read_image
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import compare, quantiles
+from vaeline.io.safe_read import parse_json
 from vaeline.io.workspace import Workspace
 from vaeline.serving.inference import TrainedModel
 from vaeline.training.device import pick_device
@@ -92,7 +92,12 @@ async def _answer(request: Request, answer: Callable[[bytes], Any]) -> Response:
 
 def _decode(model: TrainedModel, body: bytes) -> list[list[float]]:
     """Expected pixels on [0, 1] of latents, [N, Z] in JSON: [N, C H W]."""
-    latents = np.array(json.loads(body), np.float32)
+    try:
+        latents = np.array(parse_json(body, "latents"), np.float32)
+    except (TypeError, ValueError):
+        latents = np.empty(0, np.float32)
+    if latents.ndim != 2:
+        raise ValueError("latents: allowed: a list of lists of numbers")
     if len(latents) > MOST_LATENTS:
         raise ValueError(f"latents: found {len(latents)}, allowed: {MOST_LATENTS} at once")
     pixels: list[list[float]] = np.round(model.decode(latents).reshape(len(latents), -1), 4).tolist()
