@@ -19,7 +19,7 @@ from pipeline.services.dvc_command import cache_folder, error_line
 from vaeline.errors import UserError, redact
 from vaeline.io.locks import acquire
 from vaeline.io.workspace import RunContext, Workspace
-from vaeline.tracking.connection import artifact_location, tracking_uri, usable_uri
+from vaeline.tracking.connection import SQLITE, artifact_location, connect, tracking_uri, usable_uri
 from vaeline.tracking.experiment_view import ML_PAGES
 
 HOST = "127.0.0.1"
@@ -68,7 +68,8 @@ def mlflow_server(workspace: Workspace, port: int) -> Server:
 
     New experiments keep their artifacts where those of the shells here do, which use the store without the server.
     """
-    uri = usable_uri(workspace)
+    if (uri := usable_uri(workspace)).startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        connect(workspace)  # makes it whole; the server, killed meanwhile, would leave half of it
     artifacts = artifact_location(uri, workspace) or ""
     env = {
         "VAELINE_GUARDED_APP": "mlflow.server.fastapi_app:app",

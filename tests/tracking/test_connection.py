@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.connection import check_store
+from vaeline.tracking.connection import check_store, connect
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -89,3 +90,17 @@ def test_a_damaged_store_of_the_repository_itself_is_named_with_what_to_do(repos
         UserError, match=r"mlflow\.db is no sqlite database .*; restore it from a backup, or move it away: "
     ):
         check_store(current_workspace())
+
+
+def test_a_new_sqlite_store_is_there_whole_or_not_at_all(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    """MLflow's migrations are many transactions: killed half way, they leave a store that no later process can use."""
+    database = repository / ".vaeline/mlflow.db"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", Mock(side_effect=KeyboardInterrupt))
+        connect(current_workspace())
+    (half,) = database.parent.glob(".*.new")
+    assert not database.exists()
+    client = connect(current_workspace())
+    client.create_experiment("e")
+    assert database.exists() and not half.exists()
+    assert {found.name for found in connect(current_workspace()).search_experiments()} == {"Default", "e"}

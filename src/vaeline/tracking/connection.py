@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import urlopen
+from uuid import uuid4
 
 from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
@@ -152,6 +153,12 @@ def connect(workspace: Workspace) -> "MlflowClient":
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(lock_of(database)))
+            if not database.exists():  # MLflow's migrations, killed half way, leave a store that nobody can use
+                for half in database.parent.glob(f".{database.name}.*.new*"):
+                    half.unlink()
+                whole = database.with_name(f".{database.name}.{uuid4().hex}.new")
+                mlflow.MlflowClient(f"{SQLITE}{whole}").search_experiments(max_results=1)
+                whole.replace(database)
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
