@@ -110,3 +110,8 @@ def test_a_training_is_named_by_its_params_data_machine_and_code(monkeypatch: py
         keys.append(key())
     monkeypatch.setattr(checkpoint, "SOURCES", checkpoint.SOURCES[1:])
     assert len({*keys, key()}) == 7
+    lpips = [
+        {"kind": "vgg16", "weight": weight, "weights": path} for weight, path in ((1.0, "a"), (1.0, "b"), (2.0, "a"))
+    ]
+    here, elsewhere, heavier = (key("train", perceptual=section) for section in lpips)
+    assert here == elsewhere != heavier, "where the file lies does not matter"

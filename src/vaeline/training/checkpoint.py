@@ -41,13 +41,14 @@ def training_key(
 ) -> str:
     """Name of a training and its checkpoints' folder: 32 hex digits of everything that the result depends on.
 
-    `initial`: SHA-256 by name of the files that its weights begin as; where they lie does not matter.
+    `initial`: SHA-256 by name of the files that its weights begin as, and a loss's; where they lie does not matter.
     """
     package = Path(vaeline.__file__).parent
     code = {str(path.relative_to(package)): file_digest(path) for pattern in SOURCES for path in package.glob(pattern)}
     machine = identity(device, processes, pick_precision(params.train.precision, device))
     sections = {"model": params.model.model_dump(mode="json")}
-    sections["train"] = params.train.model_dump(mode="json", exclude={"init"}) | {"init": initial}
+    paths = {"init": True, "perceptual": {"weights": True}}
+    sections["train"] = params.train.model_dump(mode="json", exclude=paths) | {"init": initial}
     return value_digest(sections | {"data": data_digest, "code": code, "machine": machine})[:32]
 
 
