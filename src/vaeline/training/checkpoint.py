@@ -47,8 +47,8 @@ def training_key(
     code = {str(path.relative_to(package)): file_digest(path) for pattern in SOURCES for path in package.glob(pattern)}
     machine = identity(device, processes, pick_precision(params.train.precision, device))
     sections = {"model": params.model.model_dump(mode="json")}
-    paths = {"init": True, "perceptual": {"weights": True}}
-    sections["train"] = params.train.model_dump(mode="json", exclude=paths) | {"init": initial}
+    written = params.train.model_dump(mode="json", exclude={"init": True, "perceptual": {"weights": True}})
+    sections["train"] = written | {"init": initial}
     return value_digest(sections | {"data": data_digest, "code": code, "machine": machine})[:32]
 
 
