@@ -17,7 +17,7 @@ def needed_stages(workspace: Workspace, only: str = "") -> dict[str, set[str]]:
     if only and only not in stages:
         raise UserError(f"--only: found {only!r}, allowed: {', '.join(stages)}")
     for name, stage in stages.items():  # each comes after what it reads
-        before = [other for other in found if _overlap(stage.get("deps", []), _outputs(stages[other]), "/")]
+        before = [other for other in found if _overlap(stage.get("deps", []), outputs(stages[other]), "/")]
         found[name] = {name}.union(*(found[other] for other in before))
     return {name: needs for name, needs in found.items() if not only or name in found[only]}
 
@@ -30,7 +30,8 @@ def stages_to_run(workspace: Workspace, only: str, force: bool, changed: Iterabl
     return [name for name in needs if needs[name] & stale]
 
 
-def _outputs(stage: dict[str, Any]) -> list[str]:
+def outputs(stage: dict[str, Any]) -> list[str]:
+    """Paths that a stage of dvc.yaml writes."""
     entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 

@@ -147,9 +147,8 @@ class Model(Section):
                 widths = [channels[-1] * height * width // 4 ** len(channels), hidden, 2 * latents]
             case AutoencoderKl(block_out_channels=channels, layers_per_block=blocks, latent_channels=latent_channels):
                 widths, factor = [], 2 ** (len(channels) - 1)
-                weights = (
-                    18 * (2 * blocks + 1) * sum(count**2 for count in channels)
-                )  # convolutions of 3 x 3, two a block
+                # convolutions of 3 x 3, two a block
+                weights = 18 * (2 * blocks + 1) * sum(count**2 for count in channels)
                 if height % factor or width % factor:
                     raise ValueError(f"model.network: height and width must be divisible by {factor}, found {size}")
                 if latents != (needed := latent_channels * height * width // factor**2):

@@ -66,7 +66,7 @@ class Data(Section):
     seed: Seed  # of the splits and of static binarisation
 
     def known_shape(self) -> Shape | None:
-        """The shape of prepared images where params tell it, with the fewest channels there may be.
+        """The shape of prepared images where params decide it, with the fewest channels there may be.
 
         Raises ValueError as `cropped`.
         """

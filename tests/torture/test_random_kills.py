@@ -17,6 +17,7 @@ import yaml
 
 from crash_workspaces import OUTPUTS, ROOT, STAGES, CrashWorkspace, PreloadedProcess, tiny_params
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
+from pipeline.services.stage_graph import outputs
 from vaeline.io import workspace
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]
@@ -239,9 +240,5 @@ def store_differences(one: Any, other: Any, at: str = "") -> list[str]:
 
 def test_the_outputs_here_are_those_of_dvc():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    written = {name: [*stage.get("outs", []), *stage.get("metrics", [])] for name, stage in stages.items()}
-    found = {
-        name: {path for entry in paths for path in ([entry] if isinstance(entry, str) else entry)}
-        for name, paths in written.items()
-    }
+    found = {name: set(outputs(stage)) for name, stage in stages.items()}
     assert found == {name: set(paths) for name, paths in OUTPUTS.items()}

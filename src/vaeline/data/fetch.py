@@ -61,11 +61,11 @@ def fetch_init(init: Random | Diffusers, perceptual: Perceptual | None, workspac
         if isinstance(init, Random):
             return
         origin = _local(init.path, workspace, "train.init.path")
-        for name in (INIT_CONFIG, INIT_WEIGHTS):
-            pickled = origin / "diffusion_pytorch_model.bin"
-            if name == INIT_WEIGHTS and not (origin / name).exists() and pickled.exists():
-                raise UserError(f"train.init.path: {named(pickled)}: is a pickle, which is never read; allowed: {name}")
-            _copy(origin / name, folder / name)
+        _copy(origin / INIT_CONFIG, folder / INIT_CONFIG)
+        if not (origin / INIT_WEIGHTS).exists() and (pickled := origin / "diffusion_pytorch_model.bin").exists():
+            found = f"{named(pickled)}: is a pickle, which is never read"
+            raise UserError(f"train.init.path: {found}; allowed: {INIT_WEIGHTS}")
+        _copy(origin / INIT_WEIGHTS, folder / INIT_WEIGHTS)
         log.info("init: copied an AutoencoderKL from %s", named(origin))
 
 

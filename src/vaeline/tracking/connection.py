@@ -153,7 +153,7 @@ def connect(workspace: Workspace) -> "MlflowClient":
             database = Path(uri.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(lock_of(database)))
-            if not database.exists():  # MLflow's migrations, killed half way, leave a store that nobody can use
+            if not database.exists():  # MLflow's migrations, killed half way, leave a store that cannot be used
                 for half in database.parent.glob(f".{database.name}.*.new*"):
                     half.unlink()
                 whole = database.with_name(f".{database.name}.{uuid4().hex}.new")

@@ -119,7 +119,7 @@ def remove(folder: Path) -> None:
 
 
 def drop_abandoned(root: Path) -> None:
-    """Remove the folders of trainings that nobody holds, without a new checkpoint for two weeks."""
+    """Remove the folders of trainings that no process holds, without a new checkpoint for two weeks."""
     for folder in root.glob("*/"):
         with suppress(FileNotFoundError, BlockingIOError):  # gone meanwhile, or at work (clocks jump): not abandoned
             descriptor = os.open(folder, os.O_RDONLY)

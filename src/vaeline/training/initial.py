@@ -12,7 +12,7 @@ from vaeline import config
 from vaeline.config_data import Shape
 from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, PERCEPTUAL_SIDE, Perceptual
 from vaeline.core import perceptual as network
-from vaeline.core.autoencoder_kl import DEFAULTS, diffusers_name
+from vaeline.core.autoencoder_kl import DEFAULTS, to_diffusers
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.io.safe_read import parse_json, read_bounded, shown
@@ -36,17 +36,15 @@ def load_initial(vae: VAE, section: config.AutoencoderKl, folder: Path) -> None:
     for name, wanted in kl_sizes(section).arguments(vae.shape).items():
         if (value := found.get(name, DEFAULTS.get(name))) != wanted:
             raise UserError(f"{path}: {name}: found {shown(value)}, model.network and the images want {wanted}")
-    state = vae.state_dict()
-    names = {diffusers_name(name): name for name in state if name.startswith(("encoder.", "decoder."))}
-    path = folder / INIT_WEIGHTS
-    content = read_bounded(path, HEADER_BYTES + 4 * sum(state[name].numel() for name in names.values()))
+    own, path = to_diffusers(vae.state_dict()), folder / INIT_WEIGHTS
+    content = read_bounded(path, HEADER_BYTES + 4 * sum(tensor.numel() for tensor in own.values()))
     tensors = {_current(name): tensor for name, tensor in parse_tensors(content, path).items()}
     half = (torch.float16, torch.bfloat16)
     tensors = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
-    check_tensors(tensors, {name: state[own] for name, own in names.items()}, path, INIT_CONFIG)
+    check_tensors(tensors, own, path, INIT_CONFIG)
     with torch.no_grad():
-        for name, own in names.items():
-            state[own].copy_(tensors[name])
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
 
 def load_perceptual(options: Perceptual, shape: Shape) -> network.Perceptual:

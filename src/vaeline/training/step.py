@@ -109,28 +109,19 @@ class State:
             average.copy_(held)
 
 
-def one_cycle(step: int, steps: int, peak: float) -> float:
-    """The learning rate of step 0 ... steps - 1: a linear rise to the peak, then half a cosine down.
+def learning_rate(options: Train, step: int, steps: int) -> float:
+    """The rate of step 0 ... steps - 1: constant, or half a cosine down from the peak, in one cycle after a rise to it.
 
     Smith & Topin 2018 (arXiv:1708.07120), with a cosine in place of their second line.
     """
-    position = (step + 0.5) / steps
-    if position < RISE:
-        return peak * (START + (1 - START) * position / RISE)
-    cosine = 0.5 * (1 + math.cos(math.pi * (position - RISE) / (1 - RISE)))
+    peak, position = options.learning_rate, (step + 0.5) / steps
+    if options.schedule == "constant":
+        return peak
+    rise = RISE if options.schedule == "one-cycle" else 0.0
+    if position < rise:
+        return peak * (START + (1 - START) * position / rise)
+    cosine = 0.5 * (1 + math.cos(math.pi * (position - rise) / (1 - rise)))
     return peak * (END + (1 - END) * cosine)
-
-
-def learning_rate(options: Train, step: int, steps: int) -> float:
-    """The rate of step 0 ... steps - 1 by `options.schedule`; cosine falls from the peak as the cycle's second part."""
-    peak = options.learning_rate
-    match options.schedule:
-        case "one-cycle":
-            return one_cycle(step, steps, peak)
-        case "cosine":
-            return peak * (END + (1 - END) * 0.5 * (1 + math.cos(math.pi * (step + 0.5) / steps)))
-        case "constant":
-            return peak
 
 
 def kl_weight(step: int, warmup_steps: int, beta: float) -> float:
