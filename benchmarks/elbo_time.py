@@ -21,8 +21,8 @@ from benchmarks.plain_loop import HIDDEN, LATENT, PIXELS, PlainLoop
 from benchmarks.row import Row
 from benchmarks.training import one_thread
 from vaeline import config
-from vaeline.config_data import Download
-from vaeline.config_train import Train
+from vaeline.config.data import Download
+from vaeline.config.train import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.data.sources.dataset import Dataset

@@ -25,7 +25,7 @@ import torch
 from benchmarks.plain_loop import BATCH, HIDDEN, LATENT, PIXELS, PlainLoop
 from benchmarks.row import Row
 from vaeline import config
-from vaeline.config_train import Train
+from vaeline.config.train import Train
 from vaeline.training.device import Settings
 from vaeline.training.splits import Splits
 from vaeline.training.trainer import train

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
 from vaeline.config import Params
-from vaeline.config_train import Train
+from vaeline.config.train import Train
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest

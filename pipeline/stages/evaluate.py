@@ -6,7 +6,7 @@ import logging
 from pipeline.report.summary import test_lines
 from pipeline.stages.inputs import load_trained
 from vaeline.config import AutoencoderKl, read_params
-from vaeline.config_train import INIT_PERCEPTUAL, Perceptual
+from vaeline.config.train import INIT_PERCEPTUAL, Perceptual
 from vaeline.core.laplace import MOST_LATENTS
 from vaeline.data.prepared import SPLITS, open_split
 from vaeline.evaluation.first_stage import channel_report, mean_similarity

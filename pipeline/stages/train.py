@@ -10,7 +10,7 @@ import torch
 
 from pipeline.stages.training_processes import PEER_LOST, launch
 from vaeline.config import AutoencoderKl, read_params
-from vaeline.config_train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers
+from vaeline.config.train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers
 from vaeline.data.prepared import load_split, manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file

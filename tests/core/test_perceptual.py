@@ -9,7 +9,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
 from small_training import bumps, model, options, same_weights, train_small
-from vaeline.config_train import INIT_PERCEPTUAL, Diffusers, Perceptual, Random
+from vaeline.config.train import INIT_PERCEPTUAL, Diffusers, Perceptual, Random
 from vaeline.core import perceptual
 from vaeline.core.model import decoded
 from vaeline.data.fetch import fetch_init

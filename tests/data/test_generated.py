@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vaeline.command.program import explain
-from vaeline.config_data import Data, Source
+from vaeline.config.data import Data, Source
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import SPLITS, open_split

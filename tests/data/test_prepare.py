@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeline.config_data import Crop, Data, Download, Npz, Shapes
+from vaeline.config.data import Crop, Data, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
 from vaeline.data.prepared import SPLITS, DataManifest, load_split, manifest_digest, open_split

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_files import refusal
-from vaeline.config_data import Shapes
+from vaeline.config.data import Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import load_split, manifest_digest, open_split, read_manifest

@@ -18,7 +18,7 @@ from pipeline.stages import train
 from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, steps, workspace  # noqa: F401
 from uploads import outbox_events, outbox_runs
 from vaeline.config import AutoencoderKl
-from vaeline.config_train import INIT_WEIGHTS, Diffusers
+from vaeline.config.train import INIT_WEIGHTS, Diffusers
 from vaeline.core.autoencoder_kl import to_diffusers
 from vaeline.data.fetch import fetch_init
 from vaeline.io.digests import file_digest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaeline.config_data import Data, Source
+from vaeline.config.data import Data, Source
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import Item, PublicSet, UnavailableError
 from vaeline.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vaeline import config
-from vaeline.config_data import Binarise
+from vaeline.config.data import Binarise
 from vaeline.training import checkpoint
 from vaeline.training.device import Settings
 from vaeline.training.history import Tracker

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from model_sections import AUTOENCODER_KL, described
 from small_training import Recorder, bumps, options, same_weights, train_small
 from vaeline import config
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
+from vaeline.config.train import INIT_CONFIG, INIT_WEIGHTS, Diffusers, Random
 from vaeline.core.autoencoder_kl import recompute_activations
 from vaeline.core.model import decoded
 from vaeline.core.objectives import elbo_terms

@@ -11,7 +11,7 @@ import pytest
 from model_sections import AUTOENCODER_KL
 from small_training import Recorder, bumps, model, options, train_small
 from vaeline.config import AutoencoderKl, Model
-from vaeline.config_train import Train
+from vaeline.config.train import Train
 from vaeline.serving.model_files import save_model
 from vaeline.training.device import Settings
 from vaeline.training.history import to_csv

@@ -9,7 +9,7 @@ import torch
 
 from small_training import CPU, TRAIN, Recorder, bumps, model, options, same_weights, splits, train_small
 from vaeline import config
-from vaeline.config_data import Binarise
+from vaeline.config.data import Binarise
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.data import batches
 from vaeline.data.batches import Resident

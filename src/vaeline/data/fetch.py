@@ -4,8 +4,8 @@ import logging
 import shutil
 from pathlib import Path
 
-from vaeline.config_data import Download, Folder, Npz, Shapes, Source
-from vaeline.config_train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers, Perceptual, Random
+from vaeline.config.data import Download, Folder, Npz, Shapes, Source
+from vaeline.config.train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers, Perceptual, Random
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.public import fetch_public
 from vaeline.data.sources.shapes import write_shapes

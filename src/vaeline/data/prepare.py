@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config_data import Data, Shape
+from vaeline.config.data import Data, Shape
 from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, read_manifest
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source

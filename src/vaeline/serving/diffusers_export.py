@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from vaeline import config
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS
+from vaeline.config.train import INIT_CONFIG, INIT_WEIGHTS
 from vaeline.core.autoencoder_kl import to_diffusers
 from vaeline.errors import UserError, optional_imports
 from vaeline.io.atomic_write import write_files

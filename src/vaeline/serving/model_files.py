@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat
 from safetensors.torch import save as safetensors_save
 
 from vaeline import config
-from vaeline.config_data import Binarise
+from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files

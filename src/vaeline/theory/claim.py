@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_data import Binarise
-from vaeline.config_train import Train
+from vaeline.config.data import Binarise
+from vaeline.config.train import Train
 from vaeline.core.model import VAE
 from vaeline.data.sources.dataset import Split
 from vaeline.plotting.charts import Picture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vaeline.config_train import Train
+from vaeline.config.train import Train
 from vaeline.errors import UserError
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_data import Shape
-from vaeline.config_train import INIT_CONFIG, INIT_WEIGHTS, PERCEPTUAL_SIDE, Perceptual
+from vaeline.config.data import Shape
+from vaeline.config.train import INIT_CONFIG, INIT_WEIGHTS, PERCEPTUAL_SIDE, Perceptual
 from vaeline.core import perceptual as network
 from vaeline.core.autoencoder_kl import DEFAULTS, to_diffusers
 from vaeline.core.model import VAE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeline.config_data import Binarise
+from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, elbo_terms, estimate
 from vaeline.data.batches import ImageSource, Pixels, open_images

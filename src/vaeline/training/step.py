@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vaeline.config_train import Train
+from vaeline.config.train import Train
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, Estimator, elbo_terms, estimate, surrogate
 from vaeline.core.perceptual import Perceptual

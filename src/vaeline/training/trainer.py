@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeline import config
-from vaeline.config_train import Diffusers, Train
+from vaeline.config.train import Diffusers, Train
 from vaeline.core.autoencoder_kl import recompute_activations
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE, sample_sheet

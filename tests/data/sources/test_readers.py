@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_files import idx_bytes, item_of, tar_gz
-from vaeline.config_data import Download, Folder, Npz, Shapes
+from vaeline.config.data import Download, Folder, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import PublicSet

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.config_data import Download, Folder, Npz, Shapes, Source
+from vaeline.config.data import Download, Folder, Npz, Shapes, Source
 from vaeline.data.sources.catalogue import PUBLIC_SETS, SHAPE_NAMES, checked
 from vaeline.data.sources.dataset import Dataset, Split, check_brightness
 from vaeline.data.sources.images import read_folder

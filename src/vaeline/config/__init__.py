@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.config_data import Data, Shape
-from vaeline.config_train import PERCEPTUAL_SIDE, Diffusers, Train
+from vaeline.config.data import Data, Shape
+from vaeline.config.train import PERCEPTUAL_SIDE, Diffusers, Train
 from vaeline.io.yaml_config import (
     BY_KIND,
     Count,
