@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from model_sections import AUTOENCODER_KL, LIKELIHOODS, MLP, described
 from vaeline import config
 from vaeline.command.main import app
+from vaeline.core.autoencoder_kl import to_diffusers
 from vaeline.errors import UserError
 from vaeline.serving import diffusers_export
 from vaeline.serving.diffusers_export import export_diffusers
@@ -82,16 +83,30 @@ def test_a_package_of_it_requires_diffusers(tmp_path: Path):
     assert [pin.partition("==")[0] for pin in more if pin not in plain] == ["diffusers"]
 
 
-def test_an_export_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(diffusers_export, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"out: diffusers differs by .*; allowed: .*; nothing written$"):
-        export_diffusers(saved(tmp_path), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("scale", [2.0, 20.0])
+def test_rounding_that_grows_with_the_weights_is_no_difference_and_a_changed_weight_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+):
+    loaded = saved(tmp_path / "model")
+    with torch.no_grad():
+        for parameter in loaded.vae.parameters():
+            parameter.mul_(scale)
+    assert max(export_diffusers(loaded, tmp_path / "out")) < 1e-12
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.vae.parameters())
+
+    def changed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights = to_diffusers(state)
+        return weights | {"post_quant_conv.bias": weights["post_quant_conv.bias"] * (1 + 1e-5)}
+
+    monkeypatch.setattr(diffusers_export, "to_diffusers", changed)
+    with pytest.raises(UserError, match=r"no: diffusers differs by .*; allowed: 1e-09; nothing written$"):
+        export_diffusers(loaded, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_command_line_takes_the_format(tmp_path: Path):
     saved(tmp_path / "model")
     done = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "diffusers"])
     assert (done.exit_code, done.output.count("\n")) == (0, 1), done.output
-    assert "(allowed: 1e-05)" in done.output
+    assert "(allowed: 1e-09)" in done.output
     assert CliRunner().invoke(app, ["export", "x", "y", "--format", "gguf"]).exit_code == 2
