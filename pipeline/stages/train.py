@@ -11,7 +11,7 @@ import torch
 from pipeline.stages.training_processes import PEER_LOST, launch
 from vaeline.config import AutoencoderKl, read_params
 from vaeline.config.train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers
-from vaeline.data.prepared import load_split, manifest_digest, read_manifest
+from vaeline.data.prepared import centre, load_split, load_whole, manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest, model_digest
@@ -49,7 +49,8 @@ def main() -> None:
 
 def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> None:
     params, manifest, prepared = read_params(workspace.params), read_manifest(workspace.prepared), workspace.prepared
-    splits = Splits(load_split(prepared, "train"), load_split(prepared, "validation"), manifest.binarise)
+    whole, validation = load_whole(prepared, "train"), load_split(prepared, "validation")
+    splits = Splits(centre(whole, manifest.shape), validation, manifest.binarise, whole)
     data = {"digest": manifest_digest(prepared), "source": manifest.source, "binarise": manifest.binarise}
     options, initial = params.train, dict[str, str]()
     if isinstance(options.init, Diffusers):  # what stage fetch has copied

@@ -11,12 +11,13 @@ import psutil
 import pytest
 
 from vaeline.io.digests import model_digest
-from workspaces import execute, lines_with, runs, vaeline
+from workspaces import RUNS, execute, lines_with, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
 CHAMPION = "models:/digits@champion"
 
 
+@pytest.mark.parametrize("clone", RUNS, indirect=True)
 def test_a_fresh_clone_knows_where_the_champion_comes_from_and_makes_it_again(clone: Path, tmp_path: Path):
     other = tmp_path / "other"
     execute("git", "clone", "-q", str(clone), str(other), cwd=tmp_path)

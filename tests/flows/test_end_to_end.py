@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from uploads import until
-from workspaces import command_line, execute, lines_with, read_lock, runs, vaeline
+from workspaces import RUNS, command_line, execute, lines_with, read_lock, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
 
@@ -80,6 +80,7 @@ def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("clone", RUNS, indirect=True)
 def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
     before = read_lock(clone)
     execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
@@ -90,7 +91,8 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
     execute("dvc", "repro", "train", cwd=clone)
     whole = read_lock(clone)["train"]
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"]
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "VAELINE_CHECKPOINT_SECONDS": "0.1"}
     with subprocess.Popen(
         command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as repro:
@@ -100,7 +102,8 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
         repro.kill()
     assert stages
     until(lambda: not any("runner.py train" in command_line(stage) for stage in stages), 20)  # not without DVC
-    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    done = execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
+    assert lines_with(done.stdout + done.stderr, "resuming at step ")
     assert read_lock(clone)["train"] == whole
     params.write_text(text)
     execute("dvc", "repro", cwd=clone)

@@ -16,6 +16,7 @@ import typer
 from PIL import Image
 
 import vaeline
+from model_sections import AUTOENCODER_KL, section
 from pipeline.services.servers import free_port
 from pipeline.stages import register as stage
 from registry_fixture import ROOT
@@ -30,12 +31,13 @@ NAME = "vaeline-fashion-mnist"
 CHAMPION = f"models:/{NAME}@champion"
 SHAPE = (1, 5, 4)
 EXAMPLES = ROOT / "examples"
+FIRST_STAGE = section(AUTOENCODER_KL | {"block_out_channels": [4]}).model_copy(update={"latent_dim": 20})  # f = 1
 
 
 @pytest.fixture(scope="module")
-def registered(outputs: Callable[..., Path], empty_store: Path) -> Iterator[Path]:
+def registered(outputs: Callable[..., Path], empty_store: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A repository with a registered model, registered once for all tests here; they only read it."""
-    root = outputs()
+    root = outputs(**getattr(request, "param", {}))
     (root / ".vaeline").mkdir()
     shutil.copy(empty_store, root / ".vaeline")
     with pytest.MonkeyPatch.context() as patch:
@@ -127,6 +129,7 @@ def test_the_example_finds_the_images_that_are_unlike_the_others(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("registered", [{}, {"section": FIRST_STAGE}], ids=["mlp", "autoencoder-kl"], indirect=True)
 def test_mlflow_models_serve_answers_every_method_to_curl(registered: Path, tmp_path: Path):
     """The example as it stands, away from the repository's code: it serves, asks with curl, and stops the server."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

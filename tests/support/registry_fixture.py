@@ -155,17 +155,22 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     `sigma`, in pixels, decides how good it is on its test images: 0.29 (their own spread) is about the best.
     """
+    small = config.Model(
+        latent_dim=3, network=config.Mlp(kind="mlp", hidden=[8]), likelihood=config.Gaussian(kind="gaussian")
+    )
 
     def make(
-        seed: int = 1, validation_elbo: float = -10.0, folder: Path | None = None, sigma: float | None = None
+        seed: int = 1,
+        validation_elbo: float = -10.0,
+        folder: Path | None = None,
+        sigma: float | None = None,
+        section: config.Model = small,
     ) -> Path:
         from vaeline.serving.model_files import save_model
         from vaeline.training.build import build_model
         from vaeline.training.history import Epoch, to_csv
 
         root = folder or tmp_path_factory.mktemp("outputs")
-        network, likelihood = config.Mlp(kind="mlp", hidden=[8]), config.Gaussian(kind="gaussian")
-        section = config.Model(latent_dim=3, network=network, likelihood=likelihood)
         vae = build_model(section, (1, 5, 4), "elbo", seed=seed)
         if sigma is not None:
             vae.likelihood.log_sigma.data.fill_(math.log(sigma))

@@ -34,6 +34,12 @@ TINY = {
     r"rows: \d+": "rows: 2",
     r"minimum_active_units: \d+": "minimum_active_units: 0",
 }
+FIRST_STAGE = {
+    r"latent_dim: \d+": "latent_dim: 16",
+    r"kind: mlp (.|\n)*?activation: silu": "{kind: autoencoder-kl, block_out_channels: [4, 8], latent_channels: 1,"
+    " norm_num_groups: 2}",
+}
+RUNS = ["first_run", pytest.param("first_stage_run", marks=pytest.mark.slow)]  # for a parametrised `clone`
 
 TOY = """
 stages:
@@ -84,7 +90,7 @@ def read_lock(repository: Path) -> dict[str, dict[str, object]]:
     return stages
 
 
-def tiny_clone(folder: Path) -> Path:
+def tiny_clone(folder: Path, changes: Mapping[str, str] = {}) -> Path:
     """This checkout as a repository of its own, with params for seconds."""
     ignored = shutil.ignore_patterns(
         ".git", ".venv", ".vaeline", "__pycache__", "tmp", "cache", "data", "models", "reports"
@@ -95,7 +101,7 @@ def tiny_clone(folder: Path) -> Path:
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
     text = (folder / "params.yaml").read_text()
-    for pattern, value in TINY.items():
+    for pattern, value in (TINY | changes).items():
         text, count = re.subn(pattern, value, text)
         assert count, f"params.yaml has no {pattern}"
     (folder / "params.yaml").write_text(text)
@@ -197,10 +203,18 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     return clone, vaeline("run", cwd=clone, **OWN_CODE)
 
 
+@pytest.fixture(scope="session")
+def first_stage_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The same with an AutoencoderKL."""
+    clone = tiny_clone(tmp_path_factory.mktemp("first-stage"), FIRST_STAGE)
+    return clone, vaeline("run", cwd=clone, **OWN_CODE)
+
+
 @pytest.fixture
-def clone(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+def clone(request: pytest.FixtureRequest) -> Path:
     """The clone after its first run."""
-    return first_run[0]
+    run: tuple[Path, subprocess.CompletedProcess[str]] = request.getfixturevalue(getattr(request, "param", "first_run"))
+    return run[0]
 
 
 @pytest.fixture

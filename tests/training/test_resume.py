@@ -43,7 +43,7 @@ def train_and_save(
     folder: Path, section: Train, at: int, while_writing: bool, every: float, trained: Model = PLAIN
 ) -> None:
     """Train, perhaps be killed, write the outputs; after some epochs of 7 steps the validation bound gets worse."""
-    data, settings = Splits(bumps(100, 1), 255 - bumps(30, 2), "none"), Settings(every, log_every=1)
+    data, settings = Splits(bumps(100, 1), 255 - bumps(30, 2), "none", bumps(100, 1, 10)), Settings(every, log_every=1)
     tracker = KillingTracker(at, while_writing)
     result = train_small(folder / "c", section, data, tracker=tracker, settings=settings, model_section=trained)
     identity = {"digest": "0", "source": "bumps", "binarise": "none"}

@@ -1,5 +1,6 @@
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ def test_half_of_the_images_of_a_step_are_mirrored(tmp_path: Path, seen: list[Ba
     first, second = ([image.tobytes() in mirrored for image in images[part]] for part in (slice(100), slice(100, 200)))
     assert 35 <= sum(first) <= 65 and first != second
     assert same_weights(result, train_small(tmp_path / "b", options(flips=True, epochs=2)))
+
+
+def test_each_step_takes_a_part_of_each_image_at_a_place_of_its_own(tmp_path: Path, seen: list[Batch]):
+    """Mistake 13."""
+    grid = np.arange(100, dtype=np.uint8).reshape(1, 10, 10)
+    data = Splits(bumps(100, seed=1), bumps(30, seed=2), "none", whole=np.stack([grid] * 100))
+    train_small(tmp_path, options(epochs=2), data)
+    images = torch.cat([batch.pixels for batch in seen]).to(torch.uint8).numpy()
+    corners = [divmod(int(image[0, 0, 0]), 10) for image in images]
+    for image, (y, x) in zip(images, corners, strict=True):
+        np.testing.assert_array_equal(image, grid[:, y : y + 8, x : x + 8])
+    counts = Counter(corners)
+    assert set(counts) == {(y, x) for y in range(3) for x in range(3)}
+    assert min(counts.values()) >= 8 and max(counts.values()) <= 40  # of 200 / 9 each
+    assert corners[:100] != corners[100:]
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.8])

@@ -49,7 +49,7 @@ Source = Annotated[Download | Folder | Npz | Shapes, BY_KIND]
 
 
 class Crop(Section):
-    """Square parts of images: the middle, or for training one at a random place an image, drawn once."""
+    """Square parts of images: the middle, or for training one at a random place, drawn anew each epoch."""
 
     kind: Literal["centre", "random"]
     size: Annotated[int, Field(ge=4, le=1024)]  # pixels

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vaeline.config.data import Shape
 from vaeline.io.npy import blocks, taken
 
 Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
@@ -89,6 +90,14 @@ def _numbers(path: Path) -> dict[str, int]:
     """The first number of each line, by the line's first word."""
     words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
+
+
+def parts(images: Tensor, places: Tensor, shape: Shape) -> Tensor:
+    """One part of each image, at a place on [0, 1)^2: [B, C, H, W] and [B, 2] -> [B, *shape]."""
+    number, *indices = (torch.arange(length, device=places.device) for length in (len(images), *shape[1:]))
+    free = [side - own + 1 for side, own in zip(images.shape[2:], shape[1:], strict=True)]
+    rows, columns = ((places[:, i, None] * free[i]).long() + indices[i] for i in range(2))  # [B, H], [B, W]
+    return images[number[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 ImageSource = Resident | Streamed

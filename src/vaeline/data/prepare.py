@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config.data import Data, Shape
-from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, read_manifest
+from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, centre, read_manifest
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
@@ -35,7 +35,7 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
 
     An image that lies in several splits stays only in the first of test, validation, train. Duplicates are found
     before binarisation and a random crop, after a crop from the centre; those within one split are counted in the log
-    and stay.
+    and stay. For random crops the training images are written whole.
     Binarisation draws each pixel once, 255 with probability pixel / 255: static in every split, dynamic in
     validation and test, while train stays grey and is drawn anew by the training.
     Raises UserError for bad data (see readers) and for less of it than the later stages need.
@@ -61,14 +61,14 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
             images = dataset.test if name == "test" and dataset.test else dataset.pool
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")
             rng = np.random.default_rng([data.seed, SPLITS.index(name)]) if drawn else None
-            places = np.random.default_rng([data.seed, SPLITS.index(name), 1])
-            centred = data.crop is None or data.crop.kind == "centre" or name != "train"
+            whole = data.crop is not None and data.crop.kind == "random" and name == "train"
+            written = images.pixels.shape[1:] if whole else shape
 
-            def change(block: Pixels, rng: Any = rng, places: Any = None if centred else places) -> Pixels:
-                block = cropped(block, shape, places)
+            def change(block: Pixels, rng: Any = rng, written: Shape = written) -> Pixels:
+                block = centre(block, written)
                 return block if rng is None else binarise(block, rng)
 
-            splits[name], histograms = _write_split(folder / f"{name}.npy", images, kept[name], shape, change)
+            splits[name], histograms = _write_split(folder / f"{name}.npy", images, kept[name], written, change)
             labels = None if images.labels is None else images.labels[kept[name]]
             numbers[name] = {"images": len(kept[name])} | split_numbers(histograms, labels, classes)
         content = {
@@ -119,8 +119,7 @@ def _compared(images: Split, data: Data) -> Pixels:
     """What two images must share to be one: all their pixels, or those that a crop from the centre leaves."""
     if data.crop is None or data.crop.kind == "random":
         return images.pixels
-    y, x = ((side - data.crop.size) // 2 for side in images.pixels.shape[2:])
-    return images.pixels[..., y : y + data.crop.size, x : x + data.crop.size]
+    return centre(images.pixels, data.cropped(images.pixels.shape[1:]))
 
 
 def _write_split(
@@ -144,18 +143,6 @@ def _write_split(
                 write(rows[indices])
             summary[f"{kind}_sha256"] = file_digest(beside)
     return summary, histograms
-
-
-def cropped(pixels: Pixels, shape: Shape, places: np.random.Generator | None) -> Pixels:
-    """The middle of images, or one part each at a place drawn uniformly: uint8 [N, C, H, W] -> [N, *shape]."""
-    spare = np.array(pixels.shape[2:]) - shape[1:]
-    if not spare.any():
-        return pixels
-    middle = np.tile(spare // 2, (len(pixels), 1))
-    corners = middle if places is None else places.integers(0, spare + 1, middle.shape)  # [N, 2]
-    return np.stack(
-        [image[:, y : y + shape[1], x : x + shape[2]] for image, (y, x) in zip(pixels, corners, strict=True)]
-    )
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

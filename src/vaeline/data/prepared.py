@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vaeline.config.data import Shape
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
@@ -60,14 +61,28 @@ def manifest_digest(folder: Path) -> str:
 def open_split(folder: Path, split: str) -> Split:
     """A split's images, labels and factors as read-only memory maps; None for what its source has not.
 
-    Raises UserError where a file is missing or changed since `prepare` wrote it.
+    Of training images that were written whole, for random crops, the middle. Raises UserError where a file is missing
+    or changed since `prepare` wrote it.
     """
-    summary = read_manifest(folder).splits[split]
+    manifest = read_manifest(folder)
+    summary = manifest.splits[split]
     return Split(
-        _load(folder / f"{split}.npy", summary.sha256),
+        centre(load_whole(folder, split), manifest.shape),
         _load(folder / f"{split}_labels.npy", summary.labels_sha256),
         _load(folder / f"{split}_factors.npy", summary.factors_sha256),
     )
+
+
+def load_whole(folder: Path, split: str) -> NDArray[np.uint8]:
+    """The images of a split as they were written. Raises UserError as `open_split`."""
+    images: NDArray[np.uint8] = _load(folder / f"{split}.npy", read_manifest(folder).splits[split].sha256)
+    return images
+
+
+def centre(images: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
+    """The middle of images, a view: [N, C, H, W] -> [N, *shape]."""
+    y, x = ((side - own) // 2 for side, own in zip(images.shape[2:], shape[1:], strict=True))
+    return images[..., y : y + shape[1], x : x + shape[2]]
 
 
 def load_split(folder: Path, split: str) -> NDArray[np.uint8]:

@@ -27,9 +27,9 @@ EXAMPLES = 4  # images on which both are compared
 def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     """Write the two files of a model on the CPU; those of an earlier export are replaced together.
 
-    Returns the largest difference of the encoder's numbers and of the pictures between diffusers and vaeline, in parts
-    of max(1, |value|), both in float64. Raises UserError, before anything is written, where one is above TOLERANCE, and for another
-    network than AutoencoderKL.
+    Returns the largest difference of the encoder's numbers and of the pictures between diffusers and vaeline, both in
+    float64, in parts of max(1, |value|). Raises UserError, before anything is written, where one is above TOLERANCE,
+    and for another network than AutoencoderKL.
     """
     vae, network, description = loaded.vae, loaded.config.model.network, loaded.config
     if not isinstance(network, config.AutoencoderKl) or vae.deterministic:

@@ -220,7 +220,8 @@ def latent_diffusion(context: Context) -> Claim:
         "and the bound are those of every other section. Latents keep their places. It is trained with a perceptual "
         "and an adversarial loss beside the reconstruction's, and with a very small weight of the KL.",
         "Here it is `model.network.kind: autoencoder-kl`, the same code (diffusers' AutoencoderKL) at any widths: "
-        "`vaeline export --format diffusers` writes a trained one as diffusers reads it.",
+        "`vaeline export --format diffusers` writes a trained one as diffusers reads it, and "
+        "`examples/latent_diffusion.py` draws new images by a diffusion model on its latents (README has a picture).",
     ]
     header = ("image", "f", "latents", "numbers, image / latents", "encoder's parameters", "decoder's", "scale factor")
     rows, pictures = [_row(THEIRS)], []

@@ -26,6 +26,7 @@ class Splits:
     train: Pixels
     validation: Pixels
     binarise: Binarise
+    whole: Pixels | None = None  # training images of which each step takes a part, at a random place
 
     def some(self, count: int, seed: int) -> Tensor:
         """Training images chosen at random, pixels on [0, 1]: [count, C, H, W]; again from the first if too few."""

@@ -18,7 +18,7 @@ from vaeline.core.autoencoder_kl import recompute_activations
 from vaeline.core.likelihoods import Bernoulli
 from vaeline.core.model import VAE, sample_sheet
 from vaeline.core.priors import VampPrior
-from vaeline.data.batches import open_images
+from vaeline.data.batches import open_images, parts
 from vaeline.errors import UserError
 from vaeline.io.progress import Progress
 from vaeline.training import checkpoint, history
@@ -123,7 +123,7 @@ class _Training:
         perceptual = load_perceptual(wanted, model.shape).to(model.device) if wanted else None
         self.model, self.state = model, State(model, options.ema > 0, perceptual)
         self.device, self.take_step = self.state.totals.device, Stepper(self.state, options, group)
-        self.images = open_images(splits.train, self.device)
+        self.images = open_images(splits.train if splits.whole is None else splits.whole, self.device)
         self.validation = open_images(splits.validation, self.device)
         self.noise = Noise(options.seed, self.device)
         plain = (options.objective, options.estimator, options.samples) == ("elbo", "pathwise", 1)
@@ -184,17 +184,14 @@ class _Training:
         batches = torch.split(order, self.options.batch_size)[self.step - done * self.steps_per_epoch :]
         pixels = self.images.batches([batch[self.group.rows(len(batch))[0]] for batch in batches])
         for batch, own in zip(batches, pixels, strict=True):
-            self.noise.restart("step", self.step)
             rows, fraction = self.group.rows(len(batch))
+            own = self.augmented(own, len(batch), rows)  # noqa: PLW2901
+            self.noise.restart("step", self.step)
             normal = uniform = None  # drawn for the whole batch in every process of a group
             if not self.model.deterministic:
                 normal = self.noise.normal(*self.samples, len(batch), self.model.latent_dim)[..., rows, :]
             if self.draws_uniform:
                 uniform = self.noise.uniform(torch.Size((len(batch), *own.shape[1:])))[rows]
-            if self.options.flips:
-                self.noise.restart("flips", self.step)
-                mirrored = self.noise.uniform(torch.Size((len(batch), 1, 1, 1)))[rows] < 0.5
-                own = torch.where(mirrored, own.flip(-1), own)  # noqa: PLW2901
             item = Batch(own.to(torch.float32), uniform, normal, fraction)
             self.take_step(item, *self.schedule(self.step))
             self.step += 1
@@ -207,6 +204,17 @@ class _Training:
             if time.monotonic() - self.saved > self.settings.checkpoint_seconds:
                 self.save()
         self.finish_epoch()
+
+    def augmented(self, pixels: Tensor, count: int, rows: slice) -> Tensor:
+        """Random parts and flips of a step's images, those in `rows` of `count`."""
+        if pixels.shape[1:] != self.model.shape:
+            self.noise.restart("crops", self.step)
+            pixels = parts(pixels, self.noise.uniform(torch.Size((count, 2)))[rows], self.model.shape)
+        if self.options.flips:
+            self.noise.restart("flips", self.step)
+            mirrored = self.noise.uniform(torch.Size((count, 1, 1, 1)))[rows] < 0.5
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        return pixels
 
     def stop_if_interrupted(self) -> None:
         """After a signal to this process or another of the group, which stop after the same step: save and raise."""
