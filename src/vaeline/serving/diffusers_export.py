@@ -46,7 +46,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     ours, theirs, pixels = deepcopy(vae).double(), theirs.double().eval(), pixels.double()
     for part in (*ours.modules(), *theirs.modules()):
         if hasattr(part, "upcast_softmax"):  # to float32, which is down here
-            part.upcast_softmax = False  # type: ignore[assignment]
+            part.upcast_softmax = False
     posterior, found = ours.encode(ours.likelihood.observe(pixels, None)), theirs.encode(pixels / 127.5 - 1).latent_dist
     pictures = (theirs.decode(posterior.mean.view(-1, *sizes.latents(vae.shape))).sample + 1) / 2
     pairs = {found.mean: posterior.mean, found.logvar: posterior.log_variance, pictures: ours.decode(posterior.mean)}
