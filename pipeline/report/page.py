@@ -5,14 +5,15 @@ It is content: no run id, version, time, host or path; `vaeline trace` reports t
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
 from vaeline.config import Params
@@ -44,7 +45,7 @@ def render(workspace: Workspace, params: Params) -> str:
     samples = reports / "samples"
     environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     source = partial(data_uri, most_bytes=200_000, longest=1400)
-    environment.filters |= {"source": source, "minus": lambda text: text.replace("-", "−"), "formulas": formulas}
+    environment.filters |= {"source": source, "minus": minus, "words": words, "formulas": formulas}
     return environment.get_template("run.html").render(
         title=f"{params.register_.name}: {decision['decision']}",
         registration=decision,
@@ -58,8 +59,18 @@ def render(workspace: Workspace, params: Params) -> str:
         sheets=[(caption, read_output(samples / f"{name}.png")) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
         origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
-        params=sorted(flatten_params(params).items()),
+        params=sorted((key, _without_folder(value)) for key, value in flatten_params(params).items()),
     )
+
+
+def minus(text: str) -> str:
+    """The text with the sign of each negative number as a minus; hyphens stay."""
+    return re.sub(r"(?<![\w)-])-(?=\d)", "−", text)
+
+
+def words(text: str) -> Markup:
+    """A sentence of a claim: minus signs, `code` as such."""
+    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(minus(text)))))
 
 
 def formulas(equation: str) -> list[tuple[Markup, str]]:
@@ -139,6 +150,12 @@ def _claims(content: bytes) -> list[dict[str, Any]]:
 
 def _kl_by_dimension(content: bytes) -> dict[str, float]:
     return {f"z{row['dimension']}": float(row["kl"]) for row in csv.DictReader(content.decode().splitlines())}
+
+
+def _without_folder(value: str) -> str:
+    """A param's value; of an absolute path its last name, as the page may go to others."""
+    path = PurePath(value)
+    return f".../{path.name}" if path.is_absolute() else value
 
 
 def _words(values: Mapping[str, str]) -> dict[str, str]:

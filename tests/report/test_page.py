@@ -166,6 +166,16 @@ def test_every_equation_becomes_mathml_with_nothing_left_of_its_latex():
     assert page.formulas("a < b % c")[0][1] == "c"
 
 
+def test_numbers_have_a_minus_names_keep_their_hyphens_and_no_param_names_a_folder(run: Path):
+    text = "fashion-mnist, one-cycle, -3 - -2.5e-05, ln p(x)-1, `a --b` < 1"
+    assert page.minus(text) == "fashion-mnist, one-cycle, −3 - −2.5e-05, ln p(x)-1, `a --b` < 1"
+    assert page.words(text).endswith("<code>a --b</code> &lt; 1")
+    source = {"kind": "folder", "path": "/home/ann/My images"}
+    read = Reading(page.render(Workspace(), parse_params(PARAMS | {"data": PARAMS["data"] | {"source": source}})))
+    assert ".../My images" in read.text
+    assert "ann" not in read.text.partition("Params")[2]
+
+
 def test_hostile_words_stay_words(run: Path):
     decision = {"digest": EVIL, "name": EVIL, "decision": EVIL, "reasons": [EVIL], "gate": {EVIL: 1.0}}
     write("registration.json", decision)

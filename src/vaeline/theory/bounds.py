@@ -183,16 +183,17 @@ def terms(context: Context) -> Claim:
     numbers |= rate.numbers("rate") | difference.numbers("terms_minus_densities")
     numbers |= {"first_validation_kl": first, "last_validation_kl": last}
     numbers["kl_per_dimension"] = found.kl_per_dimension.double().mean(0).cpu().tolist()
-    captions = (
+    captions = [
         "The bound and its reconstruction term, by epoch.",
         "The path of training on the validation split: rate against distortion.",
-        "The KL of each latent dimension; under a prior with no such parts, their sum.",
-    )
+    ]
+    if len(numbers["kl_per_dimension"]) > 1:  # else a prior under which the KL has no such parts
+        captions.append("The KL of each latent dimension.")
     draw = partial(_draw_terms, context=context, numbers=numbers)
     return Claim("terms", title, equations.TERMS, words, numbers, pictures=charts("terms", captions, draw))
 
 
-def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: dict[str, Any]) -> None:
+def _draw_terms(left: Any, middle: Any, *right: Any, context: Context, numbers: dict[str, Any]) -> None:
     series = {}
     for split in ("train", "validation"):
         for key, name in (("elbo", context.objective.upper()), ("reconstruction", "reconstruction")):
@@ -204,8 +205,9 @@ def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: d
     middle.plot(*path[-1], "o", color=INK, label="last epoch")
     middle.legend()
     middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Validation during training")
-    bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
-    right.set(xlabel="latent dimension", ylabel="mean KL, nats", title="Where the rate goes")
+    for axes in right:
+        bars(axes, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
+        axes.set(xlabel="latent dimension", ylabel="mean KL, nats", title="Where the rate goes")
 
 
 def asymmetry(_: Context | None = None) -> Claim:

@@ -177,7 +177,7 @@ def squared_error(context: Context) -> Claim:
         axes.axvline(best.value, color="C2", linewidth=3, alpha=0.5, label=f"√MSE = {best.value:.4f}")
         axes.axvline(sigma, color=INK, linestyle="--", linewidth=1, label=f"σ = {sigma:.4f}, {how}")
         labels = {"xlabel": "σ, pixels on [0, 1]", "ylabel": "-log p(x|z) a pixel, nats"}
-        axes.set(xscale="log", title="Cost of a pixel", **labels)
+        axes.set(title="Cost of a pixel", **labels)
         axes.legend()
 
     picture = chart("squared_error", caption, draw)
