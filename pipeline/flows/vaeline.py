@@ -77,7 +77,7 @@ def run_name() -> str:
     except UserError:  # which the run itself reports
         return " ".join(["vaeline", *changes])
     model = params.model
-    return " ".join([params.data.source.kind, f"z{model.latent_dim}", model.prior.kind, *changes])
+    return " ".join([params.data.title, f"z{model.latent_dim}", model.prior.kind, *changes])
 
 
 @flow(name="vaeline", flow_run_name=run_name)

@@ -58,7 +58,7 @@ def render(workspace: Workspace, params: Params) -> str:
         latent=_words(latent_numbers(report.get("latent", {}))),
         sheets=[(caption, read_output(samples / f"{name}.png")) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
-        origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": data["source"]},
+        origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": params.data.title},
         params=sorted((key, _without_folder(value)) for key, value in flatten_params(params).items()),
     )
 

@@ -62,7 +62,7 @@ def main() -> None:
             example=np.array(test[:EXAMPLES]),
             evidence=evidence,
             run_id=upload_now(tracker.outbox, client, workspace),
-            note=summary.sentence(report, loaded.config.data.source),
+            note=summary.sentence(report, params.data.title),
             reference=reference,
             code=training_code(tracker.outbox),
         )

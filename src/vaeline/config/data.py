@@ -1,5 +1,6 @@
 """Section `data` of `params.yaml`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -64,6 +65,11 @@ class Data(Section):
     validation: Count | Fraction  # images held out of the training split: a count, or a fraction
     test: Literal["auto"] | Count | Fraction  # auto: the source's own split, else as many as validation
     seed: Seed  # of the splits and of static binarisation
+
+    @property
+    def title(self) -> str:
+        """Name of the data set for people: a folder's or file's own."""
+        return Path(getattr(self.source, "path", "")).name or self.source.kind
 
     def known_shape(self) -> Shape | None:
         """The shape of prepared images where params decide it, with the fewest channels there may be.

@@ -69,7 +69,7 @@ def run_start(workspace: Workspace, params: Params) -> RunStart:
         path = workspace.prepared / "manifest.json"
         manifest = json.loads(path.read_text())
         tags["vaeline.data_digest"] = file_digest(path)
-        dataset = {"name": params.data.source.kind, "digest": file_digest(path), "manifest": manifest}
+        dataset = {"name": params.data.title, "digest": file_digest(path), "manifest": manifest}
     model, train = params.model, params.train  # a readable name: gaussian-mlp-z20, bernoulli-conv-z32-beta4
     name = f"{model.likelihood.kind}-{model.network.kind}-z{model.latent_dim}"
     name += f"-beta{train.beta:g}" if train.beta != 1 else ""
