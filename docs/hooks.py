@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def math_fence(source: str, *_: Any, **__: Any) -> str:
     """A fenced block of LaTeX as MathML, which browsers typeset themselves."""
-    return convert(source, display="block")
+    return f'<div class="math">{convert(source, display="block")}</div>'
 
 
 def params() -> str:
@@ -83,7 +83,8 @@ def _allowed(schema: dict[str, Any]) -> str:
         return f"list of {schema.get('minItems', 0)} to {schema.get('maxItems', 'any')}: {_allowed(schema['items'])}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:,}" for key, sign in bounds.items() if key in schema and schema[key] < 2**63 - 1]
-    name = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}
+    name = {"integer": "whole number", "number": "number", "string": "text", "null": "`null`"}
+    name["boolean"] = "`true`, `false`"
     pattern = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
     return ", ".join([name.get(schema.get("type"), "any value"), *limits, *pattern])
 

@@ -33,9 +33,7 @@ def write_params(params: Path, folder: Path) -> list[str]:
     parse_params(now, str(params))
     data, name, lines = propose(folder.absolute())
     data["seed"] = now["data"]["seed"]
-    source = "".join(f"    {key}: {_literal(value)}\n" for key, value in data["source"].items())
-    rest = "".join(f"  {key}: {_literal(value)}\n" for key, value in data.items() if key != "source")
-    text = DATA.sub(lambda _: f"data:\n  source:\n{source}{rest}\n", params.read_text(encoding="utf-8"), count=1)
+    text = DATA.sub(lambda found: _section(data, found[0]), params.read_text(encoding="utf-8"), count=1)
     text = NAME.sub(lambda found: found[1] + _literal(name), text, count=1)
     wanted = now | {"data": data, "register": now["register"] | {"name": name}}
     if parse_yaml(text, str(params)) != wanted:
@@ -43,6 +41,16 @@ def write_params(params: Path, folder: Path) -> list[str]:
     parse_params(wanted, str(params))
     write_file(params, text.encode())
     return [*lines, f"written to {params}: data, register.name; next: vaeline run"]
+
+
+def _section(data: dict[str, Any], before: str) -> str:
+    """The section `data` as text, with the comments that stood beside its keys before."""
+    notes = dict(re.findall(r"^  (\w+):[^#\n]*(#.*)", before, re.MULTILINE))
+    lines = ["data:", "  source:", *(f"    {key}: {_literal(value)}" for key, value in data["source"].items())]
+    for key, value in data.items():
+        if key != "source":
+            lines.append(f"  {f'{key}: {_literal(value)}':<25} {notes.get(key, '')}".rstrip())
+    return "\n".join([*lines, "", ""])
 
 
 def _literal(value: Any) -> str:

@@ -70,6 +70,8 @@ def next_steps(workspace: Workspace) -> str:
     if not running(workspace, MLFLOW) and artifact_location(tracking_uri(workspace), workspace) is not None:
         lines.insert(0, "vaeline ui (MLflow and Prefect in the browser)")
     lines = [f"runs:     {lines[0]}", *(f"{' ' * 10}{line}" for line in lines[1:])]
-    if try_git(workspace.root, "status", "--porcelain", "dvc.lock"):
-        lines.append('keep:     git add dvc.lock && git commit -m "What this run made"')
+    changed = try_git(workspace.root, "status", "--porcelain", "params.yaml", "dvc.lock") or ""
+    if "dvc.lock" in changed:
+        files = "params.yaml dvc.lock" if "params.yaml" in changed else "dvc.lock"
+        lines.append(f'keep:     git add {files} && git commit -m "What this run made"')
     return "\n".join(lines) + "\n"

@@ -77,6 +77,8 @@ def prefect_api(workspace: Workspace) -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = f"{temporary.address}/api"
     with started(temporary) as process:
         flow = import_module("pipeline.flows.vaeline")
+        log = logging.getLogger("prefect.flow_runs")  # names a page that this server has not
+        log.addFilter(lambda line: not line.getMessage().startswith("View at "))
         wait_until_ready(temporary, process)
         yield
         flow.send_remaining()

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
-from pipeline.report.summary import data_uri, headline, latent_numbers, registration, with_errors
+from pipeline.report.summary import data_uri, has_explorer, headline, latent_numbers, registration, with_errors
 from vaeline.config import Params
 from vaeline.config.train import Train
 from vaeline.errors import UserError
@@ -41,7 +41,7 @@ def render(workspace: Workspace, params: Params) -> str:
     reports = workspace.reports
     report, rows = read_metrics(reports / "metrics.json"), read_history(reports / "history.csv")
     decision = {"decision": "not registered", "reasons": [], "name": params.register_.name} | registration(workspace)
-    data = read_output(workspace.model / "config.json", lambda content: json.loads(content)["data"])
+    data = read_output(workspace.model / "config.json", lambda content: json.loads(content)["data"]["digest"])
     samples = reports / "samples"
     environment = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     source = partial(data_uri, most_bytes=200_000, longest=1400)
@@ -56,9 +56,10 @@ def render(workspace: Workspace, params: Params) -> str:
         kept=best(rows, params.train.beta).epoch,
         kl=kl_bars(reports / "kl_per_dimension.csv"),
         latent=_words(latent_numbers(report.get("latent", {}))),
+        explorer=has_explorer(workspace),
         sheets=[(caption, read_output(samples / f"{name}.png")) for name, caption in CAPTIONS.items()],
         claims=read_claims(reports / "theory"),
-        origin={"model digest": model_digest(workspace.model), "data digest": data["digest"], "data": params.data.title},
+        origin={"model digest": model_digest(workspace.model), "data digest": data, "data": params.data.title},
         params=sorted((key, _without_folder(value)) for key, value in flatten_params(params).items()),
     )
 

@@ -61,6 +61,12 @@ def latent_numbers(latent: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def has_explorer(workspace: Workspace) -> bool:
+    """Whether reports/explorer.html holds the decoder, and not the reason why it does not."""
+    path = workspace.reports / "explorer.html"
+    return path.exists() and b"<canvas" in path.read_bytes()
+
+
 def registration(workspace: Workspace) -> dict[str, Any]:
     """The decision of the stage register; empty where it has not run. Raises UserError where it is something else."""
     path = workspace.reports / "registration.json"
@@ -74,8 +80,10 @@ def summary(workspace: Workspace, version: str | None = None) -> str:
         lines += test_lines(report)
     if sheets := _sheets(workspace):
         lines.append(f"samples:  {reports / 'samples'}/ ({', '.join(path.stem for path in sheets)})")
-    if (reports / "explorer.html").exists():
+    if has_explorer(workspace):
         lines.append(f"explore:  {reports / 'explorer.html'} (the latent space; with your images: vaeline explore)")
+    elif report:
+        lines.append("explore:  vaeline explore (the latent space, in the browser)")
     if (reports / "index.html").exists():
         lines.append(f"report:   {reports / 'index.html'} (numbers, curves, pictures and theory on one page)")
     if decision := registration(workspace):

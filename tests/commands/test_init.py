@@ -1,5 +1,6 @@
 """`vaeline init`: what it proposes for images of every sort, and what it leaves of params.yaml."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def test_the_other_sections_and_their_comments_stay_and_what_was_chosen_is_said(
         assert read_params(params).register_.name == number
     write_params(params, folder)
     after = params.read_text()
+    (validation,) = re.findall("^  validation: .*", before, re.MULTILINE)
+    assert validation.replace("10000", "0.15 ") in after
     assert (
         after[after.index("\nmodel:") :].replace("name: a-b", "name: vaeline-fashion-mnist")
         == (before[before.index("\nmodel:") :])

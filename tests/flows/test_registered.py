@@ -10,6 +10,7 @@ import pytest
 from pipeline.flows.registered import next_steps, registered_version
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import tracking_uri
+from workspaces import execute
 
 KNOWN = (
     "import sys; from pipeline.flows.registered import registered_version; "
@@ -49,7 +50,10 @@ def test_the_next_steps_are_pages_of_the_run_and_the_version_and_the_commit(kept
     (toy / "dvc.lock").write_text("schema: '2.0'\n")
     runs, keep = next_steps(current_workspace()).splitlines()
     assert runs == "runs:     http://127.0.0.1:9/#/experiments?workflowType=machine_learning"
-    assert keep.startswith("keep:     git add dvc.lock && git commit -m ")
+    assert keep.startswith("keep:     git add params.yaml dvc.lock && git commit -m ")
+    execute("git", "add", "params.yaml", cwd=toy)
+    execute("git", "commit", "-qm", "Params", cwd=toy)
+    assert next_steps(current_workspace()).splitlines()[1].startswith("keep:     git add dvc.lock && git commit -m ")
 
 
 @pytest.mark.parametrize("gone", ["store", "model", "entry", "database"])

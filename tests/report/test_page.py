@@ -126,6 +126,8 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     for name, caption in page.CAPTIONS.items():
         content = base64.b64decode(shown[caption].partition(",")[2])
         assert content == (REPORTS / "samples" / f"{name}.png").read_bytes(), name
+    write("explorer.html", "Not available here")
+    assert "Explore the latent space by vaeline explore: samples" in render()[1].text
 
 
 def test_the_page_is_content_the_same_bytes_everywhere_and_asks_for_nothing(
