@@ -74,7 +74,7 @@ def rows() -> list[Row]:
 def fashion_mnist() -> Dataset:
     """Fashion-MNIST's two splits."""
     with tempfile.TemporaryDirectory() as folder:
-        fetch_public(SOURCE.kind, Path(folder))
+        fetch_public(SOURCE.kind, Path(folder), Path("data/raw"))
         return read_source(SOURCE, Path(folder))
 
 

@@ -90,7 +90,10 @@ def _error(**changes: Any) -> str:
             {"model__network": {"kind": "autoencoder-kl", "hidden": 9}},
             "model.network.hidden: unknown key; allowed: kind, block_out_channels, layers_per_block, latent_channels, ",
         ),
-        ({"model__prior__kind": "gauss"}, "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found "),
+        (
+            {"model__prior__kind": "gauss"},
+            "model.prior.kind: allowed: 'standard-normal', 'vamp', 'mixture', 'fitted'; found ",
+        ),
         (
             {"model__prior": {"kind": "standard-normal", "components": 9}},
             "model.prior.components: unknown key; allowed: kind ",
@@ -99,6 +102,14 @@ def _error(**changes: Any) -> str:
         (
             {"model__prior": {"kind": "vamp"}, "train__objective": "autoencoder"},
             "model.prior.kind is 'vamp' but train.objective is 'autoencoder', which has no prior",
+        ),
+        (
+            {"model__prior": {"kind": "fitted", "during": {"kind": "vamp"}}, "train__free_bits": 0.5},
+            "train.free_bits must be 0: under model.prior.kind 'vamp' the KL has no parts",
+        ),
+        (
+            {"model__prior": {"kind": "fitted", "during": {"kind": "fitted"}}},
+            "model.prior.during.kind: allowed: 'standard-normal', 'vamp', 'mixture'; found ",
         ),
         (
             {"model__prior": {"kind": "mixture"}, "train__free_bits": 0.5},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vaeline.core import likelihoods, networks
 from vaeline.core.model import VAE
-from vaeline.core.priors import Mixture
+from vaeline.core.priors import Mixture, StandardNormal
 from vaeline.data.sources.dataset import Split
 
 MOST_BYTES = 3_000_000  # of the page
@@ -61,7 +61,7 @@ def explorer(
         "layers": layers,
         "likelihood": _likelihood(model.likelihood),
         "prior": _prior(model),
-        "autoencoder": model.deterministic,
+        "autoencoder": model.deterministic and isinstance(model.prior, StandardNormal),
         "remote": remote,
         "codes": _base64(codes),
         "places": _places(codes),
@@ -116,12 +116,10 @@ def _prior(model: VAE) -> dict[str, Any] | None:
     """The components of a mixture; None: N(0, I)."""
     if not isinstance(model.prior, Mixture):
         return None
-    gaussians = model.prior.components()
-    weights = model.prior.log_weights().double().exp().cumsum(0).tolist()
     return {
-        "upper": weights,
-        "mean": _base64(gaussians.mean),
-        "deviation": _base64((0.5 * gaussians.log_variance).exp()),
+        "upper": model.prior.log_weights().double().exp().cumsum(0).tolist(),
+        "mean": _base64(model.prior.components().mean),
+        "root": _base64(model.prior.roots()),
     }
 
 

@@ -111,13 +111,13 @@ def _draw_curve(axes: Any, title: str, unit: str, series: Mapping[str, Points], 
 
 
 def kl_bars(path: Path) -> Picture | None:
-    """The KL of each latent dimension, from reports/kl_per_dimension.csv; None where it has no such parts."""
+    """The KL of each latent dimension, from reports/kl_per_dimension.csv; None of an autoencoder."""
     values = read_output(path, _kl_by_dimension)
     if not values:
         return None
     caption = (
-        f"KL of each of {len(values)} latent dimensions on the test split by falling size, at most {MOST_BARS}; the "
-        f"largest {max(values.values()):.4g} nats"
+        f"KL of each of {len(values)} latent dimensions to the prior's marginal on the test split by falling size, at "
+        f"most {MOST_BARS}; the largest {max(values.values()):.4g} nats. Their sum is the KL under N(0, I)"
     )
 
     def draw(axes: Any) -> None:

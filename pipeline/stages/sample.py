@@ -60,7 +60,7 @@ def draw(model: VAE, test: Pixels, axes: LatentAxes, section: Sample) -> dict[st
     samples = _pixels(model, model.prior.sample(noise.to(model.device)))
     prior = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z), the learned prior"
     title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
-    if model.deterministic:
+    if model.deterministic and isinstance(model.prior, StandardNormal):
         title = "Decoded N(0, I)\nan autoencoder's code has no such prior"
     sheets = {"prior_samples": Sheet(title, [("", samples[i : i + columns]) for i in range(0, len(samples), columns)])}
 
@@ -92,8 +92,8 @@ def draw(model: VAE, test: Pixels, axes: LatentAxes, section: Sample) -> dict[st
 def latent_axes(model: VAE, test: Pixels) -> LatentAxes:
     """Latent dimensions, the most informative first: by the mean KL to N(0, I) over the test split.
 
-    An autoencoder, or a learned prior, has no such KL and no such scale: there by the codes' variance, in units of
-    the posterior's, and about the codes' own centre in units of their own spread.
+    Under another prior, and of an autoencoder, N(0, I) is no scale: there by the codes' variance, in units of the
+    posterior's, and about the codes' own centre in units of their own spread.
     """
     posteriors = [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, test)]
     if isinstance(model.prior, StandardNormal) and not model.deterministic:

@@ -14,10 +14,14 @@ from vaeline.core.estimators import log_likelihood
 from vaeline.core.laplace import laplace_proposal
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Laplace, Likelihood
 from vaeline.core.model import VAE
-from vaeline.core.priors import MixtureOfGaussians, Prior, StandardNormal
+from vaeline.core.priors import FullMixture, MixtureOfGaussians, Prior, StandardNormal
 from vaeline.training.build import build_model
 
-PRIORS = {"standard normal": StandardNormal, "mixture": lambda: MixtureOfGaussians(3, 2)}
+PRIORS = {
+    "standard normal": StandardNormal,
+    "mixture": lambda: MixtureOfGaussians(3, 2),
+    "full": lambda: FullMixture(3, 2),
+}
 LIKELIHOODS = {
     "bernoulli": Bernoulli,
     "gaussian": lambda: Gaussian(0.1),

@@ -2,6 +2,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from vaeline import config
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
-from vaeline.core.priors import Mixture, MixtureOfGaussians, Prior, StandardNormal, VampPrior
+from vaeline.core.priors import FullMixture, Mixture, MixtureOfGaussians, Prior, StandardNormal, VampPrior
 from vaeline.training.build import build_model
 
 SHAPE = (1, 4, 4)
@@ -22,6 +23,16 @@ def _mixture(latent_dim: int = 2) -> MixtureOfGaussians:
     with torch.no_grad():
         prior.means.mul_(2)
         prior.raw_log_variances.normal_()
+        prior.logits.normal_()
+    return prior
+
+
+def _full(latent_dim: int = 2) -> FullMixture:
+    torch.manual_seed(4)
+    prior = FullMixture(5, latent_dim)
+    with torch.no_grad():
+        prior.means.mul_(2)
+        prior.raw_factors.normal_()
         prior.logits.normal_()
     return prior
 
@@ -41,6 +52,7 @@ def _vamp(latent_dim: int = 2) -> VampPrior:
 PRIORS: dict[str, Callable[[int], Prior]] = {
     "standard-normal": lambda latent_dim: StandardNormal(),
     "mixture": _mixture,
+    "full": _full,
     "vamp": _vamp,
 }
 each_prior = pytest.mark.parametrize("kind", PRIORS)
@@ -64,6 +76,35 @@ def test_a_mixtures_density_is_the_weighted_sum_of_its_gaussians(prior: Mixture)
     expected = (prior.log_weights().double().exp() * densities).sum(-1).log()
     torch.testing.assert_close(prior.log_prob(z).double(), expected, rtol=1e-5, atol=1e-5)
     assert prior.log_weights().exp().sum().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_full_components_have_these_covariances_and_curvatures_and_are_set_as_they_are() -> None:
+    prior, z = _full(3), torch.randn(4, 3)
+    covariances = prior.roots() @ prior.roots().mT
+    normal = torch.distributions.MultivariateNormal(prior.means, covariances)
+    joint = normal.log_prob(z.unsqueeze(1)) + prior.log_weights()  # [4, K]
+    torch.testing.assert_close(prior.log_prob(z), joint.logsumexp(1))
+    torch.testing.assert_close(prior.components().log_variance, covariances.diagonal(dim1=1, dim2=2).log())
+    expected = (joint.softmax(1).view(4, -1, 1, 1) * covariances.inverse()).sum(1)
+    torch.testing.assert_close(prior.precision(z), expected, rtol=1e-4, atol=1e-4)
+    other = FullMixture(5, 3)
+    other.set(prior.log_weights().exp().detach(), prior.means.detach(), prior.factors().detach())
+    torch.testing.assert_close(other.log_prob(z), prior.log_prob(z))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "full", "vamp"])
+def test_the_kl_to_a_marginal_is_the_integral_over_it(kind: str) -> None:
+    prior, line = PRIORS[kind](2), torch.linspace(-30, 30, 3001)
+    grid = torch.cartesian_prod(line, line)
+    density = prior.log_prob(grid).double().exp().view(3001, 3001)
+    z = torch.tensor([[0.5, -1.0], [2.0, 0.1]])
+    posterior = DiagonalGaussian(torch.tensor([[0.4, -0.8], [1.0, 0.0]]), torch.tensor([[-1.0, -2.0], [0.0, -1.0]]))
+    for d in (0, 1):
+        marginal = density.sum(1 - d) * 0.02  # p(z_d) on the line
+        at = torch.from_numpy(np.interp(z[:, d], line, marginal.detach())).log()
+        scale = torch.exp(0.5 * posterior.log_variance[:, d])
+        expected = torch.distributions.Normal(posterior.mean[:, d], scale).log_prob(z[:, d]) - at
+        torch.testing.assert_close(prior.marginal_kl(posterior, z)[:, d].double(), expected.double(), atol=2e-3, rtol=0)
 
 
 def test_a_density_survives_narrow_components_far_from_zero_and_huge_variances() -> None:

@@ -22,6 +22,7 @@ from vaeline.evaluation.split_metrics import (
     evaluate,
     gain,
     log_likelihood,
+    marginal_kl,
     reconstruct,
     score,
 )
@@ -149,17 +150,17 @@ def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pyte
     """Mistakes 6, 8 and 11: 37 images in batches of 7 leave a short last one, which counts for what it holds."""
     vae, images = truth.vae(mean_error=0.2), truth.images[:37]
     whole, exact = bound(vae, images, SEED), log_likelihood(vae, images, 40, SEED)[0]
-    errors, means = reconstruct(vae, images)
+    by_dimension, (errors, means) = marginal_kl(vae, images, SEED), reconstruct(vae, images)
     monkeypatch.setattr(split_metrics, "BATCH", size)
     monkeypatch.setattr(estimators, "PIXELS_AT_ONCE", size * PIXELS)
     parts = bound(vae, images, SEED)
     assert parts.elbo == pytest.approx(whole.elbo, abs=1e-4)
     assert parts.elbo.mean() == pytest.approx(whole.elbo.mean(), abs=1e-5)
-    assert parts.kl_per_dimension == pytest.approx(whole.kl_per_dimension, rel=1e-5)
+    assert marginal_kl(vae, images, SEED) == pytest.approx(by_dimension, rel=1e-5)
     assert log_likelihood(vae, images, 40, SEED)[0] == pytest.approx(exact, abs=1e-4)
     assert reconstruct(vae, images)[0] == pytest.approx(errors, rel=1e-4)
     assert reconstruct(vae, images)[1].numpy() == pytest.approx(means.numpy(), abs=1e-5)
-    arrays = (parts.elbo, parts.kl, parts.kl_per_dimension, errors, exact)
+    arrays = (parts.elbo, parts.kl, by_dimension, errors, exact)
     assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
 
 
@@ -261,11 +262,15 @@ def test_of_an_autoencoder_only_the_reconstructions_are_reported() -> None:
     assert kl_per_dimension == []
 
 
-def test_a_prior_that_does_not_factorise_has_a_kl_but_no_parts_of_it() -> None:
+def test_a_prior_that_does_not_factorise_has_a_kl_to_each_marginal_and_one_to_all() -> None:
     vae = built({"kind": "gaussian"}, prior={"kind": "mixture", "components": 3})
     report, kl_per_dimension = scored(vae, GREY, k=1000)
     test = report["test"]
-    assert kl_per_dimension == []
+    assert [dimension for dimension, _ in kl_per_dimension] == list(range(vae.latent_dim))
+    assert sum(kl for _, kl in kl_per_dimension) != pytest.approx(test["kl"], rel=0.01)
+    one = built({"kind": "gaussian"}, prior={"kind": "mixture", "components": 1})  # which factorises
+    report, kl_per_dimension = scored(one, GREY)
+    assert sum(kl for _, kl in kl_per_dimension) == pytest.approx(report["test"]["kl"], rel=1e-4)
     assert test["elbo"] == pytest.approx(test["reconstruction"] - test["kl"], abs=1e-9)
     assert test["gap"] > -4 * test["gap_se"]
 

@@ -36,9 +36,7 @@ def test_the_page_holds_the_decoder_the_codes_and_the_places_of_the_codes():
     assert content["classes"] == ["a", "b", "<c>"]
     components = model.prior.components()
     assert np.allclose(floats(content["prior"]["mean"]), components.mean.detach().numpy().ravel())
-    assert np.allclose(
-        floats(content["prior"]["deviation"]) ** 2, components.log_variance.exp().detach().numpy().ravel()
-    )
+    assert np.allclose(floats(content["prior"]["root"]) ** 2, components.log_variance.exp().detach().numpy().ravel())
     assert "<c>" not in page
     assert [axis["dimension"] for axis in content["axes"]] == list(axes.order)
     assert page == explorer(*make("logistic")[:3], ("a", "b", "<c>"), axes), "the same for the same"

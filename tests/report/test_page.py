@@ -119,7 +119,8 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     alts = list(shown)
     assert [alt.partition(",")[0] for alt in alts[:4]] == ["ELBO", "Reconstruction term", "KL", "σ of the likelihood"]
     assert "train from -50 to -4.167; validation from -52 to -4.333" in alts[0]
-    assert alts[4].startswith("KL of each of 6 latent dimensions on the test split by falling size")
+    of_latents = "KL of each of 6 latent dimensions to the prior's marginal on the test split by falling size"
+    assert alts[4].startswith(of_latents)
     assert alts[5:] == [*page.CAPTIONS.values(), "Dots"]
     assert len(text) < 2_000_000
     assert set(page.CAPTIONS) == {path.stem for path in (REPORTS / "samples").iterdir()}

@@ -6,7 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from model_sections import AUTOENCODER_KL, CONV, GATED, LIKELIHOODS, MIXTURE, MLP, SHAPE, VAMP, described, section
+from model_sections import (
+    AUTOENCODER_KL,
+    CONV,
+    FITTED,
+    FULL,
+    GATED,
+    LIKELIHOODS,
+    MIXTURE,
+    MLP,
+    SHAPE,
+    VAMP,
+    described,
+    section,
+)
 from vaeline import config
 from vaeline.core.likelihoods import START_SIGMA
 from vaeline.errors import UserError
@@ -120,7 +133,7 @@ def test_a_broken_model_is_refused_in_one_line_naming_the_file(folder: Path, cas
     assert "-S '~" not in message, "only a key of params.yaml can be removed by DVC"
 
 
-@pytest.mark.parametrize("prior", [VAMP, MIXTURE], ids=["vamp", "mixture"])
+@pytest.mark.parametrize("prior", [VAMP, MIXTURE, FULL, FITTED], ids=["vamp", "mixture", "full", "fitted"])
 def test_a_learned_prior_is_saved_with_its_model(tmp_path: Path, prior: dict[str, Any]):
     model = config.Model.model_validate(section(GATED).model_dump() | {"prior": prior})
     vae = build_model(model, SHAPE, "elbo", seed=1)

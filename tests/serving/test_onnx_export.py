@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from model_sections import AUTOENCODER_KL, CONV, GATED, LIKELIHOODS, MLP, described
+from model_sections import AUTOENCODER_KL, CONV, FITTED, GATED, LIKELIHOODS, MIXTURE, MLP, described
 from vaeline import config
 from vaeline.core.model import decoded
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.serving import onnx_export
 from vaeline.serving.model_files import LoadedModel, load_model, save_model
-from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, TOLERANCE, export_onnx
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, PRIOR, TOLERANCE, export_onnx
 from vaeline.training.build import build_model
 
 NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "kl": AUTOENCODER_KL}
@@ -39,13 +39,13 @@ assert not {"torch", "vaeline"} & set(sys.modules)
 """
 
 
-def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo") -> LoadedModel:
+def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo", **other: Any) -> LoadedModel:
     """A tiny model; its weights are three times as large as drawn, so that saturated units are met too.
 
     Not those of an AutoencoderKL: its attention would make 6e-5 of float32's rounding.
     """
     shape, latent_dim = ((3, 8, 6), 12) if network == "kl" else ((1, 9, 7), 3)
-    content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood}
+    content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood} | other
     section = config.Model.model_validate(content)
     vae = build_model(section, shape, objective, seed=1)
     with torch.no_grad():
@@ -122,6 +122,21 @@ def test_a_consumer_with_onnxruntime_and_numpy_needs_nothing_else(loaded: Loaded
     posterior = loaded.vae.encode(loaded.vae.likelihood.observe(torch.from_numpy(answers["pixels"]), None))
     np.testing.assert_allclose(answers["mean"], posterior.mean, rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_allclose(answers["images"], decoded(loaded.vae, posterior.mean), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("prior", [{"kind": "standard-normal"}, MIXTURE, FITTED], ids=lambda prior: prior["kind"])
+def test_the_prior_is_there_as_a_mixture_of_gaussians_to_draw_from(tmp_path: Path, prior: dict[str, Any]):
+    loaded = saved(tmp_path / "model", "mlp", LIKELIHOODS[0], prior=prior)
+    export_onnx(loaded, tmp_path)
+    about, found = json.loads((tmp_path / ABOUT).read_text())["prior"], np.load(tmp_path / PRIOR)
+    assert (about["file"], about["sha256"]) == (PRIOR, file_digest(tmp_path / PRIOR))
+    rng = np.random.default_rng(0)
+    k, noise = rng.choice(len(found["weights"]), 4000, p=found["weights"].astype(float)), rng.normal(size=(4000, 3))
+    root = found["root"][k]
+    z = found["mean"][k] + (root * noise if root.ndim == 2 else np.einsum("nij,nj->ni", root, noise))
+    drawn = loaded.vae.prior.sample(torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))).numpy()
+    assert z.mean(0) == pytest.approx(drawn.mean(0), abs=0.1)
+    assert np.cov(z.T) == pytest.approx(np.cov(drawn.T), abs=0.2)
 
 
 def test_the_files_name_the_model_and_each_other_and_no_path_of_this_machine(loaded: LoadedModel, exported: Path):

@@ -23,7 +23,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "likelihood": {"kind": "gaussian"},
         "prior": {"kind": "mixture", "components": 3},
     },
-    "laplace": {"network": MLP | {"activation": "relu"}, "likelihood": {"kind": "laplace"}},
+    "laplace": {
+        "network": MLP | {"activation": "relu"},
+        "likelihood": {"kind": "laplace"},
+        "prior": {"kind": "fitted", "components": 3},
+    },
     "truncated": {
         "network": {"kind": "gated", "hidden": [8]},
         "likelihood": {"kind": "gaussian", "sigma": 0.2, "truncated": True},

@@ -16,6 +16,7 @@ AUTOENCODER_KL: dict[str, Any] = {  # f = 2
     "norm_num_groups": 2,
 }
 VAMP, MIXTURE = {"kind": "vamp", "components": 4}, {"kind": "mixture", "components": 2}
+FULL, FITTED = MIXTURE | {"covariance": "full"}, {"kind": "fitted", "components": 3, "during": VAMP}
 LIKELIHOODS: list[dict[str, Any]] = [
     {"kind": "bernoulli"},
     {"kind": "gaussian", "sigma": "learned"},

@@ -1,19 +1,22 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from small_training import CPU, bumps, model
+from small_training import CPU, bumps, model, options, same_weights, train_small
 from vaeline import config
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
 from vaeline.core.priors import StandardNormal
 from vaeline.data.batches import Resident
+from vaeline.errors import UserError
 from vaeline.training import splits
 from vaeline.training.build import build_model
 from vaeline.training.randomness import Noise
-from vaeline.training.splits import Splits, latent_scale, validate
+from vaeline.training.splits import Splits, fitted_prior, latent_scale, validate
 
 
 def test_mistake_8_every_image_counts_once_and_as_much_as_any_other(monkeypatch: pytest.MonkeyPatch):
@@ -70,3 +73,41 @@ def test_the_scale_gives_the_latents_mean_zero_and_variance_one() -> None:
     assert factor**-2 == pytest.approx(variance, rel=0.05)
     assert mean == pytest.approx(5 + 3 * (255 / 2 + 0.5) / 256, rel=0.01)
     assert (mean, factor) == latent_scale(vae, data, 1, CPU)
+
+
+def test_a_fitted_prior_has_the_means_and_covariances_of_the_training_codes() -> None:
+    """Mistake 18: fitted to another split, or to posterior means, whose variance is less by q's."""
+    rng, right = np.random.default_rng(3), np.arange(6000) % 3 == 0
+    about = np.where(right[:, None], [200, 60], [60, 180])
+    pixels = about + rng.multivariate_normal([0, 0], [[300, 200], [200, 300]], 6000)
+    images = pixels.round().clip(0, 255).astype(np.uint8).reshape(6000, 1, 1, 2)
+    vae = VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
+    data = Splits(images, np.zeros_like(images[:200]), "none")
+    prior, again = (fitted_prior(vae, 2, data, 1, CPU) for _ in range(2))
+    assert all(torch.equal(one, two) for one, two in zip(prior.parameters(), again.parameters(), strict=True))
+    x = (images.reshape(-1, 2) + 0.5) / 256
+    order = prior.means[:, 0].argsort(descending=True)
+    for k, part in zip(order.tolist(), (right, ~right), strict=True):
+        covariance = 9 * np.cov(x[part].T) + 0.25 * np.eye(2)
+        found = (prior.roots() @ prior.roots().mT)[k].detach().numpy()
+        assert prior.means[k].tolist() == pytest.approx(5 + 3 * x[part].mean(0), abs=0.05)
+        assert found == pytest.approx(covariance, abs=0.03)
+        assert prior.log_weights()[k].exp().item() == pytest.approx(part.mean(), abs=0.02)
+    with pytest.raises(
+        UserError, match=r"model.prior.components: found 6001, allowed: at most the 6000 training images"
+    ):
+        fitted_prior(vae, 6001, data, 1, CPU)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
+def test_a_fitted_prior_takes_the_place_of_that_of_the_training_which_goes_on_as_without(
+    tmp_path: Path, objective: str
+):
+    section, prior = options(objective=objective), config.Fitted(kind="fitted", components=3)
+    plain = train_small(tmp_path / "plain", section)
+    fitted, again = (train_small(tmp_path / name, section, model_section=model(prior=prior)) for name in "ab")
+    assert same_weights(fitted, again)
+    assert plain.history == fitted.history
+    network, before = fitted.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(network[name], before[name]) for name in before)
+    assert {name for name in network if name not in before} == {"prior.means", "prior.raw_factors", "prior.logits"}

@@ -8,7 +8,7 @@ const layers = (content.layers || []).map(
 const scale = content.likelihood.scale && floats(content.likelihood.scale);
 const codes = floats(content.codes), count = content.places.length, dimensions = codes.length / count;
 const prior = content.prior &&
-  {upper: content.prior.upper, mean: floats(content.prior.mean), deviation: floats(content.prior.deviation)};
+  {upper: content.prior.upper, mean: floats(content.prior.mean), root: floats(content.prior.root)};
 
 // The decoder
 
@@ -88,8 +88,11 @@ function drawn(random, temperature) {
   if (!prior) return Float64Array.from({length: dimensions}, () => temperature * random.normal());
   const u = random.uniform(), found = prior.upper.findIndex(bound => u < bound);
   const first = (found < 0 ? prior.upper.length - 1 : found) * dimensions;
-  const coordinate = i => prior.mean[i] + temperature * prior.deviation[i] * random.normal();
-  return Float64Array.from({length: dimensions}, (_, i) => coordinate(first + i));
+  const noise = Float64Array.from({length: dimensions}, () => temperature * random.normal());
+  const full = prior.root.length > prior.mean.length; // matrices, not deviations
+  const offset = (i, row) => full ? noise.reduce((sum, value, j) => sum + prior.root[row * dimensions + j] * value, 0)
+    : prior.root[row] * noise[i];
+  return noise.map((_, i) => prior.mean[first + i] + offset(i, first + i));
 }
 
 // Pictures

@@ -23,6 +23,7 @@ from vaeline.io.yaml_config import (
 
 Activation = Literal["relu", "tanh", "silu"]
 Width = Annotated[int, Field(ge=1, le=65536)]
+Covariance = Annotated[Literal["diagonal", "full"], Field(exclude_if=lambda value: value == "diagonal")]
 Levels = Annotated[list[Width], Field(min_length=1, max_length=10)]
 
 
@@ -109,10 +110,19 @@ class Vamp(Section):
 
 
 class Mixture(Section):
-    """A mixture of Gaussians with learned means, variances and weights."""
+    """A mixture of Gaussians with learned means, variances or covariances, and weights."""
 
     kind: Literal["mixture"]
     components: Width = 100  # Gaussians
+    covariance: Covariance = "diagonal"  # of each
+
+
+class Fitted(Section):
+    """A mixture of Gaussians with full covariances, fitted to the training codes after training (Ghosh et al. 2020)."""
+
+    kind: Literal["fitted"]
+    components: Width = 50  # Gaussians
+    during: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")  # training
 
 
 class Model(Section):
@@ -121,7 +131,12 @@ class Model(Section):
     latent_dim: Width  # Z, numbers in a code
     network: Annotated[Mlp | Conv | Gated | AutoencoderKl, BY_KIND]
     likelihood: Annotated[Bernoulli | Gaussian | Laplace | ContinuousBernoulli | DiscretisedLogistic, BY_KIND]
-    prior: Annotated[StandardNormal | Vamp | Mixture, BY_KIND] = StandardNormal(kind="standard-normal")
+    prior: Annotated[StandardNormal | Vamp | Mixture | Fitted, BY_KIND] = StandardNormal(kind="standard-normal")
+
+    @property
+    def training_prior(self) -> StandardNormal | Vamp | Mixture:
+        """The prior that is trained with."""
+        return self.prior.during if isinstance(self.prior, Fitted) else self.prior
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Self:
@@ -155,7 +170,12 @@ class Model(Section):
                     rule = f"must be {needed} = latent_channels x height x width / {factor}^2 for {size}"
                     raise ValueError(f"model.latent_dim: {rule}; found {latents}")
         weights += 2 * sum(before * after for before, after in pairwise(widths))
-        weights += self.prior.components * math.prod(shape) if isinstance(self.prior, Vamp) else 0
+        for prior in (self.prior, self.training_prior):
+            match prior:
+                case Vamp(components=components):
+                    weights += components * math.prod(shape)
+                case Fitted(components=components) | Mixture(components=components, covariance="full"):
+                    weights += components * latents**2
         if 4 * weights > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             found = f"weights of {4 * weights / 1e9:,.0f} GB for {size}"
             raise ValueError(f"model: {found}; allowed: the {memory / 1e9:,.0f} GB of this machine's memory")
@@ -221,7 +241,7 @@ class Params(Section):
                 raise ValueError(
                     f"train.perceptual: found images of {side} pixels a side; allowed: {PERCEPTUAL_SIDE} on"
                 )
-        likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.prior.kind
+        likelihood, binarise, prior = self.model.likelihood.kind, self.data.binarise, self.model.training_prior.kind
         if (likelihood == "bernoulli") == (binarise == "none"):
             found = f"model.likelihood.kind is '{likelihood}' but data.binarise is '{binarise}'"
             raise ValueError(f"{found}: bernoulli needs binary pixels (static or dynamic), the others grey ones (none)")

@@ -38,6 +38,13 @@ def pixel_batches(model: VAE, pixels: NDArray[np.uint8], size: int = BATCH) -> I
         yield indices, torch.from_numpy(batch).to(model.device)
 
 
+def posterior_samples(model: VAE, pixels: NDArray[np.uint8], seed: int) -> Iterator[tuple[DiagonalGaussian, Tensor]]:
+    """q(z|x) of the images in order, and a sample of each, [B, Z], by (seed, image)."""
+    for indices, batch in pixel_batches(model, pixels):
+        posterior = model.encode(observe(model, batch, indices, seed))
+        yield posterior, posterior.rsample(per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device))
+
+
 def observe(model: VAE, batch: Tensor, indices: Sequence[int], seed: int, *, binarise: bool = False) -> Tensor:
     """Pixels [B, C, H, W] in data space, with noise by (seed, index); `binarise` draws a Bernoulli's grey pixels."""
     if not (model.likelihood.uses_noise or binarise):

@@ -116,5 +116,5 @@ def _expand(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     if (information := model.likelihood.information()) is not None:
         weight = torch.full_like(weight, information.item())
     gradient = (jacobian @ slope.detach().flatten(1).unsqueeze(-1)).squeeze(-1) + prior_slope
-    hessian = ((jacobian * weight) @ jacobian.mT).double() + torch.diag_embed(model.prior.precision(z).double())
+    hessian = ((jacobian * weight) @ jacobian.mT).double() + model.prior.precision(z).double()
     return gradient.double(), torch.linalg.cholesky_ex(hessian)[0]

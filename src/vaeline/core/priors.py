@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vaeline.core.distributions import DiagonalGaussian, bounded_log_variance
+from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance, soft_bound
 
 
 class Prior(nn.Module):
@@ -22,7 +22,7 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def precision(self, z: Tensor) -> Tensor:
-        """Diagonal of a curvature of -log p at z, positive: [B, Z] -> [B, Z]."""
+        """A curvature of -log p at z, positive definite: [B, Z] -> [B, Z, Z]."""
         raise NotImplementedError
 
     def kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
@@ -33,6 +33,13 @@ class Prior(nn.Module):
         """
         rate = posterior.log_prob(z) - self.log_prob(z)  # [..., B]
         return rate.reshape(-1, rate.shape[-1]).mean(0).unsqueeze(1)
+
+    def marginal_kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
+        """KL(q(z_d|x) || p(z_d)) of each dimension to the prior's marginal, in nats, at samples z [B, Z]: [B, Z].
+
+        Their sum is the KL where the prior factorises; else the KL is more, or less: nothing orders the two.
+        """
+        raise NotImplementedError
 
 
 class StandardNormal(Prior):
@@ -45,19 +52,26 @@ class StandardNormal(Prior):
         return noise
 
     def precision(self, z: Tensor) -> Tensor:
-        return torch.ones_like(z)
+        return torch.ones_like(z).diag_embed()
 
     def kl(self, posterior: DiagonalGaussian, z: Tensor | None = None) -> Tensor:
         """KL(posterior || p) in closed form, which needs no sample: [B, Z]."""
         return posterior.kl_to_standard_normal()
+
+    def marginal_kl(self, posterior: DiagonalGaussian, z: Tensor | None = None) -> Tensor:
+        return self.kl(posterior)
 
 
 class Mixture(Prior):
     """p(z) = sum_k w_k N(z; m_k, diag(v_k)): what a mixture of K diagonal Gaussians needs to be one."""
 
     def components(self) -> DiagonalGaussian:
-        """The K Gaussians: mean and log variance [K, Z]."""
+        """The K Gaussians, or of full ones the marginals: mean and log variance [K, Z]."""
         raise NotImplementedError
+
+    def roots(self) -> Tensor:
+        """S_k with m_k + S_k noise a sample of component k: standard deviations [K, Z], or matrices [K, Z, Z]."""
+        return torch.exp(0.5 * self.components().log_variance)
 
     def log_weights(self) -> Tensor:
         """log w_k, whose exponentials sum to 1: [K]."""
@@ -68,7 +82,18 @@ class Mixture(Prior):
 
     def precision(self, z: Tensor) -> Tensor:
         """The components' precisions, each by its responsibility for z."""
-        return self._log_joint(z).softmax(-1) @ torch.exp(-self.components().log_variance)
+        return (self._log_joint(z).softmax(-1) @ torch.exp(-self.components().log_variance)).diag_embed()
+
+    def marginal_kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
+        gaussians, log_weights, found = self.components(), self.log_weights(), []
+        for d in range(z.shape[-1]):
+            own, one = (
+                DiagonalGaussian(g.mean[:, d, None], g.log_variance[:, d, None]) for g in (posterior, gaussians)
+            )
+            at = z[:, d, None]
+            log_p = torch.logsumexp(log_weights + one.log_prob(at.unsqueeze(1)), dim=1)  # [B, K] -> [B]
+            found.append(own.log_prob(at) - log_p)
+        return torch.stack(found, dim=1)
 
     def _log_joint(self, z: Tensor) -> Tensor:
         """log w_k N(z; m_k, v_k) in nats: [..., Z] -> [..., K].
@@ -97,9 +122,12 @@ class Mixture(Prior):
         chosen = torch.searchsorted(upper, uniform, right=True).clamp(max=len(weights) - 1)
         inside = ((uniform - upper[chosen]) / weights[chosen] + 1).clamp(2**-53, 1 - 2**-53)
         first = torch.special.ndtri(inside).to(noise)
+        return self._sample_of(chosen, torch.cat([first.unsqueeze(-1), noise[..., 1:]], dim=-1))
+
+    def _sample_of(self, chosen: Tensor, noise: Tensor) -> Tensor:
+        """Samples of these components [...] from noise [..., Z]."""
         gaussians = self.components()
-        picked = DiagonalGaussian(gaussians.mean[chosen], gaussians.log_variance[chosen])
-        return picked.rsample(torch.cat([first.unsqueeze(-1), noise[..., 1:]], dim=-1))
+        return DiagonalGaussian(gaussians.mean[chosen], gaussians.log_variance[chosen]).rsample(noise)
 
 
 class MixtureOfGaussians(Mixture):
@@ -116,6 +144,63 @@ class MixtureOfGaussians(Mixture):
 
     def log_weights(self) -> Tensor:
         return self.logits.log_softmax(0)
+
+
+class FullMixture(Mixture):
+    """p(z) = sum_k w_k N(z; m_k, (C_k C_k^T)^-1), C_k upper triangular with a softly bounded log diagonal."""
+
+    def __init__(self, components: int, latent_dim: int) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.randn(components, latent_dim))
+        self.raw_factors = nn.Parameter(torch.zeros(components, latent_dim, latent_dim))  # below the diagonal: unused
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def factors(self) -> Tensor:
+        """C_k: [K, Z, Z]."""
+        log_diagonal = soft_bound(self.raw_factors.diagonal(dim1=1, dim2=2), LOG_VARIANCE_BOUND / 2)
+        return torch.triu(self.raw_factors, 1) + torch.diag_embed(log_diagonal.exp())
+
+    @torch.no_grad()
+    def set(self, weights: Tensor, means: Tensor, factors: Tensor) -> None:
+        """Take weights [K], means [K, Z] and factors C_k [K, Z, Z], within the bounds."""
+        bound = LOG_VARIANCE_BOUND / 2
+        log_diagonal = (factors.diagonal(dim1=1, dim2=2).log() / bound).clamp(-0.999, 0.999).atanh() * bound
+        self.raw_factors.copy_(factors.triu(1) + log_diagonal.diag_embed())
+        self.means.copy_(means)
+        self.logits.copy_(weights.log())
+
+    def components(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.means, self.roots().square().sum(2).log())
+
+    def roots(self) -> Tensor:
+        """C_k^-T: [K, Z, Z]."""
+        factors = self.factors().double()
+        identity = torch.eye(factors.shape[1], dtype=factors.dtype, device=factors.device)
+        roots: Tensor = torch.linalg.solve_triangular(factors.mT, identity, upper=False)
+        return roots.to(self.means)
+
+    def log_weights(self) -> Tensor:
+        return self.logits.log_softmax(0)
+
+    def precision(self, z: Tensor) -> Tensor:
+        factors = self.factors()
+        precisions = factors @ factors.mT  # [K, Z, Z]
+        return torch.einsum("bk,kij->bij", self._log_joint(z).softmax(-1), precisions)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """log w_k N(z; m_k, (C_k C_k^T)^-1) in nats, by |(z - m_k) C_k|^2 in float64: [..., Z] -> [..., K]."""
+        factors, mean = self.factors().double(), self.means.double()
+        whitened = (z.double() @ factors.transpose(0, 1).flatten(1)).view(*z.shape[:-1], *mean.shape)  # [..., K, Z]
+        squares = (whitened - (mean.unsqueeze(1) @ factors).squeeze(1)).square().sum(-1)
+        log_determinants = factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        log_densities = log_determinants - 0.5 * (squares + mean.shape[1] * math.log(2 * math.pi))
+        return self.log_weights() + log_densities.to(z.dtype)
+
+    def _sample_of(self, chosen: Tensor, noise: Tensor) -> Tensor:
+        roots, z = self.roots(), torch.empty_like(noise)
+        for k in torch.unique(chosen).tolist():  # one at a time: Z^2 numbers a component, not a sample
+            z[chosen == k] = self.means[k] + noise[chosen == k] @ roots[k].mT
+        return z
 
 
 class VampPrior(Mixture):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vaeline.core.estimators import observe, per_image_noise, pixel_batches
+from vaeline.core.estimators import pixel_batches, posterior_samples
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.networks import Shape
@@ -36,10 +36,8 @@ def channel_report(model: VAE, latents: Shape, pixels: Pixels, seed: int) -> dic
     `latents` are c, H / f, W / f; a diffusion model multiplies by the scale.
     """
     sums = torch.zeros(2, latents[0], dtype=torch.float64)
-    for indices, batch in pixel_batches(model, pixels):
-        noise = per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device)
-        z = model.encode(observe(model, batch, indices, seed)).rsample(noise).double().cpu()
-        places = z.view(len(z), latents[0], -1)
+    for _, z in posterior_samples(model, pixels, seed):
+        places = z.double().cpu().view(len(z), latents[0], -1)
         sums += torch.stack([places.sum((0, 2)), places.square().sum((0, 2))])
     means, squares = sums / (len(pixels) * latents[1] * latents[2])
     spreads = (squares - means.square()).clamp(min=1e-24).sqrt()

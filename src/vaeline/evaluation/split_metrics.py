@@ -45,7 +45,6 @@ class Bound:
 
     reconstruction: Values  # [N]
     kl: Values  # [N]
-    kl_per_dimension: Values  # [Z], mean over the images; [1] under a prior that does not factorise
 
     @property
     def elbo(self) -> Values:
@@ -75,7 +74,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
     """Score a model on the validation and the test split; of an autoencoder only its reconstructions.
 
-    Returns part of reports/metrics.json, and (latent dimension, mean KL in nats) where the KL has parts. "elbo",
+    Returns part of reports/metrics.json, and (latent dimension, `marginal_kl`), none of an autoencoder. "elbo",
     "reconstruction" and "kl" are at one posterior sample an image, "nll" is the importance-sampled -log p(x), "gap" =
     log p(x) - ELBO, each a mean over images in nats with its standard error "_se"; "effective_samples" is the median
     over images of (sum w)^2 / sum w^2; "mse" and "psnr" (decibels, the mean of each image's) are of the expected image
@@ -108,8 +107,7 @@ def evaluate(
         "validation": _bound_report(model, "validation", held_out),
         "test": scores,
     }
-    has_parts = len(tested.kl_per_dimension) == model.latent_dim and not model.deterministic
-    return report, list(enumerate(tested.kl_per_dimension.tolist())) if has_parts else []
+    return report, [] if model.deterministic else list(enumerate(marginal_kl(model, test, seed).tolist()))
 
 
 def score(model: VAE, pixels: Pixels, *, seed: int, active_units_threshold: float) -> Scores:
@@ -128,17 +126,28 @@ def gain(challenger: Scores, champion: Scores) -> Measured:
 @torch.no_grad()
 def bound(model: VAE, pixels: Pixels, seed: int) -> Bound:
     """The ELBO's terms with one posterior sample an image (none for an autoencoder: its code is the mean)."""
-    reconstruction, kl, sums = [], [], torch.zeros(1, dtype=torch.float64)
+    reconstruction, kl = [], []
     for indices, batch in pixel_batches(model, pixels):
         noise = None
         if not model.deterministic:
             noise = estimators.per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device)
         terms = elbo_terms(model, observe(model, batch, indices, seed), noise)
         reconstruction.append(terms.reconstruction.double().cpu())
-        parts = terms.kl_per_dimension.double().cpu()  # [B, Z], or [B, 1] where the KL has no parts
-        kl.append(parts.sum(1))
-        sums = sums + parts.sum(0)
-    return Bound(torch.cat(reconstruction).numpy(), torch.cat(kl).numpy(), (sums / len(pixels)).numpy())
+        kl.append(terms.kl_per_dimension.double().cpu().sum(1))
+    return Bound(torch.cat(reconstruction).numpy(), torch.cat(kl).numpy())
+
+
+@torch.no_grad()
+def marginal_kl(model: VAE, pixels: Pixels, seed: int) -> Values:
+    """KL(q(z_d|x) || p(z_d)) of each latent dimension, mean over the images at the samples of `bound`, in nats: [Z].
+
+    To the prior's marginal in that dimension: they add up to the KL under a prior that factorises, else to another
+    number.
+    """
+    sums = torch.zeros(model.latent_dim, dtype=torch.float64)
+    for posterior, z in estimators.posterior_samples(model, pixels, seed):
+        sums += model.prior.marginal_kl(posterior, z).double().cpu().sum(0)
+    return (sums / len(pixels)).numpy()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
     encoder.onnx   pixels uint8 [N, C, H, W]   -> mean, log_variance of q(z|x), float32 [N, Z]
     decoder.onnx   z float32 [N, Z]            -> pixels float32 [N, C, H, W], expected, on [0, 1]
+    prior.npz      weights [K], mean [K, Z] and root, [K, Z] or [K, Z, Z], of the Gaussians that p(z) is a mixture of
     model.json     digests, shapes, opset, preprocessing
 
 N is free. What a uint8 pixel becomes before the network sees it is part of the encoder's graph, so that no consumer
@@ -9,6 +10,7 @@ can get it wrong. The same model and the same torch give the same bytes.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -22,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from vaeline.core.model import VAE, decoded
+from vaeline.core.priors import Mixture
 from vaeline.errors import UserError, optional_imports
 from vaeline.io.atomic_write import write_files
 from vaeline.serving.model_files import LoadedModel
 
-ENCODER, DECODER, ABOUT = "encoder.onnx", "decoder.onnx", "model.json"
+ENCODER, DECODER, PRIOR, ABOUT = "encoder.onnx", "decoder.onnx", "prior.npz", "model.json"
 OPSET = 18
 TOLERANCE = 1e-5  # between ONNX Runtime and torch: |difference| <= TOLERANCE * max(1, |torch|)
 LARGEST = 2**31 - 2**20  # bytes: protobuf holds no more, and the graph needs some itself
@@ -53,7 +56,7 @@ class Graph(nn.Module):
 
 
 def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
-    """Write the three files of a model on the CPU; those of an earlier export are replaced together.
+    """Write the four files of a model on the CPU; those of an earlier export are replaced together.
 
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
     Raises UserError, before anything is written, where one is above TOLERANCE or the model too large for a file.
@@ -77,6 +80,7 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     decoder_bytes, decoder_error = _checked_graph(
         loaded, lambda vae, z: (decoded(vae, z),), DECODER, {"z": latents}, ["pixels"]
     )
+    prior_bytes = _gaussians(vae)
     sigma = vae.likelihood.sigma
     pixel_shape, latent_shape = ["N", *vae.shape], ["N", vae.latent_dim]
     about = {
@@ -98,12 +102,28 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         },
         "preprocessing": {"where": f"inside {ENCODER}", "formula": OBSERVED[config.model.likelihood.kind]},
         "posterior": "z = mean + exp(log_variance / 2) * standard normal noise",
+        "prior": {
+            "file": PRIOR,
+            "sha256": hashlib.sha256(prior_bytes).hexdigest(),
+            "formula": "k by weights; z = mean[k] + root[k] * standard normal noise, or root[k] @ noise",
+        },
         "likelihood": {"kind": config.model.likelihood.kind, "sigma": None if sigma is None else float(sigma)},
     }
     text = json.dumps(about, indent=2) + "\n"
-    contents = {ENCODER: encoder_bytes, DECODER: decoder_bytes, ABOUT: text.encode()}
+    contents = {ENCODER: encoder_bytes, DECODER: decoder_bytes, PRIOR: prior_bytes, ABOUT: text.encode()}
     write_files({folder / name: content for name, content in contents.items()})
     return encoder_error, decoder_error
+
+
+def _gaussians(vae: VAE) -> bytes:
+    """The prior as a mixture of Gaussians, one if it is N(0, I)."""
+    weights, mean = torch.ones(1), torch.zeros(1, vae.latent_dim)
+    root = torch.ones_like(mean)
+    if isinstance(prior := vae.prior, Mixture):
+        weights, mean, root = prior.log_weights().double().softmax(0), prior.components().mean, prior.roots()
+    buffer = io.BytesIO()
+    np.savez(buffer, weights=weights.numpy(), mean=mean.numpy(), root=root.numpy())
+    return buffer.getvalue()
 
 
 def _checked_graph(

@@ -165,7 +165,9 @@ def terms(context: Context) -> Claim:
         return Claim("terms", title, equations.TERMS, (NO_BOUND,))
     x = context.tested(context.options.images)
     with torch.no_grad():
-        found = elbo_terms(context.model, x, context.normal("terms", len(x), context.model.latent_dim))
+        noise, posterior = context.normal("terms", len(x), context.model.latent_dim), context.model.encode(x)
+        found = elbo_terms(context.model, x, noise)
+        by_dimension = context.model.prior.marginal_kl(posterior, posterior.rsample(noise))
     by_densities = _weights(context, x, BOUND_DRAWS, "densities").mean(0)
     difference = Measured.of(found.elbo.double().cpu() - by_densities)
     elbo, reconstruction, rate = map(Measured.of, (found.elbo, found.reconstruction, found.kl))
@@ -182,18 +184,17 @@ def terms(context: Context) -> Claim:
     numbers: dict[str, Any] = {"images": len(x)} | elbo.numbers("elbo") | reconstruction.numbers("reconstruction")
     numbers |= rate.numbers("rate") | difference.numbers("terms_minus_densities")
     numbers |= {"first_validation_kl": first, "last_validation_kl": last}
-    numbers["kl_per_dimension"] = found.kl_per_dimension.double().mean(0).cpu().tolist()
-    captions = [
+    numbers["kl_per_dimension"] = by_dimension.double().mean(0).cpu().tolist()
+    captions = (
         "The bound and its reconstruction term, by epoch.",
         "The path of training on the validation split: rate against distortion.",
-    ]
-    if len(numbers["kl_per_dimension"]) > 1:  # else a prior under which the KL has no such parts
-        captions.append("The KL of each latent dimension.")
+        "The KL of each latent dimension to the prior's marginal; their sum is the KL under N(0, I).",
+    )
     draw = partial(_draw_terms, context=context, numbers=numbers)
     return Claim("terms", title, equations.TERMS, words, numbers, pictures=charts("terms", captions, draw))
 
 
-def _draw_terms(left: Any, middle: Any, *right: Any, context: Context, numbers: dict[str, Any]) -> None:
+def _draw_terms(left: Any, middle: Any, right: Any, context: Context, numbers: dict[str, Any]) -> None:
     series = {}
     for split in ("train", "validation"):
         for key, name in (("elbo", context.objective.upper()), ("reconstruction", "reconstruction")):
@@ -205,9 +206,8 @@ def _draw_terms(left: Any, middle: Any, *right: Any, context: Context, numbers: 
     middle.plot(*path[-1], "o", color=INK, label="last epoch")
     middle.legend()
     middle.set(xlabel="rate: KL, nats", ylabel="distortion: -reconstruction, nats", title="Validation during training")
-    for axes in right:
-        bars(axes, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
-        axes.set(xlabel="latent dimension", ylabel="mean KL, nats", title="Where the rate goes")
+    bars(right, {str(z): kl for z, kl in enumerate(numbers["kl_per_dimension"])})
+    right.set(xlabel="latent dimension", ylabel="mean KL, nats", title="Where the rate goes")
 
 
 def asymmetry(_: Context | None = None) -> Claim:

@@ -46,6 +46,8 @@ def build_model(model: config.Model, shape: networks.Shape, objective: str, seed
                 prior = priors.StandardNormal()
             case config.Vamp(components=components):
                 prior = priors.VampPrior(components, shape)
+            case config.Fitted(components=components) | config.Mixture(components=components, covariance="full"):
+                prior = priors.FullMixture(components, latent_dim)
             case config.Mixture(components=components):
                 prior = priors.MixtureOfGaussians(components, latent_dim)
         return VAE(

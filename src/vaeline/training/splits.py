@@ -1,5 +1,7 @@
-"""The two splits that training sees, the bound on the validation split, the scale of the training split's latents."""
+"""The two splits that training sees, the bound on the validation split; scale and density of the training codes."""
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, elbo_terms, estimate
+from vaeline.core.priors import FullMixture
 from vaeline.data.batches import ImageSource, Pixels, open_images
 from vaeline.errors import UserError
 from vaeline.io.npy import blocks
@@ -17,6 +20,7 @@ from vaeline.training.step import Averages, matrix_products
 
 # images at once: it, the samples and the seed fix the noise, whatever train.batch_size is
 VALIDATION_BATCH, SCALE_BATCH = 500, 100
+FIT_IMAGES, FIT_STEPS = 50_000, 20  # of EM
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,52 @@ def validate(
 
 
 @torch.no_grad()
-def latent_scale(model: VAE, splits: Splits, seed: int, device: torch.device) -> tuple[float, float]:
-    """Mean and 1 / (standard deviation) of z ~ q(z|x) over the training images and latents, for latent diffusion.
-
-    Rombach et al. 2022 (arXiv:2112.10752), appendix G, who take the first batch. The model ends on the CPU.
-    """
+def training_codes(model: VAE, splits: Splits, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """z ~ q(z|x) of the training images in order, [B, Z] a batch. The model ends on the CPU."""
     images, noise = open_images(splits.train, device), Noise(seed, device)
     draws_uniform = model.likelihood.uses_noise or splits.binarise == "dynamic"
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
     model.to(device)
     for number, pixels in enumerate(images.batches(torch.split(torch.arange(len(images)), SCALE_BATCH))):
         noise.restart("scale", number)
         normal = noise.normal(len(pixels), model.latent_dim)
         x = model.likelihood.observe(pixels.to(torch.float32), noise.uniform(pixels.shape) if draws_uniform else None)
-        z = model.encode(x).rsample(normal).double()  # [B, Z]
-        sums += torch.stack([z.sum(), z.square().sum(), torch.full_like(sums[0], z.numel())])
+        yield model.encode(x).rsample(normal)
     model.cpu()
+
+
+def latent_scale(model: VAE, splits: Splits, seed: int, device: torch.device) -> tuple[float, float]:
+    """Mean and 1 / (standard deviation) of z ~ q(z|x) over the training images and latents, for latent diffusion.
+
+    Rombach et al. 2022 (arXiv:2112.10752), appendix G, who take the first batch. The model ends on the CPU.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for codes in training_codes(model, splits, seed, device):
+        z = codes.double()
+        sums += torch.stack([z.sum(), z.square().sum(), torch.full_like(sums[0], z.numel())])
     total, squares, count = sums.tolist()
     return total / count, float((squares / count - (total / count) ** 2) ** -0.5)
+
+
+def fitted_prior(model: VAE, components: int, splits: Splits, seed: int, device: torch.device) -> FullMixture:
+    """A mixture of full Gaussians of the most likelihood for z ~ q(z|x), x training images, by EM from k-means++.
+
+    Ghosh et al. 2020 (arXiv:1903.12436), section 4, for a prior that the codes do not follow. Each code is divided by
+    its spread, and a covariance gets 1e-6 of it. Of at most FIT_IMAGES images, the same for the same seed; the model
+    ends on the CPU. Raises UserError where there are fewer images than components.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    z = torch.cat([codes.cpu() for codes in training_codes(model, splits, seed, device)])
+    if len(z) < components:
+        raise UserError(f"model.prior.components: found {components}, allowed: at most the {len(z)} training images")
+    z = z[permutation(seed, -1, len(z))[:FIT_IMAGES]].double()
+    centre, spread = z.mean(0), z.std(0).clamp(min=1e-4)
+    mixture = GaussianMixture(components, init_params="k-means++", max_iter=FIT_STEPS, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it need not converge
+        mixture.fit(((z - centre) / spread).numpy())
+    means, factors = torch.from_numpy(mixture.means_), torch.from_numpy(mixture.precisions_cholesky_)
+    prior = FullMixture(components, model.latent_dim)
+    prior.set(torch.from_numpy(mixture.weights_), centre + spread * means, factors / spread.unsqueeze(1))
+    return prior

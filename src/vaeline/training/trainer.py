@@ -28,7 +28,7 @@ from vaeline.training.history import Epoch, Tracker
 from vaeline.training.initial import load_initial, load_perceptual
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
-from vaeline.training.splits import Splits, validate
+from vaeline.training.splits import Splits, fitted_prior, validate
 from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_weight, learning_rate
 
 log = logging.getLogger(__name__)
@@ -62,14 +62,16 @@ def train(
 
     The result is bit for bit that of an uninterrupted training on the same machine. The caller owns the folder
     (`checkpoint.owned`) and removes it when the result is in place. In a `group` every process calls this and gets the
-    result; rank zero alone uses the folder and the tracker.
+    result; rank zero alone uses the folder and the tracker. A prior that is `fitted` is that of the result alone.
 
     Raises UserError where a loss, gradient or bound is not finite, for a Bernoulli with grey pixels, and for a group
     with free bits; OSError where a checkpoint cannot be written; having written one, SystemExit(143) on SIGTERM and
     KeyboardInterrupt on Ctrl-C.
     """
     options = options.model_copy(update={"precision": pick_precision(options.precision, device)})
-    vae = build_model(model, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
+    fitted = model.prior if isinstance(model.prior, config.Fitted) else None
+    trained = model.model_copy(update={"prior": fitted.during}) if fitted else model
+    vae = build_model(trained, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
     if isinstance(vae.likelihood, Bernoulli):
         splits.refuse_grey()
     with torch.no_grad():
@@ -95,7 +97,11 @@ def train(
         training = _Training(vae.to(device), options, splits, group, checkpoints)
         training.settings = settings or Settings.from_environment()
         training.tracker = tracker if tracker and group.is_rank_zero else Tracker()
-        return training.run()
+        result = training.run()
+        if fitted:
+            log.info("fitting the prior to the codes of the training images")
+            vae.prior = fitted_prior(vae, fitted.components, splits, options.seed, device)
+        return result
 
 
 @contextmanager
