@@ -90,7 +90,7 @@ def _look(paths: list[Path]) -> tuple[list[tuple[int, int]], set[str], bool]:
     sizes, modes, transparent = [], set(), False
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
                 sizes.append(image.size)
                 modes.add(image.mode)
                 transparent |= image.has_transparency_data

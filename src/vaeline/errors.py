@@ -7,27 +7,30 @@ from contextlib import contextmanager
 from urllib.parse import unquote
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>: exit code of a stage that may succeed if run again later
-CREDENTIALS = re.compile(r"(?<=://)[^\s:/]*(:\S*)?@")  # of an address: up to the last @, for a password may hold one
-ADDRESS, HEADER = re.compile(r"://\S*"), re.compile(r"\b((?:Bearer|Basic)\s+|password=)\S+")
+# of an address: up to the last @, for a password may hold one, or what is no port where the host was forgotten
+CREDENTIALS = re.compile(r"(?<=://)(?:[^\s:/]*(?::\S*)?@|[^\s:/\[]+:(?!\d*(?:\W|$))\S*)")
+ADDRESS, QUERY = re.compile(r"://\S*"), re.compile(r"\?|#(?!/)")
+HEADER = re.compile(r"\b((?:Bearer|Basic)\s+|(?i:password|passwd|pwd|secret|token) ?[=:] ?)\S+")
 SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET(_ACCESS_KEY)?|AUTH_STRING|API_KEY)$")  # names of variables
+LOCATION = re.compile(r"(UR[IL]|STORAGE|PROXY)$", re.IGNORECASE)
+PASSWORD = re.compile(r"[^\s:/@]*:(?!/)(.*)@", re.DOTALL)  # in such a variable, however its address begins
 
 
 def redact(text: str) -> str:
     """The text without credentials: those of addresses and headers, and values of the environment's secrets."""
-    text = HEADER.sub(r"\1***", ADDRESS.sub(_without_credentials, text))
     for name, value in os.environ.items():
-        found = CREDENTIALS.search(value.partition("?")[0])  # a library may quote the password alone
-        secret = value.strip() if SECRET.search(name) else found[1][1:] if found and found[1] else ""
+        found = LOCATION.search(name) and PASSWORD.search(value)  # a library may quote the password alone
+        secret = found[1] if found else value.strip() if SECRET.search(name) else ""
         if len(secret) > 5:
             text = text.replace(secret, "***").replace(unquote(secret), "***")
-    return text
+    return HEADER.sub(r"\1***", ADDRESS.sub(_without_credentials, text))
 
 
 def _without_credentials(address: re.Match[str]) -> str:
-    before, query, after = address[0].partition("?")
-    if "@" in after and "@" not in before:
+    before, *after = QUERY.split(address[0], maxsplit=1)
+    if "@" in "".join(after) and "@" not in before:
         return "://***"  # the query, or a password with a question mark
-    return CREDENTIALS.sub("", before) + (f"{query}***" if query else "")
+    return CREDENTIALS.sub("", before) + (f"{address[0][len(before)]}***" if after else "")
 
 
 class UserError(Exception):

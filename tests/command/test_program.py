@@ -36,6 +36,7 @@ MISTAKES = "raise UserError('a.png: 3 channels, allowed: 1\\nb.png: truncated')"
 CHILD = "import subprocess, sys; sys.exit(subprocess.call(['false']))"
 POSIX = ("env", "LC_ALL=POSIX", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
 CLOSED = ("sh", "-c", 'exec "$@" >&-', "sh")
+ALL = ("sh", "-c", 'touch a; exec "$@" <&- >&- 2>&-', "sh")
 FULL = ("sh", "-c", 'exec "$@" >/dev/full', "sh")
 NO_SPACE = "free some space and run again ([Errno 28] No space left on device)"
 ENDS: dict[str, tuple[str, tuple[str, ...], int, str]] = {
@@ -47,6 +48,7 @@ ENDS: dict[str, tuple[str, tuple[str, ...], int, str]] = {
     "a failed child where a supervisor ignores SIGCHLD": (CHILD, ("env", "--ignore-signal=CHLD"), 1, ""),
     "a letter that the terminal cannot show is no error": ("print(chr(177))", POSIX, 0, ""),
     "a closed stdout is no error": ("print('line'); raise KeyboardInterrupt", CLOSED, 130, "interrupted\n"),
+    "closed streams are no error, and no file's": ("print(open('a').fileno() > 2); sys.stderr.fileno()", ALL, 0, ""),
     "a bug keeps its traceback": ("raise ZeroDivisionError('here')", (), 1, "ZeroDivisionError: here\n"),
 }
 

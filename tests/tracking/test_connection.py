@@ -1,5 +1,6 @@
 """Tracking stores that cannot work are named before a training; those that are away are not."""
 
+import re
 import socket
 import threading
 import time
@@ -57,7 +58,8 @@ def places(repository: Path) -> Iterator[dict[str, str]]:
         ("{web}/200", "answers, but not as an MLflow server does"),
         ("{web}/404", "answers, but not as an MLflow server does"),
         ("http://", "names no host"),
-        ("http://host:port", "is no address of an MLflow server"),
+        *((f"http://{host}", "is no address of a server") for host in ("host:port", "u:s3cr3t@[::1:9", "u:s3 cr3t@h")),
+        ("http:/u:s3cr3t@host", "is no known kind of store"),
         ("file:///tmp/mlruns", "is no known kind of store"),
         ("mlruns", "is no known kind of store"),
         ("sqlite://a.db", "is no known kind of store"),
@@ -79,8 +81,18 @@ def test_a_store_that_can_never_work_is_one_sentence(
     else:
         with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI: found .*, which {fault}.*; allowed: ") as raised:
             check_store(current_workspace())
-        assert "s3cr3t" not in str(raised.value)
+        if fault.endswith(("of a server", "kind of store", "a driver")):  # whatever there is
+            with pytest.raises(UserError, match=re.escape(str(raised.value))):
+                connect(current_workspace())
+        assert not re.search("s3 ?cr3t", str(raised.value))
     assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_TRACKING_INSECURE_TLS"])
+def test_a_setting_of_mlflow_s_that_it_cannot_read_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "some")
+    with pytest.raises(UserError, match=f"^environment: a variable of MLflow's: .*{name}"):
+        connect(current_workspace())
 
 
 def test_a_damaged_store_of_the_repository_itself_is_named_with_what_to_do(repository: Path):

@@ -30,11 +30,17 @@ CANARY = "p@c4n4ry"
         ("models:/digits@champion", "models:/digits@champion"),
         ("nonnumeric port: 's3@cret@host'; s3%40cret", "nonnumeric port: '***@host'; ***"),
         ("refused: t0p-s3cret", "refused: ***"),
+        ("http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80", "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80"),
+        ("http://user:passw0rd has no host; http://h:80, http://h: away", "http:// has no host; http://h:80, http://h: away"),
+        ("PWD=p4ss; Token: abc; cannot start any token", "PWD=*** Token: *** cannot start any token"),
+        ("store http:/user:one slash@h or mysql//u:n0 colon@h", "store http:/user:***@h or mysql//u:***@h"),
     ],
 )
 def test_an_error_line_has_no_credentials(text: str, redacted: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://user:s3%40cret@host/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3@cret@host")
+    monkeypatch.setenv("https_proxy", "http:/user:one slash@h")
+    monkeypatch.setenv("VAELINE_SWEEP_STORAGE", "mysql//u:n0 colon@h")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0p-s3cret\n")
     assert redact(text) == str(UserError(text)) == redacted
 

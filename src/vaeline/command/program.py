@@ -55,6 +55,10 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     exception is a bug and keeps its traceback. SIGTERM raises SystemExit in `main`, so that what is open gets closed.
     """
     set_process_defaults()
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # a closed standard stream: a database would take its place
+        os.set_inheritable(null, True)
+        setattr(sys, ("stdin", "stdout", "stderr")[null], os.fdopen(null, "w" if null else "r"))
+    os.close(null)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, every child ends with 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed

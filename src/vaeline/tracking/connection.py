@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -72,18 +74,37 @@ def check_store(workspace: Workspace) -> None:
     """Raise UserError where the tracking store can never work; one that is away may come back."""
     uri = tracking_uri(workspace)
     try:
-        if uri.startswith(SQLITE):
+        fault = _form_fault(uri)
+        if not fault and uri.startswith(SQLITE):
             fault = _file_fault(Path(uri.removeprefix(SQLITE)))
-        else:
-            fault = _server_fault(uri) if uri.startswith(SERVERS) else _driver_fault(uri)
+        elif not fault and uri.startswith(SERVERS):
+            fault = _server_fault(uri)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         fault = f"cannot be used: {error.strerror}"
+    _refuse(uri, fault)
+
+
+def _refuse(uri: str, fault: str) -> None:
     if fault and "MLFLOW_TRACKING_URI" in os.environ:
         raise UserError(f"MLFLOW_TRACKING_URI: found {redact(uri)}, which {fault}; {FORMS}")
     if fault:
         raise UserError(f"{uri} {fault}; restore it from a backup, or move it away: a new, empty one is made")
+
+
+def _form_fault(uri: str) -> str:
+    """Why there can be no store at an address, whatever there is; empty where there can."""
+    if uri.startswith(SQLITE):
+        return ""
+    if not uri.startswith(SERVERS):
+        return _driver_fault(uri)
+    try:
+        parts = urlsplit(uri)
+        known = parts.port != 0 and not re.search(r"\s", uri)
+    except ValueError:  # [::1, :port
+        return "is no address of a server"
+    return "" if known and parts.hostname else "names no host" if known else "is no address of a server"
 
 
 def _file_fault(path: Path) -> str:
@@ -109,8 +130,7 @@ def _file_fault(path: Path) -> str:
 def _server_fault(uri: str) -> str:
     """Why no MLflow server can be at an address; empty where one is, or none answers."""
     scheme, _, rest = uri.partition("://")
-    if not (host := rest.rpartition("@")[2].rstrip("/")):
-        return "names no host"
+    host = rest.rpartition("@")[2].rstrip("/")
     try:
         address = f"{scheme}://{host}/api/2.0/mlflow/experiments/search?max_results=1"
         with urlopen(address, timeout=1.5) as answer:  # without credentials: a login may be elsewhere
@@ -141,9 +161,17 @@ def _driver_fault(uri: str) -> str:
 def connect(workspace: Workspace) -> "MlflowClient":
     """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
     uri = usable_uri(workspace)
+    _refuse(uri, _form_fault(uri))
     os.environ.update(ENVIRONMENT | os.environ)
-    import mlflow
+    try:
+        import mlflow
+        from mlflow import environment_variables
 
+        for name in os.environ:
+            if name.startswith("MLFLOW_") and hasattr(environment_variables, name):
+                getattr(environment_variables, name).get()
+    except ValueError as error:
+        raise UserError(f"environment: a variable of MLflow's: {error}") from None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised below
     mlflow.set_tracking_uri(uri)

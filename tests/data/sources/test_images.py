@@ -174,6 +174,14 @@ def test_a_truncated_or_foreign_image_is_refused_by_name(tmp_path: Path, suffix:
     assert refusal(read_image, path).startswith(f"{path}: cannot be decoded: ")
 
 
+def test_pixels_that_do_not_fit_their_check_sum_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", grey())
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # of the last pixels; Pillow reads on
+    path.write_bytes(content)
+    assert "cannot be decoded: the check sum of its pixels is wrong; allowed" in refusal(read_image, path)
+
+
 @pytest.mark.parametrize(("width", "height"), [(4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000)])
 def test_a_header_claiming_a_huge_image_is_refused_before_decoding(tmp_path: Path, width: int, height: int) -> None:
     path = tmp_path / "bomb.png"

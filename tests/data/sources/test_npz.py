@@ -140,6 +140,11 @@ def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path: Path)
     ):
         path.write_bytes(content)
         assert f"is not a complete .npz file: {words}" in refusal(read_npz, path)
+    path.write_bytes(b"#!/bin/sh\n" + whole)  # as self-extracting archives begin
+    np.testing.assert_array_equal(read_npz(path).pool.pixels[:, 0], GREY)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("images", npy_bytes(GREY[:2]))
+    assert "cannot be read: holds an array twice; allowed: images" in refusal(read_npz, path)
     path.unlink()
     assert "cannot be read: No such file" in refusal(read_npz, path)
 

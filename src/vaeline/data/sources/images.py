@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
 SHARE = 4  # images that each thread decodes at least before all of them are waited for
-PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks; the others describe
+PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks; others describe
 JPEG_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # segments that describe; 0xEE says how colours are stored
 
 
@@ -142,6 +144,8 @@ def _decode(content: bytes) -> "Picture":
     """An image, upright as the camera noted it, its size checked before a small file can become gigabytes."""
     from PIL import Image, ImageOps
 
+    if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:]) for part in _png_chunks(content, PNG_PIXELS)):
+        raise ValueError("the check sum of its pixels is wrong")  # Pillow ignores it
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of 89 million pixels: the limit is lower
     image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
     if max(image.size) > LARGEST_SIDE:
@@ -150,16 +154,20 @@ def _decode(content: bytes) -> "Picture":
     return ImageOps.exif_transpose(image)
 
 
+def _png_chunks(content: bytes, kinds: tuple[bytes, ...]) -> Iterator[bytes]:
+    """The chunks of these kinds in a PNG file: length, kind, data, check sum; none in another file."""
+    start = len(PNG) if content.startswith(PNG) else len(content)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        if content[start + 4 : start + 8] in kinds:
+            yield content[start:end]
+        start = end
+
+
 def _without_metadata(content: bytes) -> bytes:
     """The file without the parts that describe the image: text, time, colour profile, the camera's notes."""
     if content.startswith(PNG):
-        kept, start = [PNG], len(PNG)
-        while start < len(content):
-            end = start + 12 + int.from_bytes(content[start : start + 4])
-            if content[start + 4 : start + 8] in PNG_PIXELS:
-                kept.append(content[start:end])
-            start = end
-        return b"".join(kept)
+        return PNG + b"".join(_png_chunks(content, (*PNG_PIXELS, b"IEND")))
     kept, start = [content[:2]], 2
     while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != b"\xda":  # until the pixels
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])

@@ -30,7 +30,7 @@ def read_npz(path: Path) -> Dataset:
     """
     try:
         _check_sizes(path)
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:  # np.load takes what is no zip for a pickle
             arrays = {name: np.asarray(array) for name, array in archive.items()}
     except (OSError, UserError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -105,6 +105,8 @@ def _check_sizes(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (size := sum(member.file_size for member in archive.infolist())) > most:
             raise UserError(f"would unpack to {size:,} bytes; allowed: at most {most:,}")
+        if len({name.removesuffix(".npy") for name in archive.namelist()}) < len(archive.namelist()):
+            raise UserError("holds an array twice; allowed: images and, if wanted, labels")
         for member in archive.infolist():
             with archive.open(member) as file:
                 shape, _, kind = HEADERS[np.lib.format.read_magic(file)](file)
