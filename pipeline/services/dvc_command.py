@@ -12,12 +12,14 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.services.child_processes import spawn, stop
 from vaeline.errors import TRY_AGAIN, UserError
 from vaeline.io.git import git, try_git
+from vaeline.io.safe_read import named
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
 
@@ -52,12 +54,29 @@ def read_stages(workspace: Workspace) -> dict[str, dict[str, Any]]:
     return stages
 
 
+def outputs(stage: dict[str, Any]) -> list[str]:
+    """Paths that a stage of dvc.yaml writes."""
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def _refuse_endless_files(workspace: Workspace) -> None:
+    """Raise UserError for a named pipe or a device among the files of stages, which DVC would read for ever."""
+    read = {path for stage in read_stages(workspace).values() for path in (*stage.get("deps", []), *outputs(stage))}
+    for place in sorted(str(workspace.root / path) for path in (*read, "params.yaml", "dvc.lock")):
+        inside = (f"{folder}/{name}" for folder, _, names in os.walk(place) for name in names)
+        for path in (place, *inside):
+            if not isfile(path) and exists(path) and not isdir(path):  # noqa: PTH110, PTH112, PTH113: of 70,000 files
+                raise UserError(f"{named(Path(path))}: is a pipe or a device, which DVC would read for ever; delete it")
+
+
 def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
     """The stages that DVC finds changed by themselves, without those that read what they write.
 
     A DVC at work is waited for as long as `patience` seconds, for --wait-for-lock waits for one of DVC's two locks
-    only. Raises UserError with DVC's message.
+    only. Raises UserError with DVC's message, and for files that it would read for ever.
     """
+    _refuse_endless_files(workspace)
     deadline = time.monotonic() + patience
     while (done := _capture(workspace, *DVC, "status", "--json")).returncode:
         if not BUSY.search(done.stderr) or time.monotonic() > deadline:

@@ -1,9 +1,8 @@
 """Which stages of dvc.yaml need which, and which a change would run."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from pipeline.services.dvc_command import always_stale, read_stages, stale_stages
+from pipeline.services.dvc_command import always_stale, outputs, read_stages, stale_stages
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 
@@ -28,12 +27,6 @@ def stages_to_run(workspace: Workspace, only: str, force: bool, changed: Iterabl
     stale = set(stages) if force else stale_stages(workspace) | always_stale(workspace)
     stale |= {name for name, stage in stages.items() if _overlap(stage.get("params", []), changed, ".")}
     return [name for name in needs if needs[name] & stale]
-
-
-def outputs(stage: dict[str, Any]) -> list[str]:
-    """Paths that a stage of dvc.yaml writes."""
-    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
 def _overlap(paths: Iterable[str], others: Iterable[str], separator: str) -> bool:

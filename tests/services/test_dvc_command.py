@@ -1,7 +1,9 @@
 """DVC's stages in order, their outcomes, and that nothing is left running."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -82,6 +84,16 @@ def test_what_dvc_refuses_is_reported(toy: Path):
         reproduce(HERE, "train", lambda line: None, {})
     (toy / "dvc.yaml").write_text("stages: {fetch: {cmd: [}}")
     with pytest.raises(UserError, match=r"dvc status: .*dvc\.yaml"):
+        stale_stages(HERE)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["params.yaml", "raw.txt", "model.txt/deep/file"])
+def test_what_dvc_would_read_for_ever_is_refused(toy: Path, name: str, put: Callable[[Path], object]):
+    (toy / name).unlink(missing_ok=True)
+    (toy / name).parent.mkdir(parents=True, exist_ok=True)
+    put(toy / name)
+    with pytest.raises(UserError, match=f"^{name}: is a pipe or a device, which DVC would read for ever; delete it$"):
         stale_stages(HERE)
 
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from crash_workspaces import OUTPUTS, ROOT, STAGES, CrashWorkspace, PreloadedProcess, tiny_params
+from pipeline.services.dvc_command import outputs
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
-from pipeline.services.stage_graph import outputs
 from vaeline.io import workspace
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400)]

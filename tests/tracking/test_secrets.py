@@ -30,8 +30,14 @@ CANARY = "p@c4n4ry"
         ("models:/digits@champion", "models:/digits@champion"),
         ("nonnumeric port: 's3@cret@host'; s3%40cret", "nonnumeric port: '***@host'; ***"),
         ("refused: t0p-s3cret", "refused: ***"),
-        ("http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80", "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80"),
-        ("http://user:passw0rd has no host; http://h:80, http://h: away", "http:// has no host; http://h:80, http://h: away"),
+        (
+            "http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80",
+            "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80",
+        ),
+        (
+            "http://user:passw0rd has no host; http://h:80, http://h: away",
+            "http:// has no host; http://h:80, http://h: away",
+        ),
         ("PWD=p4ss; Token: abc; cannot start any token", "PWD=*** Token: *** cannot start any token"),
         ("store http:/user:one slash@h or mysql//u:n0 colon@h", "store http:/user:***@h or mysql//u:***@h"),
     ],
