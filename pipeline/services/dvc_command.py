@@ -66,7 +66,7 @@ def _refuse_endless_files(workspace: Workspace) -> None:
     for place in sorted(str(workspace.root / path) for path in (*read, "params.yaml", "dvc.lock")):
         inside = (f"{folder}/{name}" for folder, _, names in os.walk(place) for name in names)
         for path in (place, *inside):
-            if not isfile(path) and exists(path) and not isdir(path):  # noqa: PTH110, PTH112, PTH113: of 70,000 files
+            if not isfile(path) and exists(path) and not isdir(path):  # noqa: PTH110, PTH112, PTH113
                 raise UserError(f"{named(Path(path))}: is a pipe or a device, which DVC would read for ever; delete it")
 
 

@@ -39,9 +39,8 @@ def git_bytes(folder: Path, *arguments: str, stdin: bytes | None = None, timeout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"git: {error}") from None
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [
-            f"{arguments[0]} failed; if no other git is at work, delete .git/index.lock"
-        ]
+        silence = f"{arguments[0]} failed; if no other git is at work, delete .git/index.lock"
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [silence]
         found = [line for prefix in ("fatal: ", "error: ") for line in lines if line.startswith(prefix)]
         line = found[0] if found else lines[-1]  # advice may follow the error
         raise UserError(f"git: {line.removeprefix('fatal: ').removeprefix('error: ').strip()}")

@@ -30,10 +30,7 @@ def read_npz(path: Path) -> Dataset:
     """
     try:
         _check_sizes(path)
-        with (
-            path.open("rb") as file,
-            np.lib.npyio.NpzFile(file) as archive,
-        ):  # np.load takes what is no zip for a pickle
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:  # np.load might see a pickle
             arrays = {name: np.asarray(array) for name, array in archive.items()}
     except (OSError, UserError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
