@@ -202,7 +202,7 @@ def test_a_package_must_load_and_predict_in_a_fresh_process_before_it_is_uploade
     expected = TrainedModel(load_model(package / "artifacts/model")).reconstruct(EXAMPLE)
     smoke_test(package, EXAMPLE, expected)
     with pytest.raises(ValueError, match="reconstructs other images than the model that was trained"):
-        predict(package, EXAMPLE, expected + 0.01)
+        predict(package, EXAMPLE, expected + 0.002)
     with pytest.raises(UserError, match="no answer within 1 s"):
         smoke_test(package, EXAMPLE, expected, seconds=1)
     (package / "code/vaeline/serving/model_files.py").write_text("raise RuntimeError('no such thing')\n")

@@ -40,17 +40,14 @@ assert not {"torch", "vaeline"} & set(sys.modules)
 
 
 def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo", **other: Any) -> LoadedModel:
-    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too.
-
-    Not those of an AutoencoderKL: its attention would make 6e-5 of float32's rounding.
-    """
+    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too."""
     shape, latent_dim = ((3, 8, 6), 12) if network == "kl" else ((1, 9, 7), 3)
     content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood} | other
     section = config.Model.model_validate(content)
     vae = build_model(section, shape, objective, seed=1)
     with torch.no_grad():
         for parameter in (*vae.encoder.parameters(), *vae.decoder.parameters()):
-            parameter.mul_(1 if network == "kl" else 3)
+            parameter.mul_(3)
     save_model(folder, vae, described(section, objective))
     return load_model(folder)
 
@@ -59,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def check(loaded: LoadedModel, folder: Path) -> None:
+def check(loaded: LoadedModel, folder: Path, tolerance: float) -> None:
     """Both graphs give torch's numbers for several batch sizes."""
     import onnxruntime
 
@@ -70,10 +67,10 @@ def check(loaded: LoadedModel, folder: Path) -> None:
             pixels = torch.where(pixels > 127, 255, 0).to(torch.uint8)
         posterior = vae.encode(vae.likelihood.observe(pixels, None))
         mean, log_variance = encoder.run(["mean", "log_variance"], {"pixels": pixels.numpy()})
-        np.testing.assert_allclose(mean, posterior.mean, rtol=TOLERANCE, atol=TOLERANCE)
-        np.testing.assert_allclose(log_variance, posterior.log_variance, rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(mean, posterior.mean, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(log_variance, posterior.log_variance, rtol=tolerance, atol=tolerance)
         (expected,) = decoder.run(["pixels"], {"z": mean})
-        np.testing.assert_allclose(expected, decoded(vae, torch.from_numpy(mean)), rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(expected, decoded(vae, torch.from_numpy(mean)), rtol=tolerance, atol=tolerance)
         assert expected.shape == pixels.shape
     if vae.likelihood.measure == "binary":
         mean, _ = encoder.run(None, {"pixels": np.full((1, *vae.shape), 7, np.uint8)})
@@ -99,9 +96,10 @@ def test_every_network_and_likelihood_comes_out_as_torch_has_it(
     tmp_path: Path, network: str, likelihood: dict[str, Any], objective: str, capfd: pytest.CaptureFixture[str]
 ):
     loaded = saved(tmp_path / "model", network, likelihood, objective)
-    assert max(export_onnx(loaded, tmp_path / "onnx")) <= TOLERANCE
+    tolerance = 1e-4 if network == "kl" else TOLERANCE  # its attention makes that of float32's rounding
+    assert max(export_onnx(loaded, tmp_path / "onnx")) <= tolerance
     assert capfd.readouterr() == ("", ""), "the exporter's messages are suppressed"
-    check(loaded, tmp_path / "onnx")
+    check(loaded, tmp_path / "onnx", tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +169,7 @@ def test_a_graph_that_differs_from_torch_is_not_written(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / ENCODER).write_text("old")
+    monkeypatch.setattr(onnx_export, "MOST", -1.0)
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"encoder.onnx: differs from torch by .*nothing was written"):
         export_onnx(loaded, tmp_path)
