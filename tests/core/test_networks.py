@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from vaeline.config import DiscretisedLogistic, Mlp, Model
 from vaeline.core import networks
+from vaeline.training.build import build_model
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 33, 17), (2, 1, 1), (3, 5, 64)], ids=str)
@@ -33,7 +35,10 @@ def test_the_decoder_reaches_every_pixel_and_the_encoder_sees_it() -> None:
 
 
 def test_outputs_are_linear_so_that_any_real_number_can_be_reached() -> None:
+    mlp, logistic = Mlp(kind="mlp", hidden=[8]), DiscretisedLogistic(kind="discretised-logistic")
+    section = Model(latent_dim=2, network=mlp, likelihood=logistic)
     for decoder in (
+        build_model(section, (1, 4, 4), "elbo", seed=0).decoder,  # the logistic's mean may leave (0, 1)
         networks.mlp_decoder((1, 4, 4), (8,), 2, "relu"),
         networks.conv_decoder((1, 4, 4), (8,), 8, 2, "relu"),
     ):

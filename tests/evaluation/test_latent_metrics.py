@@ -69,6 +69,19 @@ def test_the_bounds_on_the_mutual_information_bracket_it_where_images_are_few() 
     assert 0 < float(runs[0]["saturation"].mean()) < 1
 
 
+def test_near_saturation_the_total_correlation_and_the_marginal_kl_are_upper_bounds_which_fall_with_more_images():
+    variance = VARIANCE / 40
+    total = COVARIANCE + torch.diag(variance)  # of q(z)
+    marginal_kl = 0.5 * (torch.trace(total) - 2 - torch.logdet(total))
+    correlation = 0.5 * (total.diagonal().log().sum() - torch.logdet(total))
+    for name, truth in (("total_correlation", correlation), ("marginal_kl", marginal_kl)):
+        few, many = (
+            torch.stack([_linear_gaussian(count, COVARIANCE, variance, seed)[0][name].mean() for seed in range(20)])
+            for count in (30, 300)
+        )
+        assert few.mean() - 4 * few.std() / math.sqrt(20) > many.mean() > truth
+
+
 def test_the_densities_are_those_of_the_mixture_however_they_are_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = DiagonalGaussian(_normal(50, 3), _normal(50, 3, seed=1))
     z = posterior.rsample(_normal(50, 3, seed=2))

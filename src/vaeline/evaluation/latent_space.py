@@ -105,7 +105,7 @@ def decompose(posterior: DiagonalGaussian, z: Tensor, log_prior: Tensor) -> dict
     - mutual_information: log q(z|x) - log q(z), never above log N, so a lower bound for more images (Poole et al. 2019,
       arXiv:1905.06922); mutual_information_upper: an upper one, with the image itself left out of q(z)
     - saturation: 1 where the image's own posterior holds more than half of q(z) at its sample: more images would raise
-      the mutual information and the total correlation, and lower the marginal KL
+      the mutual information, and lower the total correlation and the marginal KL
     - marginals [N, Z]: log q(z_d)
 
     N^2 Z densities are computed and DENSITIES_AT_ONCE kept (N at least).

@@ -20,7 +20,7 @@ from vaeline.training.step import Averages, matrix_products
 
 # images at once: it, the samples and the seed fix the noise, whatever train.batch_size is
 VALIDATION_BATCH, SCALE_BATCH = 500, 100
-FIT_IMAGES, FIT_STEPS = 50_000, 20  # of EM
+FIT_IMAGES, FIT_STEPS = 20_000, 30  # of EM
 
 
 @dataclass(frozen=True)
