@@ -41,7 +41,7 @@ def run(
     workspace = enter_workspace()
     read_params(workspace.params)  # a typing mistake is reported before any server starts
     prepare_environment()
-    from pipeline.services.stage_graph import needed_stages, stages_to_run
+    from pipeline.services.dvc_command import needed_stages, stages_to_run
 
     needed_stages(workspace, only)
     if name and not changes:

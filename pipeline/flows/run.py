@@ -10,8 +10,8 @@ from importlib import import_module
 from pipeline.flows.registered import next_steps, registered_version
 from pipeline.report import summary
 from pipeline.services import flow_run_processes
+from pipeline.services.dvc_command import stages_to_run
 from pipeline.services.servers import first_line, known_prefect, started, temporary_prefect_server, wait_until_ready
-from pipeline.services.stage_graph import stages_to_run
 from pipeline.services.workspace_lock import workspace_lock
 from vaeline.config import read_params
 from vaeline.errors import UserError

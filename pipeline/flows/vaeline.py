@@ -23,8 +23,7 @@ from prefect.states import Completed, Failed
 from pipeline.flows.registered import pages, registered_version
 from pipeline.report import summary
 from pipeline.services import dvc_command, flow_run_processes
-from pipeline.services.dvc_command import Outcome
-from pipeline.services.stage_graph import needed_stages
+from pipeline.services.dvc_command import Outcome, needed_stages
 from pipeline.services.workspace_lock import BusyError, WhenBusy, workspace_lock
 from vaeline.config import read_params
 from vaeline.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
-from pipeline.services import stage_graph
+from pipeline.services import dvc_command
 from vaeline.errors import UserError
 from workspaces import execute, lines_with, runs, tiny_clone, vaeline
 
@@ -59,7 +59,7 @@ def test_a_project_in_a_subfolder_whose_name_has_other_letters_and_spaces(toy: P
 
 def test_what_would_run_is_printed_and_mistakes_are_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch):
     def would(stale: set[str], *arguments: str) -> str:
-        monkeypatch.setattr(stage_graph, "stale_stages", lambda _: stale)
+        monkeypatch.setattr(dvc_command, "stale_stages", lambda _: stale)
         return run("--dry-run", *arguments).output.strip()
 
     assert would({"train"}) == "would run: train, evaluate, register"
