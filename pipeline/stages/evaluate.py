@@ -4,7 +4,6 @@ import json
 import logging
 
 from pipeline.report.summary import test_lines
-from pipeline.stages.inputs import load_trained
 from vaeline.config import AutoencoderKl, read_params
 from vaeline.config.train import INIT_PERCEPTUAL, Perceptual
 from vaeline.core.laplace import MOST_LATENTS
@@ -14,6 +13,7 @@ from vaeline.evaluation.latent_space import latent_report
 from vaeline.evaluation.split_metrics import evaluate
 from vaeline.io.atomic_write import write_files
 from vaeline.io.workspace import current_workspace
+from vaeline.serving.model_files import load_trained
 from vaeline.tracking.provenance import headline_metrics, run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.build import kl_sizes

@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.report import summary
-from pipeline.stages.inputs import load_trained
 from vaeline.config import AutoencoderKl, Params, read_params
 from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
@@ -24,7 +22,7 @@ from vaeline.registry.champion import GateEvaluator
 from vaeline.registry.gate import Evidence
 from vaeline.registry.registration import NewModel, annotate, register, training_code
 from vaeline.serving.inference import TrainedModel
-from vaeline.serving.model_files import LoadedModel
+from vaeline.serving.model_files import LoadedModel, load_trained
 from vaeline.tracking.connection import connect, one_line_errors
 from vaeline.tracking.provenance import flatten_metrics, run_start
 from vaeline.tracking.runs import open_model_run
@@ -47,7 +45,7 @@ def main() -> None:
     """Read the model and its metrics, register, and write reports/registration.json."""
     workspace, device = current_workspace(), pick_device()
     params, report = read_params(workspace.params), read_metrics(workspace.reports / "metrics.json")
-    loaded, test = load_trained(workspace, torch.device("cpu")), load_split(workspace.prepared, "test")
+    loaded, test = load_trained(workspace), load_split(workspace.prepared, "test")
     evidence, client, reference = gather_evidence(loaded, report), connect(workspace), None
     start = run_start(workspace, params)
     with one_line_errors(), open_model_run(workspace, loaded.digest, start, upload=False) as tracker:

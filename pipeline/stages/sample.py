@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pipeline.report.explorer import LatentAxes, explorer
-from pipeline.stages.inputs import load_trained
 from vaeline.config import Sample, read_params
 from vaeline.core.estimators import batch_ranges, pixel_batches
 from vaeline.core.model import VAE, decoded
@@ -16,6 +15,7 @@ from vaeline.data.prepared import open_split, read_manifest
 from vaeline.io.atomic_write import write_file, write_folder
 from vaeline.io.workspace import current_workspace
 from vaeline.plotting.charts import Pixels, Sheet, png, render, to_pixels
+from vaeline.serving.model_files import load_trained
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_model_run
 from vaeline.training.device import pick_device, reproducible

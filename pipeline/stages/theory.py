@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.stages.inputs import load_trained
 from vaeline.config import read_params
 from vaeline.data.prepared import open_split
 from vaeline.io.atomic_write import write_file, write_folder
 from vaeline.io.progress import Progress
 from vaeline.io.workspace import current_workspace
+from vaeline.serving.model_files import load_trained
 from vaeline.theory import bounds, codes, gradients, scales
 from vaeline.theory.claim import Claim, Context
 from vaeline.tracking.provenance import run_start

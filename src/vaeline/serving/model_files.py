@@ -14,10 +14,12 @@ from safetensors.torch import save as safetensors_save
 from vaeline import config
 from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
+from vaeline.data.prepared import manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
 from vaeline.io.safe_read import parse_json, read_bounded
+from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import Positive, Section, validate
 from vaeline.training.build import build_model
 from vaeline.training.initial import CONFIG_BYTES, HEADER_BYTES, check_tensors, parse_tensors
@@ -98,3 +100,20 @@ def load_model(
     contents = {WEIGHTS: weights, CONFIG: described}
     digest = value_digest({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     return LoadedModel(vae, description, digest)
+
+
+def load_trained(workspace: Workspace, device: str | torch.device = "cpu") -> LoadedModel:
+    """The trained model, on a device. Raises UserError where it is missing or damaged.
+
+    So too where `data/prepared` is not what it was trained on: the test split may hold its training images.
+    """
+    loaded, manifest = load_model(workspace.model, device), read_manifest(workspace.prepared)
+    of = f"{workspace.model / CONFIG}: was trained on"
+    if loaded.config.shape != manifest.shape:
+        found, now = (" x ".join(map(str, shape)) for shape in (loaded.config.shape, manifest.shape))
+        raise UserError(f"{of} {found} images, data/prepared has {now}; run `dvc repro train`")
+    if loaded.config.data.digest != (digest := manifest_digest(workspace.prepared)):
+        raise UserError(
+            f"{of} the data {loaded.config.data.digest[:12]}, data/prepared is {digest[:12]}; run `dvc repro train`"
+        )
+    return loaded
