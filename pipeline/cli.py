@@ -53,7 +53,7 @@ def run(
         todo = stages_to_run(workspace, only, force, changed_keys(changes or [], read_yaml(workspace.params)))
         typer.echo(f"would run: {', '.join(todo)}" if todo else "nothing to do")
     elif changes:
-        from pipeline.sweep.single import run_experiment
+        from pipeline.sweep.run import run_experiment
 
         name, result = run_experiment(workspace, changes, name, only, force, typer.echo)
         elbo = result.get("metrics", {}).get("test.elbo")

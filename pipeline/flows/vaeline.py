@@ -53,10 +53,10 @@ def run_stage(name: str, stale: bool, force: bool, environment: dict[str, str]) 
 @task(cache_policy=NO_CACHE, task_run_name="experiment", retry_condition_fn=is_transient)
 def run_experiment(overrides: list[str], only: str, force: bool) -> State[str]:
     """The name of a DVC experiment with these changes to params.yaml, run in a clone of the workspace."""
-    from pipeline.sweep import single
+    from pipeline.sweep import run
 
     workspace, log = current_workspace(), get_run_logger().info
-    return _state("experiment", lambda: single.run_experiment(workspace, overrides, "", only, force, log)[0])
+    return _state("experiment", lambda: run.run_experiment(workspace, overrides, "", only, force, log)[0])
 
 
 def _state(what: str, work: Callable[[], str]) -> State[Any]:
