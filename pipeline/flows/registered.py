@@ -11,8 +11,7 @@ from vaeline.errors import UserError, redact
 from vaeline.io.atomic_write import write_file
 from vaeline.io.git import try_git
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import SQLITE, artifact_location, tracking_uri
-from vaeline.tracking.experiment_view import ML_PAGES, view_address
+from vaeline.tracking.connection import ML_PAGES, SQLITE, artifact_location, tracking_uri, view_address
 
 FILE = "registered.json"
 

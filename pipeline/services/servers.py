@@ -19,8 +19,7 @@ from pipeline.services.dvc_command import cache_folder, error_line
 from vaeline.errors import UserError, redact
 from vaeline.io.locks import acquire
 from vaeline.io.workspace import RunContext, Workspace
-from vaeline.tracking.connection import SQLITE, artifact_location, connect, tracking_uri, usable_uri
-from vaeline.tracking.experiment_view import ML_PAGES
+from vaeline.tracking.connection import ML_PAGES, SQLITE, artifact_location, connect, tracking_uri, usable_uri
 
 HOST = "127.0.0.1"
 MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"

@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.services.servers import free_port, mlflow_server, started, wait_until_ready
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.connection import connect, experiment_id
-from vaeline.tracking.experiment_view import view_address
+from vaeline.tracking.connection import connect, experiment_id, view_address
 from workspaces import ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vaeline.io.workspace import current_workspace
-from vaeline.tracking.connection import connect, experiment_id
-from vaeline.tracking.experiment_view import experiment_tags, view_address
+from vaeline.tracking.connection import connect, experiment_id, experiment_tags, view_address
 from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
 
 

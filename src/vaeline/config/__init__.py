@@ -10,16 +10,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.config.data import Data, Shape
 from vaeline.config.train import PERCEPTUAL_SIDE, Diffusers, Train
-from vaeline.io.yaml_config import (
-    BY_KIND,
-    Count,
-    NonNegative,
-    Positive,
-    Section,
-    Seed,
-    read_yaml,
-    validate,
-)
+from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed, read_yaml, validate
 
 Activation = Literal["relu", "tanh", "silu"]
 Width = Annotated[int, Field(ge=1, le=65536)]

@@ -1,6 +1,7 @@
-"""MLflow connection: tracking URI, client, experiment."""
+"""MLflow connection: tracking URI, client, experiment and how its pages show it."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -19,7 +20,6 @@ from uuid import uuid4
 from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.experiment_view import experiment_tags
 from vaeline.tracking.relocation import lock_of, relocate
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+VIEW = "vaeline"  # name of the saved view
+ML_PAGES = "workflowType=machine_learning"  # in an address; without it MLflow opens its GenAI pages
+COLUMNS = ("elbo", "nll", "bits_per_dimension_nll", "psnr")  # of the test split
+SECTION = {"uuid": "bound", "name": "ELBO = reconstruction - KL", "display": True, "isReordered": True}
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -226,3 +230,29 @@ def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> st
     for key in tags.keys() - experiment.tags.keys():
         client.set_experiment_tag(experiment.experiment_id, key, tags[key])
     return str(experiment.experiment_id)
+
+
+def view_address(experiment: str) -> str:
+    """The experiment's charts in the saved view, after the server's address."""
+    return f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW}&{ML_PAGES}"
+
+
+def experiment_tags() -> dict[str, str]:
+    """Tags of an experiment: its kind, and a saved view, which shows the bound's terms first, two lines a chart.
+
+    MLflow's pages read them, but its documentation promises none: the view is named in the menu of the runs' page, and
+    opens by `viewStateShareKey` in its address.
+    """
+    charts = [_chart(f"train/{term}", f"validation/{term}") for term in ("elbo", "reconstruction", "kl")]
+    columns = [*(f"metrics.`test/{name}`" for name in COLUMNS), "tags.`vaeline.decision`"]
+    state = {"compareRunCharts": charts, "compareRunSections": [SECTION], "isAccordionReordered": True}
+    saved = {"name": "ELBO, NLL, bits/dim", "createdAt": 0, "state": json.dumps(state | {"selectedColumns": columns})}
+    return {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": json.dumps(saved)}
+
+
+def _chart(*metrics: str) -> dict[str, object]:
+    """A line chart of some metrics by step."""
+    about = {"type": "LINE", "uuid": metrics[0], "metricSectionId": SECTION["uuid"], "runsCountToCompare": 10}
+    scales = {"xAxisKey": "step", "yAxisKey": "metric", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}}
+    shared = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True, "lineSmoothness": 0, "yAxisExpressions": []}
+    return {**about, "metricKey": metrics[0], "selectedMetricKeys": list(metrics), **scales, **shared}
