@@ -15,7 +15,7 @@ from vaeline.command.main import Json, app, print_json
 from vaeline.command.program import run_program
 from vaeline.config import read_params
 from vaeline.errors import UserError
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import Workspace
 
 app.add_typer(registry.app)
 
@@ -40,7 +40,7 @@ def run(
     """Bring the stages of dvc.yaml up to date, as a Prefect flow; with -S in a copy, as `dvc exp run --temp` does."""
     workspace = enter_workspace()
     read_params(workspace.params)  # a typing mistake is reported before any server starts
-    prepare_environment()
+    prepare_environment(workspace)
     from pipeline.services.dvc_command import needed_stages, stages_to_run
 
     needed_stages(workspace, only)
@@ -91,7 +91,7 @@ def experiment(context: typer.Context, name: Annotated[str, typer.Argument()] = 
             typer.echo(f"{entry}\n    {content.about}")
         return
     changes = experiment_overrides(name, read_yaml(workspace.params), experiments)
-    prepare_environment()
+    prepare_environment(workspace)
     if {"--temp", "--queue"} & set(context.args) and (fault := copies_fault(workspace)):
         raise UserError(fault)
     os.execvp("dvc", ["dvc", "exp", "run", *changes, *context.args])
@@ -119,8 +119,7 @@ def sweep(
 
     The same command again, or --name NAME alone, runs only what is missing. Exit code 1 where a trial failed.
     """
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     from pipeline.sweep.reports import to_json
     from pipeline.sweep.run import run_sweep
     from pipeline.sweep.study import Request, plan_sweep
@@ -136,11 +135,11 @@ def sweep(
 @app.command()
 def ui() -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
-    prepare_environment()
+    workspace = prepare_environment()
     from pipeline.services.servers import serve
 
     try:
-        serve(current_workspace(), typer.echo)
+        serve(workspace, typer.echo)
     except KeyboardInterrupt:
         typer.echo("stopped")
 
@@ -151,8 +150,7 @@ def explore(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
 ) -> None:
     """Explore a model's latent space in the browser, on loopback: samples, mixtures, dimensions, your own images."""
-    workspace = enter_workspace()
-    prepare_tools()
+    prepare_tools(workspace := enter_workspace())
     from pipeline.commands.explore import serve
 
     serve(workspace, uri or f"models:/{read_params(workspace.params).register_.name}@champion", port, typer.echo)
@@ -161,8 +159,7 @@ def explore(
 @app.command()
 def up() -> None:
     """Start MLflow's server, Prefect's and a worker, with the deployments of prefect.yaml, and return."""
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     from pipeline.services.servers import up
 
     up(workspace, typer.echo)
@@ -197,8 +194,7 @@ def worker() -> None:
 
 def _use_prefect_server() -> Workspace:
     """Set PREFECT_API_URL, which Prefect reads when it is imported."""
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     from pipeline.services.servers import known_prefect
 
     api = known_prefect(workspace)
@@ -212,17 +208,16 @@ def _use_prefect_server() -> Workspace:
 @app.command()
 def sync() -> None:
     """Send to MLflow what could not be sent while the stages ran."""
-    prepare_environment()
+    workspace = prepare_environment()
     from vaeline.tracking.uploader import sync_all
 
-    typer.echo(sync_all(current_workspace()))
+    typer.echo(sync_all(workspace))
 
 
 @app.command()
 def doctor() -> None:
     """Check everything that a run needs, and print how to fix what is missing. Exit code 1 where a check fails."""
-    workspace = enter_workspace()
-    prepare_tools()
+    prepare_tools(workspace := enter_workspace())
     from pipeline.commands.doctor import examine
 
     levels = set()

@@ -126,7 +126,7 @@ def tracking(workspace: Workspace) -> Finding:
 
 def prefect(workspace: Workspace) -> Finding:
     """Prefect's profile, and its server, where one is configured."""
-    prepare_prefect()
+    prepare_prefect(workspace)
     if "PREFECT_API_URL" not in os.environ:
         return "ok", "a temporary server for each run"
     api = redact(os.environ["PREFECT_API_URL"])

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.services.environment import enter_workspace, prepare_environment
 from vaeline.command.main import Json, print_json, printable
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import Workspace
 
 app = typer.Typer()
 
@@ -119,8 +119,7 @@ def compare(
     """Compare models: the params that differ, and the test ELBOs with their paired differences to the first one's."""
     if len(names) < 2:
         raise typer.BadParameter("name at least two models")
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     from pipeline.commands.compare import compare
     from pipeline.commands.tables import show_comparison
 
@@ -156,8 +155,7 @@ def reproduce(
 @app.command()
 def report() -> None:
     """Write reports/index.html: the run on one page, also attached to its MLflow run."""
-    enter_workspace()
-    prepare_environment()
+    prepare_environment(enter_workspace())
     from pipeline.stages import report as stage
 
     stage.main()
@@ -169,10 +167,9 @@ def _registry() -> Iterator[tuple[Any, Workspace]]:
     """Client of the registry: from anywhere that of MLFLOW_TRACKING_URI, without it the workspace's own."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment()
     from vaeline.tracking.connection import connect, one_line_errors
 
-    workspace = current_workspace()
     client = connect(workspace)
     with one_line_errors():
         yield client, workspace

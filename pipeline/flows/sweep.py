@@ -39,8 +39,7 @@ PAUSES_S = (0.0, 2.0, 10.0, 30.0, 60.0)  # before asking a server that is away t
 @flow(name="trial")
 def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     """One trial of a sweep in this worker's clone; Failed where it fails, or where the clone is not at the baseline."""
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     try:
         here = load_sweep(workspace, sweep, storage)
         attributes = here.study.trials[number].user_attrs
@@ -74,8 +73,7 @@ def sweep_flow(
     Nothing is registered: no machine has all the models. Run again, it does only what is missing.
     """
     log = get_run_logger()
-    workspace = enter_workspace()
-    prepare_environment()
+    workspace = prepare_environment(enter_workspace())
     try:
         sweep = plan_sweep(workspace, Request(assignments, search, trials, seed, metric), name)
         with exclusive(sweep):

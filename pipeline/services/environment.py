@@ -28,18 +28,22 @@ def enter_workspace() -> Workspace:
     return current_workspace()
 
 
-def prepare_environment() -> None:
-    """Set what Prefect, MLflow and DVC read when imported or started: for entry points, before they import them."""
-    prepare_tools()
-    prepare_prefect()
+def prepare_environment(workspace: Workspace | None = None) -> Workspace:
+    """Set what Prefect, MLflow and DVC read when imported or started: for entry points, before they import them.
+
+    Returns the workspace, without one the current.
+    """
+    prepare_tools(workspace := workspace or current_workspace())
+    prepare_prefect(workspace)
+    return workspace
 
 
-def prepare_tools() -> None:
+def prepare_tools(workspace: Workspace) -> None:
     """No telemetry; the interpreter's own folder first in PATH, so that DVC's `python` is this one.
 
     Blank settings count as not set. Raises UserError where `.vaeline` can be no folder.
     """
-    state = current_workspace().make_state()
+    state = workspace.make_state()
     try:
         getpass.getuser()
         Path.home()
@@ -56,7 +60,7 @@ def prepare_tools() -> None:
     os.environ["SHELL"] = "/bin/sh"  # DVC starts stages in it; a service's user may have one that starts nothing
 
 
-def prepare_prefect() -> None:
+def prepare_prefect(workspace: Workspace) -> None:
     """The active profile's settings; else history in `.vaeline/prefect.db`, log lines that begin with the stage's name.
 
     A password for a server to be started here is its clients' too. Raises UserError for a profile or an address that
@@ -65,7 +69,7 @@ def prepare_prefect() -> None:
     line = "%(asctime)s | %(levelname)-7s | "
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{current_workspace().state / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{workspace.state / 'prefect.db'}",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # of 90 days ago: its history is bounded
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": line + "%(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": line + "%(message)s",
