@@ -1,4 +1,4 @@
-"""`vaeline` models, history, promote, rollback, trace, compare, reproduce, report: registered models, their origin."""
+"""`vaeline` models, history, promote, rollback, trace, compare, reproduce: registered models, their origin."""
 
 import os
 from collections.abc import Iterator
@@ -150,16 +150,6 @@ def reproduce(
     model, data = lineage.content["model"], lineage.content["data"]
     typer.echo(f"{lineage.uri}: identical\n  model digest {model['model_digest']}\n  data digest  {data['digest']}")
     typer.echo(f"  reports/history.csv: {'identical too' if lineage.history else 'not kept by its run'}")
-
-
-@app.command()
-def report() -> None:
-    """Write reports/index.html: the run on one page, also attached to its MLflow run."""
-    prepare_environment(enter_workspace())
-    from pipeline.stages import report as stage
-
-    stage.main()
-    typer.echo("reports/index.html")
 
 
 @contextmanager
