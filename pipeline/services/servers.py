@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -17,7 +17,7 @@ import psutil
 from pipeline.services.child_processes import Process, ProcessRecord, members, serves, spawn, stop, stop_group
 from pipeline.services.dvc_command import cache_folder, error_line
 from vaeline.errors import UserError, redact
-from vaeline.io.locks import acquire
+from vaeline.io.locks import locked
 from vaeline.io.workspace import RunContext, Workspace
 from vaeline.tracking.connection import ML_PAGES, SQLITE, artifact_location, connect, tracking_uri, usable_uri
 
@@ -247,18 +247,10 @@ def down(workspace: Workspace, echo: Echo) -> None:
     echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-@contextmanager
-def _alone(workspace: Workspace, echo: Echo) -> Iterator[None]:
+def _alone(workspace: Workspace, echo: Echo) -> AbstractContextManager[int]:
     """One `up` or `down` at a time; another is waited for."""
-    path = workspace.make_state() / "up.lock"
-    if (lock := acquire(path, wait=False)) is None:
-        echo("another `vaeline up` or `vaeline down` is at work here: waiting for its end")
-        lock = acquire(path)
-    assert lock is not None
-    try:
-        yield
-    finally:
-        os.close(lock)
+    busy = "another `vaeline up` or `vaeline down` is at work here: waiting for its end"
+    return locked(workspace.make_state() / "up.lock", lambda: echo(busy))
 
 
 def serve(workspace: Workspace, echo: Echo) -> None:

@@ -7,12 +7,12 @@ but neither a device to one training nor a run's stages together.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
 from vaeline.errors import UserError
-from vaeline.io.locks import acquire
+from vaeline.io.locks import acquire, locked
 from vaeline.io.workspace import RunContext, Workspace
 
 WhenBusy = Literal["wait", "skip"]
@@ -35,22 +35,18 @@ def workspace_lock(
     if (context := RunContext.read()).run == str(os.getpid()):
         yield context
         return
-    with ExitStack() as stack:
-        for name in (RUN, STAGE):
-            path = workspace.make_state() / name
-            if (lock := acquire(path, wait=False)) is None:
-                who = f"another run (process {path.read_text()})" if name == RUN else "a stage of a `dvc repro`"
-                if when_busy == "skip":
-                    raise BusyError(f"{who} is at work here")
-                log(f"{who} is at work here: waiting for its end")
-                lock = acquire(path)
-            assert lock is not None
-            if name == STAGE:
-                os.close(lock)  # none is at work, and from here on none begins
-            else:
-                stack.callback(os.close, lock)
-                os.truncate(lock, 0)
-                os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+    def report_wait(who: str) -> None:
+        if when_busy == "skip":
+            raise BusyError(f"{who} is at work here")
+        log(f"{who} is at work here: waiting for its end")
+
+    run, stage = (workspace.make_state() / name for name in (RUN, STAGE))
+    with locked(run, lambda: report_wait(f"another run (process {run.read_text()})")) as lock:
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        with locked(stage, lambda: report_wait("a stage of a `dvc repro`")):
+            pass  # none is at work, and from here on none begins
         yield replace(context, run=str(os.getpid()))
 
 

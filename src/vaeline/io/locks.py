@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,14 +22,19 @@ def acquire(path: Path, *, shared: bool = False, wait: bool = True) -> int | Non
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock on `path` for the length of the block, waiting for it."""
-    descriptor = acquire(path)
+def locked(path: Path, report_wait: Callable[[], object] = lambda: None) -> Iterator[int]:
+    """Hold the exclusive lock on `path` for the length of the block; yields the descriptor.
+
+    Where another holds it, calls `report_wait`, then waits.
+    """
+    if (descriptor := acquire(path, wait=False)) is None:
+        report_wait()
+        descriptor = acquire(path)
+    assert descriptor is not None
     try:
-        yield
+        yield descriptor
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def has_path(descriptor: int, path: Path) -> bool:
