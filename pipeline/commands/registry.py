@@ -95,15 +95,16 @@ def rollback(name: Name, reason: Reason = "") -> None:
 def trace(uri: Uri, as_json: Json = False) -> None:
     """Print what made a registered model: commit, params, data, experiment, runs, metrics, the gate's decision."""
     with _registry() as (client, _):
-        from vaeline.registry.lineage import flat, trace
+        from vaeline.registry.lineage import trace
 
         content = trace(client, uri).content
     if as_json:
         print_json(content)
         return
     from pipeline.report.summary import measured
+    from vaeline.tracking.provenance import leaves
 
-    for name, value in flat(content).items():
+    for name, value in leaves(content):
         items = [measured(item) for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
         if items:
             typer.echo(printable(f"{name:<36} {', '.join(items)}"))

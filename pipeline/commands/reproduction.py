@@ -19,9 +19,9 @@ from vaeline.io.digests import file_digest
 from vaeline.io.git import git_bytes, try_git
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import VARIABLE, Workspace
-from vaeline.registry.lineage import HISTORY, Lineage, flat
+from vaeline.registry.lineage import HISTORY, Lineage
 from vaeline.tracking.outbox import Outbox
-from vaeline.tracking.provenance import MAXIMUM_DIFF, versions
+from vaeline.tracking.provenance import MAXIMUM_DIFF, leaves, versions
 
 if TYPE_CHECKING:
     from vaeline.serving.model_files import LoadedModel
@@ -145,7 +145,7 @@ def _model_differences(old: "LoadedModel", folder: Path) -> Iterator[str]:
     if new.digest == old.digest:
         return
     yield f"models: digest {new.digest}, was {old.digest}"
-    was, now = (flat(model.config.model_dump(mode="json")) for model in (old, new))
+    was, now = (dict(leaves(model.config.model_dump(mode="json"))) for model in (old, new))
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             yield f"models/config.json: {key}: {now.get(key)!r}, was {was.get(key)!r}"

@@ -7,7 +7,6 @@ the model.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -118,14 +117,6 @@ def _run_content(run: "Run", tags: defaultdict[str, str]) -> dict[str, Any]:
         "metrics": dict(run.data.metrics),
         "params": dict(run.data.params),
     }
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"code.diff.bytes": 12, ...}`: the leaves of nested mappings by their paths."""
-    leaves: dict[str, Any] = {}
-    for key, item in value.items():
-        leaves |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
-    return leaves
 
 
 def _artifact(client: "MlflowClient", run: "Run", path: str, most: int = LARGEST_ARTIFACT) -> bytes | None:

@@ -88,14 +88,14 @@ def run_start(workspace: Workspace, params: Params) -> RunStart:
 
 def flatten_params(params: Params) -> dict[str, str]:
     """`{"train.beta": "1.0", ...}`: every key path of params.yaml and its value as text."""
-    leaves = _leaves(params.model_dump(by_alias=True), ".")
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves}
+    flat = leaves(params.model_dump(by_alias=True))
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat}
 
 
 def flatten_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """`{"test/elbo": -243.1, ...}`: the numbers of a nested report; what is no number is left out."""
-    leaves = _leaves(report, "/")
-    return {k: float(v) for k, v in leaves if isinstance(v, int | float) and not isinstance(v, bool)}
+    flat = leaves(report, "/")
+    return {k: float(v) for k, v in flat if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
@@ -126,10 +126,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _leaves(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("code.diff.bytes", 12), ...`: the leaves of nested mappings with their paths."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, separator, f"{prefix}{key}{separator}")
+            yield from leaves(value, separator, f"{prefix}{key}{separator}")
         else:
             yield f"{prefix}{key}", value
 
