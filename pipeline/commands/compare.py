@@ -4,7 +4,6 @@ A model is named by a registry's address, the id of an MLflow run, or the name o
 """
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import vaeline
-from pipeline.services.dvc_command import error_line
+from pipeline.services.dvc_command import error_line, run_dvc
 from pipeline.stages.register import gate_evaluator
 from vaeline.config import parse_params, read_params
 from vaeline.core.metrics import Measured
@@ -91,10 +90,8 @@ def _experiment(workspace: Workspace, name: str) -> tuple[Mapping[str, str], Loa
         raise UserError(f"{name!r}: allowed: models:/NAME/3, models:/NAME@champion, a run's id, a DVC experiment")
     params = parse_params(parse_yaml(git(workspace.root, "show", f"{lines[0]}:./params.yaml"), name), name)
     with tempfile.TemporaryDirectory() as folder:
-        command = ["dvc", "get", "--rev", lines[0], ".", "models", "-o", f"{folder}/models"]
-        done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+        done = run_dvc(workspace, "dvc", "get", "--rev", lines[0], ".", "models", "-o", f"{folder}/models")
         if done.returncode:
-            raise UserError(
-                f"{name}: its model cannot be read: {error_line(done.stderr.splitlines(), done.returncode)}"
-            )
+            reason = error_line(done.stderr.splitlines(), done.returncode)
+            raise UserError(f"{name}: its model cannot be read: {reason}")
         return flatten_params(params), vaeline.load(Path(folder) / "models").loaded

@@ -5,7 +5,6 @@ params. Results travel through optuna's storage: a file that workers on one mach
 VAELINE_SWEEP_STORAGE names. A DVC experiment stays in the worker's clone, unless there is a DVC remote to push to.
 """
 
-import subprocess
 import time
 from contextlib import suppress
 from typing import Annotated
@@ -22,6 +21,7 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from pipeline.report.summary import plain
+from pipeline.services.dvc_command import run_dvc
 from pipeline.services.environment import enter_workspace, prepare_environment
 from pipeline.services.servers import first_line
 from pipeline.sweep.process import ExperimentProcess, Result, one_slot
@@ -51,9 +51,8 @@ def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     ended = here.finish(number, result)
     if ended.value is None:
         return Failed(message=status(ended).removeprefix("failed: "))
-    if subprocess.run(["dvc", "config", "core.remote"], capture_output=True, check=False).stdout.strip():
-        command = ["dvc", "exp", "push", "origin", attributes["name"]]  # with its models and data
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run_dvc(workspace, "dvc", "config", "core.remote").stdout.strip():
+        done = run_dvc(workspace, "dvc", "exp", "push", "origin", attributes["name"])  # with its models and data
         get_run_logger().info("dvc exp push: %s", (done.stderr if done.returncode else done.stdout).strip())
     return Completed(message=f"{here.metric} {ended.value}")
 

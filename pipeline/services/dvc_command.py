@@ -78,7 +78,7 @@ def stale_stages(workspace: Workspace, patience: float = 60.0) -> set[str]:
     """
     _refuse_endless_files(workspace)
     deadline = time.monotonic() + patience
-    while (done := _capture(workspace, *DVC, "status", "--json")).returncode:
+    while (done := run_dvc(workspace, *DVC, "status", "--json")).returncode:
         if not BUSY.search(done.stderr) or time.monotonic() > deadline:
             raise _refusal("dvc status", done)
         time.sleep(0.5)
@@ -162,9 +162,14 @@ def stream(command: Sequence[str], env: Mapping[str, str], log: Log, cwd: Path |
                 stop(process)
 
 
+def run_dvc(workspace: Workspace, *command: str) -> "subprocess.CompletedProcess[str]":
+    """A DVC command that has ended, in the workspace, its output as text."""
+    return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+
+
 def cache_folder(workspace: Workspace) -> Path:
     """DVC's cache. Raises UserError with DVC's message."""
-    if (done := _capture(workspace, "dvc", "cache", "dir")).returncode:
+    if (done := run_dvc(workspace, "dvc", "cache", "dir")).returncode:
         raise _refusal("dvc cache dir", done)
     return workspace.root / done.stdout.strip()
 
@@ -182,10 +187,6 @@ def error_line(lines: Sequence[str], code: int) -> str:
         if errors := [line for line in lines if re.match(pattern, line)]:
             return errors[-1].removeprefix("ERROR: ")
     return f"exit code {code}{f': {lines[-1]}' if lines else ''}"
-
-
-def _capture(workspace: Workspace, *command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
 
 
 def _refusal(what: str, done: "subprocess.CompletedProcess[str]") -> UserError:
