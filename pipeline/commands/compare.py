@@ -13,9 +13,8 @@ from typing import Any
 import vaeline
 from pipeline.services.dvc_command import error_line, run_dvc
 from pipeline.stages.register import gate_evaluator
-from vaeline.config import parse_params, read_params
+from vaeline.config import parse_params
 from vaeline.core.metrics import Measured
-from vaeline.data.prepared import load_split
 from vaeline.errors import UserError
 from vaeline.evaluation.split_metrics import gain
 from vaeline.io.git import git
@@ -44,8 +43,7 @@ def compare(workspace: Workspace, names: Sequence[str]) -> list[dict[str, Any]]:
     Nats a test image; both are missing, and `note` says why, where the test split is another one or the first one's
     nats are of another likelihood. Raises UserError for a name that is none.
     """
-    found, test = [find(workspace, name) for name in names], load_split(workspace.prepared, "test")
-    gate, rows = gate_evaluator(workspace, read_params(workspace.params), test), list[dict[str, Any]]()
+    found, gate, rows = [find(workspace, name) for name in names], gate_evaluator(workspace), list[dict[str, Any]]()
     keys = list(dict.fromkeys(key for model in found for key in model.params))
     keys = [key for key in keys if len({model.params.get(key) for model in found}) > 1]
     first, *others = (gate.candidate(model.loaded) for model in found)

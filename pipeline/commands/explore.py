@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 import vaeline
 from pipeline.report.explorer import explorer
+from pipeline.services.dvc_command import Log
 from pipeline.services.guarded_app import LOOPBACK, guard
 from pipeline.services.servers import HOST, free_port
 from pipeline.stages.sample import ON_THE_MAP, latent_axes
@@ -37,7 +38,7 @@ MOST_LATENTS, LARGEST_BODY = 64, 1 << 25  # points of a request, bytes
 FITS = ("crop", "pad", "stretch")
 
 
-def serve(workspace: Workspace, uri: str, port: int, echo: Callable[[str], None]) -> None:
+def serve(workspace: Workspace, uri: str, port: int, echo: Log) -> None:
     """Serve the page until Ctrl-C. Raises UserError where the model or the prepared test images cannot be used."""
     app = create_app(*load(workspace, uri))
     port = free_port(port)

@@ -71,11 +71,8 @@ def promote(
         evaluator = None
         if not force:
             from pipeline.stages.register import gate_evaluator
-            from vaeline.config import read_params
-            from vaeline.data.prepared import load_split
 
-            test = load_split(workspace.prepared, "test")
-            evaluator = gate_evaluator(workspace, read_params(workspace.params), test)
+            evaluator = gate_evaluator(workspace)
         decision = promote(client, workspace, name, version, evaluator, reason.strip())
     state = f"is champion: {'; '.join(decision.reasons)}" if decision else "is the champion already"
     typer.echo(f"{name} version {version} {state}")

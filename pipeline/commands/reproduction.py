@@ -8,12 +8,12 @@ registers nothing.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.services.dvc_command import DVC, error_line, make_clone, stream
+from pipeline.services.dvc_command import DVC, Log, error_line, make_clone, stream
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.git import git_bytes, try_git
@@ -25,8 +25,6 @@ from vaeline.tracking.provenance import MAXIMUM_DIFF, leaves, versions
 
 if TYPE_CHECKING:
     from vaeline.serving.model_files import LoadedModel
-
-Log = Callable[[str], None]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 
 from pipeline.services.child_processes import Process, ProcessRecord, members, serves, spawn, stop, stop_group
-from pipeline.services.dvc_command import cache_folder, error_line
+from pipeline.services.dvc_command import Log, cache_folder, error_line
 from vaeline.errors import UserError, redact
 from vaeline.io.locks import locked
 from vaeline.io.workspace import RunContext, Workspace
@@ -26,8 +26,6 @@ MLFLOW, PREFECT, WORKER = "mlflow-server", "prefect-server", "worker"
 PATIENCE_S = {WORKER: 40.0}  # to end after SIGTERM: it waits for its runs, which write checkpoints
 ML_PAGE = f"/#/experiments?{ML_PAGES}"  # MLflow's list of experiments
 START_S = 300.0
-
-Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def first_line(error: Exception) -> str:
     return redact((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def up(workspace: Workspace, echo: Echo) -> None:
+def up(workspace: Workspace, echo: Log) -> None:
     """Start what does not run yet, register the deployments with a new worker, and print the addresses.
 
     A server that the environment names (MLFLOW_TRACKING_URI, PREFECT_API_URL) is used, not started. Raises UserError
@@ -240,20 +238,20 @@ def up(workspace: Workspace, echo: Echo) -> None:
     echo(f"logs in {workspace.state}/; vaeline down stops them")
 
 
-def down(workspace: Workspace, echo: Echo) -> None:
+def down(workspace: Workspace, echo: Log) -> None:
     """Stop what `vaeline up` started, the worker first, and wait for its end."""
     with _alone(workspace, echo):
         stopped = [name for name in (WORKER, PREFECT, MLFLOW) if stop_service(workspace, name)]
     echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def _alone(workspace: Workspace, echo: Echo) -> AbstractContextManager[int]:
+def _alone(workspace: Workspace, echo: Log) -> AbstractContextManager[int]:
     """One `up` or `down` at a time; another is waited for."""
     busy = "another `vaeline up` or `vaeline down` is at work here: waiting for its end"
     return locked(workspace.make_state() / "up.lock", lambda: echo(busy))
 
 
-def serve(workspace: Workspace, echo: Echo) -> None:
+def serve(workspace: Workspace, echo: Log) -> None:
     """Start both web interfaces, print their addresses, and stop them when this is interrupted or one of them ends.
 
     A server that the environment names, or that runs already, is not started.
@@ -270,7 +268,7 @@ def serve(workspace: Workspace, echo: Echo) -> None:
             time.sleep(0.5)
 
 
-def _servers_to_start(workspace: Workspace, echo: Echo) -> Iterator[Server]:
+def _servers_to_start(workspace: Workspace, echo: Log) -> Iterator[Server]:
     """The servers that neither the environment names nor run already; prints the address of the others."""
     uri, api = tracking_uri(workspace), os.environ.get("PREFECT_API_URL", "")
     mlflow = "" if artifact_location(uri, workspace) else f"{redact(uri).rstrip('/')}{ML_PAGE} (MLFLOW_TRACKING_URI)"

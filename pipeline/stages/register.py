@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.report import summary
-from vaeline.config import AutoencoderKl, Params, read_params
+from vaeline.config import AutoencoderKl, read_params
 from vaeline.data.prepared import load_split, manifest_digest
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED, spread_evenly
 from vaeline.evaluation.first_stage import mean_similarity
 from vaeline.evaluation.metrics_file import read_metrics
-from vaeline.evaluation.split_metrics import Pixels, Scores, score
+from vaeline.evaluation.split_metrics import Scores, score
 from vaeline.io.atomic_write import write_file
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.registry.champion import GateEvaluator
@@ -64,7 +64,7 @@ def main() -> None:
             reference=reference,
             code=training_code(tracker.outbox),
         )
-        registration = register(client, workspace, model, gate_evaluator(workspace, params, test))
+        registration = register(client, workspace, model, gate_evaluator(workspace))
         tracker.tags({"vaeline.decision": registration["decision"]})
         content = json.dumps(registration, indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
@@ -92,9 +92,10 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     )
 
 
-def gate_evaluator(workspace: Workspace, params: Params, test: Pixels) -> GateEvaluator:
-    """Gate with the thresholds of the params, that scores models on this test split, on this machine's device."""
-    device, scoring = pick_device(), params.evaluate
+def gate_evaluator(workspace: Workspace) -> GateEvaluator:
+    """Gate of the workspace: thresholds of its params, models scored on its test split, on this machine's device."""
+    params, test, device = read_params(workspace.params), load_split(workspace.prepared, "test"), pick_device()
+    scoring = params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
         model = copy.deepcopy(loaded.vae).to(device)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from pipeline.report.summary import registration, verdict
 from pipeline.services.child_processes import spawn, stop
-from pipeline.services.dvc_command import ADVICE, cache_folder, error_line, make_clone
+from pipeline.services.dvc_command import ADVICE, Log, cache_folder, error_line, make_clone
 from vaeline.errors import UserError
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest, value_digest
@@ -162,7 +162,7 @@ class ExperimentProcess:
             self._remove_clone()
         return result
 
-    def wait(self, echo: Callable[[str], None] = lambda _: None) -> Result:
+    def wait(self, echo: Log = lambda _: None) -> Result:
         """The result, the lines of the log to `echo` as they come; the process is stopped where that is cut off."""
         try:
             with self._log.open(encoding="utf-8", errors="replace") as log:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.services.dvc_command import TRANSIENT, StageError
+from pipeline.services.dvc_command import TRANSIENT, Log, StageError
 from pipeline.sweep.experiments import Values, parse_overrides, with_values
 from pipeline.sweep.process import POLL_S, ExperimentProcess, Origin, Result, read_baseline, slots
 from pipeline.sweep.reports import best, gate_verdict, report_to_mlflow, result, status, to_markdown, write_reports
@@ -27,8 +27,6 @@ from vaeline.io.progress import Progress
 from vaeline.io.workspace import Workspace
 
 OF_DVC = re.compile(r"Reproducing experiment|Ran experiment|Experiment results|To apply the results|\s+dvc exp |$")
-
-Log = Callable[[str], None]
 
 
 class Job(Protocol):

@@ -26,8 +26,6 @@ from pipeline import cli
 from pipeline.commands import explore
 from pipeline.stages import register as stage
 from registry_fixture import ROOT, entered
-from vaeline.config import read_params
-from vaeline.data.prepared import load_split
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry.champion import set_champion
@@ -86,7 +84,7 @@ def added(path: str, content: bytes) -> bytes:
 def gate(client: "MlflowClient") -> None:
     """The hostile version as the champion that a new model is compared with."""
     workspace = current_workspace()
-    evaluator = stage.gate_evaluator(workspace, read_params(workspace.params), load_split(workspace.prepared, "test"))
+    evaluator = stage.gate_evaluator(workspace)
     challenger = load_model(Path("challenger"))
     decision = evaluator.decide(evaluator.candidate(challenger), find_version(client, NAME, 3))
     if decision.reasons[-1].startswith("not compared: the champion cannot be read: "):

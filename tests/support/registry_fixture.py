@@ -58,12 +58,9 @@ class FilledRegistry:
 
     def __init__(self, client: "MlflowClient") -> None:
         from pipeline.stages.register import gate_evaluator
-        from vaeline.config import read_params
-        from vaeline.data.prepared import load_split
 
         self.client, self.workspace = client, current_workspace()
-        test = load_split(self.workspace.prepared, "test")
-        evaluator = gate_evaluator(self.workspace, read_params(self.workspace.params), test)
+        evaluator = gate_evaluator(self.workspace)
         thresholds = evaluator.thresholds.model_copy(update={"minimum_active_units": 0})  # nothing is trained here
         self.evaluator = replace(evaluator, thresholds=thresholds)
 
