@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.row import Row
 
@@ -69,8 +70,8 @@ for name in open(sys.argv[1]).read().split():
 def rows() -> Iterator[Row]:
     """Nothing to do beside nothing to do, and the overhead of each stage; each as soon as it is measured."""
     with tiny_repository() as ours, _trivial_pipeline() as trivial:
-        _run("dvc", "repro", "-q", cwd=ours)
-        _run("dvc", "repro", "-q", cwd=trivial)
+        run_command("dvc", "repro", "-q", cwd=ours)
+        run_command("dvc", "repro", "-q", cwd=trivial)
         yield _nothing_to_do_row(ours, trivial)
         for command, most in COMMANDS.items():
             yield _command_row(command, most, ours)
@@ -83,7 +84,7 @@ def _overhead_row(stage: str, part: str, folder: Path) -> Row:
     listing = str(folder / ".vaeline" / "libraries")
     running = (sys.executable, "-c", RUNNING, listing, stage, part)
     importing = (sys.executable, "-c", IMPORTING, listing)
-    _run(*running, cwd=folder)
+    run_command(*running, cwd=folder)
     whole, libraries = _fastest([running, importing], [folder, folder])
     overhead = whole - libraries
     name = f"stage {stage}: {'own overhead' if part == 'whole' else 'own start-up'}"
@@ -94,7 +95,7 @@ def _command_row(command: str, most: float, folder: Path) -> Row:
     used = []
     for _ in range(REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        _run("vaeline", *command.split(), cwd=folder)
+        run_command("vaeline", *command.split(), cwd=folder)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     found = min(used)
@@ -113,24 +114,28 @@ def _fastest(commands: Sequence[Sequence[str]], folders: Sequence[Path]) -> list
     for _ in range(REPEATS):
         for seconds, command, folder in zip(times, commands, folders, strict=True):
             begun = time.perf_counter()
-            _run(*command, cwd=folder)
+            run_command(*command, cwd=folder)
             seconds.append(time.perf_counter() - begun)
     return [min(seconds) for seconds in times]
 
 
-@contextmanager
-def tiny_repository(source: str = "kind: digits", validation: str = "validation: 200") -> Iterator[Path]:
+def tiny_repository(source: str = "kind: digits", validation: str = "validation: 200") -> AbstractContextManager[Path]:
     """A copy of this repository with another source and one epoch."""
+    return repository(TINY | {"kind: fashion-mnist": source, "validation: 10000": validation})
+
+
+@contextmanager
+def repository(changes: Mapping[str, str] = MappingProxyType({})) -> Iterator[Path]:
+    """A copy of this repository, its params.yaml changed: patterns and what takes their place."""
     with tempfile.TemporaryDirectory(prefix="vaeline-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        for part in ("src", "pipeline"):
+        for part in ("src", "pipeline", "benchmarks"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         for file in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
             (folder / file).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / file, folder / file)
         text = (folder / "params.yaml").read_text()
-        own = {"kind: fashion-mnist": source, "validation: 10000": validation}
-        for pattern, value in (TINY | own).items():
+        for pattern, value in changes.items():
             text = re.sub(pattern, value, text)
         (folder / "params.yaml").write_text(text)
         _commit(folder)
@@ -152,12 +157,15 @@ def _trivial_pipeline() -> Iterator[Path]:
 
 
 def _commit(folder: Path) -> None:
-    _run("git", "init", "-q", cwd=folder)
-    _run("git", "add", "-A", cwd=folder)
-    _run("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-q", "-m", "Start", cwd=folder)
+    run_command("git", "init", "-q", cwd=folder)
+    run_command("git", "add", "-A", cwd=folder)
+    run_command(
+        "git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-q", "-m", "Start", cwd=folder
+    )
 
 
-def _run(*command: str, cwd: Path) -> None:
+def run_command(*command: str, cwd: Path) -> None:
+    """Raises RuntimeError, with what it said, where a command fails in a copy of this repository."""
     done = subprocess.run(command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
