@@ -26,7 +26,7 @@ def registered_version(workspace: Workspace, again: bool = False) -> str | None:
     uri, path = tracking_uri(workspace), workspace.state / FILE
     wanted = {"uri": redact(uri), "name": decision["name"], "digest": decision["digest"]}
     if not again and not (uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()):
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             kept = json.loads(path.read_text())
             if wanted.items() < kept.items():
                 return str(kept["version"])

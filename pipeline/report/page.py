@@ -141,7 +141,7 @@ def read_output(path: Path, parse: Callable[[bytes], Any] = bytes) -> Any:
         return parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; run `dvc repro`") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: is not what its stage writes; run `dvc repro`") from None
 
 

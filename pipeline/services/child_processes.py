@@ -45,7 +45,7 @@ class ProcessRecord:
         """The record in a file; None where there is none, or a spoilt one."""
         try:
             return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def write(self, path: Path) -> None:

@@ -218,18 +218,24 @@ def test_saturated_estimates_are_bounds_without_an_error_and_units_are_printed()
     assert lines[1:] == ["  elbo  -3.5", "  psnr  20.80 ± 0.10  dB, mean of each image's"]
 
 
+SPOILT, NESTED = ["dimension,kl\n[1"], "[" * 100_000
+
+
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "words", "contents"),
     [
-        ("metrics.json", "is not JSON; run the stage evaluate again"),
-        ("history.csv", "is not what the stage train writes"),
-        ("registration.json", "is not JSON; run the stage register again"),
-        ("theory/claims.json", "is not what its stage writes; run `dvc repro`"),
-        ("kl_per_dimension.csv", "is not what its stage writes; run `dvc repro`"),
+        ("metrics.json", "is not JSON; run the stage evaluate again", SPOILT),
+        ("history.csv", "is not what the stage train writes", SPOILT),
+        ("metrics.json", "is not what the stage evaluate writes; run it again", ["{}"]),
+        ("metrics.json", "is nested deeper than 32 levels; run", [NESTED]),
+        ("registration.json", "is not JSON; run the stage register again", SPOILT),
+        ("registration.json", "is not what the stage register writes", ['{"name": "a"}']),
+        ("theory/claims.json", "is not what its stage writes; run `dvc repro`", ["[1\n2", '[{"key": "a"}]', NESTED]),
+        ("kl_per_dimension.csv", "is not what its stage writes; run `dvc repro`", SPOILT),
     ],
 )
-def test_outputs_that_are_no_outputs_are_one_clear_line(run: Path, name: str, words: str):
-    for content in ("[1\n2", '[{"key": "a"}]') if name.startswith("theory") else ("dimension,kl\n[1",):
+def test_outputs_that_are_no_outputs_are_one_clear_line(run: Path, name: str, words: str, contents: list[str]):
+    for content in contents:
         write(name, content)
         with pytest.raises(UserError, match=rf"^reports/{re.escape(name)}: {words}[^\n]*$"):
             render()
