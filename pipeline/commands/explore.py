@@ -95,7 +95,7 @@ def _decode(model: TrainedModel, body: bytes) -> list[list[float]]:
     """Expected pixels on [0, 1] of latents, [N, Z] in JSON: [N, C H W]."""
     try:
         latents = np.array(parse_json(body, "latents"), np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         latents = np.empty(0, np.float32)
     if latents.ndim != 2:
         raise ValueError("latents: allowed: a list of lists of numbers")

@@ -95,6 +95,7 @@ def test_every_control_of_the_served_page_and_an_image_of_ones_own(browse: Calla
         ("decode", b"{", "latents: .*"),
         ("decode", b"5", "latents: allowed: a list of lists of numbers"),
         ("decode", b"[[{}]]", "latents: allowed: a list of lists of numbers"),
+        ("decode", b"[[" + b"9" * 400 + b"]]", "latents: allowed: a list of lists of numbers"),
         ("decode", b"[" * 3000, "latents: is nested deeper than .* levels"),
         ("decode", f"[{','.join(['[1, 2, 3, 4]'] * 65)}]".encode(), "latents: found 65, allowed: 64 at once"),
         ("image?fit=crop", b"text", "cannot be decoded: .*; allowed: a complete PNG or JPEG image"),

@@ -156,7 +156,7 @@ def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: R
         ("s3://bucket/model", "allowed: models:/NAME@alias"),
         ("file://host/model", "allowed: models:/NAME@alias"),
         ("nowhere", "is not a folder"),
-        ("", "MANIFEST|found also"),
+        ("", "allowed: models:/NAME@alias"),
     ],
 )
 def test_addresses_of_nothing_are_reported_in_one_line(registry: Registry, address: str, words: str):

@@ -73,7 +73,9 @@ ALLOWED = {"VAELINE_SIGNING_KEY": "unencrypted Ed25519 private", "VAELINE_TRUSTE
 )
 def test_what_is_no_key_is_reported_in_one_line(keys: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
     monkeypatch.setenv(variable, f"{keys / 'one.pub'}:{keys / name}" if "TRUSTED" in variable else str(keys / name))
-    with pytest.raises(UserError, match=rf"{name}: (allowed: an {ALLOWED[variable]} key|cannot be read)"):
+    with pytest.raises(
+        UserError, match=rf"^{variable}: .*{name}: (allowed: an {ALLOWED[variable]} key|cannot be read)"
+    ):
         signing_key() if "SIGNING" in variable else trusted_signers()
 
 

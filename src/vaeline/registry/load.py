@@ -38,7 +38,7 @@ def load(uri: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tra
     """Load a model for use, see the table above. Raises UserError, in one line, for what cannot be trusted or read."""
     try:
         target = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"device: found {device!r}, allowed: cpu, cuda, cuda:1") from None
     if (target.index or 0) >= {"cpu": 1, "cuda": torch.cuda.device_count()}.get(target.type, 0):
         raise UserError(f"device: found {str(target)!r}, allowed here: cpu" + ", cuda" * torch.cuda.is_available())
@@ -159,6 +159,6 @@ def _locate(uri: str) -> tuple[str, RegisteredAs | None]:
 def _local(address: str) -> Path | None:
     """The path that an address names; None where it is elsewhere."""
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", address):
-        return Path(address)
+        return Path(address) if address else None  # else it would be the current folder
     parts = urlsplit(address)
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None

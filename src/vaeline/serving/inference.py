@@ -97,12 +97,13 @@ class TrainedModel:
         """Apply a function to a few rows at once, so that memory stays bounded; the answer is of the input's kind."""
         rows: Any = given
         if isinstance(given, Tensor):
-            rows, real = given.detach(), not given.is_complex()
+            odd = given.is_complex() or given.is_quantized or given.is_meta or given.dtype == torch.bool
+            rows, real = given.detach(), given.layout == torch.strided and not odd
         else:
             try:
                 rows = np.asarray(given)  # JSON requests arrive as lists or with dtype object
                 rows = rows.astype(np.float64) if rows.dtype == object else rows
-                real = rows.dtype.kind in "buif"
+                real = rows.dtype.kind in "uif" and not isinstance(given, np.ma.MaskedArray)  # a mask is not 0 and 255
             except (TypeError, ValueError):
                 real = False
         if not real or rows.ndim == 0:

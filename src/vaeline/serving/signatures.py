@@ -52,7 +52,10 @@ def is_signed(content: bytes, signature: bytes, by: str) -> bool:
 
 
 def _read_key(variable: str, path: str, private: bool) -> Any:
-    content = read_bounded(Path(path), PEM_BYTES)
+    try:
+        content = read_bounded(Path(path), PEM_BYTES)
+    except UserError as error:
+        raise UserError(f"{variable}: {error}") from None
     with optional_imports("pipeline"):
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
