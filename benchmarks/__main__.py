@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from benchmarks.row import Row
 
-PARTS = ("training", "elbo_time", "estimators", "tracking", "stages", "pipeline")
+PARTS = ("training", "elbo_time", "estimators", "tracking", "stages", "folder", "pipeline")
 
 
 def main() -> int:

@@ -1,0 +1,80 @@
+"""`python -m benchmarks.folder [IMAGES]`: what `prepare` takes of a folder of JPEGs: both speeds by turns, and memory.
+
+Pictures of 178 x 218 pixels, resized to 64 x 64. Seconds on one core over seconds on all; and the peak's slope between
+a quarter of the images and all of them.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.row import Row
+from vaeline.config.data import Data, Folder
+from vaeline.data.prepare import prepare
+
+WIDTH, HEIGHT, SIDE = 178, 218, 64
+LEAST, MOST, LIMIT = 1.8, 4096, 1 << 30  # times; bytes an image (64 x 64 x 3 pixels are 12,288); bytes
+REPEATS, CELEBA = 3, 200_000
+
+
+def rows(images: int = 20_000) -> Iterator[Row]:
+    """The gain of further cores, and what 200,000 images would take."""
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="vaeline-bench-") as name:
+        folder = Path(name)
+        write_pictures(folder / "all", images)
+        (folder / "some").mkdir()
+        for path in sorted((folder / "all").iterdir())[: images // 4]:
+            os.link(path, folder / "some" / path.name)
+        _, some = measured(folder / "some", cores)
+        found = [(measured(folder / "all", cores[:1]), measured(folder / "all", cores)) for _ in range(REPEATS)]
+    one, every = (min(pair[i][0] for pair in found) for i in (0, 1))
+    peak = max(pair[1][1] for pair in found)
+    slope = (peak - some) / (images - images // 4)
+    whole = peak + slope * (CELEBA - images)
+    name = f"prepare, {images:,} JPEGs: 1 core over {len(cores)}"
+    yield Row(name, f"{one:.1f} / {every:.1f} s", one / every, f">= {LEAST}", one / every >= LEAST)
+    yield Row("its memory, a further image", f"{slope:.0f} B", None, f"<= {MOST} B", slope <= MOST)
+    yield Row(f"its peak at {CELEBA:,}, by that", f"{whole / 2**20:.0f} MiB", None, "<= 1 GiB", whole <= LIMIT)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Smooth colour pictures with some noise, of about the size of a photograph's JPEG."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 6, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT), 3)
+        noisy = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (HEIGHT, WIDTH, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:06d}.jpg", quality=85)
+
+
+def measured(folder: Path, cores: list[int]) -> tuple[float, int]:
+    """Seconds and peak bytes of a process that prepares the folder on these cores."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as prepared:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.folder", str(folder), f"{prepared}/prepared"],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 - no threads here
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"prepare of {folder}: exit code {process.returncode}")
+        return time.perf_counter() - begun, used.ru_maxrss << 10
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        source = Folder(kind="folder", path=sys.argv[1], size=SIDE, mode="RGB")
+        prepare(Data(source=source, validation=0.1, seed=0), Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        for row in rows(*map(int, sys.argv[1:])):
+            print(row)
