@@ -61,20 +61,22 @@ def measured(folder: Path, cores: list[int]) -> tuple[float, int]:
         begun = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.folder", str(folder), f"{prepared}/prepared"],
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 - no threads here
         )
+        log = process.stderr.read() if process.stderr else b""
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise RuntimeError(f"prepare of {folder}: exit code {process.returncode}")
+            raise RuntimeError(f"prepare of {folder}: exit code {process.returncode}\n{log.decode()}")
         return time.perf_counter() - begun, used.ru_maxrss << 10
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         source = Folder(kind="folder", path=sys.argv[1], size=SIDE, mode="RGB")
-        prepare(Data(source=source, validation=0.1, seed=0), Path(sys.argv[1]), Path(sys.argv[2]))
+        data = Data(source=source, test=0.1, validation=0.1, binarise="none", seed=1)
+        prepare(data, Path(sys.argv[1]), Path(sys.argv[2]))
     else:
         for row in rows(*map(int, sys.argv[1:])):
             print(row)
