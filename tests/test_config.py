@@ -51,10 +51,7 @@ def _error(**changes: Any) -> str:
         ({"data__source": {}}, "data.source: must have a kind; found {}"),
         ({"data__source__kind": "mnits"}, "data.source.kind: allowed: 'fashion-mnist', 'mnist', 'kmnist', "),
         ({"data__validation": 1.5}, "data.validation: must be a valid integer, or less than 1; found 1.5"),
-        (
-            {"data__test": "own"},
-            "data.test: must be 'auto', or a valid integer, or a valid number; found 'own'",
-        ),
+        ({"data__test": "own"}, "data.test: must be 'auto', or a valid integer, or a valid number; found 'own'"),
         (
             {"model__likelihood": {"kind": "gaussian", "sigma": -1}},
             "model.likelihood.sigma: must be 'learned', or greater than 0; ",
@@ -168,10 +165,7 @@ def _error(**changes: Any) -> str:
             {"train__init": {"kind": "diffusers", "path": "x"}},
             "train.init.kind is 'diffusers', an AutoencoderKL, but model.network.kind is 'mlp': allowed: ",
         ),
-        (
-            {"train__free_bits": 0.1, "train__accumulate": 2},
-            "train: free_bits need the KL of whole batches: ",
-        ),
+        ({"train__free_bits": 0.1, "train__accumulate": 2}, "train: free_bits need the KL of whole batches: "),
         ({"train__recompute": True}, "train.recompute is for network autoencoder-kl, found 'mlp'"),
         ({"train__only": "decoder"}, "train: only: decoder needs an encoder that is trained: init must be of kind "),
         ({"register__minimum_active_units": 21}, "exceeds model.latent_dim (20)"),

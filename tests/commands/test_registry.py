@@ -65,7 +65,7 @@ def test_each_is_there_for_machines_with_the_same_numbers_and_iso_times(decided:
     assert (version["test_elbo"], version["test_nll"]) == (-11.0, None)
     entries = json.loads(vaeline("history", NAME, "--json"))["entries"]
     assert [(e["action"], e["version"], e["before"]) for e in entries] == [
-        *(("promote", 2, None), ("reject", 1, 2), ("promote", 3, 2), ("rollback", 2, 3)),
+        *(("promote", 2, None), ("reject", 1, 2), ("promote", 3, 2), ("rollback", 2, 3))
     ]
     assert entries[3]["reason"] == "it [hallucinates]"
     for moment in (version["created"], entries[0]["time"]):

@@ -7,13 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import (
-    ProbabilisticPCA,
-    probabilistic_pca,
-    reverse_annealed_log_likelihood,
-    sigmoidal_temperatures,
-    within,
-)
+from oracles import ProbabilisticPCA, probabilistic_pca, reverse_annealed_log_likelihood, sigmoidal_temperatures, within
 from vaeline.core import estimators, networks
 from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_likelihood
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+import command_line
 from uploads import until
-from workspaces import RUNS, command_line, execute, lines_with, read_lock, runs, vaeline
+from vaeline.io.digests import model_digest
+from vaeline.io.workspace import Workspace
+from vaeline.tracking.uploader import sync_all
+from workspaces import RUNS, alive, execute, lines_with, read_lock, runs, vaeline, words_of
 
 pytestmark = pytest.mark.usefixtures("own_code")
-
+CHAMPION = "models:/digits@champion"
 STAGES = ["fetch", "prepare", "train", "evaluate", "sample", "theory", "register", "report"]
 
 
@@ -67,7 +72,7 @@ def test_metrics_and_plots_are_shown_by_dvc_and_changed_pictures_retrain_nothing
 
 
 def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path):
-    vaeline("sync", cwd=clone)
+    sync_all(Workspace(clone, clone))
     (run,) = runs(clone)
     assert run["curve"] == 3
     assert run["params"]["train.beta"] == "1.0"
@@ -101,7 +106,7 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
         stages = psutil.Process(repro.pid).children(recursive=True)
         repro.kill()
     assert stages
-    until(lambda: not any("runner.py train" in command_line(stage) for stage in stages), 20)  # not without DVC
+    until(lambda: not any("runner.py train" in words_of(stage) for stage in stages), 20)  # not without DVC
     done = execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
     assert lines_with(done.stdout + done.stderr, "resuming at step ")
     assert read_lock(clone)["train"] == whole
@@ -138,3 +143,57 @@ def test_a_pulled_model_is_registered_elsewhere_with_its_history(clone: Path, tm
     (run,) = runs(other)
     assert run["curve"] == 3
     assert "test/elbo" in run["metrics"]
+
+
+@pytest.mark.parametrize("clone", RUNS, indirect=True)
+def test_a_fresh_clone_knows_where_the_champion_comes_from_and_makes_it_again(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "other"
+    execute("git", "clone", "-q", str(clone), str(other), cwd=tmp_path)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/.vaeline/mlflow.db"}
+    monkeypatch.chdir(other)
+    traced = json.loads(command_line.vaeline("trace", CHAMPION, "--json", **store))
+    assert traced["code"]["commit"] == execute("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
+    assert traced["code"]["dirty"] is False
+    assert traced["model"]["model_digest"] == model_digest(clone / "models")
+    (tmp_path / "temporary").mkdir()
+    before = (clone / "dvc.lock").read_bytes(), len(runs(clone))
+    done = vaeline("reproduce", CHAMPION, cwd=other, TMPDIR=str(tmp_path / "temporary"), **store)
+    assert done.stdout.splitlines()[:2] == [
+        "models:/digits/1: identical",
+        f"  model digest {traced['model']['model_digest']}",
+    ]
+    assert lines_with(done.stderr, "epoch 3/3"), "computed, not taken from a cache"
+    assert not list((tmp_path / "temporary").iterdir())
+    assert execute("git", "status", "--short", cwd=other).stdout == ""
+    assert not (other / "models").exists()
+    assert ((clone / "dvc.lock").read_bytes(), len(runs(clone))) == before
+
+
+@pytest.mark.slow
+def test_on_another_machine_it_says_what_differs_and_by_how_much(clone: Path):
+    env = {"ATEN_CPU_CAPABILITY": "default"}  # as if this were a processor without vector instructions
+    done = vaeline("reproduce", CHAMPION, cwd=clone, check=False, **env)
+    assert done.returncode == 1
+    assert lines_with(done.stdout, "models:/digits/1: not identical")
+    assert lines_with(done.stdout, "models/model.safetensors:", "tensors differ, by at most")
+    assert lines_with(done.stdout, "reports/history.csv: differs")
+    assert lines_with(done.stdout, "the machine: device is cpu DEFAULT, was cpu ")
+
+
+@pytest.mark.slow
+def test_an_interrupted_reproduction_leaves_nothing_behind(clone: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "reproduce", CHAMPION]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None
+        assert next(line for line in run.stderr if line.startswith("Running stage 'train'"))
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert not list(tmp_path.iterdir())
+    assert not alive(family)

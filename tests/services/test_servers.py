@@ -22,15 +22,7 @@ from starlette.datastructures import Headers
 
 from pipeline.services.child_processes import ProcessRecord
 from pipeline.services.guarded_app import LOOPBACK, create_app, is_own
-from pipeline.services.servers import (
-    Server,
-    free_port,
-    mlflow_server,
-    running,
-    started,
-    stop_service,
-    wait_until_ready,
-)
+from pipeline.services.servers import Server, free_port, mlflow_server, running, started, stop_service, wait_until_ready
 from pipeline.services.worker import JOB, POOL, TEMPLATE, make_pool
 from uploads import until
 from vaeline.errors import UserError

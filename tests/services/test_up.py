@@ -16,7 +16,7 @@ import pytest
 
 import workspaces
 from uploads import until
-from workspaces import alive, command_line, execute, lines_with, read_lock, runs, tiny_clone, vaeline
+from workspaces import alive, execute, lines_with, read_lock, runs, tiny_clone, vaeline, words_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 LONG = {r"  epochs: \d+": "  epochs: 300", r"patience: \d+": "patience: 5000"}
@@ -86,7 +86,7 @@ def training(clone: Path, flow_run: str) -> list[psutil.Process]:
             return None
         engine = psutil.Process(json.loads(path.read_text())["pid"])
         found = [engine, *engine.children(recursive=True)]
-        return found if any("runner.py train" in command_line(p) for p in found) else None
+        return found if any("runner.py train" in words_of(p) for p in found) else None
 
     found: list[psutil.Process] = until(tree)
     return found

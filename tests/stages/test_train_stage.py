@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from model_sections import AUTOENCODER_KL
 from pipeline.stages import train
-from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, steps, workspace  # noqa: F401
+from train_stage import COMMAND, OUTPUTS, edit, environment, outputs, run, start, steps, workspace  # noqa: F401
 from uploads import outbox_events, outbox_runs
 from vaeline.config import AutoencoderKl
 from vaeline.config.train import INIT_WEIGHTS, Diffusers
@@ -29,7 +29,8 @@ from vaeline.training.build import kl_sizes
 
 def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace: Path):
     """Mistake 2: the test split used for validation."""
-    done = run(workspace, VAELINE_LOG_EVERY="5")
+    more = environment(VAELINE_LOG_EVERY="5")
+    done = subprocess.run(COMMAND, cwd=workspace, env=more, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     assert "epoch 3/3: ELBO" in done.stderr
     assert "images/s" in done.stderr
@@ -56,16 +57,15 @@ def test_mistake_11_the_stage_writes_its_outputs_without_a_test_split(workspace:
 
 def test_terminated_or_killed_the_stage_writes_nothing_and_goes_on_to_the_same_bytes(workspace: Path):
     edit(workspace, "train", epochs=200, patience=200)
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        process = subprocess.Popen(
-            COMMAND, cwd=workspace, env=environment(VAELINE_CHECKPOINT_SECONDS="0.2"), stderr=subprocess.DEVNULL
-        )
+    for code in (143, -signal.SIGKILL):
         seen = steps(workspace)
+        process = start(workspace, VAELINE_CHECKPOINT_SECONDS="0.2")
         while not steps(workspace) - seen:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(60) == code
+        process.terminate() if code == 143 else process.kill()
+        process.join(60)
+        assert process.exitcode == code
         assert not (workspace / "models").exists()
     resumed = run(workspace)
     assert resumed.returncode == 0

@@ -63,16 +63,10 @@ CHANGED = "the package or the tag was changed"
 PASSED_OFF = "is of '{}' version 1, passed off as '" + NAME + "' version 2"
 ATTACKS: list[tuple[Callable[[Registry], object], str]] = [
     (lambda it: copy_over(it, 1), CHANGED),
-    (
-        lambda it: (copy_over(it, 1), set_tag(it, it.tag(1))),
-        PASSED_OFF.format(NAME),
-    ),
+    (lambda it: (copy_over(it, 1), set_tag(it, it.tag(1))), PASSED_OFF.format(NAME)),
     (all_its_tags, PASSED_OFF.format(NAME)),
     (lambda it: copy_over(it, 1, OTHER), CHANGED),
-    (
-        lambda it: (copy_over(it, 1, OTHER), set_tag(it, it.tag(1, OTHER))),
-        PASSED_OFF.format(OTHER),
-    ),
+    (lambda it: (copy_over(it, 1, OTHER), set_tag(it, it.tag(1, OTHER))), PASSED_OFF.format(OTHER)),
     (lambda it: take_from(it, MODEL), "was changed"),
     (lambda it: take_from(it, MANIFEST, SIGNATURE), CHANGED),
     (lambda it: reseal(it.folder(2)), CHANGED),

@@ -11,27 +11,19 @@ from oracles import ProbabilisticPCA, probabilistic_pca
 from small_training import bumps
 from vaeline import config
 from vaeline.data.sources.dataset import Split
-from vaeline.evaluation import probes
-from vaeline.theory import bounds, gradients, scales
 from vaeline.theory.claim import Context
 from vaeline.training.build import build_model
 from vaeline.training.history import Epoch
+from workspaces import HURRY
 
 TINY = config.Theory(images=12, importance_samples=20, training_images=60, epochs=1, seed=1)
 EPOCH = Epoch(1, 10, -3.0, -2.0, 1.0, -3.5, -2.5, 1.0, None, 1.0, 1e-3)
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few repeats: nothing measured is precise any more."""
-    for module, name, value in (
-        (bounds, "TEMPERATURES", 4),
-        (gradients, "REPEATS", 5),
-        (gradients, "PAIRS", 2),
-        (gradients, "BATCH_PAIRS", 2),
-        (probes, "CLASSIFIER_STEPS", 20),
-        (scales, "STEPS", 10),
-    ):
-        monkeypatch.setattr(module, name, value)
+    for module, constants in HURRY.items():
+        for name, value in constants.items():
+            monkeypatch.setattr(f"vaeline.{module}.{name}", value)
 
 
 def pca_context(options: config.Theory, mean_error: float = 0.0) -> tuple[ProbabilisticPCA, Context]:

@@ -1,20 +1,25 @@
 """The stage train as a process of its own, in a folder with prepared data of bumps."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
 
+from pipeline.stages import runner
 from small_training import bumps
 from vaeline.data.prepared import DataManifest, SplitSummary
 from vaeline.io.digests import file_digest
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(REPOSITORY / "pipeline" / "stages" / "runner.py"), "train"]
+PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
+PROCESSES.set_forkserver_preload(["pipeline.stages.train"])
 OUTPUTS = ("models/model.safetensors", "models/config.json", "reports/history.csv")
 
 
@@ -45,10 +50,36 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"VAELINE_UPLOADER": "off", "VAELINE_DEVICE": "cpu", "PYTHONPATH": path} | more
 
 
-def run(workspace: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        COMMAND, cwd=workspace, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
-    )
+class Done(NamedTuple):
+    """How a stage ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _main(workspace: Path, variables: dict[str, str]) -> None:
+    os.chdir(workspace)
+    os.environ.clear()
+    os.environ.update(variables)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(workspace / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    runner.main("train")
+
+
+def start(workspace: Path, **more: str) -> BaseProcess:
+    """The stage, at work."""
+    process = PROCESSES.Process(target=_main, args=(workspace, environment(**more)))
+    process.start()
+    return process
+
+
+def run(workspace: Path, **more: str) -> Done:
+    """The stage, ended."""
+    process = start(workspace, **more)
+    process.join(300)
+    assert process.exitcode is not None
+    return Done(process.exitcode, *((workspace / name).read_text() for name in ("stdout", "stderr")))
 
 
 def outputs(workspace: Path) -> list[bytes]:

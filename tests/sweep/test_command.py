@@ -30,9 +30,7 @@ def sweep_state(repository: Path, *parts: str) -> Path:
     return repository.joinpath(".vaeline", "sweeps", "s", *parts)
 
 
-def test_all_trials_run_once_and_are_reported_ranked_and_drawn_and_only_the_best_is_completed(
-    repository: Path,
-):
+def test_all_trials_run_once_and_are_reported_ranked_and_drawn_and_only_the_best_is_completed(repository: Path):
     before = execute(*STATUS, cwd=repository).stdout
     done = vaeline(
         "sweep", "train.beta=4,3,2", "train.epochs=1", "--jobs", "2", "--name", "s", cwd=repository, check=False

@@ -8,15 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline.sweep.process import Result, read_baseline
-from pipeline.sweep.study import (
-    Request,
-    Search,
-    Sweep,
-    exclusive,
-    load_sweep,
-    open_storage,
-    plan_sweep,
-)
+from pipeline.sweep.study import Request, Search, Sweep, exclusive, load_sweep, open_storage, plan_sweep
 from sweep_repository import GRID, PARAMS, make_sweep
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace

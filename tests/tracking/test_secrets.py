@@ -12,7 +12,7 @@ import pytest
 
 from uploads import mlflow_server, until
 from vaeline.errors import UserError, redact
-from workspaces import OWN_CODE, command_line, tiny_clone
+from workspaces import OWN_CODE, tiny_clone, words_of
 
 CANARY = "p@c4n4ry"
 
@@ -60,7 +60,7 @@ def test_a_password_reaches_no_output_no_file_and_no_command_line(tmp_path: Path
     def watch() -> None:
         while not done.wait(0.05):
             with suppress(psutil.Error):
-                seen.update(map(command_line, psutil.Process().children(recursive=True)))
+                seen.update(map(words_of, psutil.Process().children(recursive=True)))
 
     with mlflow_server(tmp_path) as (address, _):
         until(lambda: "startup complete" in (tmp_path / "server.log").read_text())

@@ -53,12 +53,7 @@ def train_and_save(
 
 
 def run(
-    folder: Path,
-    section: Train,
-    at: int = 0,
-    while_writing: bool = False,
-    every: float = 0.0,
-    trained: Model = PLAIN,
+    folder: Path, section: Train, at: int = 0, while_writing: bool = False, every: float = 0.0, trained: Model = PLAIN
 ) -> int:
     """Train in a process of its own; returns its exit code, -9 for SIGKILL."""
     process = PROCESSES.Process(target=train_and_save, args=(folder, section, at, while_writing, every, trained))
