@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from command_line import vaeline
 from explorer_page import check_controls, make, result_of, with_driver
 from pipeline.commands.explore import create_app, load
 from pipeline.report.explorer import explorer
@@ -24,7 +25,6 @@ from pipeline.services.servers import free_port
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.serving.inference import TrainedModel
-from workspaces import vaeline
 
 OWN = """
 steps["own image"] = async () => {
@@ -121,9 +121,8 @@ def test_a_foreign_page_gets_no_answer():
 
 
 def test_a_model_that_is_not_there_is_one_line(toy: Path):
-    done = vaeline("explore", cwd=toy, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: MLFLOW_TRACKING_URI: there is no tracking store at ")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: there is no tracking store at [^\n]*$"):
+        vaeline("explore")
 
 
 @pytest.mark.parametrize("shape", [[1, 6, 5], [1, 5, 4]])

@@ -3,10 +3,9 @@
 import json
 import os
 import runpy
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from PIL import Image
 import vaeline
 from model_sections import AUTOENCODER_KL, section
 from pipeline.services.servers import free_port
-from pipeline.stages import register as stage
-from registry_fixture import ROOT
+from registry_fixture import ROOT, entered
 from vaeline.command import main as consume
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED
@@ -35,18 +33,11 @@ FIRST_STAGE = section(AUTOENCODER_KL | {"block_out_channels": [4]}).model_copy(u
 
 
 @pytest.fixture(scope="module")
-def registered(outputs: Callable[..., Path], empty_store: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A repository with a registered model, registered once for all tests here; they only read it."""
-    root = outputs(**getattr(request, "param", {}))
-    (root / ".vaeline").mkdir()
-    shutil.copy(empty_store, root / ".vaeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("DVC_ROOT", str(root))
-        patch.setenv("VAELINE_UPLOADER", "off")
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/.vaeline/mlflow.db")
-        stage.main()
-        yield root
+def registered(registered_once: Path) -> Iterator[Path]:
+    """A repository with a registered model, as working folder; the tests here only read it."""
+    with entered(registered_once) as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_once}/.vaeline/mlflow.db")
+        yield registered_once
 
 
 def noise(count: int, seed: int, most: int = 256) -> np.ndarray:

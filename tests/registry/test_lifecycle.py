@@ -31,17 +31,12 @@ GONE: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def workspace(evaluated: Path) -> None:
-    (evaluated / "dvc.yaml").write_text("stages: {}")
-    params = (evaluated / "params.yaml").read_text()
-    (evaluated / "params.yaml").write_text(params.replace("minimum_active_units: 2", "minimum_active_units: 0"))
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.mark.parametrize("what", STILL_THERE)
 def test_a_model_whose_run_or_experiment_is_deleted_is_registered_read_and_traced(what: str):
     """Its run is made again; the version stays bound to the deleted one, which MLflow still reads."""
-    stage.main()
     client, first = connect(current_workspace()), Path("reports/registration.json").read_bytes()
     run = client.get_run(client.get_model_version(NAME, "1").run_id).info
     for change in STILL_THERE[what]:
@@ -60,7 +55,6 @@ def test_a_model_whose_run_or_experiment_is_deleted_is_registered_read_and_trace
 
 @pytest.mark.parametrize("words", GONE)
 def test_what_is_gone_is_named_by_every_command_and_registered_again(words: str):
-    stage.main()
     client = connect(current_workspace())
     GONE[words](client)
     vaeline("models")

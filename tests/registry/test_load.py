@@ -44,12 +44,10 @@ def signed_registry(
 ):
     """Registered once, with signatures: it takes seconds."""
     root = tmp_path_factory.mktemp("registry")
-    with entered(root) as patch, warnings.catch_warnings():
+    with entered(root, empty_store) as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("VAELINE_SIGNING_KEY", str(sealed / "signer.pem"))
         patch.setenv("VAELINE_TRUSTED_KEYS", str(sealed / "signer.pub"))
-        (root / ".vaeline").mkdir()
-        shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
         for seed, name in ((1, NAME), (2, NAME), (3, OTHER)):
             outputs(seed, -10.0 + seed, root)
             params = root / "params.yaml"

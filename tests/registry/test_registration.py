@@ -45,8 +45,7 @@ def registration() -> dict[str, Any]:
     return content
 
 
-def test_the_first_model_becomes_champion_once_however_often_it_is_registered(evaluated: Path):
-    stage.main()
+def test_the_first_model_becomes_champion_once_however_often_it_is_registered(registered: Path):
     first = Path("reports/registration.json").read_bytes()
     client = connect(current_workspace())
     (version,) = versions(client)
@@ -75,8 +74,7 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(ev
     assert version.description.startswith("On digits, per test image: ELBO -11 nats, 3 active units.\n")
 
 
-def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(evaluated: Path):
-    stage.main()
+def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(registered: Path):
     (version,) = versions(connect(current_workspace()))
     import mlflow
 

@@ -43,9 +43,12 @@ def patch_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def entered(root: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Work in `root`, which owns the tracking store; no uploader, no smoke test."""
+def entered(root: Path, store: Path | None = None) -> Iterator[pytest.MonkeyPatch]:
+    """Work in `root`, which owns the tracking store, a copy of `store` if given; no uploader, no smoke test."""
     with pytest.MonkeyPatch.context() as patch:
+        if store:
+            (root / ".vaeline").mkdir()
+            shutil.copy(store, root / ".vaeline")
         patch.chdir(root)
         enter(patch, root)
         patch_smoke_test(patch)
@@ -220,6 +223,27 @@ def package(sealed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def registered_once(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which the stage `register` has made its model champion; not to be changed."""
+    from pipeline.stages import register as stage
+
+    root = tmp_path_factory.mktemp("registered")
+    with entered(root, empty_store):
+        outputs(folder=root)
+        (root / "dvc.yaml").write_text("stages: {}")
+        params = root / "params.yaml"
+        params.write_text(params.read_text().replace("minimum_active_units: 2", "minimum_active_units: 0"))
+        stage.main()
+    return root
+
+
+@pytest.fixture
+def registered(registered_once: Path, repository: Path, no_smoke_test: None) -> Path:
+    """The same as a repository of the test's own."""
+    return shutil.copytree(registered_once, repository, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
 def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose registry holds versions 1 to 4, each better than the one before, none decided on yet."""
     from pipeline.stages import register as stage
@@ -230,9 +254,7 @@ def published(outputs: Callable[..., Path], empty_store: Path, tmp_path_factory:
     from vaeline.tracking.uploader import upload_now
 
     root = tmp_path_factory.mktemp("published")
-    with entered(root):
-        (root / ".vaeline").mkdir()
-        shutil.copy(empty_store, root / ".vaeline" / "mlflow.db")
+    with entered(root, empty_store):
         client = connect(current_workspace())
         for seed, sigma in enumerate((1.2, 0.8, 0.5, 0.3), 1):
             outputs(seed, folder=root, sigma=sigma)
