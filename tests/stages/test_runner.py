@@ -13,17 +13,15 @@ from pipeline.sweep.process import ExperimentProcess, Origin, read_baseline
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute
 
-LIKELIHOODS = Path("src/vaeline/core/likelihoods.py")
+LIBRARY = Path("src/vaeline/errors.py")
 PROBE = '''
-"""A stage that writes the log-density of a black image: 0 squared error, 4 pixels, sigma 1."""
+"""A stage that writes what the library's code says."""
 import json
 from pathlib import Path
-import torch
-from vaeline.core.likelihoods import Gaussian
+from vaeline.errors import TRY_AGAIN
 
 def main() -> None:
-    black = torch.zeros(1, 1, 2, 2)
-    Path("probe.json").write_text(json.dumps({"density": Gaussian(1.0).log_prob(black, black).item()}))
+    Path("probe.json").write_text(json.dumps({"code": TRY_AGAIN}))
 '''
 # the first stage edits the repository that the experiment was made of, as its user may while the experiment runs
 STAGES = """
@@ -32,11 +30,11 @@ stages:
     {cmd: 'sh edit.sh > edited.txt', outs: [edited.txt]}
   probe:
     cmd: exec python pipeline/stages/runner.py probe
-    deps: [edited.txt, src/vaeline/core/likelihoods.py]
+    deps: [edited.txt, src/vaeline/errors.py]
     metrics: [{probe.json: {cache: false}}]
 """
-EDIT = f'sed -i "s/= -weight/= 1000 - weight/" "$EDITED/{LIKELIHOODS}"; echo edited\n'
-DENSITY = pytest.approx({"density": -3.675754})  # -2 log(2 pi)
+EDIT = f'sed -i "s/TRY_AGAIN = 75/TRY_AGAIN = 1075/" "$EDITED/{LIBRARY}"; echo edited\n'
+OLD = {"code": 75}
 
 
 @pytest.fixture
@@ -68,15 +66,15 @@ def experiments(repository: Path) -> dict[str, object]:
     refs = execute("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*", cwd=repository).stdout.split()
     found = [ref for ref in refs if "/exec/" not in ref and "/celery/" not in ref]
     for ref in found:
-        assert "1000 -" not in execute("git", "show", f"{ref}:{LIKELIHOODS}", cwd=repository).stdout
+        assert "= 1075" not in execute("git", "show", f"{ref}:{LIBRARY}", cwd=repository).stdout
     probes = (execute("git", "show", f"{ref}:probe.json", cwd=repository).stdout for ref in found)
     return {ref.rpartition("/")[2]: json.loads(text) for ref, text in zip(found, probes, strict=True)}
 
 
 def test_an_experiment_runs_the_code_that_it_was_made_of(original: Path):
     execute("dvc", "exp", "run", "--temp", cwd=original)
-    assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
-    assert list(experiments(original).values()) == [DENSITY]
+    assert "= 1075" in (original / LIBRARY).read_text(), "edited meanwhile"
+    assert list(experiments(original).values()) == [OLD]
 
 
 @pytest.mark.slow
@@ -84,10 +82,10 @@ def test_a_queued_experiment_runs_the_code_that_was_queued_and_the_run_cache_kee
     execute("dvc", "exp", "run", "--queue", "--name", "queued", cwd=original)
     execute("sh", "edit.sh", cwd=original)
     execute("dvc", "exp", "run", "--run-all", cwd=original)
-    assert experiments(original) == {"queued": DENSITY}
-    execute("git", "checkout", "-q", str(LIKELIHOODS), cwd=original)
+    assert experiments(original) == {"queued": OLD}
+    execute("git", "checkout", "-q", str(LIBRARY), cwd=original)
     execute("dvc", "exp", "run", "--temp", "--name", "again", cwd=original)
-    assert experiments(original) == {"queued": DENSITY, "again": DENSITY}
+    assert experiments(original) == {"queued": OLD, "again": OLD}
 
 
 @pytest.mark.slow
@@ -96,8 +94,8 @@ def test_a_trial_and_an_experiment_of_ours_run_the_code_of_their_baseline(origin
     origin = Origin(here, read_baseline(here), original / ".vaeline" / "s", {})
     ended = ExperimentProcess(origin, "t", [], {}).wait()
     assert "reason" not in ended, ended
-    assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
-    assert experiments(original) == {"t": DENSITY}
+    assert "= 1075" in (original / LIBRARY).read_text(), "edited meanwhile"
+    assert experiments(original) == {"t": OLD}
 
 
 def test_a_worktree_and_a_clone_run_their_own_code_and_a_copy_without_code_is_refused(original: Path):
@@ -107,8 +105,8 @@ def test_a_worktree_and_a_clone_run_their_own_code_and_a_copy_without_code_is_re
     runner = (sys.executable, "pipeline/stages/runner.py", "probe")
     for folder in (make_clone(original, original.parent / "clone", commit), tree):  # as `reproduce` makes its clone
         execute(*runner, cwd=folder)
-        assert json.loads((folder / "probe.json").read_text()) == DENSITY
-    assert "1000 -" in (original / LIKELIHOODS).read_text(), "edited meanwhile"
+        assert json.loads((folder / "probe.json").read_text()) == OLD
+    assert "= 1075" in (original / LIBRARY).read_text(), "edited meanwhile"
     shutil.rmtree(tree / "src")
     done = execute(*runner, cwd=tree, check=False)
     library = original / "src" / "vaeline"

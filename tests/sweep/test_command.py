@@ -12,6 +12,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+import command_line
 from pipeline.cli import app
 from pipeline.sweep.study import load_sweep
 from vaeline.errors import UserError
@@ -32,11 +33,9 @@ def sweep_state(repository: Path, *parts: str) -> Path:
 
 def test_all_trials_run_once_and_are_reported_ranked_and_drawn_and_only_the_best_is_completed(repository: Path):
     before = execute(*STATUS, cwd=repository).stdout
-    done = vaeline(
-        "sweep", "train.beta=4,3,2", "train.epochs=1", "--jobs", "2", "--name", "s", cwd=repository, check=False
-    )
+    asked = ("sweep", "train.beta=4,3,2", "train.epochs=1", "--jobs", "2", "--name", "s")
+    done = command_line.vaeline(*asked, code=1, width=200)  # one failed
     assert execute(*STATUS, cwd=repository).stdout == before, "the workspace is left alone"
-    assert done.returncode == 1, "one failed"
     assert (repository / "prepared").read_text() == "once\n"
     assert trained(repository) == ["2", "3", "4"]
     cores = str(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -46,9 +45,9 @@ def test_all_trials_run_once_and_are_reported_ranked_and_drawn_and_only_the_best
     assert "Running stage 'train'" in sweep_state(repository, "s-01-beta4.log").read_text()
     assert not list(sweep_state(repository, "work").glob("*"))
 
-    assert lines_with(done.stdout, "s-02-beta3: failed: training diverged at step 2 (")
-    assert lines_with(done.stdout, "s-01-beta4: done, test.elbo -4 (")
-    table = [line.replace("|", "").split()[:4] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert lines_with(done, "s-02-beta3: failed: training diverged at step 2 (")
+    assert lines_with(done, "s-01-beta4: done, test.elbo -4 (")
+    table = [line.replace("|", "").split()[:4] for line in done.splitlines() if line.startswith("| ")]
     assert table[2:4] == [["1", "s-03-beta2", "2", "-2"], ["2", "s-01-beta4", "4", "-4"]]
     assert table[4][:2] == ["s-02-beta3", "3"]
     pictures = {"parallel_coordinates.png", "slice.png", "importances.png", "rate_distortion.png"}
@@ -57,7 +56,7 @@ def test_all_trials_run_once_and_are_reported_ranked_and_drawn_and_only_the_best
 
     listed = execute("dvc", "exp", "list", "--name-only", cwd=repository).stdout.split()
     assert sorted(listed) == ["s-01-beta4", "s-03-beta2"]
-    assert lines_with(done.stdout, "dvc exp apply s-03-beta2")
+    assert lines_with(done, "dvc exp apply s-03-beta2")
     execute("dvc", "exp", "apply", "s-03-beta2", cwd=repository)
     assert (repository / "registered.txt").read_text() == "2\n"
     assert (repository / "seed.txt").read_text() == "another seed, uncommitted"
