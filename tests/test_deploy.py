@@ -20,14 +20,18 @@ def test_servers_are_of_the_versions_that_the_project_pins():
     assert f'"mlflow=={mlflow[1]}"' in pins
 
 
-def test_what_is_published_is_on_loopback_unless_told_and_asks_for_a_password():
-    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
-    assert ports
-    assert all(port.startswith("${VAELINE_BIND:-127.0.0.1}:") for port in ports)
-    assert COMPOSE["services"]["mlflow"]["environment"]["VAELINE_GUARDED_APP"] == "mlflow.server.auth:create_app"
-    assert "PREFECT_SERVER_API_AUTH_STRING" in COMPOSE["services"]["prefect"]["environment"]
-    units = [path.read_text() for path in sorted((DEPLOY / "systemd").glob("*.service"))]
-    assert sum("--host 127.0.0.1" in unit for unit in units) == 2
+def test_servers_are_guarded_published_on_loopback_unless_told_and_ask_for_a_password():
+    services = COMPOSE["services"]
+    units = [path.read_text() for path in (DEPLOY / "systemd").glob("*.service")]
+    commands = [services[name]["command"] for name in ("mlflow", "prefect")]
+    commands += [command for unit in units for command in re.findall(r"ExecStart=(.*)", unit)]
+    (worker,) = [command for command in commands if "guarded_app:create_app" not in command]
+    assert worker.endswith("/vaeline worker")
+    assert sum("--host 127.0.0.1 " in unit for unit in units if worker not in unit) == 2 == len(units) - 1
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports == [f"${{VAELINE_BIND:-127.0.0.1}}:{port}:{port}" for port in (5000, 4200)]
+    assert services["mlflow"]["environment"]["VAELINE_GUARDED_APP"] == "mlflow.server.auth:create_app"
+    assert "PREFECT_SERVER_API_AUTH_STRING" in services["prefect"]["environment"]
 
 
 def test_secrets_come_from_the_environment_and_are_required():

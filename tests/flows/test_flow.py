@@ -17,7 +17,8 @@ from pipeline.report.summary import markdown
 from pipeline.services.child_processes import ProcessRecord
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from workspaces import execute, lines_with, vaeline
+from vaeline.io.yaml_config import read_yaml
+from workspaces import ROOT, ask, execute, lines_with, vaeline
 
 FLOWS = """
 import subprocess, sys
@@ -134,3 +135,19 @@ def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
     assert "## Prior samples" in text
     assert "](data:image/png;base64,iVBORw0KGgo" in text
     assert len(text) < 20_000
+
+
+def test_the_server_plans_the_nightly_runs(prefect_api: str):
+    """The pinned packages work together: a server that cannot insert scheduled runs only logs it."""
+    (nightly, *_) = read_yaml(ROOT / "pipeline" / "flows" / "prefect.yaml")["deployments"]
+    (schedule,) = nightly["schedules"]
+    flow = ask(prefect_api, "/flows/", {"name": "planned"})["id"]
+    body = {"name": "nightly", "flow_id": flow, "schedules": [{"schedule": schedule, "active": True}]}
+    deployment = ask(prefect_api, "/deployments/", body)["id"]
+    deadline = time.monotonic() + 120
+    wanted = {"deployments": {"id": {"any_": [deployment]}}}
+    while not (runs := ask(prefect_api, "/flow_runs/filter", wanted)):
+        assert time.monotonic() < deadline, "nothing is planned"
+        time.sleep(0.5)
+    assert all(run["auto_scheduled"] for run in runs)
+    assert {run["expected_start_time"][11:16] for run in runs} == {"03:00"}
