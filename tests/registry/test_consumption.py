@@ -5,7 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 import vaeline
 from model_sections import AUTOENCODER_KL, section
 from pipeline.services.servers import free_port
+from pipeline.stages import register as stage
 from registry_fixture import ROOT, entered
 from vaeline.command import main as consume
 from vaeline.errors import UserError
@@ -33,11 +34,17 @@ FIRST_STAGE = section(AUTOENCODER_KL | {"block_out_channels": [4]}).model_copy(u
 
 
 @pytest.fixture(scope="module")
-def registered(registered_once: Path) -> Iterator[Path]:
+def registered(
+    registered_once: Path, outputs: Callable[..., Path], empty_store: Path, request: pytest.FixtureRequest
+) -> Iterator[Path]:
     """A repository with a registered model, as working folder; the tests here only read it."""
-    with entered(registered_once) as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_once}/.vaeline/mlflow.db")
-        yield registered_once
+    other = getattr(request, "param", {})
+    root = outputs(**other) if other else registered_once
+    with entered(root, empty_store if other else None) as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/.vaeline/mlflow.db")
+        if other:
+            stage.main()
+        yield root
 
 
 def noise(count: int, seed: int, most: int = 256) -> np.ndarray:
