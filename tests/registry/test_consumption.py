@@ -24,7 +24,7 @@ from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
-from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER
+from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, PRIOR
 
 NAME = "vaeline-fashion-mnist"
 CHAMPION = f"models:/{NAME}@champion"
@@ -106,7 +106,7 @@ def test_score_is_wrong_with_one_line(registered: Path, tmp_path: Path, monkeypa
 def test_export_writes_what_the_champion_is(registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     consume.export(CHAMPION, tmp_path / "onnx")
     assert " of vaeline's own" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {ABOUT, ENCODER, DECODER}
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {ABOUT, ENCODER, DECODER, PRIOR}
     digest = load_model(registered / "models").digest
     assert json.loads((tmp_path / "onnx" / ABOUT).read_text())["model_digest"] == digest
 
