@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.report.explorer import LatentAxes
@@ -52,6 +53,7 @@ const press = (target, x, y) => { const box = target.getBoundingClientRect(); ta
 const settled = () => new Promise(done => setTimeout(done, 300));  // answers are drawn when they come
 const steps = {
   decoded: async () => { found.decoded = (await decodeAll(LATENTS)).map(z); },
+  drawn: () => { let n = 0; found.drawn = z(drawn({uniform: () => 0.5, normal: () => ++n}, 0.5)); },
   first: () => {}, "seed 7": () => set(element("seed"), 7), again: () => set(element("seed"), 1),
   cold: () => { element("next").click(); found.seed = element("seed").value; set(element("temperature"), 0); },
   corner: () => { press(element("triangle"), 10 / 120, 98 / 112); found.weights = z(state.weights); },
@@ -126,6 +128,12 @@ def check_controls(found: dict[str, Any], model: VAE, latents: Any, test: Split,
         expected = 255 * mean(model, z).reshape(len(z), *model.shape)
         return bool(np.abs(np.array(pictures) - rgba(expected)).max() <= 1)
 
+    expected = 0.5 * torch.arange(1, 5)  # of temperature 0.5, with noise 1, 2, 3, 4 and 0.5 to choose by
+    if isinstance(prior := model.prior, Mixture):
+        k = int((prior.log_weights().exp().cumsum(0) <= 0.5).sum())
+        root = prior.roots()[k]
+        expected = prior.components().mean[k] + (root @ expected if root.ndim == 2 else root * expected)
+    assert found["drawn"] == pytest.approx(expected.tolist(), abs=1e-5)
     samples = {}
     for name in ("first", "seed 7", "again", "cold"):
         samples[name] = [sample["z"] for sample in found[name]["sampled"]]
