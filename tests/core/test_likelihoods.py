@@ -57,6 +57,16 @@ def test_gaussian_is_the_whole_normal_density_of_an_image(sigma: float | None) -
     assert torch.allclose(likelihood.log_prob(x, output), exact, rtol=1e-9)
 
 
+def test_a_laplace_likelihood_is_smoothed_over_normal_outputs() -> None:
+    likelihood = Laplace(0.2).double()
+    e = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).view(-1, 1, 1, 1)
+    for output, spread in ((0.1, 0.3), (0.4, 0.05), (0.9, 1e-4)):
+        x, at, wide = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0.35, output, spread))
+        found = likelihood.smoothed_log_prob(x, at, wide)
+        expected = likelihood.log_prob(x.expand_as(e), output + spread * e).mean()
+        assert found.item() == pytest.approx(expected.item(), abs=1e-3)
+
+
 @pytest.mark.parametrize("scale", [None, 0.05, 2.0])
 def test_laplace_is_the_whole_density_of_an_image(scale: float | None) -> None:
     likelihood, x, output = Laplace(scale).double(), normal(3, 2, 4, 5), normal(3, 2, 4, 5, seed=1)

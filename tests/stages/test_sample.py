@@ -104,6 +104,10 @@ def test_the_png_files_are_the_sheets_and_go_to_the_run_under_their_names(measur
     [
         ({"train": {"objective": "autoencoder"}}, "an autoencoder's code has no such prior"),
         ({"model": {"prior": {"kind": "mixture", "components": 4}}}, "z ~ p(z), the learned prior"),
+        (
+            {"train": {"objective": "autoencoder"}, "model": {"prior": {"kind": "fitted", "components": 4}}},
+            "z ~ p(z), the learned prior",
+        ),
     ],
 )
 def test_sheets_of_a_model_without_a_standard_normal_prior_claim_none(workspace: Path, changes, prior):

@@ -62,19 +62,19 @@ def laplace_proposal(model: VAE, x: Tensor) -> LaplaceProposal:
 
     From the mean of q(z|x), Gauss-Newton steps z + t H^-1 g, t the best of STEP_SIZES: g is the gradient of
     log p(x, z) and H = J^T W J + P, with J the decoder's Jacobian, W >= 0 minus the second derivative of log p(x|z) in
-    the decoder's output, or the Fisher information of an output where there is none (Laplace: 1 / b^2), and P > 0 the
-    prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2.
+    the decoder's output and P > 0 the prior's precision. A Gaussian likelihood has H = P + J^T J / sigma^2; the kinks
+    of a Laplace one are smoothed over the outputs that the last step's H, at first q(z|x), leaves open.
     """
     posterior = model.encode(x)
-    z = posterior.mean
+    z, factor = posterior.mean, torch.exp(-0.5 * posterior.log_variance.double()).diag_embed()
     sizes = z.new_tensor(STEP_SIZES).view(-1, 1, 1)
     for _ in range(STEPS):
-        gradient, factor = _expand(model, x, z)
+        gradient, factor = _expand(model, x, z, factor)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1).to(z)
         candidates = z + sizes * step  # [T, B, Z]
         values = log_joint(model, x, candidates)
         z = candidates[values.nan_to_num(-math.inf).argmax(0), torch.arange(len(z), device=z.device)]
-    return LaplaceProposal(posterior, z.double(), _expand(model, x, z)[1])
+    return LaplaceProposal(posterior, z.double(), _expand(model, x, z, factor)[1])
 
 
 def best_diagonal(
@@ -97,24 +97,24 @@ def best_diagonal(
     return DiagonalGaussian(mean.detach(), log_variance.detach())
 
 
-def _expand(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64."""
+def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64; `factor`: one so far."""
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)  # [Z, B, Z]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 loads its own deprecated torch.jit.script here
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of gated layers, one by one
         jacobian = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1])(basis)  # [Z, B, C, H, W]
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
+    offsets = torch.linalg.solve_triangular(factor, jacobian.double(), upper=False)
+    spread = offsets.square().sum(1).sqrt().clamp(min=1e-6)  # [B, D], of the output
     with torch.enable_grad():
         output = model.decode(z).detach().requires_grad_()
-        log_p = model.likelihood.log_prob(x, output).sum()
+        log_p = model.likelihood.smoothed_log_prob(x, output, spread.view_as(x).to(x)).sum()
         (slope,) = torch.autograd.grad(log_p, output, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), output)  # diagonal: each term has one pixel's output
         point = z.detach().requires_grad_()
         (prior_slope,) = torch.autograd.grad(model.prior.log_prob(point).sum(), point)
     weight = -curvature.flatten(1).clamp(max=0).unsqueeze(1)  # [B, 1, D]
-    if (information := model.likelihood.information()) is not None:
-        weight = torch.full_like(weight, information.item())
     gradient = (jacobian @ slope.detach().flatten(1).unsqueeze(-1)).squeeze(-1) + prior_slope
     hessian = ((jacobian * weight) @ jacobian.mT).double() + model.prior.precision(z).double()
     return gradient.double(), torch.linalg.cholesky_ex(hessian)[0]

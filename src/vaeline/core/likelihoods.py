@@ -44,9 +44,12 @@ class Likelihood(nn.Module):
         """The expected pixels on [0, 1]: [B, C, H, W]."""
         raise NotImplementedError
 
-    def information(self) -> Tensor | None:
-        """Fisher information of an output, where log p has no second derivative to take in its place; scalar."""
-        return None
+    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Tensor) -> Tensor:
+        """Smooth log p(x|z) in nats: where log p has kinks, its mean over outputs normal about `output`; [B].
+
+        `spread` holds their standard deviations: [B, C, H, W], as x and output.
+        """
+        return self.log_prob(x, output)
 
     def start(self, mean: Tensor) -> Tensor:
         """The last bias, elementwise, of a decoder that is to begin at about these expected pixels."""
@@ -150,8 +153,11 @@ class Laplace(Likelihood):
         error = F.l1_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         return -error * torch.exp(-self._log_scale()) - x[0].numel() * (self._log_scale() + math.log(2))
 
-    def information(self) -> Tensor:
-        return torch.exp(-2 * self._log_scale())
+    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Tensor) -> Tensor:
+        ratio = (output - x) / (math.sqrt(2) * spread)
+        excess = ratio * torch.erf(ratio) + torch.exp(-ratio.square()) / math.sqrt(math.pi) - ratio.abs()
+        more = math.sqrt(2) * (spread * excess).flatten(1).sum(1)  # E|r + spread e| - |r|
+        return self.log_prob(x, output) - more * torch.exp(-self._log_scale())
 
     def mean(self, output: Tensor) -> Tensor:
         return output.clamp(0, 1)
