@@ -133,13 +133,15 @@ def sweep(
 
 
 @app.command()
-def ui() -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="MLflow's; another where it is taken.")] = 5000,
+) -> None:
     """Serve the MLflow and Prefect web interfaces on this machine until Ctrl-C."""
     workspace = prepare_environment()
     from pipeline.services.servers import serve
 
     try:
-        serve(workspace, typer.echo)
+        serve(workspace, typer.echo, port)
     except KeyboardInterrupt:
         typer.echo("stopped")
 
@@ -227,6 +229,8 @@ def doctor() -> None:
     if "fail" in levels:
         raise typer.Exit(1)
 
+
+app.registered_commands.sort(key=lambda command: command.callback.__module__ != __name__)  # the first to need first
 
 if __name__ == "__main__":
     main()

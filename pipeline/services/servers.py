@@ -251,14 +251,14 @@ def _alone(workspace: Workspace, echo: Log) -> AbstractContextManager[int]:
     return locked(workspace.make_state() / "up.lock", lambda: echo(busy))
 
 
-def serve(workspace: Workspace, echo: Log) -> None:
+def serve(workspace: Workspace, echo: Log, port: int = 5000) -> None:
     """Start both web interfaces, print their addresses, and stop them when this is interrupted or one of them ends.
 
-    A server that the environment names, or that runs already, is not started.
+    A server that the environment names, or that runs already, is not started; MLflow's `port` is another where taken.
     Raises UserError, with the reason from its log, where one does not start or ends by itself.
     """
     with ExitStack() as stack:
-        processes = [(server, stack.enter_context(started(server))) for server in _servers_to_start(workspace, echo)]
+        processes = [(s, stack.enter_context(started(s))) for s in _servers_to_start(workspace, echo, port)]
         for server, process in processes:
             wait_until_ready(server, process)
             echo(f"{server.title}: {server.address}{server.page} (Ctrl-C stops it)")
@@ -268,12 +268,12 @@ def serve(workspace: Workspace, echo: Log) -> None:
             time.sleep(0.5)
 
 
-def _servers_to_start(workspace: Workspace, echo: Log) -> Iterator[Server]:
+def _servers_to_start(workspace: Workspace, echo: Log, port: int = 5000) -> Iterator[Server]:
     """The servers that neither the environment names nor run already; prints the address of the others."""
     uri, api = tracking_uri(workspace), os.environ.get("PREFECT_API_URL", "")
     mlflow = "" if artifact_location(uri, workspace) else f"{redact(uri).rstrip('/')}{ML_PAGE} (MLFLOW_TRACKING_URI)"
     prefect = f"{redact(api).removesuffix('/api')} (PREFECT_API_URL)" if api else ""
-    for named, preferred, make in ((mlflow, 5000, mlflow_server), (prefect, 4200, prefect_server)):
+    for named, preferred, make in ((mlflow, port, mlflow_server), (prefect, 4200 + (port == 4200), prefect_server)):
         server = make(workspace, free_port(preferred))
         if named:
             echo(f"{server.title}: {named}")

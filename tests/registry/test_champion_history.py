@@ -81,7 +81,7 @@ def content(**changes: Any) -> str:
 def test_entries_are_read_in_the_order_of_their_times_and_other_tags_are_skipped():
     tags = {
         f"{PREFIX}1000-aa": content(version="10"),
-        f"{PREFIX}999-ff": content(version="9"),
+        f"{PREFIX}999-ff": f"2026-01-01 00:00 promote version 9\n{content(version='9')}",
         f"{PREFIX}998-ff": content(action="dance"),
         f"{PREFIX}997-ff": "{",
         f"{PREFIX}996-ff": "[]",

@@ -34,8 +34,8 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            have = f"unknown command; allowed here: {', '.join(self.commands)}"
-            typer.echo(f"error: {args[0]}: {have}; a clone of the project's repository has more", err=True)
+            more = "" if "run" in self.commands else "; a clone of the project's repository has more"
+            typer.echo(f"error: {args[0]}: unknown command; allowed here: {', '.join(self.commands)}{more}", err=True)
             raise typer.Exit(2)
         return super().resolve_command(ctx, args)
 

@@ -1,8 +1,8 @@
 """History of a registered model's champions: entries as tags on the model, never changed.
 
-An entry is a tag `vaeline.history.<ms>-<random>` with a JSON value. It is written before the alias moves; a tag
-`vaeline.carried_out.<ms>-<random>` is written after. Where a crash came between the two, the current champion or the
-next entry, which names the champion before it, shows whether the alias moved.
+An entry is a tag `vaeline.history.<ms>-<random>`: a line for people, then JSON. It is written before the alias moves;
+a tag `vaeline.carried_out.<ms>-<random>` is written after. Where a crash came between the two, the current champion or
+the next entry, which names the champion before it, shows whether the alias moved.
 """
 
 import json
@@ -61,7 +61,7 @@ def read(tags: Mapping[str, str]) -> list[Entry]:
     found = []
     for key in sorted((key for key in tags if key.startswith(PREFIX)), key=lambda key: (_time(key), key)):
         try:
-            content = parse_json(tags[key].encode(), key)
+            content = parse_json(tags[key].rpartition("\n")[2].encode(), key)
             fields = {name: content.pop(word) for name, word in WORDS.items()} | content
             found.append(Entry(**fields, key=key, confirmed=key.replace(PREFIX, CARRIED_OUT, 1) in tags))
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
@@ -87,7 +87,9 @@ def record(client: "MlflowClient", name: str, entry: Entry) -> str:
     content = asdict(replace(entry, time=moment, user=f"{user()}@{socket.gethostname()}"))
     content |= {word: content.pop(name) for name, word in WORDS.items()}
     del content["key"], content["confirmed"]
-    client.set_registered_model_tag(name, key, json.dumps(content, allow_nan=False))
+    line = f"{moment[:16].replace('T', ' ')} {entry.action} version {entry.version}"
+    line += f", champion before: version {entry.before}" if entry.before else ""
+    client.set_registered_model_tag(name, key, f"{line}\n{json.dumps(content, allow_nan=False)}")
     return key
 
 
