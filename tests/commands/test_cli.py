@@ -79,13 +79,13 @@ def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
 @pytest.mark.slow
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
     execute("git", "init", "-q", cwd=toy)
-    command = [sys.executable, "-m", "pipeline.cli", "ui"]
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(wanted := free_port(0))]
     with subprocess.Popen(command, cwd=toy, stdout=subprocess.PIPE, text=True) as ui:
         try:
             assert ui.stdout is not None
             lines = [ui.stdout.readline() for _ in range(2)]
             addresses = re.findall(r"http://127\.0\.0\.1:(\d+)", "".join(lines))
-            assert len(addresses) == 2
+            assert (len(addresses), addresses[0]) == (2, str(wanted))
             for port in addresses:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60) as answer:
                     assert b"<html" in answer.read().lower()
