@@ -105,7 +105,7 @@ def headline_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """
     flat = flatten_metrics(report)
     test = [key for key in flat if key.startswith("test/") and not key.endswith("_se")]
-    shown = LATENT_METRICS | {key: key for key in test if key != "test/importance_samples"}
+    shown = {key: key for key in test if key != "test/importance_samples"} | LATENT_METRICS
     return {name: flat[key] for key, name in shown.items() if key in flat}
 
 

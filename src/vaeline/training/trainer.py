@@ -279,12 +279,12 @@ class _Training:
         self.reported, self.timed = totals, (time.perf_counter(), totals[-1])
         self.speed = (totals[-1] - images) / (self.timed[0] - start)
         rate, beta = self.schedule(self.step - 1)
-        values = {"train/reconstruction": means.reconstruction, "train/images_per_second": self.speed}
+        values = {"train/reconstruction": means.reconstruction}  # in the order in which MLflow lists them
         if not self.model.deterministic:
-            values |= {"train/elbo": means.bound, "train/kl": means.kl, "train/beta": beta.item()}
+            values = {"train/elbo": means.bound} | values | {"train/kl": means.kl, "train/beta": beta.item()}
         if (sigma := self.model.likelihood.sigma) is not None:
             values["train/sigma"] = sigma.item()
-        self.tracker.metrics(values | {"train/learning_rate": rate}, self.step)
+        self.tracker.metrics(values | {"train/learning_rate": rate, "train/images_per_second": self.speed}, self.step)
         self.progress.update(self.step, f"{self.speed:,.0f} images/s")
 
     def refuse_failure(self) -> None:
