@@ -14,7 +14,7 @@ from pipeline.services.environment import enter_workspace, prepare_environment, 
 from vaeline.command.main import Json, app, print_json
 from vaeline.command.program import run_program
 from vaeline.config import read_params
-from vaeline.errors import UserError
+from vaeline.errors import UserError, redact
 from vaeline.io.workspace import Workspace
 
 app.add_typer(registry.app)
@@ -183,6 +183,7 @@ def deploy() -> None:
     from pipeline.services.worker import deploy
 
     deploy()
+    typer.echo(f"deployments of prefect.yaml: registered at {redact(os.environ['PREFECT_API_URL'])}")
 
 
 @app.command()
@@ -204,6 +205,7 @@ def _use_prefect_server() -> Workspace:
         raise UserError("PREFECT_API_URL: not set; name a Prefect server, or use `vaeline up`, which starts one")
     os.environ["PREFECT_API_URL"] = api
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request
     return workspace
 
 

@@ -104,7 +104,7 @@ def markdown(workspace: Workspace, outcomes: Mapping[str, str]) -> str:
     """The summary as Markdown, pictures inline as thumbnails: it can be read without this machine's files."""
     parts, report = ["## Stages", _table(("stage", "outcome"), outcomes.items())], _report(workspace)
     if report:
-        parts += ["## Test split", note(report)]
+        parts += ["## Numbers", note(report)]
     if decision := registration(workspace):
         parts += ["## Registration", plain(verdict(decision)), f"model digest `{decision['digest']}`"]
     for path in _sheets(workspace):
