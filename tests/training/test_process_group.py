@@ -1,7 +1,7 @@
 """Two real processes over gloo against one: the same steps, but for rounding."""
 
 import multiprocessing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ TOLERANCE = 2e-4  # relative: float32 sums in another order, over some tens of s
 class Job(NamedTuple):
     """A training, by one process or by one of a group; the last batch of an epoch has one image."""
 
-    section: config.Train = options(epochs=4)
-    data: Splits = splits(97)
+    section: config.Train = options(epochs=4, flips=True)
+    data: Splits = replace(splits(97), whole=bumps(97, 1, 10))
     model: config.Model = model()
 
     def train(self, group: ProcessGroup, folder: Path) -> Result:
