@@ -13,8 +13,9 @@ from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import open_split, read_manifest
 from vaeline.io.atomic_write import write_file, write_folder
+from vaeline.io.npy import Pixels
 from vaeline.io.workspace import current_workspace
-from vaeline.plotting.charts import Pixels, Sheet, png, render, to_pixels
+from vaeline.plotting.charts import Sheet, png, render, to_pixels
 from vaeline.serving.model_files import load_trained
 from vaeline.tracking.provenance import run_start
 from vaeline.tracking.runs import open_model_run

@@ -7,14 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vaeline.config.data import Shape
-from vaeline.io.npy import blocks, taken
+from vaeline.io.npy import Pixels, blocks, taken
 
-Pixels = npt.NDArray[np.uint8]  # [N, C, H, W], most often a memory map
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 GROUPS = {  # versions 2 and 1: folder, limit, and what of memory.stat cannot be given back
     "": (CGROUP, "memory.max", "anon"),

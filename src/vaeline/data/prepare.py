@@ -19,12 +19,11 @@ from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder, write_folder
 from vaeline.io.digests import file_digest
-from vaeline.io.npy import blocks, npy_file, taken
+from vaeline.io.npy import Pixels, blocks, npy_file, taken
 from vaeline.io.safe_read import shown
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]  # [N, C, H, W]
 
 BLOCK = 4 << 20  # bytes of pixels handled at once: the noise of binarisation depends on it
 FEWEST_IMAGES, SMALLEST_SIDE = 4, 4  # of a split and in pixels: what the later stages need

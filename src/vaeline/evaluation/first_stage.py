@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -12,8 +10,7 @@ from vaeline.core.estimators import pixel_batches, posterior_samples
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.networks import Shape
-
-Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
+from vaeline.io.npy import Pixels
 
 WINDOW, SPREAD = 11, 1.5  # pixels: of the SSIM's Gaussian window
 STABILISERS = (0.01**2, 0.03**2)  # of means and of variances, for pixels on [0, 1]

@@ -8,8 +8,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,8 +18,8 @@ from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
+from vaeline.io.npy import Pixels
 
-Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Report = dict[str, Any]
 
 SUBSET_BYTES = 2**30  # of pixels held

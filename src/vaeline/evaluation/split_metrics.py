@@ -21,11 +21,11 @@ from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.objectives import elbo_terms
 from vaeline.errors import UserError
+from vaeline.io.npy import Pixels
 from vaeline.io.progress import Progress
 
 log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]  # [N, C, H, W]
 Values = npt.NDArray[np.float64]  # [N], one an image
 
 FEW_SAMPLES = 5  # effective ones, of an image

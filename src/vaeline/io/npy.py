@@ -13,6 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from vaeline.io.atomic_write import new_file
 
+Pixels = NDArray[np.uint8]  # [N, C, H, W], most often a memory map
+
 BLOCK, MAPPED = 4 << 20, 16  # bytes handled at once, and rows from anywhere in a file
 
 

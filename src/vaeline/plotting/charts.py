@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from vaeline.errors import UserError
+from vaeline.io.npy import Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,6 @@ class Picture:
 
 
 Points = Sequence[tuple[float, float | None]]  # x, y; None: not known
-Pixels = npt.NDArray[np.uint8]
 
 SIZE = (4.0, 3.0)  # inches: 600 pixels, to be read on a telephone too
 INK = "#7d7d7d"  # words, axes, reference lines: contrast above 4 on white and on #14171b

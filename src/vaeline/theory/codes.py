@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
+from vaeline.io.npy import Pixels
 from vaeline.plotting.charts import INK, Picture, chart, charts, image_rows
 from vaeline.theory import equations
 from vaeline.theory.claim import Claim, Context
-
-Pixels = NDArray[np.uint8]
 
 COLUMNS, SHOWN_PAIRS = 10, 2
 ROWS = 500  # images at once

@@ -11,9 +11,9 @@ from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, elbo_terms, estimate
 from vaeline.core.priors import FullMixture
-from vaeline.data.batches import ImageSource, Pixels, open_images
+from vaeline.data.batches import ImageSource, open_images
 from vaeline.errors import UserError
-from vaeline.io.npy import blocks
+from vaeline.io.npy import Pixels, blocks
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, permutation
 from vaeline.training.step import Averages, matrix_products
