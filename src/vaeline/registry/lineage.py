@@ -17,6 +17,7 @@ from vaeline.registry.load import available, storage_errors, verified
 from vaeline.registry.versions import UNKNOWN, find_version_at, parsed
 from vaeline.serving.package import Package
 from vaeline.serving.signatures import trusted_signers
+from vaeline.tracking.connection import tolerated
 from vaeline.tracking.provenance import CUT, MAXIMUM_DIFF
 
 if TYPE_CHECKING:
@@ -46,18 +47,15 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
     Raises UserError where there is no such model, where its package cannot be verified, where its run is gone, or names
     other code than its manifest, and MLflow's errors where the store is away.
     """
-    from mlflow.exceptions import MlflowException
-
     version = find_version_at(client, uri)
     name, number = str(version.name), str(version.version)
     uri = f"models:/{name}/{number}"
     package = verified(uri)
-    try:
-        run, code = client.get_run(version.run_id or "none"), package.manifest.code
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN:
-            raise
-        raise UserError(f"{uri}: its run is not in the tracking store: nothing is known of its training") from None
+    run, code = None, package.manifest.code
+    with tolerated(*UNKNOWN):
+        run = client.get_run(version.run_id or "none")
+    if run is None:
+        raise UserError(f"{uri}: its run is not in the tracking store: nothing is known of its training")
     named = (run.data.tags | version.tags).items()
     tags = defaultdict(str, {key.removeprefix(PREFIX): value for key, value in named if key.startswith(PREFIX)})
     claimed = tags["git_dirty"] == "true"

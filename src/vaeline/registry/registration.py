@@ -31,7 +31,7 @@ from vaeline.registry.versions import (
 )
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import MANIFEST, SIGNATURE, RegisteredAs, TrainingCode, seal
-from vaeline.tracking.connection import SQLITE
+from vaeline.tracking.connection import SQLITE, tolerated
 from vaeline.tracking.outbox import RunOutbox
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     model at the same time, the lower number stays, and the other process waits for it.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.exceptions import MlflowException
     from mlflow.models.model import Model
 
     from vaeline.serving.mlflow_package import write_package
@@ -148,11 +147,8 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
     if theirs := _published(client, model):
         return theirs
     run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
-    try:
+    with tolerated("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name, description=_usage(name))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
     experiment, params = run.info.experiment_id, run.data.params
     version, stored = _left(client, name, digest)
     if stored is None:
@@ -252,14 +248,9 @@ def _left(client: "MlflowClient", name: str, digest: str) -> "tuple[ModelVersion
 
 def _delete_unfinished(client: "MlflowClient", name: str, number: str) -> None:
     """Delete a version unless it was finished, or deleted, by another machine meanwhile."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with tolerated("RESOURCE_DOES_NOT_EXIST"):
         if UNFINISHED_TAG in client.get_model_version(name, number).tags:
             client.delete_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
 
 
 def annotate(client: "MlflowClient", run_id: str, text: str) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import parse_json
+from vaeline.tracking.connection import tolerated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,13 +42,8 @@ def find_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 
 def find_version(client: "MlflowClient", name: str, number: int | None = None, alias: str = "") -> "ModelVersion":
     """Version of a registered model by its number or alias. Raises UserError where it does not exist."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with tolerated(*UNKNOWN):
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(number))
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN:
-            raise
     (model,) = find_models(client, name)
     if alias:
         aliases = ", ".join(f"{key} (version {value})" for key, value in sorted(model.aliases.items()))
@@ -72,14 +68,9 @@ def find_by_digest(client: "MlflowClient", name: str, digest: str) -> "ModelVers
 
 def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """Version with the alias champion; None where the alias is not set, or its version is gone."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with tolerated(*UNKNOWN):
         return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code not in UNKNOWN:
-            raise
-        return None
+    return None
 
 
 def parsed(text: str | bytes, kind: type[T]) -> T:

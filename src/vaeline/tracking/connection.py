@@ -214,6 +214,18 @@ def one_line_errors() -> Iterator[None]:
         raise kind(f"{store} cannot be used: {reason[:300]}") from None
 
 
+@contextmanager
+def tolerated(*codes: str) -> Iterator[None]:
+    """The block, which ends early where MLflow answers with one of these error codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
+
+
 def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:
     """The experiment of that name: created, or found and restored where it was deleted."""
     from mlflow.exceptions import MlflowException

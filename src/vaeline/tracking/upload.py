@@ -17,7 +17,7 @@ from PIL import Image
 
 from vaeline.errors import redact
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import experiment_id
+from vaeline.tracking.connection import experiment_id, tolerated
 from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
 from vaeline.tracking.outbox import Event, RunOutbox
 from vaeline.tracking.provenance import user
@@ -45,12 +45,9 @@ class Upload:
     def send(self) -> int:
         """Send everything unsent; returns the number of events. Raises what MLflow raises."""
         if self._run_id and not self._checked:
-            try:
+            gone = True  # where the store is a new one
+            with tolerated("RESOURCE_DOES_NOT_EXIST"):
                 gone = self._client.get_run(self._run_id).info.lifecycle_stage == "deleted"
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                gone = True  # the store is a new one
             if gone:
                 self._last, self._run_id, self._created = 0, "", False  # start over
         self._checked, count = True, 0
