@@ -99,11 +99,11 @@ def swap(one: str, other: str) -> Damage:
     return apply
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any], name: str = WEIGHTS_AT) -> Damage:
     def apply(folder: Path) -> None:
-        content = load_file(folder / WEIGHTS_AT)
+        content = load_file(folder / name)
         change(content)
-        save_file(content, folder / WEIGHTS_AT)
+        save_file(content, folder / name)
 
     return apply
 
