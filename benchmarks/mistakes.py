@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  # once, before any fork
+import torch  # once, before any fork
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +107,7 @@ def run_tests(tests: list[str], folder: Path) -> str:
     os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     os.chdir(folder)
     sys.path[:0] = paths
+    torch.set_num_threads(1)  # as tests/conftest.py sets it, too late for a torch that is there
     failed, output = Failed(), io.StringIO()
     with contextlib.redirect_stdout(output):
         code = pytest.main(["-x", "-p", "no:cacheprovider", *tests], [failed])

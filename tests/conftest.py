@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("data_files", "registry_fixture", "workspaces")
+PLUGINS = ("data_files", "registry_fixture", "workspaces")  # which import torch: not before the environment is set
 HOME = pytest.StashKey[Path]()
 FOREIGN = ("MLFLOW_", "VAELINE_", "DVC_", "PREFECT_", "GIT_", "XDG_")
 # on a busy machine any example may take long
@@ -47,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@localhost",
     }
+    for plugin in PLUGINS:
+        config.pluginmanager.import_plugin(plugin)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

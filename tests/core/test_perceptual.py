@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchvision.models.vgg import cfgs, make_layers
-from torchvision.transforms.functional import normalize
 
 from small_training import bumps, model, options, same_weights, train_small
 from vaeline.config.train import INIT_PERCEPTUAL, Diffusers, Perceptual, Random
@@ -38,6 +36,9 @@ def tiny_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_the_distance_in_torchvisions_features(tmp_path: Path):
+    from torchvision.models.vgg import cfgs, make_layers
+    from torchvision.transforms.functional import normalize
+
     torch.manual_seed(1)
     layers = make_layers(cfgs["D"])[:30]  # without the last pooling
     lins = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(LAST)}

@@ -50,6 +50,7 @@ def test_a_wrong_setting_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name
 
 def test_threads_are_set_and_part_of_the_identity(monkeypatch: pytest.MonkeyPatch):
     before = torch.get_num_threads()
+    assert before == 1, "tests/conftest.py sets it before torch is imported"
     try:
         monkeypatch.setenv("VAELINE_THREADS", "2")
         monkeypatch.setenv("VAELINE_DEVICE", "cpu")
