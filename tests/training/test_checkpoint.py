@@ -11,6 +11,7 @@ import torch
 
 from small_training import CPU
 from vaeline.config import parse_params
+from vaeline.errors import UserError
 from vaeline.io.yaml_config import read_yaml
 from vaeline.training import checkpoint
 from vaeline.training.checkpoint import Checkpoint, training_key
@@ -73,6 +74,16 @@ def test_what_a_crash_or_a_full_disk_left_half_written_does_not_count(tmp_path: 
     assert newest(tmp_path) == 1
     checkpoint.write(tmp_path, 2, numbered(2))
     assert not (tmp_path / ".step.4999999.part").exists()
+
+
+def test_a_repository_that_was_moved_meanwhile_is_not_begun_anew_where_it_was(tmp_path: Path):
+    folder = tmp_path / "repository/.vaeline/checkpoints/key"
+    folder.mkdir(parents=True)
+    checkpoint.write(folder, 1, numbered(1))
+    (tmp_path / "repository").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="repository: was moved or deleted; run again where it is now"):
+        checkpoint.write(folder, 2, numbered(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path):

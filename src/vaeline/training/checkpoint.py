@@ -23,6 +23,7 @@ from torch import Tensor
 
 import vaeline
 from vaeline.config import Params
+from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest, value_digest
 from vaeline.io.locks import has_path
@@ -73,7 +74,12 @@ def unpack(content: bytes) -> Checkpoint:
 
 
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Add a checkpoint and drop all but the last two. Raises OSError (a full disk); then the old ones stay."""
+    """Add a checkpoint to REPOSITORY/.vaeline/checkpoints/KEY and drop all but the last two.
+
+    Raises OSError (a full disk), or UserError where the repository was moved; then the old ones stay.
+    """
+    if not (repository := folder.absolute().parents[2]).is_dir():
+        raise UserError(f"{repository}: was moved or deleted; run again where it is now: training goes on from there")
     content = pack(checkpoint)
     write_file(folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
     for old in _newest_first(folder)[KEPT:]:
