@@ -78,10 +78,15 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 
     Raises OSError (a full disk), or UserError where the repository was moved; then the old ones stay.
     """
-    if not (repository := folder.absolute().parents[2]).is_dir():
+    content, repository = pack(checkpoint), folder.absolute().parents[2]
+    try:
+        if repository.is_dir():
+            write_file(folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+    except OSError:
+        if repository.is_dir():
+            raise
+    if not repository.is_dir():
         raise UserError(f"{repository}: was moved or deleted; run again where it is now: training goes on from there")
-    content = pack(checkpoint)
-    write_file(folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 
