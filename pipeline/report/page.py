@@ -98,11 +98,15 @@ def training_curves(rows: Sequence[Epoch], options: Train) -> list[Picture]:
             found.append((title, unit, {key: [(row.epoch, getattr(row, key)) for row in rows]}))
     pictures = []
     for title, unit, series in found:
-        if ends := [f"{name} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in known(series).items()]:
+        if ends := [f"{name} from {_short(p[0][1])} to {_short(p[-1][1])}" for name, p in known(series).items()]:
             caption = f"{title}{f', {unit}' if unit else ''}, by epoch: {'; '.join(ends)}"
             draw = partial(_draw_curve, title=title, unit=unit, series=series, kept=best(rows, options.beta).epoch)
             pictures.append(chart(title, caption, draw, size=SIZE))
     return pictures
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def _draw_curve(axes: Any, title: str, unit: str, series: Mapping[str, Points], kept: int) -> None:

@@ -127,6 +127,7 @@ def test_the_page_has_every_section_and_the_numbers_of_the_outputs(run: Path):
     for name, caption in page.CAPTIONS.items():
         content = base64.b64decode(shown[caption].partition(",")[2])
         assert content == (REPORTS / "samples" / f"{name}.png").read_bytes(), name
+    assert (page._short(-68043.2), page._short(-4.16667)) == ("-68043", "-4.167")
     write("explorer.html", "Not available here")
     assert "Explore the latent space by vaeline explore: samples" in render()[1].text
 
