@@ -42,6 +42,8 @@ def trial_flow(sweep: str, storage: str, number: int) -> State[None]:
     workspace = prepare_environment(enter_workspace())
     try:
         here = load_sweep(workspace, sweep, storage)
+        if number not in range(len(here.study.trials)):
+            raise UserError(f"number: found {number}, allowed: that of a trial of sweep {sweep}")
         attributes = here.study.trials[number].user_attrs
         changes = here.changes(attributes["values"])
         with one_slot() as environment:

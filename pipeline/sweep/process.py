@@ -5,6 +5,7 @@ other's experiment, and it changes the user's files meanwhile. A clone shares on
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,11 +24,13 @@ from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest, value_digest
 from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
+from vaeline.io.safe_read import shown
 from vaeline.io.workspace import RunContext, Workspace
 from vaeline.io.yaml_config import read_yaml
 from vaeline.tracking.provenance import flatten_metrics
 
 POLL_S = 0.2
+NAME = re.compile(r"[\w+](\.?[\w+-]){0,200}", re.ASCII)  # of a Git reference and of files
 
 
 class Result(TypedDict, total=False):
@@ -107,8 +110,10 @@ class ExperimentProcess:
         """Start `dvc exp run CHANGES TARGETS` (none: all stages) in a fresh clone. Raises UserError where Git fails.
 
         `collect`: whether its experiment and metrics are wanted. Another process that runs the same experiment here (a
-        flow run that goes on with it) is waited for.
+        flow run that goes on with it) is waited for. The name may come from a database that others may write.
         """
+        if not NAME.fullmatch(name):
+            raise UserError(f"experiment: found {shown(repr(name))}, allowed: letters, digits and single . + - _")
         self._origin, self._name, self._collect = origin, name, collect
         self._clone, self._log = origin.folder / "work" / name, origin.folder / f"{name}.log"
         self._lock = _lock_clone(self._clone)

@@ -226,7 +226,7 @@ def load_sweep(workspace: Workspace, name: str, storage: str = "") -> Sweep:
     try:
         stored = optuna.load_study(study_name=name, storage=open_storage(address)).user_attrs
         sweep = Sweep(workspace, name, Request(**stored["request"]), read_baseline(workspace), address)
-    except KeyError:
+    except (KeyError, TypeError):
         raise missing from None
     sweep.check_stored()
     return sweep

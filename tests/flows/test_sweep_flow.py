@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from prefect.exceptions import ParameterTypeError
 
 from pipeline.flows import sweep as flows
 from pipeline.services.child_processes import spawn, stop
-from pipeline.sweep.process import Result
+from pipeline.sweep.process import ExperimentProcess, Result
 from pipeline.sweep.study import Request, load_sweep, plan_sweep
 from sweep_repository import repository  # noqa: F401
+from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 from workspaces import ROOT, execute, lines_with
 
@@ -82,6 +84,15 @@ def test_a_worker_stores_its_trials_result_where_the_sweep_reads_it(repository: 
 
     lost = flows.trial_flow.fn("far", "sqlite:////no/study.db", 0)
     assert "storage: found sqlite:////no/study.db, allowed: that of VAELINE_SWEEP_STORAGE" in str(lost.message)
+    for number in (-1, 99):
+        state = flows.trial_flow.fn("far", begun.storage, number)
+        assert state.message == f"number: found {number}, allowed: that of a trial of sweep far"
+    for name in ("../x", "-x", "a..b", "a\nb", ""):  # the storage may be anybody's
+        with pytest.raises(UserError, match=r"^experiment: found .*, allowed: letters"):
+            ExperimentProcess(begun.origin, name, (), {})
+    begun.study.set_user_attr("request", {"odd": 1})
+    assert "there is no sweep 'far'" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
+    begun.study.set_user_attr("request", asdict(begun.request))
     (worker / "seed.txt").write_text("moved")
     assert "began on commit" in str(flows.trial_flow.fn("far", begun.storage, 0).message)
 
