@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -13,6 +12,7 @@ from rich.table import Table
 from pipeline.report.summary import measured
 from vaeline.command.main import printable
 from vaeline.registry.champion_history import Entry
+from vaeline.registry.versions import utc
 
 MEASURED = {"test_elbo": 2, "test_nll": 2, "active_units": 0, "test_psnr": 1}  # tags of a version -> digits shown
 
@@ -26,7 +26,7 @@ def version_rows(model: Any, versions: Sequence[Any]) -> list[dict[str, Any]]:
             **{name: _number(version.tags, name) for name in MEASURED},
             "decision": version.tags.get("vaeline.decision"),
             "model_digest": version.tags.get("vaeline.model_digest"),
-            "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+            "created": utc(version.creation_timestamp),
         }
         for version in versions
     ]

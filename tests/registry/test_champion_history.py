@@ -83,6 +83,7 @@ def test_entries_are_read_in_the_order_of_their_times_and_other_tags_are_skipped
         f"{PREFIX}1000-aa": content(version="10"),
         f"{PREFIX}999-ff": f"2026-01-01 00:00 promote version 9\n{content(version='9')}",
         f"{PREFIX}998-ff": content(action="dance"),
+        **{f"{PREFIX}99{i}-ee": content(version=odd) for i, odd in enumerate(("../1", "0", "1\n", "\u0661", "9" * 10))},
         f"{PREFIX}997-ff": "{",
         f"{PREFIX}996-ff": "[]",
         f"{CARRIED_OUT}1000-aa": "true",

@@ -11,6 +11,7 @@ from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import lineage
 from vaeline.registry.registration import NOTE, annotate
+from vaeline.registry.versions import utc
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import MANIFEST, SIGNATURE, TrainingCode, seal
 from vaeline.tracking.connection import connect
@@ -149,3 +150,10 @@ def test_a_note_goes_on_top_of_a_run_and_what_a_user_wrote_stays(client: "Mlflow
     client.set_tag(run_id, NOTE, "mine")
     annotate(client, run_id, "three")
     assert client.get_run(run_id).data.tags[NOTE] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"), [(0, ""), (None, ""), (-1, ""), (2**62, ""), (1000, "1970-01-01T00:00:01+00:00")]
+)
+def test_times_of_a_store_that_can_be_none_are_left_empty(moment: int | None, text: str):
+    assert utc(moment) == text

@@ -1,5 +1,6 @@
 """`vaeline.load` and `vaeline verify` against a real registry, and what an attacker with access to it might try."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -138,6 +139,14 @@ def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: R
     assert load.verify(f"models:/{NAME}/{newest.version}")["version"] == int(newest.version)
     assert vaeline.load(f"models:/{NAME}/{newest.version}").digest == digest(4, outputs)
     registry.client.delete_model_version(NAME, newest.version)
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "Connection refused"), OSError("no libjvm\nhere: a")])
+def test_whatever_an_artifact_store_raises_is_one_line(error: OSError):
+    with pytest.raises(UserError, match=r"^ftp://h/x: cannot be downloaded: [^\n]+$"), load.storage_errors("ftp://h/x"):
+        raise error
+    with pytest.raises(OSError, match="No space"), load.storage_errors("ftp://h/x"):  # its line names the disk
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vaeline.errors import UserError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PREFIX, CARRIED_OUT = "vaeline.history.", "vaeline.carried_out."
 WORDS = {"before": "from", "user": "who"}  # fields -> keys in JSON
 Action = Literal["promote", "reject", "rollback"]
+Number = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]  # of a version
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ class Entry:
     """One decision. Entries are equal that differ only in when and by whom they were written."""
 
     action: Action
-    version: str  # that was rejected, or is champion from here on
-    before: str | None  # champion until then
+    version: Number  # that was rejected, or is champion from here on
+    before: Number | None  # champion until then
     digest: str  # of the model
     reasons: tuple[str, ...] = ()
     numbers: dict[str, int | float] = field(default_factory=dict)

@@ -8,13 +8,12 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import read_bounded
 from vaeline.registry.load import available, storage_errors, verified
-from vaeline.registry.versions import UNKNOWN, find_version_at, parsed
+from vaeline.registry.versions import UNKNOWN, find_version_at, parsed, utc
 from vaeline.serving.package import Package
 from vaeline.serving.signatures import trusted_signers
 from vaeline.tracking.connection import tolerated
@@ -106,8 +105,8 @@ def _run_content(run: "Run", tags: defaultdict[str, str]) -> dict[str, Any]:
             "name": info.run_name,
             "experiment_id": info.experiment_id,
             "status": info.status,
-            "started": _utc(info.start_time),
-            "ended": _utc(info.end_time),
+            "started": utc(info.start_time),
+            "ended": utc(info.end_time),
             "made_from": tags["made_from"],
         },
         "machine": {key.removeprefix("machine."): value for key, value in tags.items() if key.startswith("machine.")},
@@ -126,12 +125,6 @@ def _artifact(client: "MlflowClient", run: "Run", path: str, most: int = LARGEST
         return None
     with available(address) as file:
         return read_bounded(file, most)
-
-
-def _utc(moment: int | None) -> str:
-    """ISO 8601 of milliseconds since the epoch; empty where it is not known."""
-    known = moment is not None and 0 < moment < 10**14
-    return datetime.fromtimestamp((moment or 0) / 1000, UTC).isoformat(timespec="seconds") if known else ""
 
 
 def _dataset(run: "Run") -> dict[str, Any]:

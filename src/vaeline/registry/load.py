@@ -9,6 +9,7 @@ binds a package to its manifest and signature alone: an older one may lie there.
 choose which of the signed versions is the champion.
 """
 
+import errno
 import os
 import re
 import tempfile
@@ -104,9 +105,11 @@ def storage_errors(address: str) -> Iterator[None]:
     with one_line_errors():
         try:
             yield
-        except (OSError, MlflowException):
+        except MlflowException:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+                raise  # of the file here
             reason = " ".join(redact(str(error)).split())[:300]
             raise UserError(f"{address}: cannot be downloaded: {reason}") from None
 

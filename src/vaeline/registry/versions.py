@@ -1,6 +1,7 @@
 """Look-up of registered models and their versions. Errors name what there is."""
 
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
@@ -80,3 +81,9 @@ def parsed(text: str | bytes, kind: type[T]) -> T:
     except UserError:
         return kind()
     return value if isinstance(value, kind) else kind()
+
+
+def utc(moment: int | None) -> str:
+    """ISO 8601 of milliseconds since the epoch; empty where it is not known."""
+    known = moment is not None and 0 < moment < 10**14
+    return datetime.fromtimestamp((moment or 0) / 1000, UTC).isoformat(timespec="seconds") if known else ""
