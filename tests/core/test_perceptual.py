@@ -89,6 +89,8 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         fetch_init(Diffusers(kind="diffusers", path="a\0b"), None, here)
     with pytest.raises(UserError, match=r"no.safetensors: cannot be read: .*; safetensors.torch.save_file\(torch"):
         fetch_init(Random(kind="random"), section(tmp_path / "no.safetensors"), here)
+    with pytest.raises(UserError, match=r"^/proc/self/environ: is not a safetensors file; safetensors.torch.save_file"):
+        fetch_init(Random(kind="random"), section(Path("/proc/self/environ")), here)
     fetch_init(Random(kind="random"), section(path), here)
     assert (here.init / INIT_PERCEPTUAL).read_bytes() == path.read_bytes()
     whole = load_file(path)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from zipfile import is_zipfile
 
 from vaeline.config.data import Download, Folder, Npz, Shapes, Source
 from vaeline.config.train import INIT_CONFIG, INIT_PERCEPTUAL, INIT_WEIGHTS, Diffusers, Perceptual, Random
@@ -43,6 +44,8 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 if not origin.is_file():
                     raise UserError(f"data.source.path: {named(origin)}: is not a file; allowed: an .npz file")
                 shutil.copyfile(origin, folder / "data.npz")
+                if not is_zipfile(folder / "data.npz"):  # /proc/self/environ is to be no output that DVC keeps
+                    raise UserError(f"data.source.path: {named(origin)}: is not a complete .npz file")
                 log.info("npz: copied %s", named(origin))
             case Shapes():
                 write_shapes(folder, source.count, source.size, source.seed)
@@ -72,6 +75,8 @@ def fetch_init(init: Random | Diffusers, perceptual: Perceptual | None, workspac
 def _copy(origin: Path, target: Path, advice: str = "") -> None:
     try:
         with opened(origin) as (source, _), new_file(target) as file:
+            if target.suffix == ".safetensors" and source.peek(9)[8:9] != b"{":
+                raise UserError(f"{named(origin)}: is not a safetensors file")
             shutil.copyfileobj(source, file)
     except UserError as error:
         raise UserError(f"{error}{advice}") from None

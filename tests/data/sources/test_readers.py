@@ -111,6 +111,7 @@ def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_wha
     (workspace.raw / "kept").write_text("before")
     for source, says in (
         (Npz(kind="npz", path="no.npz"), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
+        (Npz(kind="npz", path="/proc/self/environ"), r"data\.source\.path: /proc/self/environ: is not a complete .npz"),
         (Folder(kind="folder", path="no"), r"data\.source\.path: .*no: is not a folder; allowed:"),
         (Folder(kind="folder", path="data/raw"), r"data\.source\.path: data/raw lies in .*, which fetch writes"),
     ):
