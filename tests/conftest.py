@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-PLUGINS = ("data_files", "registry_fixture", "workspaces")  # which import torch: not before the environment is set
+os.environ["OMP_NUM_THREADS"] = "1"  # here: the plugins and the folders' conftest.py import torch
+pytest_plugins = ("data_files", "registry_fixture", "workspaces")
 HOME = pytest.StashKey[Path]()
 FOREIGN = ("MLFLOW_", "VAELINE_", "DVC_", "PREFECT_", "GIT_", "XDG_")
 # on a busy machine any example may take long
@@ -40,15 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MPLCONFIGDIR": str(fonts),
-        "OMP_NUM_THREADS": "1",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_AUTHOR_NAME": "test",
         "GIT_AUTHOR_EMAIL": "test@localhost",
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@localhost",
     }
-    for plugin in PLUGINS:
-        config.pluginmanager.import_plugin(plugin)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from data_files import refusal
 from vaeline.errors import UserError
 from vaeline.io.yaml_config import Section, parse_yaml, read_yaml, validate
 
@@ -92,12 +93,10 @@ def test_digests_of_dvc_lock_are_text_whatever_they_begin_with():
 )
 def test_text_that_is_not_yaml_or_meant_to_hurt_is_one_line_at_once(text: str, words: str):
     start = time.monotonic()
-    with pytest.raises(UserError) as caught:
-        parse_yaml(text, "x.yaml")
-    assert str(caught.value).startswith("x.yaml: ")
-    assert words in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 250
+    message = refusal(parse_yaml, text, "x.yaml")
+    assert message.startswith("x.yaml: ")
+    assert words in message
+    assert len(message) < 250
     assert time.monotonic() - start < 2
 
 
@@ -126,6 +125,4 @@ def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path):
     ],
 )
 def test_what_a_section_refuses_is_one_short_printable_line(text: str, line: str):
-    with pytest.raises(UserError) as caught:
-        validate(Outer, parse_yaml(text, "f"), "f")
-    assert str(caught.value) == line
+    assert refusal(validate, Outer, parse_yaml(text, "f"), "f") == line
