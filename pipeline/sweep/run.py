@@ -26,7 +26,10 @@ from vaeline.io.git import git
 from vaeline.io.progress import Progress
 from vaeline.io.workspace import Workspace
 
-OF_DVC = re.compile(r"Reproducing experiment|Ran experiment|Experiment results|To apply the results|\s+dvc exp |$")
+OF_DVC = re.compile(
+    r"Reproducing experiment|Ran experiment|Experiment results|To apply the results|\s+dvc exp |$"
+    r"|WARNING: No file hash info"  # where nothing has run yet
+)
 
 
 class Job(Protocol):

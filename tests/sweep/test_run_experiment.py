@@ -54,6 +54,7 @@ def test_a_project_in_a_subfolder_whose_name_has_other_letters_and_spaces(toy: P
     execute("git", "commit", "-qm", "start", cwd=top)
     done = run("-S", "train.beta=4", "--name", "b4", "--only", "fetch")
     assert "\nexperiment b4: " in done.output, done
+    assert "WARNING" not in done.output
     assert execute("dvc", "exp", "list", "--name-only", cwd=top / "inner").stdout == "b4\n"
 
 
