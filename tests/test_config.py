@@ -137,6 +137,10 @@ def _error(**changes: Any) -> str:
             "model: weights of 100 GB",
         ),
         (
+            {"data__source": {"kind": "shapes", "size": 512}} | {"model__prior": {"kind": "vamp", "components": 65536}},
+            "model: weights of 209 GB",
+        ),
+        (
             {"train__only": "decoder", "train__init": {"kind": "diffusers", "path": "x"}, "model__network": KL}
             | {
                 "model__likelihood": {"kind": "gaussian"},

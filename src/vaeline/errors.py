@@ -19,10 +19,13 @@ PASSWORD = re.compile(r"[^\s:/@]*:(?!/)(.*)@", re.DOTALL)  # in such a variable,
 def redact(text: str) -> str:
     """The text without credentials: those of addresses and headers, and values of the environment's secrets."""
     for name, value in os.environ.items():
-        found = LOCATION.search(name) and PASSWORD.search(value)  # a library may quote the password alone
-        secret = found[1] if found else value.strip() if SECRET.search(name) else ""
-        if len(secret) > 5:
-            text = text.replace(secret, "***").replace(unquote(secret), "***")
+        secrets = [value.strip()] if SECRET.search(name) else []
+        if LOCATION.search(name) or "://" in value:  # a library may quote the password alone
+            found = (PASSWORD.search(part) for part in (value, QUERY.split(value)[0]))
+            secrets += [password[1] for password in found if password]
+        for secret in secrets:
+            if len(secret) > 5:
+                text = text.replace(secret, "***").replace(unquote(secret), "***")
     return HEADER.sub(r"\1***", ADDRESS.sub(_without_credentials, text))
 
 

@@ -125,6 +125,7 @@ def test_a_density_survives_narrow_components_far_from_zero_and_huge_variances()
 
 @each_prior
 def test_samples_follow_the_density(kind: str) -> None:
+    """Mistake 13: drawn with the factors transposed."""
     prior, count, edge = PRIORS[kind](2), 200_000, 0.5
     z = prior.sample(torch.randn(count, 2, generator=torch.Generator().manual_seed(3))).detach()
     corners = torch.cartesian_prod(torch.arange(-4, 4, edge), torch.arange(-4, 4, edge))

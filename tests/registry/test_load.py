@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from typer.testing import CliRunner
 
 import vaeline
@@ -18,7 +19,7 @@ from pipeline.stages import register as stage
 from registry_fixture import enter, entered
 from uploads import answers, mlflow_server, until
 from vaeline.command.main import app
-from vaeline.errors import UserError
+from vaeline.errors import TransientError, UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
 from vaeline.registry.versions import find_versions
@@ -141,10 +142,20 @@ def test_a_package_is_signed_under_the_number_that_the_registry_gave(registry: R
     registry.client.delete_model_version(NAME, newest.version)
 
 
-@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "Connection refused"), OSError("no libjvm\nhere: a")])
-def test_whatever_an_artifact_store_raises_is_one_line(error: OSError):
-    with pytest.raises(UserError, match=r"^ftp://h/x: cannot be downloaded: [^\n]+$"), load.storage_errors("ftp://h/x"):
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), TransientError, "ftp://h/x: cannot be downloaded: "),
+        (TimeoutError("timed out"), TransientError, "ftp://h/x: cannot be downloaded: "),
+        (requests.HTTPError("503 Server Error"), TransientError, "MLFLOW_TRACKING_URI: the tracking store "),
+        (OSError("no libjvm\nhere: a"), UserError, "ftp://h/x: cannot be downloaded: "),
+    ],
+)
+def test_whatever_an_artifact_store_raises_is_one_line(error: OSError, kind: type[UserError], words: str):
+    """One that is away is asked again: the gate must not reject a model for it."""
+    with pytest.raises(UserError, match=rf"^{words}[^\n]+$") as raised, load.storage_errors("ftp://h/x"):
         raise error
+    assert type(raised.value) is kind
     with pytest.raises(OSError, match="No space"), load.storage_errors("ftp://h/x"):  # its line names the disk
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -25,6 +25,7 @@ def floats(text: str) -> np.ndarray:
 
 
 def test_the_page_holds_the_decoder_the_codes_and_the_places_of_the_codes():
+    """Mistake 19: the map of another pair of axes, samples of another prior."""
     model, test, codes, axes = make("logistic")
     page = explorer(model, test, codes, ("a", "b", "<c>"), axes)
     content, weights = content_of(page), list(model.decoder.parameters())

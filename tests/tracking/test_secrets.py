@@ -30,6 +30,7 @@ CANARY = "p@c4n4ry"
         ("models:/digits@champion", "models:/digits@champion"),
         ("nonnumeric port: 's3@cret@host'; s3%40cret", "nonnumeric port: '***@host'; ***"),
         ("refused: t0p-s3cret", "refused: ***"),
+        ("no login x hunter22, or hunter23", "no login x ***, or ***"),
         (
             "http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80",
             "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80",
@@ -45,8 +46,10 @@ CANARY = "p@c4n4ry"
 def test_an_error_line_has_no_credentials(text: str, redacted: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://user:s3%40cret@host/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s3@cret@host")
+    monkeypatch.setenv("DATABASE", "postgresql://u:hunter22@db/x?a@b")
     monkeypatch.setenv("https_proxy", "http:/user:one slash@h")
     monkeypatch.setenv("VAELINE_SWEEP_STORAGE", "mysql//u:n0 colon@h")
+    monkeypatch.setenv("BUCKET", "s3://u:hunter23@b")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0p-s3cret\n")
     assert redact(text) == str(UserError(text)) == redacted
 

@@ -4,6 +4,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -74,6 +75,12 @@ def test_what_a_crash_or_a_full_disk_left_half_written_does_not_count(tmp_path: 
     assert newest(tmp_path) == 1
     checkpoint.write(tmp_path, 2, numbered(2))
     assert not (tmp_path / ".step.4999999.part").exists()
+
+
+def test_checkpoints_may_lie_anywhere():
+    with TemporaryDirectory(dir="/tmp") as folder:
+        checkpoint.write(Path(folder), 1, numbered(1))
+        assert newest(Path(folder)) == 1
 
 
 def test_a_repository_that_was_moved_meanwhile_is_not_begun_anew_where_it_was(tmp_path: Path):

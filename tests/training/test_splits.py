@@ -76,7 +76,7 @@ def test_the_scale_gives_the_latents_mean_zero_and_variance_one() -> None:
 
 
 def test_a_fitted_prior_has_the_means_and_covariances_of_the_training_codes() -> None:
-    """Mistake 18: fitted to another split, or to posterior means, whose variance is less by q's."""
+    """Mistakes 13 and 18: fitted to another split, or to posterior means, whose variance is less by q's."""
     rng, right = np.random.default_rng(3), np.arange(6000) % 3 == 0
     about = np.where(right[:, None], [200, 60], [60, 180])
     pixels = about + rng.multivariate_normal([0, 0], [[300, 200], [200, 300]], 6000)
@@ -93,16 +93,13 @@ def test_a_fitted_prior_has_the_means_and_covariances_of_the_training_codes() ->
         assert prior.means[k].tolist() == pytest.approx(5 + 3 * x[part].mean(0), abs=0.05)
         assert found == pytest.approx(covariance, abs=0.03)
         assert prior.log_weights()[k].exp().item() == pytest.approx(part.mean(), abs=0.02)
-    with pytest.raises(
-        UserError, match=r"model.prior.components: found 6001, allowed: at most the 6000 training images"
-    ):
-        fitted_prior(vae, 6001, data, 1, CPU)
 
 
 @pytest.mark.parametrize("objective", ["elbo", "autoencoder"])
 def test_a_fitted_prior_takes_the_place_of_that_of_the_training_which_goes_on_as_without(
     tmp_path: Path, objective: str
 ):
+    """Mistake 13: a fitted prior is not used."""
     section, prior = options(objective=objective), config.Fitted(kind="fitted", components=3)
     plain = train_small(tmp_path / "plain", section)
     fitted, again = (train_small(tmp_path / name, section, model_section=model(prior=prior)) for name in "ab")
@@ -111,3 +108,12 @@ def test_a_fitted_prior_takes_the_place_of_that_of_the_training_which_goes_on_as
     network, before = fitted.model.state_dict(), plain.model.state_dict()
     assert all(torch.equal(network[name], before[name]) for name in before)
     assert {name for name in network if name not in before} == {"prior.means", "prior.raw_factors", "prior.logits"}
+
+
+def test_a_prior_that_cannot_be_fitted_is_refused_before_the_training(tmp_path: Path):
+    count = 100
+    prior = config.Fitted(kind="fitted", components=count + 1)
+    found = f"model.prior.components: found {count + 1}, allowed: at most the {count} training images"
+    with pytest.raises(UserError, match=found):
+        train_small(tmp_path, model_section=model(prior=prior))
+    assert not list(tmp_path.iterdir())

@@ -161,7 +161,7 @@ class Model(Section):
                     rule = f"must be {needed} = latent_channels x height x width / {factor}^2 for {size}"
                     raise ValueError(f"model.latent_dim: {rule}; found {latents}")
         weights += 2 * sum(before * after for before, after in pairwise(widths))
-        for prior in (self.prior, self.training_prior):
+        for prior in {self.prior, self.training_prior}:
             match prior:
                 case Vamp(components=components):
                     weights += components * math.prod(shape)

@@ -79,7 +79,7 @@ def _own_failures(model: Evidence, minimum_active_units: int) -> Iterator[str]:
     if broken:
         yield f"not finite: {', '.join(broken)}"
     if model.objective == "autoencoder":
-        yield f"objective '{model.objective}' has no ELBO and no prior to sample from"
+        yield f"objective '{model.objective}' has no ELBO to compare"
         return
     if not math.isfinite(model.validation_elbo) and not broken:
         yield "no finite validation ELBO"

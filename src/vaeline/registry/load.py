@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-from vaeline.errors import UserError, redact
+from vaeline.errors import TransientError, UserError, redact
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import current_workspace
 from vaeline.registry.versions import ADDRESS, DATA_TAG, DIGEST_TAG, MANIFEST_TAG, UNKNOWN, find_version_at
@@ -99,19 +99,21 @@ def available(address: str) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(address: str) -> Iterator[None]:
-    """Turn whatever the library of an artifact store raises into a UserError."""
+    """Turn whatever the library of an artifact store raises into a UserError; TransientError where it is away."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     with one_line_errors():
         try:
             yield
-        except MlflowException:
+        except (MlflowException, RequestException):
             raise
         except Exception as error:
             if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
                 raise  # of the file here
             reason = " ".join(redact(str(error)).split())[:300]
-            raise UserError(f"{address}: cannot be downloaded: {reason}") from None
+            kind = TransientError if isinstance(error, ConnectionError | TimeoutError) else UserError
+            raise kind(f"{address}: cannot be downloaded: {reason}") from None
 
 
 def _locate(uri: str) -> tuple[str, RegisteredAs | None]:

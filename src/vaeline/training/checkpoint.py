@@ -78,7 +78,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 
     Raises OSError (a full disk), or UserError where the repository was moved; then the old ones stay.
     """
-    content, repository = pack(checkpoint), folder.absolute().parents[2]
+    content, above = pack(checkpoint), folder.absolute().parents
+    repository = above[min(2, len(above) - 1)]
     try:
         if repository.is_dir():
             write_file(folder / f"step-{step:012d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)

@@ -116,15 +116,13 @@ def fitted_prior(model: VAE, components: int, splits: Splits, seed: int, device:
     """A mixture of full Gaussians of the most likelihood for z ~ q(z|x), x training images, by EM from k-means++.
 
     Ghosh et al. 2020 (arXiv:1903.12436), section 4, for a prior that the codes do not follow. Each code is divided by
-    its spread, and a covariance gets 1e-6 of it. Of at most FIT_IMAGES images, the same for the same seed; the model
-    ends on the CPU. Raises UserError where there are fewer images than components.
+    its spread, and a covariance gets 1e-6 of it. Of at most FIT_IMAGES images, the same for the same seed, as many
+    as components or more; the model ends on the CPU.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     z = torch.cat([codes.cpu() for codes in training_codes(model, splits, seed, device)])
-    if len(z) < components:
-        raise UserError(f"model.prior.components: found {components}, allowed: at most the {len(z)} training images")
     z = z[permutation(seed, -1, len(z))[:FIT_IMAGES]].double()
     centre, spread = z.mean(0), z.std(0).clamp(min=1e-4)
     mixture = GaussianMixture(components, init_params="k-means++", max_iter=FIT_STEPS, random_state=seed % 2**32)

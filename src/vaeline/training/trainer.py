@@ -28,7 +28,7 @@ from vaeline.training.history import Epoch, Tracker
 from vaeline.training.initial import load_initial, load_perceptual
 from vaeline.training.process_group import SINGLE, ProcessGroup
 from vaeline.training.randomness import Noise, mix, permutation
-from vaeline.training.splits import Splits, fitted_prior, validate
+from vaeline.training.splits import FIT_IMAGES, Splits, fitted_prior, validate
 from vaeline.training.step import Averages, Batch, State, Stepper, bound_of, kl_weight, learning_rate
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,15 @@ def train(
     (`checkpoint.owned`) and removes it when the result is in place. In a `group` every process calls this and gets the
     result; rank zero alone uses the folder and the tracker. A prior that is `fitted` is that of the result alone.
 
-    Raises UserError where a loss, gradient or bound is not finite, for a Bernoulli with grey pixels, and for a group
-    with free bits; OSError where a checkpoint cannot be written; having written one, SystemExit(143) on SIGTERM and
-    KeyboardInterrupt on Ctrl-C.
+    Raises UserError where a loss, gradient or bound is not finite, for a Bernoulli with grey pixels, for fewer images
+    than a fitted prior has components, and for a group with free bits; OSError where a checkpoint cannot be written;
+    having written one, SystemExit(143) on SIGTERM and KeyboardInterrupt on Ctrl-C.
     """
     options = options.model_copy(update={"precision": pick_precision(options.precision, device)})
     fitted = model.prior if isinstance(model.prior, config.Fitted) else None
+    if fitted and fitted.components > (most := min(len(splits.train), FIT_IMAGES)):
+        found = f"found {fitted.components}, allowed: at most the {most} training images that it is fitted to"
+        raise UserError(f"model.prior.components: {found}")
     trained = model.model_copy(update={"prior": fitted.during}) if fitted else model
     vae = build_model(trained, splits.train.shape[1:], options.objective, mix(options.seed, "weights"))
     if isinstance(vae.likelihood, Bernoulli):
