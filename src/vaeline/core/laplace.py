@@ -105,11 +105,14 @@ def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, T
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of gated layers, one by one
         jacobian = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1])(basis)  # [Z, B, C, H, W]
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
-    offsets = torch.linalg.solve_triangular(factor, jacobian.double(), upper=False)
-    spread = offsets.square().sum(1).sqrt().clamp(min=1e-6)  # [B, D], of the output
+
+    def spread() -> Tensor:  # of the output
+        offsets = torch.linalg.solve_triangular(factor, jacobian.double(), upper=False)
+        return offsets.square().sum(1).sqrt().clamp(min=1e-6).view_as(x).to(x)
+
     with torch.enable_grad():
         output = model.decode(z).detach().requires_grad_()
-        log_p = model.likelihood.smoothed_log_prob(x, output, spread.view_as(x).to(x)).sum()
+        log_p = model.likelihood.smoothed_log_prob(x, output, spread).sum()
         (slope,) = torch.autograd.grad(log_p, output, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), output)  # diagonal: each term has one pixel's output
         point = z.detach().requires_grad_()

@@ -5,6 +5,7 @@
 # ruff: noqa: D102 - the base class documents every method
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -44,10 +45,10 @@ class Likelihood(nn.Module):
         """The expected pixels on [0, 1]: [B, C, H, W]."""
         raise NotImplementedError
 
-    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Tensor) -> Tensor:
+    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Callable[[], Tensor]) -> Tensor:
         """Smooth log p(x|z) in nats: where log p has kinks, its mean over outputs normal about `output`; [B].
 
-        `spread` holds their standard deviations: [B, C, H, W], as x and output.
+        `spread` computes their standard deviations, of x's shape, where they are needed.
         """
         return self.log_prob(x, output)
 
@@ -153,10 +154,11 @@ class Laplace(Likelihood):
         error = F.l1_loss(output, x, reduction="none").flatten(1).sum(1)  # [B]
         return -error * torch.exp(-self._log_scale()) - x[0].numel() * (self._log_scale() + math.log(2))
 
-    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Tensor) -> Tensor:
-        ratio = (output - x) / (math.sqrt(2) * spread)
+    def smoothed_log_prob(self, x: Tensor, output: Tensor, spread: Callable[[], Tensor]) -> Tensor:
+        width = spread()
+        ratio = (output - x) / (math.sqrt(2) * width)
         excess = ratio * torch.erf(ratio) + torch.exp(-ratio.square()) / math.sqrt(math.pi) - ratio.abs()
-        more = math.sqrt(2) * (spread * excess).flatten(1).sum(1)  # E|r + spread e| - |r|
+        more = math.sqrt(2) * (width * excess).flatten(1).sum(1)  # E|r + spread e| - |r|
         return self.log_prob(x, output) - more * torch.exp(-self._log_scale())
 
     def mean(self, output: Tensor) -> Tensor:
