@@ -107,7 +107,7 @@ def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, T
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
 
     def spread() -> Tensor:  # of the output
-        offsets = torch.linalg.solve_triangular(factor, jacobian.double(), upper=False)
+        offsets: Tensor = torch.linalg.solve_triangular(factor, jacobian.double(), upper=False)
         return offsets.square().sum(1).sqrt().clamp(min=1e-6).view_as(x).to(x)
 
     with torch.enable_grad():
