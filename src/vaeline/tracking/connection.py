@@ -59,9 +59,13 @@ def tracking_uri(workspace: Workspace) -> str:
 
 
 def usable_uri(workspace: Workspace) -> str:
-    """The same, the repository's own store made to lead to its own files. Raises UserError where that fails."""
-    own = workspace.state.absolute() / "mlflow.db"
-    if (uri := tracking_uri(workspace)) == f"{SQLITE}{own}":
+    """The same, the repository's own store made to lead to its own files.
+
+    Raises UserError where that fails, and where no store can be at such an address.
+    """
+    own, uri = workspace.state.absolute() / "mlflow.db", tracking_uri(workspace)
+    _refuse(uri, _form_fault(uri))
+    if uri == f"{SQLITE}{own}":
         relocate(own)
     return uri
 
@@ -98,9 +102,10 @@ def _refuse(uri: str, fault: str) -> None:
 
 
 def _form_fault(uri: str) -> str:
-    """Why there can be no store at an address, whatever there is; empty where there can."""
+    """Why there can be no store at an address, seen without opening it; empty where there can."""
     if uri.startswith(SQLITE):
-        return ""
+        path = Path(uri.removeprefix(SQLITE))
+        return "is no file" if path.exists() and not path.is_file() else ""  # a pipe would be waited for
     if not uri.startswith(SERVERS):
         return _driver_fault(uri)
     try:
@@ -113,8 +118,6 @@ def _form_fault(uri: str) -> str:
 
 def _file_fault(path: Path) -> str:
     """Why no sqlite database can be at a path; empty where one can. Raises OSError where it cannot be written."""
-    if path.exists() and not path.is_file():
-        return "is no file"
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
         return f"needs a folder {folder}, where a file is"
@@ -165,7 +168,6 @@ def _driver_fault(uri: str) -> str:
 def connect(workspace: Workspace) -> "MlflowClient":
     """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
     uri = usable_uri(workspace)
-    _refuse(uri, _form_fault(uri))
     os.environ.update(ENVIRONMENT | os.environ)
     try:
         import mlflow
