@@ -10,10 +10,11 @@ from pipeline.services.servers import HOST, ML_PAGE, MLFLOW, running
 from vaeline.errors import UserError, redact
 from vaeline.io.atomic_write import write_file
 from vaeline.io.git import try_git
+from vaeline.io.safe_read import parse_json, read_bounded
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.connection import ML_PAGES, SQLITE, artifact_location, tracking_uri, view_address
 
-FILE = "registered.json"
+FILE, MOST_BYTES = "registered.json", 10_000
 
 
 def registered_version(workspace: Workspace, again: bool = False) -> str | None:
@@ -26,8 +27,8 @@ def registered_version(workspace: Workspace, again: bool = False) -> str | None:
     uri, path = tracking_uri(workspace), workspace.state / FILE
     wanted = {"uri": redact(uri), "name": decision["name"], "digest": decision["digest"]}
     if not again and not (uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()):
-        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-            kept = json.loads(path.read_text())
+        with suppress(UserError, KeyError, AttributeError):
+            kept = parse_json(read_bounded(path, MOST_BYTES), str(path))
             if wanted.items() < kept.items():
                 return str(kept["version"])
     from vaeline.registry.versions import find_by_digest

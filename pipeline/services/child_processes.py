@@ -19,9 +19,12 @@ from typing import IO
 
 import psutil
 
+from vaeline.errors import UserError
+from vaeline.io.safe_read import parse_json, read_bounded
 from vaeline.io.workspace import VARIABLE
 
 Process = subprocess.Popen[str]
+MOST_BYTES = 10_000  # of a record
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 DETOUR = (sys.executable, "-m", "pipeline.services.child_processes")  # then PARENT SIGNAL COMMAND...
 
@@ -44,8 +47,8 @@ class ProcessRecord:
     def read(cls, path: Path) -> "ProcessRecord | None":
         """The record in a file; None where there is none, or a spoilt one."""
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return cls(**parse_json(read_bounded(path, MOST_BYTES), str(path)))
+        except (UserError, TypeError):
             return None
 
     def write(self, path: Path) -> None:

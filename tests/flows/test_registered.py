@@ -19,12 +19,15 @@ KNOWN = (
 )
 
 
+DECISION = {"name": "digits", "digest": "abc", "decision": "rejected", "reasons": []}
+
+
 @pytest.fixture
 def kept(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file, of a model whose version was asked for before, and of a store that is away now."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (toy / "reports").mkdir()
-    (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "abc"}))
+    (toy / "reports" / "registration.json").write_text(json.dumps(DECISION))
     (toy / ".vaeline").mkdir()
     path = toy / ".vaeline" / "registered.json"
     path.write_text(json.dumps({"uri": "http://127.0.0.1:9", "name": "digits", "digest": "abc", "version": "7"}))
@@ -64,7 +67,7 @@ def test_another_model_store_or_a_damaged_entry_is_asked_for_again(
         case "store":
             monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")
         case "model":
-            (toy / "reports" / "registration.json").write_text(json.dumps({"name": "digits", "digest": "def"}))
+            (toy / "reports" / "registration.json").write_text(json.dumps(DECISION | {"digest": "def"}))
         case "entry":
             kept.write_text("[]")
         case _:

@@ -30,9 +30,13 @@ def test_a_record_is_read_back_and_ends_with_its_process(tmp_path: Path):
     assert not ProcessRecord.of(process.pid).lives
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"pid": 1}', '{"pid": 1, "started": "", "other": 1}', None])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"pid": 1}', '{"pid": 1, "started": "", "other": 1}', "[" * 9000, None, "pipe"]
+)
 def test_a_spoilt_record_counts_as_none(tmp_path: Path, text: str | None):
-    if text is not None:
+    if text == "pipe":
+        os.mkfifo(tmp_path / "a.json")
+    elif text is not None:
         (tmp_path / "a.json").write_text(text)
     assert ProcessRecord.read(tmp_path / "a.json") is None
 
