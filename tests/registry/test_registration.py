@@ -71,7 +71,7 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(re
     assert {metric.key: metric.value for metric in stored.metrics} == {"test/elbo": -11.0, "test/active_units": 3.0}
     assert len(client.get_metric_history(run.info.run_id, "test/elbo")) == 1
     assert json.loads(stored.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
-    assert version.description.startswith("On digits, per test image: ELBO -11 nats, 3 active units.\n")
+    assert version.description.startswith("On fashion-mnist, per test image: ELBO -11 nats, 3 active units.\n")
 
 
 def test_what_is_stored_is_safetensors_json_and_code_with_signature_example_and_pins(registered: Path):
