@@ -165,7 +165,8 @@ def test_a_fresh_clone_knows_where_the_champion_comes_from_and_makes_it_again(
         f"  model digest {traced['model']['model_digest']}",
     ]
     assert lines_with(done.stderr, "epoch 3/3"), "computed, not taken from a cache"
-    assert not list((tmp_path / "temporary").iterdir())
+    left = {path.name.partition("_")[0] for path in (tmp_path / "temporary").iterdir()}
+    assert left <= {"torchinductor"}, "nothing but the folder that PyTorch makes when diffusers is imported"
     assert execute("git", "status", "--short", cwd=other).stdout == ""
     assert not (other / "models").exists()
     assert ((clone / "dvc.lock").read_bytes(), len(runs(clone))) == before
