@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -104,7 +105,8 @@ def test_no_folder_for_local_state_is_one_clear_line(toy: Path):
         prepare_environment()
 
 
-def test_no_password_is_printed_or_in_a_command(capfd: pytest.CaptureFixture[str]):
+def test_no_password_is_printed_or_in_a_command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "psycopg2", ModuleType("psycopg2"))  # without a driver the address is refused
     os.environ["MLFLOW_TRACKING_URI"] = "postgresql://me:secret@db/m"
     assert not [word for word in mlflow_server(Workspace(), 5000).command if "secret" in word]
     del os.environ["MLFLOW_TRACKING_URI"]
