@@ -31,6 +31,7 @@ CANARY = "p@c4n4ry"
         ("nonnumeric port: 's3@cret@host'; s3%40cret", "nonnumeric port: '***@host'; ***"),
         ("refused: t0p-s3cret", "refused: ***"),
         ("no login x hunter22, or hunter23", "no login x ***, or ***"),
+        ("found postgresql://u:hunter22@db/x?a@b, at db", "found ***, at db"),
         (
             "http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80",
             "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80",
