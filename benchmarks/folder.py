@@ -5,7 +5,6 @@ a quarter of the images and all of them.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.row import Row
+from benchmarks.stages import ROOT, run_command
 from vaeline.config.data import Data, Folder
 from vaeline.data.prepare import prepare
 
@@ -59,16 +59,8 @@ def measured(folder: Path, cores: list[int]) -> tuple[float, int]:
     """Seconds and peak bytes of a process that prepares the folder on these cores."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as prepared:
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.folder", str(folder), f"{prepared}/prepared"],
-            stderr=subprocess.PIPE,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509 - no threads here
-        )
-        log = process.stderr.read() if process.stderr else b""
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"prepare of {folder}: exit code {process.returncode}\n{log.decode()}")
+        command = (sys.executable, "-m", "benchmarks.folder", str(folder), f"{prepared}/prepared")
+        used = run_command("taskset", "-c", ",".join(map(str, cores)), *command, cwd=ROOT)
         return time.perf_counter() - begun, used.ru_maxrss << 10
 
 

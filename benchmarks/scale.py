@@ -5,12 +5,10 @@ One process a stage, one thread, a small MLP for one epoch. The private memory o
 also counts pages of the data's files that the system takes back when it needs them.
 """
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.stages import environment, tiny_repository
+from benchmarks.stages import run_command, tiny_repository
 
 STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory")
 LIMIT, SIDE = 1536 << 20, 32  # bytes, pixels
@@ -29,16 +27,8 @@ def main(counts: list[int]) -> None:
 
 def measure(stage: str, folder: Path, limit: int = LIMIT) -> str:
     """CPU-seconds and peak of a stage. Raises RuntimeError where it fails."""
-    command = ["prlimit", f"--data={limit}", sys.executable, "pipeline/stages/runner.py", stage]
-    variables = environment(folder) | {"OMP_NUM_THREADS": "1", "DVC_ROOT": str(folder), "DVC_STAGE": stage}
-    log = folder / ".vaeline" / f"{stage}.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{stage}: exit code {process.returncode}\n{log.read_text()}")
+    command = ("prlimit", f"--data={limit}", sys.executable, "pipeline/stages/runner.py", stage)
+    used = run_command(*command, cwd=folder, OMP_NUM_THREADS="1", DVC_ROOT=str(folder), DVC_STAGE=stage)
     return f"{used.ru_utime + used.ru_stime:.1f} s, {used.ru_maxrss >> 10} MiB"
 
 

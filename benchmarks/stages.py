@@ -92,13 +92,8 @@ def _overhead_row(stage: str, part: str, folder: Path) -> Row:
 
 
 def _command_row(command: str, most: float, folder: Path) -> Row:
-    used = []
-    for _ in range(REPEATS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run_command("vaeline", *command.split(), cwd=folder)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    found = min(used)
+    used = [run_command("vaeline", *command.split(), cwd=folder) for _ in range(REPEATS)]
+    found = min(one.ru_utime + one.ru_stime for one in used)
     return Row(f"vaeline {command}", f"{found:.2f} CPU-s", None, f"<= {most:g} CPU-s", found <= most)
 
 
@@ -164,11 +159,20 @@ def _commit(folder: Path) -> None:
     )
 
 
-def run_command(*command: str, cwd: Path) -> None:
-    """Raises RuntimeError, with what it said, where a command fails in a copy of this repository."""
-    done = subprocess.run(command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+def run_command(*command: str, cwd: Path, **variables: str) -> resource.struct_rusage:
+    """What a command in a copy of this repository used, its children included.
+
+    Raises RuntimeError, with what it said, where it fails.
+    """
+    with tempfile.TemporaryFile() as output:
+        env = environment(cwd) | variables
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{output.read().decode()}")
+    return used
 
 
 def environment(cwd: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vaeline.core import likelihoods, networks
 from vaeline.core.model import VAE
-from vaeline.core.priors import Mixture, StandardNormal
+from vaeline.core.priors import Mixture
 from vaeline.data.sources.dataset import Split
 
 MOST_BYTES = 3_000_000  # of the page
@@ -61,7 +61,7 @@ def explorer(
         "layers": layers,
         "likelihood": _likelihood(model.likelihood),
         "prior": _prior(model),
-        "autoencoder": model.deterministic and isinstance(model.prior, StandardNormal),
+        "autoencoder": not model.has_prior,
         "remote": remote,
         "codes": _base64(codes),
         "places": _places(codes),

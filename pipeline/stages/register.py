@@ -17,6 +17,7 @@ from vaeline.evaluation.first_stage import mean_similarity
 from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.evaluation.split_metrics import Scores, score
 from vaeline.io.atomic_write import write_file
+from vaeline.io.npy import Pixels
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.registry.champion import GateEvaluator
 from vaeline.registry.gate import Evidence
@@ -64,7 +65,7 @@ def main() -> None:
             reference=reference,
             code=training_code(tracker.outbox),
         )
-        registration = register(client, workspace, model, gate_evaluator(workspace))
+        registration = register(client, workspace, model, gate_evaluator(workspace, test))
         tracker.tags({"vaeline.decision": registration["decision"]})
         content = json.dumps(registration, indent=2) + "\n"
         write_file(workspace.reports / "registration.json", content.encode())
@@ -92,10 +93,13 @@ def gather_evidence(loaded: LoadedModel, report: dict[str, Any]) -> Evidence:
     )
 
 
-def gate_evaluator(workspace: Workspace) -> GateEvaluator:
-    """Gate of the workspace: thresholds of its params, models scored on its test split, on this machine's device."""
-    params, test, device = read_params(workspace.params), load_split(workspace.prepared, "test"), pick_device()
-    scoring = params.evaluate
+def gate_evaluator(workspace: Workspace, pixels: Pixels | None = None) -> GateEvaluator:
+    """Gate of the workspace: thresholds of its params, models scored on its test split, on this machine's device.
+
+    `pixels` are the split's where they are open already; to open it again would be to read it all.
+    """
+    params, device = read_params(workspace.params), pick_device()
+    test, scoring = load_split(workspace.prepared, "test") if pixels is None else pixels, params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
         model = copy.deepcopy(loaded.vae).to(device)

@@ -61,7 +61,7 @@ def draw(model: VAE, test: Pixels, axes: LatentAxes, section: Sample) -> dict[st
     samples = _pixels(model, model.prior.sample(noise.to(model.device)))
     prior = "N(0, I)" if isinstance(model.prior, StandardNormal) else "p(z), the learned prior"
     title = f"Samples of the prior\nthe decoder's mean at z ~ {prior}"
-    if model.deterministic and isinstance(model.prior, StandardNormal):
+    if not model.has_prior:
         title = "Decoded N(0, I)\nan autoencoder's code has no such prior"
     sheets = {"prior_samples": Sheet(title, [("", samples[i : i + columns]) for i in range(0, len(samples), columns)])}
 

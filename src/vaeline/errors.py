@@ -22,7 +22,7 @@ def redact(text: str) -> str:
         secrets = [value.strip()] if SECRET.search(name) else []
         if LOCATION.search(name) or "://" in value:  # a library may quote the password alone
             found = [match[1] for part in (value, QUERY.split(value)[0]) if (match := PASSWORD.search(part))]
-            secrets += [value, *found] if len(set(found)) > 1 else found  # where it ends cannot be told: all of it
+            secrets += [value, *found] if len(set(found)) > 1 else found  # its end is not clear: all of it
         for secret in secrets:
             if len(secret) > 5:
                 text = text.replace(secret, "***").replace(unquote(secret), "***")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vaeline.core.distributions import LOG_VARIANCE_BOUND, DiagonalGaussian, bounded_log_variance
 from vaeline.core.likelihoods import Likelihood
 from vaeline.core.networks import Shape, at_least_float32
-from vaeline.core.priors import Prior, VampPrior
+from vaeline.core.priors import Prior, StandardNormal, VampPrior
 
 
 class VAE(nn.Module):
@@ -46,6 +46,11 @@ class VAE(nn.Module):
     def device(self) -> torch.device:
         """Where its parameters are."""
         return next(self.parameters()).device
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether its codes follow p(z): not those of an autoencoder, unless a prior was fitted to them."""
+        return not self.deterministic or not isinstance(self.prior, StandardNormal)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) for x in the likelihood's data space, [B, C, H, W]; float32 also under autocast."""

@@ -67,7 +67,7 @@ def open_split(folder: Path, split: str) -> Split:
     manifest = read_manifest(folder)
     summary = manifest.splits[split]
     return Split(
-        centre(load_whole(folder, split), manifest.shape),
+        centre(_load(folder / f"{split}.npy", summary.sha256), manifest.shape),
         _load(folder / f"{split}_labels.npy", summary.labels_sha256),
         _load(folder / f"{split}_factors.npy", summary.factors_sha256),
     )

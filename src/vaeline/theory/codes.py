@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vaeline.core.model import VAE, decoded, interpolate
-from vaeline.core.priors import StandardNormal
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
 from vaeline.io.npy import Pixels
@@ -69,7 +68,7 @@ def latent_space(context: Context) -> Claim:
     for name, c in coded.items():
         halfway = (c.held_out_means + c.held_out_means.roll(1, 0)) / 2
         distances[f"{name}, midpoints"] = distance(_decoded(c.model, halfway))
-    if not context.model.deterministic or not isinstance(context.model.prior, StandardNormal):
+    if context.model.has_prior:
         z = context.model.prior.sample(context.normal("trained prior", len(test), context.model.latent_dim))
         distances["trained model, its prior"] = distance(_decoded(context.model, z))
     numbers: dict[str, Any] = {"training_images": len(data), "epochs": context.options.epochs, "compared": len(test)}
