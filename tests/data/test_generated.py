@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vaeline.command.program import explain
-from vaeline.config.data import Data, Source
+from vaeline.config.data import Data
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
 from vaeline.data.prepared import SPLITS, open_split
@@ -71,10 +71,8 @@ def image_folder(rng: np.random.Generator, folder: Path) -> tuple[dict[str, Any]
     """A folder of PNG files of one mode, in classes or not, with any names; one of them may differ or be damaged."""
     mode = str(rng.choice(["L", "RGB", "RGBA", "LA", "P", "1", "L in 16 bits", "L up to 31"]))
     wanted, background = (None, "L", "RGB")[rng.integers(3)], str(rng.choice(["white", "black"]))
-    harm, classes = (
-        str(rng.choice(["none", "none", "cut", "foreign", "note", "size", "text file"])),
-        int(rng.integers(3)),
-    )
+    harm = str(rng.choice(["none", "none", "cut", "foreign", "note", "size", "text file"]))
+    classes = int(rng.integers(3))
     pixels = []
     for index in range(COUNT):
         side = 9 if harm == "size" and index == 7 else 8
@@ -133,13 +131,10 @@ def check(seed: int, root: Path) -> bool:
     rng = np.random.default_rng(seed)
     make = npz_file if seed % 2 else image_folder
     section, expected = make(rng, root / f"set{'.npz' if seed % 2 else ''}")
-    source: Source = Data.model_validate(
-        {"source": section, "binarise": "none", "validation": 4, "test": "auto", "seed": 1}
-    ).source
-    data = Data(source=source, binarise="none", validation=4, test="auto", seed=1)
+    data = Data.model_validate({"source": section, "binarise": "none", "validation": 4, "test": "auto", "seed": 1})
     workspace = Workspace(root, root)
     try:
-        fetch(source, workspace)
+        fetch(data.source, workspace)
         prepare(data, workspace.raw, workspace.prepared, workspace.reports / "data")
     except UserError as error:
         assert expected is None, f"seed {seed}: {error}"

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -139,36 +140,34 @@ def test_binarisation_leaves_grey_only_what_it_should(tmp_path: Path, section: S
         assert manifest.splits[name].mean == pytest.approx(0.305, abs=0.02)
 
 
-def test_mistake_15_each_split_draws_its_own_noise(tmp_path: Path, section: Section) -> None:
-    images = np.full((60, 5, 4), 128, np.uint8)
-    images[:, 0, :3] = distinct_images(60)[:, 0, :3]
-    prepared(npz_section(section, tmp_path, images, binarise="static", validation=20), tmp_path)
+def test_mistake_15_each_split_and_each_block_of_one_draw_their_own_noise(tmp_path, section, monkeypatch) -> None:
+    monkeypatch.setattr("vaeline.data.prepare.BLOCK", 10 * 20)  # ten images
+    images = np.full((90, 5, 4), 128, np.uint8)
+    images[:, 0, :3] = distinct_images(90)[:, 0, :3]
+    prepared(npz_section(section, tmp_path, images, binarise="static", validation=30), tmp_path)
     drawn = [load_split(tmp_path / "out", name)[:, 0, 1:] for name in SPLITS]
-    for first, second in ((0, 1), (1, 2), (0, 2)):
-        assert (drawn[first] == drawn[second]).mean() == pytest.approx(0.5, abs=0.1)
-    assert (drawn[0][0] != drawn[0][1]).any()
+    for first, second in combinations(drawn, 2):
+        assert (first == second).mean() == pytest.approx(0.5, abs=0.1)
+    blocks = np.concatenate(drawn).reshape(9, 160)
+    assert len(np.unique(blocks, axis=0)) == 9
+    assert (blocks[:-1] == blocks[1:]).mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_mistake_15_each_block_of_a_split_draws_its_own_noise(tmp_path: Path, section: Section, monkeypatch) -> None:
-    monkeypatch.setattr("vaeline.data.prepare.BLOCK", 10 * 20)
-    prepared(npz_section(section, tmp_path, np.maximum(distinct_images(60), 1) // 2 + 64, binarise="static"), tmp_path)
-    blocks = load_split(tmp_path / "out", "train")[:50].reshape(5, 200)
-    assert len(np.unique(blocks, axis=0)) == 5
-    agreement = (blocks[:-1] == blocks[1:]).mean()
-    assert agreement == pytest.approx(0.5, abs=0.1)
-
-
-def test_the_summary_counts_classes_and_channels_and_shows_the_first_training_images(tmp_path, section) -> None:
+def test_manifest_and_summary_describe_what_lies_beside_them_and_the_first_images_are_shown(tmp_path, section) -> None:
     source = Shapes(kind="shapes", count=40, size=80)
     fetch(source, Workspace(tmp_path))
     prepare(section(source), tmp_path / "data/raw", tmp_path / "out", tmp_path / "summary")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    keys = ["binarise", "classes", "duplicates_dropped", "format", "shape", "source", "splits"]
+    assert (list(manifest), manifest["format"], manifest["shape"]) == (keys, 1, [3, 80, 80])
+    assert manifest["classes"] == (names := ["square", "ellipse", "triangle"])
     summary = json.loads((tmp_path / "summary" / "summary.json").read_text())
     for name in SPLITS:
         part = open_split(tmp_path / "out", name)
+        assert part.factors is not None and part.factors.shape == (len(part), 6)
+        np.testing.assert_array_equal(part.factors[:, 0], part.labels)
         counts = [int((part.labels == label).sum()) for label in range(3)]
-        assert summary[name]["classes"] == [
-            [*pair] for pair in zip(["square", "ellipse", "triangle"], counts, strict=True)
-        ]
+        assert summary[name]["classes"] == [[*pair] for pair in zip(names, counts, strict=True)]
         assert summary[name]["images"] == len(part)
         for channel, pixels in zip(summary[name]["channels"], part.pixels.swapaxes(0, 1), strict=True):
             assert (channel["lowest"], channel["highest"]) == (pixels.min(), pixels.max())
@@ -187,20 +186,6 @@ def test_a_pixel_is_white_with_the_probability_of_its_grey() -> None:
     assert (frequency[0], frequency[255]) == (0, 1)
     deviation = np.sqrt(np.maximum(expected * (1 - expected), 1e-9) / 4000)
     assert np.abs((frequency - expected) / deviation)[1:255].max() < 4
-
-
-def test_the_manifest_describes_what_lies_beside_it(tmp_path: Path, section: Section) -> None:
-    source = Shapes(kind="shapes", count=40, size=16)
-    fetch(source, Workspace(tmp_path))
-    prepared(section(source), tmp_path)
-    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert list(content) == sorted(content)
-    assert set(content) == {"format", "source", "shape", "binarise", "splits", "duplicates_dropped", "classes"}
-    assert (content["format"], content["shape"]) == (1, [3, 16, 16])
-    assert content["classes"] == ["square", "ellipse", "triangle"]
-    part = open_split(tmp_path / "out", "train")
-    assert part.factors is not None and part.factors.shape == (32, 6)
-    np.testing.assert_array_equal(part.factors[:, 0], part.labels)
 
 
 def test_preparing_again_replaces_the_whole_folder(tmp_path: Path, section: Section) -> None:

@@ -7,7 +7,7 @@ from data_files import refusal
 from vaeline.config.data import Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import prepare
-from vaeline.data.prepared import load_split, manifest_digest, open_split, read_manifest
+from vaeline.data.prepared import load_split, open_split, read_manifest
 from vaeline.io.workspace import Workspace
 
 
@@ -46,12 +46,6 @@ def test_a_manifest_that_is_not_whole_torn_or_missing_is_refused(folder: Path) -
         assert message.startswith(f"{path}: ") and words in message and message.endswith("; run the stage prepare")
     path.unlink()
     assert refusal(read_manifest, folder).startswith(f"{path}: cannot be read: No such file")
-
-
-def test_the_digest_of_the_data_changes_with_a_label(folder: Path) -> None:
-    path, before = folder / "manifest.json", manifest_digest(folder)
-    path.write_text(path.read_text().replace(read_manifest(folder).splits["test"].labels_sha256 or "", "0" * 64))
-    assert manifest_digest(folder) != before
 
 
 def test_splits_are_read_only_maps(folder: Path) -> None:

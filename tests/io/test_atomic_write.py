@@ -135,6 +135,17 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_link_to_a_folder_stays_and_a_file_is_not_replaced_by_a_folder(tmp_path: Path):
+    (tmp_path / "link").symlink_to("disk/folder")
+    for content in (b"1", b"2"):
+        write_folder(tmp_path / "link", {"a": content})
+        assert contents(tmp_path / "disk/folder") == {"a": content} == contents(tmp_path / "link")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"Is no folder: '[^']*/file'$"):
+        write_folder(tmp_path / "file", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "file", "link"]
+
+
 def test_a_folder_that_a_killed_writer_had_moved_away_comes_back(tmp_path: Path):
     write_folder(tmp_path / ".folder.old", {"a": b"old"})
     (tmp_path / ".folder.new").mkdir()

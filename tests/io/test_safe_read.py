@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import DEEPEST, checked_digest, parse_json, read_bounded, shown
+from vaeline.io.safe_read import DEEPEST, checked_digest, opened, parse_json, read_bounded, shown
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -70,6 +71,8 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=words):
             read_bounded(path, 2)
+    with pytest.raises(OSError, match="full"), opened(file):
+        raise OSError(errno.ENOSPC, "full")  # of what is written meanwhile: not the file's fault
     assert checked_digest(file, 3) == hashlib.sha256(b"abc").hexdigest()
     for path, size, words in [(file, 2, "found 3 bytes"), (tmp_path / "link", 3, "cannot be read")]:
         with pytest.raises(UserError, match=words):

@@ -145,15 +145,15 @@ class Model(Section):
     def check(self, shape: Shape) -> None:
         """Raise ValueError where no model of images of this shape can be built, or this machine cannot hold it."""
         (_, height, width), size, latents = shape, f"images of {shape[1]} x {shape[2]}", self.latent_dim
-        weights = 0
-        match self.network:  # the widths of its dense layers, or as many weights
+        weights = 0  # of convolutions: 3 x 3 of an encoder, 4 x 4 of its decoder; two of 3 x 3 a block
+        match self.network:  # the widths of its dense layers
             case Mlp(hidden=hidden) | Gated(hidden=hidden):
                 widths = [math.prod(shape), *hidden, 2 * latents]
             case Conv(channels=channels, hidden=hidden):
                 widths = [channels[-1] * height * width // 4 ** len(channels), hidden, 2 * latents]
+                weights = 25 * sum(before * after for before, after in pairwise(channels))
             case AutoencoderKl(block_out_channels=channels, layers_per_block=blocks, latent_channels=latent_channels):
                 widths, factor = [], 2 ** (len(channels) - 1)
-                # convolutions of 3 x 3, two a block
                 weights = 18 * (2 * blocks + 1) * sum(count**2 for count in channels)
                 if height % factor or width % factor:
                     raise ValueError(f"model.network: height and width must be divisible by {factor}, found {size}")

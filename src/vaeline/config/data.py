@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vaeline.io.yaml_config import BY_KIND, Count, Fraction, Section, Seed
+from vaeline.io.yaml_config import BY_KIND, Count, Fraction, Location, Section, Seed
 
 Shape = tuple[int, int, int]  # C, H, W
 Binarise = Literal["none", "static", "dynamic"]
@@ -23,7 +23,7 @@ class Folder(Section):
     """A folder of PNG or JPEG images; its subfolders, if any, are the labels."""
 
     kind: Literal["folder"]
-    path: str  # of the folder, from the repository or absolute
+    path: Location  # of the folder, from the repository or absolute
     size: Annotated[int, Field(ge=4, le=1024)] | None = None  # resize to size x size pixels
     fit: Literal["crop", "stretch", "pad"] = "crop"  # how sides become equal; pad: with background
     mode: Literal["L", "RGB"] | None = None  # convert; transparent pixels are composited on background
@@ -34,7 +34,7 @@ class Npz(Section):
     """An .npz file with `images` (uint8, N x H x W or N x H x W x C) and, if wanted, `labels` (N, of any values)."""
 
     kind: Literal["npz"]
-    path: str  # of the file, from the repository or absolute
+    path: Location  # of the file, from the repository or absolute
 
 
 class Shapes(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed
+from vaeline.io.yaml_config import BY_KIND, Count, Location, NonNegative, Positive, Section, Seed
 
 PERCEPTUAL_SIDE = 16  # pixels at least: four halvings
 INIT_PERCEPTUAL = "perceptual.safetensors"
@@ -23,7 +23,7 @@ class Diffusers(Section):
     """Weights of an AutoencoderKL that diffusers, or `vaeline export --format diffusers`, has saved."""
 
     kind: Literal["diffusers"]
-    path: str  # of the folder, from the repository or absolute
+    path: Location  # of the folder, from the repository or absolute
 
 
 class Perceptual(Section):
@@ -31,7 +31,7 @@ class Perceptual(Section):
 
     kind: Literal["vgg16"]
     weight: Positive  # nats a unit of LPIPS
-    weights: str  # safetensors: torchvision's state_dict, with LPIPS's lin0.model.1.weight ... if wanted
+    weights: Location  # safetensors: torchvision's state_dict, with LPIPS's lin0.model.1.weight ... if wanted
 
 
 class Train(Section):

@@ -1,6 +1,7 @@
 """Stage fetch: from `data.source` to `data/raw`, from `train.init` to `data/init`, the original bytes."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from zipfile import is_zipfile
@@ -13,10 +14,11 @@ from vaeline.data.sources.shapes import write_shapes
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder
 from vaeline.io.progress import Progress
-from vaeline.io.safe_read import named, opened, shown
+from vaeline.io.safe_read import named, opened, readable, shown
 from vaeline.io.workspace import Workspace
 
 log = logging.getLogger(__name__)
+_copy_users = readable()(shutil.copyfile)  # a file of the user's, who may have removed it by now
 SAVE_VGG = "; safetensors.torch.save_file(torchvision.models.vgg16(weights='DEFAULT').state_dict(), FILE) writes one"
 
 
@@ -36,14 +38,14 @@ def fetch(source: Source, workspace: Workspace) -> None:
                     (folder / name).mkdir()
                 with Progress("copying", len(files), "images") as reporter:
                     for number, (path, _) in enumerate(files, 1):
-                        shutil.copyfile(path, folder / path.relative_to(origin))
+                        _copy_users(path, folder / path.relative_to(origin))
                         reporter.update(number)
                 log.info("folder: copied %d images from %s", len(files), named(origin))
             case Npz():
                 origin = _local(source.path, workspace)
                 if not origin.is_file():
                     raise UserError(f"data.source.path: {named(origin)}: is not a file; allowed: an .npz file")
-                shutil.copyfile(origin, folder / "data.npz")
+                _copy_users(origin, folder / "data.npz")
                 if not is_zipfile(folder / "data.npz"):  # /proc/self/environ is to be no output that DVC keeps
                     raise UserError(f"data.source.path: {named(origin)}: is not a complete .npz file")
                 log.info("npz: copied %s", named(origin))
@@ -92,6 +94,7 @@ def _local(path: str, workspace: Workspace, key: str = "data.source.path") -> Pa
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{key}: {shown(path)}: {reason}; allowed: a file or folder") from None
     for written in (workspace.raw, workspace.init):
-        if written.absolute() in (found.absolute(), *found.absolute().parents):
-            raise UserError(f"{key}: {shown(path)} lies in {written}, which fetch writes")
+        here, there = (Path(os.path.realpath(place)) for place in (found, written))  # a link may be a loop
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise UserError(f"{key}: {shown(path)} overlaps {written}, which fetch writes; allowed: files elsewhere")
     return found

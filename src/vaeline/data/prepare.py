@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeline.config.data import Data, Shape
-from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, centre, read_manifest
+from vaeline.data.prepared import MANIFEST, SPLITS, DataManifest, SplitSummary, centre
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
@@ -55,10 +55,10 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
         shape = data.cropped(dataset.pool.pixels.shape[1:])
     except ValueError as error:
         raise UserError(str(error)) from None
-    classes = dataset.classes and [shown(name, most=60) for name in dataset.classes]
+    classes = [shown(name, most=60) for name in dataset.classes] if dataset.classes else None
     kept, dropped = _split(dataset, data)
     with new_folder(prepared) as folder:
-        splits, numbers = {}, {}
+        splits, numbers = dict[str, SplitSummary](), {}
         for name in SPLITS:
             images = dataset.test if name == "test" and dataset.test else dataset.pool
             drawn = data.binarise == "static" or (data.binarise == "dynamic" and name != "train")
@@ -73,22 +73,21 @@ def prepare(data: Data, raw: Path, prepared: Path, summary: Path | None = None) 
             splits[name], histograms = _write_split(folder / f"{name}.npy", images, kept[name], written, change)
             labels = None if images.labels is None else images.labels[kept[name]]
             numbers[name] = {"images": len(kept[name])} | split_numbers(histograms, labels, classes)
-        content = {
-            "format": 1,
-            "source": data.source.kind,
-            "shape": list(shape),
-            "binarise": data.binarise,
-            "splits": splits,
-            "duplicates_dropped": dropped,
-            "classes": classes,
-        }
+        manifest = DataManifest(
+            source=data.source.kind,
+            shape=shape,
+            binarise=data.binarise,
+            splits=splits,
+            duplicates_dropped=dropped,
+            classes=classes,
+        )
         with new_file(folder / MANIFEST) as file:
-            file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+            file.write((json.dumps(manifest.model_dump(), indent=2, sort_keys=True) + "\n").encode())
     if summary:
         sheet = contact_sheet(np.load(prepared / "train.npy", mmap_mode="r"))
         text = json.dumps(numbers, indent=2) + "\n"
         write_folder(summary, {"summary.json": text.encode(), "images.png": sheet})
-    return read_manifest(prepared)
+    return manifest
 
 
 def _split(dataset: Dataset, data: Data) -> tuple[dict[str, Indices], int]:
@@ -126,8 +125,8 @@ def _compared(images: Split, data: Data) -> Pixels:
 
 def _write_split(
     path: Path, images: Split, indices: Indices, shape: Shape, change: Callable[[Pixels], Pixels]
-) -> tuple[dict[str, object], NDArray[np.int64]]:
-    """Write the arrays of a split; returns its `SplitSummary` and the counts of each channel's values, [C, 256]."""
+) -> tuple[SplitSummary, NDArray[np.int64]]:
+    """Write the arrays of a split; returns its summary and the counts of each channel's values, [C, 256]."""
     histograms = np.zeros((shape[0], 256), np.int64)
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
         for part in blocks(images.pixels[: len(indices)], BLOCK):
@@ -135,16 +134,15 @@ def _write_split(
             for channel in range(shape[0]):
                 histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
             write(block)
-    mean, std = moments(histograms.sum(0))
-    summary = {"count": len(indices), "sha256": file_digest(path), "mean": mean, "std": std}
+    found: dict[str, Any] = {"labels": images.labels is not None, "factors": images.factors is not None}
     for kind, rows in (("labels", images.labels), ("factors", images.factors)):
-        summary |= {kind: rows is not None, f"{kind}_sha256": None}
         if rows is not None:
             beside = path.with_name(f"{path.stem}_{kind}.npy")
             with npy_file(beside, (len(indices), *rows.shape[1:]), rows.dtype) as write:
                 write(rows[indices])
-            summary[f"{kind}_sha256"] = file_digest(beside)
-    return summary, histograms
+            found[f"{kind}_sha256"] = file_digest(beside)
+    mean, std = moments(histograms.sum(0))
+    return SplitSummary(count=len(indices), sha256=file_digest(path), mean=mean, std=std, **found), histograms
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -70,7 +70,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends, or is removed when the block raises.
 
     Its hidden name is fixed, so that the next writer removes what a killed one left: one process at a time may write.
+    A link stays, and leads to the new folder. Raises OSError where something else than a folder has the name.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Is no folder", str(folder))
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     _restore(old, folder)
     for leftover in (new, old):

@@ -1,5 +1,6 @@
 """Reading what someone else may have written: regular files of bounded size, strict JSON of bounded depth."""
 
+import errno
 import hashlib
 import json
 import os
@@ -50,7 +51,18 @@ def opened(path: Path, follow: bool = True) -> Iterator[tuple[BufferedReader, in
                 raise UserError(f"{named(path)}: is not a regular file")
             yield file, status.st_size
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what the block writes
+            raise
         raise UserError(f"{named(path)}: cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise UserError for files that are another user's, or are gone since they were listed."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(f"{named(Path(error.filename))}: cannot be read: {error.strerror}") from None
 
 
 def parse_json(content: bytes, where: str) -> Any:

@@ -20,6 +20,7 @@ AMBIGUOUS = re.compile(
     r"[-+]?(0[\d_]+|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+|\d+_[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?"
 )  # numbers, as 010: 8 or 10
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+Location = Annotated[str, Field(min_length=1)]  # of a file or folder
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]

@@ -92,7 +92,7 @@ def test_sixteen_bits_a_channel_are_refused_with_what_makes_eight(tmp_path: Path
         assert refusal(read_image, path, None, mode).startswith(f"{path}: has 16 bits a channel; allowed: 8, as ")
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB", "P in RGBA"])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "RGB", "P in RGBA", "2 bits", "4 bits"])
 def test_transparent_pixels_show_the_background_never_what_lies_under_them(tmp_path: Path, kind: str) -> None:
     """The left half is transparent noise, the right half opaque black."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
@@ -102,6 +102,10 @@ def test_transparent_pixels_show_the_background_never_what_lies_under_them(tmp_p
         Image.fromarray(noise[..., :3]).convert(kind).save(
             tmp_path / "a.png", transparency=7 if kind == "L" else (7, 7, 7)
         )
+    elif kind.endswith("bits"):  # grey, of which one level is transparent
+        row, level = {"2 bits": (b"\0\x55\0", 1), "4 bits": (b"\0\x77\x77\0\0", 7)}[kind]
+        content = png(8, 8, int(kind[0]), rows=8 * row)
+        (tmp_path / "a.png").write_bytes(content[:33] + png_chunk(b"tRNS", bytes([0, level])) + content[33:])
     elif kind == "P":  # a black palette: black on transparent
         image = Image.fromarray((noise[..., 3] > 0).astype(np.uint8)).convert("P")
         image.putpalette([0, 0, 0] * 256)
@@ -126,6 +130,9 @@ def test_sides_become_equal_by_a_crop_of_the_centre_a_frame_or_a_stretch(tmp_pat
     assert np.abs(stretch[4, [0, 7]] - np.array([50, 200])).max() < 5
     assert (pad[[0, 1, 6, 7]] == 255).all() and np.abs(pad[4, [0, 7]] - np.array([50, 200])).max() < 5
     assert (read_image(path, 8)[0] == crop).all()
+    narrow = saved(tmp_path / "c.png", Image.new("L", (3, 400)))
+    assert ": is 3 x 400 pixels, too narrow to pad; allowed" in refusal(read_image, narrow, 64, fit="pad")
+    assert (read_image(narrow, 100, fit="pad") == 0).any()
     square = saved(tmp_path / "b.png", grey(20))
     for fit in ("crop", "stretch", "pad"):
         assert read_image(square, 8, fit=fit).tobytes() == grey(20).resize((8, 8), Image.Resampling.LANCZOS).tobytes()
@@ -167,11 +174,19 @@ def test_names_of_any_bytes_are_read_or_named_in_one_escaped_line(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("content", [None, b"", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_a_truncated_or_foreign_image_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"GIF89a" + bytes(100), PNG + bytes(100)]
+    + [png(*size) for size in ((4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000))],
+)
+def test_a_truncated_foreign_or_huge_image_is_refused_by_name(
+    tmp_path: Path, suffix: str, content: bytes | None
+) -> None:
     path = saved(tmp_path / f"a.{suffix}", grey(64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
-    assert refusal(read_image, path).startswith(f"{path}: cannot be decoded: ")
+    message = refusal(read_image, path)
+    assert message.startswith(f"{path}: cannot be decoded: ")
+    assert message.endswith("; allowed: a complete PNG or JPEG image of at most 4096 pixels a side")
 
 
 def test_pixels_that_do_not_fit_their_check_sum_are_refused(tmp_path: Path) -> None:
@@ -182,21 +197,15 @@ def test_pixels_that_do_not_fit_their_check_sum_are_refused(tmp_path: Path) -> N
     assert "cannot be decoded: the check sum of its pixels is wrong; allowed" in refusal(read_image, path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(4097, 8), (8, 5000), (10_000, 10_000), (60_000, 60_000)])
-def test_a_header_claiming_a_huge_image_is_refused_before_decoding(tmp_path: Path, width: int, height: int) -> None:
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png(width, height))
-    message = refusal(read_image, path)
-    assert message.startswith(f"{path}: ")
-    assert message.endswith("allowed: a complete PNG or JPEG image of at most 4096 pixels a side")
-
-
-def test_the_camera_s_note_of_the_way_up_is_followed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    path = tmp_path / "a.jpg"
-    Image.new("L", (16, 8)).save(path, exif=exif)
-    assert read_image(path).shape == (1, 16, 8)
+@pytest.mark.parametrize("way", range(1, 9))
+def test_the_camera_s_note_of_the_way_up_is_followed_whatever_else_it_says(tmp_path: Path, way: int) -> None:
+    """Beside a resolution that is text, which Pillow cannot write again."""
+    seen = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    turned = [seen, seen[:, ::-1], seen[::-1, ::-1], seen[::-1], seen.T, np.rot90(seen, -1), seen[::-1, ::-1].T]
+    notes = struct.pack("<HHIHHHHI4s4x", 0x0112, 3, 1, way, 0, 0x011A, 2, 2, b"a")  # each: key, type, count, value
+    content = saved(path := tmp_path / "a.png", Image.fromarray(seen)).read_bytes()
+    path.write_bytes(content[:33] + png_chunk(b"eXIf", b"II*\0\x08\0\0\0\2\0" + notes) + content[33:])
+    np.testing.assert_array_equal(read_image(path)[0], [*turned, np.rot90(seen)][way - 1])
 
 
 def test_empty_and_missing_folders_other_files_deep_folders_and_strays_are_refused_by_name(tmp_path: Path) -> None:

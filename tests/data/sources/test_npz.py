@@ -56,6 +56,13 @@ def test_labels_of_any_size_and_names_become_class_numbers(tmp_path: Path, label
     assert dataset.classes == classes
 
 
+class Bomb:
+    """What ends the tests where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
 COLOUR = GREY[..., None].repeat(3, 3)
 
 
@@ -101,8 +108,11 @@ def test_the_expression_in_a_refusal_makes_images_that_are_read(tmp_path: Path, 
             "(5, 8, 8, 4); allowed: 8-bit pixels (uint8, 0 to 255), N x H x W, "
             "or N x H x W x C with 1 or 3 channels: composite the alpha channel on a background, then drop it",
         ),
-        ({"images": GREY.astype(object)}, "Object arrays cannot be loaded when allow_pickle=False"),
-        ({"images": GREY, "labels": np.array([{}] * 5)}, "Object arrays cannot be loaded"),
+        ({"images": np.array([Bomb()])}, "images.npy holds Python objects, which are never read; allowed: numbers"),
+        (
+            {"images": GREY, "labels": np.array([*"abcde"], object)},
+            "labels.npy holds Python objects, which are never read",
+        ),
         ({"images": GREY, "labels": np.arange(4)}, "labels has shape (4,); allowed: (5,)"),
         (
             {"images": GREY, "labels": np.array([0, 1, np.nan, 1, 0])},
@@ -118,15 +128,6 @@ def test_the_expression_in_a_refusal_makes_images_that_are_read(tmp_path: Path, 
 )
 def test_bad_arrays_are_refused_with_array_and_index(tmp_path: Path, arrays: dict[str, object], words: str) -> None:
     assert words in refusal(read_npz, save(tmp_path / "d.npz", **arrays))
-
-
-def test_a_pickle_inside_is_never_loaded(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return exec, ("raise SystemExit('unpickled')",)
-
-    path = save(tmp_path / "d.npz", images=np.array([Bomb()], dtype=object))
-    assert "Object arrays cannot be loaded" in refusal(read_npz, path)
 
 
 def test_truncated_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:

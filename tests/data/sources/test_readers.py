@@ -8,6 +8,7 @@ from vaeline.config.data import Download, Folder, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.sources import public
 from vaeline.data.sources.catalogue import PublicSet
+from vaeline.data.sources.images import scan
 from vaeline.data.sources.readers import read_cifar10, read_source, read_svhn
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
@@ -105,15 +106,25 @@ def test_shapes_carry_their_factors(tmp_path: Path) -> None:
         read_source(source, tmp_path / "data/raw")
 
 
-def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_source_that_is_missing_or_within_the_output_is_refused_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = Workspace(tmp_path, tmp_path)
+    (tmp_path / "link").symlink_to("data/raw")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.png").touch()
+    monkeypatch.setattr("vaeline.data.fetch.scan", lambda folder: (None, [*scan(folder)[1], (folder / "gone.png", 0)]))
     workspace.raw.mkdir(parents=True)
     (workspace.raw / "kept").write_text("before")
     for source, says in (
         (Npz(kind="npz", path="no.npz"), r"data\.source\.path: .*no\.npz: is not a file; allowed:"),
         (Npz(kind="npz", path="/proc/self/environ"), r"data\.source\.path: /proc/self/environ: is not a complete .npz"),
         (Folder(kind="folder", path="no"), r"data\.source\.path: .*no: is not a folder; allowed:"),
-        (Folder(kind="folder", path="data/raw"), r"data\.source\.path: data/raw lies in .*, which fetch writes"),
+        (Folder(kind="folder", path="mine"), r".*/mine/gone\.png: cannot be read: No such file"),
+        *[
+            (Folder(kind="folder", path=path), rf"data\.source\.path: {path} overlaps .*/data/raw, which fetch writes")
+            for path in ("data/raw", "data", "link", "mine/../data/raw")
+        ],
     ):
         with pytest.raises(UserError, match=says):
             fetch(source, workspace)

@@ -17,7 +17,7 @@ from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
 from vaeline.io.npy import BLOCK, blocks, scratch
 from vaeline.io.progress import Progress
-from vaeline.io.safe_read import named, read_bounded
+from vaeline.io.safe_read import named, read_bounded, readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -26,9 +26,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
 SHARE = 4  # images that each thread decodes at least before all of them are waited for
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks; others describe
+# how an image becomes upright, by its orientation in Exif, as Pillow numbers what it does: ROTATE_180 is 3
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 JPEG_NOTES = {*range(0xE0, 0xF0), 0xFE} - {0xEE}  # segments that describe; 0xEE says how colours are stored
 
 
+@readable()
 def scan(folder: Path) -> tuple[tuple[str, ...] | None, list[tuple[Path, int]]]:
     """The class names and every image with its class, in a fixed order; the names are None without subfolders.
 
@@ -133,6 +136,10 @@ def read_image(
         if fit == "stretch":
             image = image.resize(size, Image.Resampling.LANCZOS)
         elif fit == "pad":
+            ratio = image.width / image.height
+            if min(size[0] / ratio, size[1] * ratio) <= 0.5:  # Pillow would leave no pixel of it
+                found = f"is {image.width} x {image.height} pixels, too narrow"
+                raise UserError(f"{named(path)}: {found} to pad; allowed: data.source.fit crop or stretch")
             image = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=background)
         else:
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
@@ -142,7 +149,7 @@ def read_image(
 
 def _decode(content: bytes) -> "Picture":
     """An image, upright as the camera noted it, its size checked before a small file can become gigabytes."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if any(zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:]) for part in _png_chunks(content, PNG_PIXELS)):
         raise ValueError("the check sum of its pixels is wrong")  # Pillow ignores it
@@ -151,7 +158,10 @@ def _decode(content: bytes) -> "Picture":
     if max(image.size) > LARGEST_SIDE:
         raise ValueError(f"its size is {image.width} x {image.height}")
     image.load()
-    return ImageOps.exif_transpose(image)
+    if content.startswith(PNG) and image.mode == "L" and (depth := content[24]) < 8 and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**depth - 1)  # Pillow scales the pixels alone
+    turn = image.getexif().get(0x0112, 1)  # ImageOps.exif_transpose fails where it cannot write the other notes again
+    return image.transpose(Image.Transpose(UPRIGHT[turn])) if turn in UPRIGHT else image
 
 
 def _png_chunks(content: bytes, kinds: tuple[bytes, ...]) -> Iterator[bytes]:

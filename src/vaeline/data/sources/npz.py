@@ -15,6 +15,7 @@ from vaeline.errors import UserError
 from vaeline.io.safe_read import shown
 
 IMAGES = "8-bit pixels (uint8, 0 to 255), N x H x W, or N x H x W x C with 1 or 3 channels"
+OBJECTS = "Python objects, which are never read; allowed: numbers, and names as labels.astype(str) makes them"
 LABELS = "labels that are names or finite numbers, N"
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 RANGES = ((0, 1), (-1, 1), (0, 255), (-128, 127), (0, 4095), (0, 65535))  # of pixels that are not 8-bit ones
@@ -38,7 +39,9 @@ def read_npz(path: Path) -> Dataset:
         reason = shown(str(error).partition("\n")[0])
         raise UserError(f"{path}: is not a complete .npz file: {reason}; allowed: as numpy.savez writes it") from None
     if "images" not in arrays or set(arrays) - {"images", "labels"}:
-        raise UserError(f"{path}: holds {shown(', '.join(arrays))}; allowed: images and, if wanted, labels")
+        raise UserError(
+            f"{path}: holds {shown(', '.join(arrays)) or 'no array'}; allowed: images and, if wanted, labels"
+        )
     images, labels = arrays["images"], arrays.get("labels")
     if (fix := _shape_fix(images.shape)) is not None:
         then = _value_fix(images).replace(":", ", then" if fix else ":", 1) if _value_fault(images) else ""
@@ -110,5 +113,7 @@ def _check_sizes(path: Path) -> None:
         for member in archive.infolist():
             with archive.open(member) as file:
                 shape, _, kind = HEADERS[np.lib.format.read_magic(file)](file)
-                if not kind.hasobject and file.tell() + math.prod(shape) * kind.itemsize > member.file_size:
+                if kind.hasobject:
+                    raise UserError(f"{shown(member.filename)} holds {OBJECTS}")
+                if file.tell() + math.prod(shape) * kind.itemsize > member.file_size:
                     raise ValueError(f"{member.filename} claims shape {shape} of {kind} in {member.file_size:,} bytes")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def fetch_public(kind: str, folder: Path, before: Path) -> None:
 def _user_folder(kind: str, folder: Path) -> str:
     if not (named := os.environ.get(FOLDER_VARIABLE)):
         raise UnavailableError(f"{FOLDER_VARIABLE} is not set")
-    origin = Path(named).expanduser()
+    origin = Path(named)
+    with suppress(RuntimeError):  # ~NAME of nobody: no such folder
+        origin = origin.expanduser()
     return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
 
 
@@ -105,7 +108,8 @@ def _copy(kind: str, origin: Path, name: str, folder: Path) -> str:
     """Copy the set's files, packed or not, from a folder; returns what to call that folder."""
     source = f"{origin} ({name})"
     for item in PUBLIC_SETS[kind].items:
-        paths = [path for path in (origin / item.name, origin / f"{item.name}.gz") if os.access(path, os.R_OK)]
+        both = (origin / item.name, origin / f"{item.name}.gz")
+        paths = [path for path in both if path.is_file() and os.access(path, os.R_OK)]
         if not paths:
             raise UnavailableError(f"{source}: holds no {item.name} or {item.name}.gz that can be read")
         try:

@@ -95,7 +95,7 @@ def read_svhn(path: Path) -> Split:
 def _read_shapes(source: Shapes, raw: Path) -> Dataset:
     try:
         arrays = [np.load(raw / f"{name}.npy", mmap_mode="r") for name in ("images", "labels", "factors")]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{raw}: is damaged: {error}; run the stage fetch again") from None
     if arrays[0].shape != (source.count, 3, source.size, source.size):
         raise UserError(f"{raw / 'images.npy'}: is not what data.source asks for; run the stage fetch again")
