@@ -7,41 +7,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import ProbabilisticPCA, probabilistic_pca, reverse_annealed_log_likelihood, sigmoidal_temperatures, within
-from vaeline.core import estimators, networks
+from oracles import (
+    normal,
+    probabilistic_pca,
+    reverse_annealed_log_likelihood,
+    seeded,
+    sigmoidal_temperatures,
+    within,
+)
+from small_training import model
+from vaeline.core import estimators
 from vaeline.core.estimators import annealed_log_likelihood, importance_log_likelihood, log_likelihood
-from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from vaeline.core.model import VAE
 from vaeline.core.objectives import log_weights
-from vaeline.core.priors import StandardNormal
+from vaeline.training.build import build_model
+
+PCA = probabilistic_pca()
+X = PCA.sample(3, seeded(1))
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-@pytest.fixture
-def oracle() -> ProbabilisticPCA:
-    return probabilistic_pca()
-
-
-@pytest.fixture
-def x(oracle: ProbabilisticPCA) -> Tensor:
-    return oracle.sample(3, seeded(1))
-
-
-def test_the_mean_weight_is_an_unbiased_estimate_of_p_of_x(oracle: ProbabilisticPCA, x: Tensor) -> None:
+def test_the_mean_weight_is_unbiased_for_p_of_x_and_the_standard_error_the_scatter_of_estimates() -> None:
     """Mistake 3: weights of +loss, or with the closed-form KL in place of log q - log p at the sample."""
-    weights = log_weights(oracle.vae(log_variance_error=0.7), x, normal(20_000, 3, 2))
-    assert within(weights.exp() / oracle.log_likelihood(x).exp(), 1.0)
-
-
-def test_the_standard_error_is_the_scatter_of_estimates(oracle: ProbabilisticPCA, x: Tensor) -> None:
-    weights = log_weights(oracle.vae(log_variance_error=0.5), x, normal(300 * 200, 3, 2)).view(200, 900)
+    weights = log_weights(PCA.vae(log_variance_error=0.7), X, normal(20_000, 3, 2))
+    assert within(weights.exp() / PCA.log_likelihood(X).exp(), 1.0)
+    weights = log_weights(PCA.vae(log_variance_error=0.5), X, normal(300 * 200, 3, 2)).view(200, 900)
     estimates, errors = (values.view(300, 3) for values in importance_log_likelihood(weights))
     assert torch.allclose(estimates.std(0), errors.mean(0), rtol=0.15)
 
@@ -59,12 +48,8 @@ def test_weights_are_averaged_in_float64_without_overflow_in_one_piece_or_severa
     assert error.isnan()  # one sample shows no spread
 
 
-def small(likelihood: Likelihood) -> VAE:
-    shape = (1, 4, 4)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder, decoder = networks.mlp_encoder(shape, (8,), 6, "tanh"), networks.mlp_decoder(shape, (8,), 3, "tanh")
-    return VAE(encoder, decoder, likelihood, StandardNormal(), shape=shape, latent_dim=3)
+def small(kind: str) -> VAE:
+    return build_model(model({"kind": kind}), (1, 4, 4), "elbo", seed=0)
 
 
 def images(count: int, binary: bool = False) -> Tensor:
@@ -72,10 +57,10 @@ def images(count: int, binary: bool = False) -> Tensor:
     return (pixels > 127).to(torch.uint8) * 255 if binary else pixels
 
 
-@pytest.mark.parametrize("maker", [Bernoulli, lambda: Gaussian(None), ContinuousBernoulli, DiscretisedLogistic])
-def test_log_likelihood_depends_neither_on_the_batch_nor_on_the_order(maker: Callable[[], Likelihood]) -> None:
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "continuous-bernoulli", "discretised-logistic"])
+def test_log_likelihood_depends_neither_on_the_batch_nor_on_the_order(kind: str) -> None:
     """Mistake 6: NLL that depends on the batch size."""
-    model = small(maker())
+    model = small(kind)
     pixels, order = images(200, binary=model.likelihood.measure == "binary"), torch.arange(200)
 
     def in_batches(order: Tensor, size: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +79,7 @@ def test_log_likelihood_depends_neither_on_the_batch_nor_on_the_order(maker: Cal
 
 
 def test_log_likelihood_is_the_estimate_of_its_own_noise() -> None:
-    model, pixels, indices = small(ContinuousBernoulli()), images(4), [5, 6, 7, 8]
+    model, pixels, indices = small("continuous-bernoulli"), images(4), [5, 6, 7, 8]
     found = log_likelihood(model, pixels, indices, k=30, seed=2, chunk=7)
     x = model.likelihood.observe(pixels, estimators.per_image_uniform(2, indices, (1, 4, 4)))
     with torch.no_grad():
@@ -107,7 +92,7 @@ def test_log_likelihood_decodes_each_sample_once_and_no_more_than_a_chunk_at_onc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mistake 6: NLL that floors the sample count."""
-    model, decoded = small(DiscretisedLogistic()), []
+    model, decoded = small("discretised-logistic"), []
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z: decoded.append(len(z)) or decode(z))
     for k in (10, 24, 25, 1000):  # memory does not grow with k
@@ -145,31 +130,29 @@ def linear_temperatures(steps: int) -> Tensor:
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 
-def wrong_encoder() -> tuple[ProbabilisticPCA, VAE]:
-    pca = probabilistic_pca()
-    return pca, pca.vae(mean_error=0.3, log_variance_error=0.5)
+def wrong_encoder() -> VAE:
+    return PCA.vae(mean_error=0.3, log_variance_error=0.5)
 
 
 @pytest.mark.parametrize("temperatures", [linear_temperatures(5), sigmoidal_temperatures(40)])
 def test_the_mean_weight_is_p_x_however_few_the_temperatures(temperatures: Tensor) -> None:
-    pca, model = wrong_encoder()
-    x = pca.sample(3, seeded(1))
-    found, error, _ = annealed_log_likelihood(model, x, temperatures, seeded(2), chains=1000, leapfrog_steps=5)
-    assert ((found - pca.log_likelihood(x)) / error).abs().max() < 4
+    found, error, _ = annealed_log_likelihood(
+        wrong_encoder(), X, temperatures, seeded(2), chains=1000, leapfrog_steps=5
+    )
+    assert ((found - PCA.log_likelihood(X)) / error).abs().max() < 4
     assert error.max() < 0.1
 
 
 def test_single_chains_bracket_log_p_and_more_temperatures_tighten_the_bracket() -> None:
-    pca, model = wrong_encoder()
-    many = pca.sample(4, seeded(1)).repeat(300, 1, 1, 1)  # 300 estimates an image, of one chain each
-    to_mean, log_variance = pca.posterior()
-    posterior = (many.flatten(1) - pca.bias) @ to_mean.T + torch.exp(0.5 * log_variance) * normal(1, len(many), 2)
+    model, many = wrong_encoder(), PCA.sample(4, seeded(1)).repeat(300, 1, 1, 1)  # 300 estimates, of one chain each
+    to_mean, log_variance = PCA.posterior()
+    posterior = (many.flatten(1) - PCA.bias) @ to_mean.T + torch.exp(0.5 * log_variance) * normal(1, len(many), 2)
     widths = []
     for steps in (3, 30):
         temperatures = sigmoidal_temperatures(steps)
         below, _, _ = annealed_log_likelihood(model, many, temperatures, seeded(3), chains=1)
         above = reverse_annealed_log_likelihood(model, many, posterior, temperatures, seeded(4))
-        low, high = below - pca.log_likelihood(many), above - pca.log_likelihood(many)
+        low, high = below - PCA.log_likelihood(many), above - PCA.log_likelihood(many)
         assert low.mean() < 4 * low.std() / math.sqrt(len(many))
         assert high.mean() > -4 * high.std() / math.sqrt(len(many))
         widths.append(float(high.mean() - low.mean()))
@@ -178,15 +161,13 @@ def test_single_chains_bracket_log_p_and_more_temperatures_tighten_the_bracket()
 
 
 def test_moves_are_accepted_about_as_often_as_asked() -> None:
-    pca, model = wrong_encoder()
-    x = pca.sample(4, seeded(1))
-    _, _, acceptance = annealed_log_likelihood(model, x, linear_temperatures(300), seeded(6), chains=20)
+    _, _, acceptance = annealed_log_likelihood(wrong_encoder(), X, linear_temperatures(300), seeded(6), chains=20)
     assert ((acceptance > 0.55) & (acceptance < 0.8)).all()
 
 
 def test_annealing_agrees_with_importance_sampling_and_a_grid_on_a_crooked_decoder() -> None:
     """A two-dimensional latent space bent by a random tanh network, with an encoder that knows nothing."""
-    _, model = wrong_encoder()
+    model = wrong_encoder()
     torch.manual_seed(4)
     model.decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Unflatten(1, (1, 1, 6))).double()
     with torch.no_grad():
@@ -194,7 +175,7 @@ def test_annealing_agrees_with_importance_sampling_and_a_grid_on_a_crooked_decod
         model.decoder[2].weight.mul_(3)
         for parameter in model.encoder.parameters():
             parameter.zero_()  # q(z|x) = p(z)
-    x = probabilistic_pca().sample(4, seeded(1))
+    x = PCA.sample(4, seeded(1))
     axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
     output, log_cell = model.decode(z), model.prior.log_prob(z) + 2 * math.log(16 / 400)
@@ -208,11 +189,10 @@ def test_annealing_agrees_with_importance_sampling_and_a_grid_on_a_crooked_decod
 
 
 def test_a_move_that_diverges_is_refused_and_no_gradients_are_left() -> None:
-    pca, model = wrong_encoder()
+    model = wrong_encoder()
     with torch.no_grad():
         model.decoder[0].weight.mul_(1e100)  # the first steps leap to infinity and to NaN
-    x = pca.sample(3, seeded(1))
-    found, _, acceptance = annealed_log_likelihood(model, x, linear_temperatures(10), seeded(2), chains=5)
+    found, _, acceptance = annealed_log_likelihood(model, X, linear_temperatures(10), seeded(2), chains=5)
     assert found.isfinite().all()
     assert (acceptance < 0.1).all()
     assert not found.requires_grad

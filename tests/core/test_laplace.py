@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from oracles import probabilistic_pca
 from vaeline import config
 from vaeline.config import Conv, Gated, Model
+from vaeline.core import laplace
 from vaeline.core.estimators import log_likelihood
 from vaeline.core.laplace import laplace_proposal
 from vaeline.core.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Laplace, Likelihood
@@ -80,11 +81,14 @@ def test_log_p_is_the_integral_where_the_encoders_posterior_misses_it(likelihood
     assert (error < 0.1).all()  # at least 100 effective samples
 
 
-def test_batches_and_chunks_change_only_the_rounding() -> None:
+def test_batches_and_chunks_change_only_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mistake 6: NLL that depends on the batch size."""
     model = bent(Gaussian(0.1), StandardNormal())
     pixels = torch.randint(0, 256, (5, 1, 3, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     whole, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
+    monkeypatch.setattr(laplace, "OUTPUTS_AT_ONCE", 2 * 9 * 2)  # derivatives of two images
+    chunked, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
+    assert torch.allclose(whole, chunked, atol=1e-3)
     parts = [log_likelihood(model, pixels[i : i + 1], [i], k=50, seed=1, chunk=7, proposal="laplace") for i in range(5)]
     assert torch.allclose(whole, torch.cat([part for part, _ in parts]), atol=1e-3)
 

@@ -3,7 +3,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oracles import probabilistic_pca
 from vaeline.core import networks
@@ -13,19 +12,11 @@ from vaeline.core.objectives import elbo_terms, surrogate
 from vaeline.core.priors import StandardNormal
 
 SHAPE = (1, 9, 7)
-each_likelihood = pytest.mark.parametrize(
-    "maker", [Bernoulli, lambda: Gaussian(None), lambda: Gaussian(0.1), ContinuousBernoulli, DiscretisedLogistic]
-)
 
 
-def small(likelihood: Likelihood, convolutional: bool = False, deterministic: bool = False) -> VAE:
-    outputs = 3 if deterministic else 6
-    if convolutional:
-        encoder = networks.conv_encoder(SHAPE, (4, 4), 8, outputs, "relu")
-        decoder = networks.conv_decoder(SHAPE, (4, 4), 8, 3, "relu")
-    else:
-        encoder = networks.mlp_encoder(SHAPE, (8,), outputs, "relu")
-        decoder = networks.mlp_decoder(SHAPE, (8,), 3, "relu")
+def small(likelihood: Likelihood, deterministic: bool = False) -> VAE:
+    encoder = networks.mlp_encoder(SHAPE, (8,), 3 if deterministic else 6, "relu")
+    decoder = networks.mlp_decoder(SHAPE, (8,), 3, "relu")
     return VAE(encoder, decoder, likelihood, StandardNormal(), shape=SHAPE, latent_dim=3, deterministic=deterministic)
 
 
@@ -34,28 +25,9 @@ def loss_of(model: VAE, pixels: Tensor, uniform: Tensor, normal: Tensor) -> Tens
     return -surrogate(elbo_terms(model, x, normal), 0.5, 0.1).mean()
 
 
-@each_likelihood
-def test_a_whole_bound_stays_on_the_model_s_device(maker: Callable[[], Likelihood]) -> None:
-    """A fake CUDA device: any tensor left on the CPU raises."""
-    with FakeTensorMode(), torch.device("cuda"):
-        model = small(maker(), convolutional=True)
-        pixels = torch.zeros(5, *SHAPE, dtype=torch.uint8)
-        assert loss_of(model, pixels, torch.rand(5, *SHAPE), torch.randn(5, 3)).device.type == "cuda"
-        assert model.likelihood.mean(model.decode(torch.randn(5, 3))).device.type == "cuda"
-
-
-@each_likelihood
-def test_every_parameter_learns(maker: Callable[[], Likelihood]) -> None:
-    for deterministic in (False, True):
-        model = small(maker(), deterministic=deterministic)
-        pixels = torch.zeros(5, *SHAPE, dtype=torch.uint8)
-        x = model.likelihood.observe(pixels, torch.rand(5, *SHAPE) if model.likelihood.uses_noise else None)
-        terms = elbo_terms(model, x, None if deterministic else torch.randn(5, 3))
-        surrogate(terms, 1.0, 0.0).mean().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
-@each_likelihood
+@pytest.mark.parametrize(
+    "maker", [Bernoulli, lambda: Gaussian(None), lambda: Gaussian(0.1), ContinuousBernoulli, DiscretisedLogistic]
+)
 def test_losses_are_one_graph_float32_under_autocast_and_float64_in_a_float64_model(
     maker: Callable[[], Likelihood],
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import probabilistic_pca, within
+from oracles import normal, probabilistic_pca, seeded, within
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import (
@@ -29,19 +29,15 @@ ELBO_ESTIMATORS = ESTIMATORS[:4]
 PIXELS = 4
 
 
-def linear_model(scales: tuple[float, ...], pixels: int = PIXELS) -> tuple[VAE, Tensor]:
+def linear_model(scales: tuple[float, ...]) -> tuple[VAE, Tensor]:
     """A model away from every optimum, with a learned sigma, and three images."""
-    pca = probabilistic_pca(pixels=pixels, scales=scales, sigma=1.0)
+    pca = probabilistic_pca(pixels=PIXELS, scales=scales, sigma=1.0)
     model = pca.vae(mean_error=0.3, log_variance_error=-0.4)
     model.likelihood = Gaussian(None).double()
     with torch.no_grad():
         model.likelihood.log_sigma.fill_(-0.2)
         model.decoder[0].bias += 0.5
-    return model, pca.sample(3, torch.Generator().manual_seed(1))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return model, pca.sample(3, seeded(1))
 
 
 def exact_bound(model: VAE, x: Tensor, samples: int, bound: Bound, *, nodes: int, beta: float = 1.0) -> Tensor:
@@ -51,16 +47,13 @@ def exact_bound(model: VAE, x: Tensor, samples: int, bound: Bound, *, nodes: int
     grid = torch.tensor(list(itertools.product(places, repeat=axes)))  # [N, K Z]
     weight = torch.tensor(list(itertools.product(weights / weights.sum(), repeat=axes))).prod(1)  # [N]
     noise = grid.view(-1, samples, model.latent_dim).movedim(0, 1)  # [K, N, Z]
-    total = torch.zeros((), dtype=torch.float64)
-    for image in x.split(1):
-        repeated = image.expand(len(grid), -1, -1, -1)
-        posterior = model.encode(repeated)
-        z = posterior.rsample(noise)
-        log_w = log_weights(model, repeated, noise)
-        log_w = log_w + (beta - 1) * (model.prior.log_prob(z) - posterior.log_prob(z))
-        value = log_w.mean(0) if bound == "elbo" else log_w.logsumexp(0) - math.log(samples)
-        total = total + (weight * value).sum() / len(x)
-    return total
+    repeated, noise = x.repeat_interleave(len(grid), 0), noise.repeat(1, len(x), 1)
+    posterior = model.encode(repeated)
+    z = posterior.rsample(noise)
+    log_w = log_weights(model, repeated, noise)
+    log_w = log_w + (beta - 1) * (model.prior.log_prob(z) - posterior.log_prob(z))
+    value = log_w.mean(0) if bound == "elbo" else log_w.logsumexp(0) - math.log(samples)
+    return (value.view(len(x), -1) @ weight).mean()
 
 
 def gradient(model: VAE, value: Tensor) -> dict[str, Tensor]:
@@ -72,7 +65,7 @@ def estimates(
     model: VAE, x: Tensor, samples: int, estimator: Estimator, bound: Bound, *, beta: float = 1.0, count: int = 200
 ) -> dict[str, Tensor]:
     """`count` independent estimates of the gradient, each the mean over 200 draws for every image: [count, ...]."""
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     repeated = x.repeat(200, 1, 1, 1)
     rows = []
     for _ in range(count):
@@ -131,17 +124,9 @@ def test_a_prior_made_of_the_encoder_keeps_its_own_gradient(estimator: Estimator
     assert largest_z(estimates(model, x, samples, estimator, bound), exact) < 4
 
 
-def test_the_score_function_varies_far_more_than_the_path() -> None:
-    model, x = linear_model((1.5, 0.8), pixels=16)
-    single = {name: spread(estimates(model, x, 1, name, "elbo")) for name in ("pathwise", "score-function")}
-    several = {name: spread(estimates(model, x, 4, name, "elbo")) for name in ELBO_ESTIMATORS[:3]}
-    assert single["score-function"] > 10 * single["pathwise"]
-    assert several["score-function"] > 2 * several["score-function-baseline"] > 2 * several["pathwise"]
-
-
 def test_sticking_the_landing_has_no_variance_at_the_true_posterior() -> None:
     pca = probabilistic_pca()
-    model, x = pca.vae(), pca.sample(3, torch.Generator().manual_seed(1))
+    model, x = pca.vae(), pca.sample(3, seeded(1))
     for estimator, silent in [("sticking-the-landing", True), ("pathwise", False), ("score-function", False)]:
         found = gradient(model, estimate(model, x, normal(1, 3, 2, seed=3), estimator).surrogate.mean())
         largest = max(float(value.abs().max()) for name, value in found.items() if "encoder" in name)
@@ -151,7 +136,7 @@ def test_sticking_the_landing_has_no_variance_at_the_true_posterior() -> None:
 def test_more_samples_sharpen_the_doubly_reparameterised_gradient() -> None:
     pca = probabilistic_pca(pixels=PIXELS, sigma=1.0)
     model = pca.vae(mean_error=0.3, log_variance_error=0.4)  # wider than the posterior: weights of finite variance
-    x = pca.sample(3, torch.Generator().manual_seed(1))
+    x = pca.sample(3, seeded(1))
 
     def signal_to_noise(samples: int) -> tuple[float, float]:
         found = estimates(model, x, samples, "doubly-reparameterised", "iwae", count=50)
@@ -187,7 +172,7 @@ def test_what_is_reported_is_the_bound_whatever_the_estimator_and_beta(bound: Bo
 
 def test_the_bound_never_falls_as_k_grows_and_stays_below_log_p() -> None:
     pca = probabilistic_pca(pixels=PIXELS, scales=(1.2,))
-    model, x = pca.vae(mean_error=0.5, log_variance_error=0.8), pca.sample(5, torch.Generator().manual_seed(1))
+    model, x = pca.vae(mean_error=0.5, log_variance_error=0.8), pca.sample(5, seeded(1))
     few = [exact_bound(model, x, k, "iwae", nodes=24) for k in (1, 2, 3)]
     assert few[0] + 0.01 < few[1] < few[2] - 0.01 < pca.log_likelihood(x).mean()
     log_w = log_weights(model, x, normal(20_000, 5, 1, seed=6)).detach()
@@ -212,7 +197,7 @@ def test_meaningless_combinations_are_refused(estimator: Estimator, bound: Bound
 def test_elbo_falls_short_of_log_p_by_the_posterior_s_error(mean_error: float, log_variance_error: float) -> None:
     """Mistakes 1 and 4: only with the right weight and sign of the KL is the bound tight at p(z|x)."""
     oracle = probabilistic_pca()
-    x = oracle.sample(3, torch.Generator().manual_seed(1))
+    x = oracle.sample(3, seeded(1))
     wrong = oracle.vae(mean_error=mean_error, log_variance_error=log_variance_error)
     truth, q = oracle.vae().encode(x), wrong.encode(x)
     ratio = (q.log_variance - truth.log_variance).exp() + (q.mean - truth.mean) ** 2 / truth.log_variance.exp()
@@ -225,7 +210,7 @@ def test_elbo_falls_short_of_log_p_by_the_posterior_s_error(mean_error: float, l
 def test_the_autoencoder_has_no_kl_and_no_noise() -> None:
     """Mistake 9: the reconstruction at the mean less the KL, called an ELBO, can exceed log p(x)."""
     oracle = probabilistic_pca()
-    x, model = oracle.sample(3, torch.Generator().manual_seed(1)), oracle.vae()
+    x, model = oracle.sample(3, seeded(1)), oracle.vae()
     terms = elbo_terms(model, x, None)
     assert torch.equal(terms.kl_per_dimension, torch.zeros(3, 2, dtype=torch.float64))
     assert torch.equal(terms.reconstruction, model.likelihood.log_prob(x, model.decode(model.encode(x).mean)))

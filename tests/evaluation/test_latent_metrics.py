@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import within
+from oracles import normal, seeded, within
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.priors import StandardNormal
 from vaeline.evaluation.latent_space import (
@@ -15,16 +15,8 @@ from vaeline.evaluation.latent_space import (
 )
 
 
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _normal(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=_generator(seed), dtype=torch.float64)
-
-
 def _decomposed(posterior: DiagonalGaussian, seed: int = 1000) -> tuple[dict[str, Tensor], Tensor]:
-    z = posterior.rsample(_normal(*posterior.mean.shape, seed=seed).to(posterior.mean))
+    z = posterior.rsample(normal(*posterior.mean.shape, seed=seed).to(posterior.mean))
     return decompose(posterior, z, StandardNormal().log_prob(z)), z
 
 
@@ -32,7 +24,7 @@ def _linear_gaussian(
     count: int, covariance: Tensor, variance: Tensor, seed: int = 0
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Posterior means ~ N(0, covariance), posterior variances the same for all: q(z) is a known Gaussian."""
-    means = _normal(count, len(variance), seed=seed) @ torch.linalg.cholesky(covariance).T
+    means = normal(count, len(variance), seed=seed) @ torch.linalg.cholesky(covariance).T
     return _decomposed(DiagonalGaussian(means, variance.log().expand_as(means)), seed + 1000)
 
 
@@ -83,8 +75,8 @@ def test_near_saturation_the_total_correlation_and_the_marginal_kl_are_upper_bou
 
 
 def test_the_densities_are_those_of_the_mixture_however_they_are_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    posterior = DiagonalGaussian(_normal(50, 3), _normal(50, 3, seed=1))
-    z = posterior.rsample(_normal(50, 3, seed=2))
+    posterior = DiagonalGaussian(normal(50, 3), normal(50, 3, seed=1))
+    z = posterior.rsample(normal(50, 3, seed=2))
     normals = torch.distributions.Normal(posterior.mean, (0.5 * posterior.log_variance).exp())
     densities = normals.log_prob(z[:, None, :])  # [N, N, Z]
     monkeypatch.setattr("vaeline.evaluation.latent_space.DENSITIES_AT_ONCE", 350)  # 7 rows, and one left over
@@ -105,14 +97,14 @@ def test_separate_posteriors_saturate_at_log_n_and_those_equal_to_the_prior_know
     found, _ = _decomposed(DiagonalGaussian(torch.zeros(100, 4), torch.zeros(100, 4)))
     for part in ("mutual_information", "mutual_information_upper", "marginal_kl", "total_correlation", "saturation"):
         assert float(found[part].abs().max()) < 1e-4
-    assert gaussian_total_correlation(torch.cat([_normal(100, 1), torch.ones(100, 2)], dim=1)) == 0.0
+    assert gaussian_total_correlation(torch.cat([normal(100, 1), torch.ones(100, 2)], dim=1)) == 0.0
 
 
 def test_mmd_of_equal_gaussians_is_zero_within_its_null_deviation() -> None:
     runs = []
     for seed in range(20):
-        x, y = _normal(2, 300, 3, seed=seed)
-        runs.append(maximum_mean_discrepancy(x, y, permutations=100, generator=_generator()))
+        x, y = normal(2, 300, 3, seed=seed)
+        runs.append(maximum_mean_discrepancy(x, y, permutations=100, generator=seeded(0)))
         assert runs[-1]["p_value"] > 1 / 101
     values = torch.tensor([run["squared"] for run in runs])
     assert within(values, 0.0)
@@ -126,8 +118,8 @@ def _kernel(difference: Tensor, bandwidth: float) -> Tensor:
 
 
 def test_mmd_is_the_sum_over_pairs_that_its_definition_names() -> None:
-    x, y = _normal(2, 7, 2)
-    found = maximum_mean_discrepancy(x, y + 1, permutations=5, generator=_generator())
+    x, y = normal(2, 7, 2)
+    found = maximum_mean_discrepancy(x, y + 1, permutations=5, generator=seeded(0))
     pooled = torch.cat([x, y + 1])
     kernel = _kernel(pooled[:, None] - pooled, found["bandwidth"]).fill_diagonal_(0)
     same, apart = (kernel[:7, :7].sum() + kernel[7:, 7:].sum()) / 42, kernel[:7, 7:].mean()
@@ -135,7 +127,7 @@ def test_mmd_is_the_sum_over_pairs_that_its_definition_names() -> None:
 
 
 def test_mmd_sees_what_mean_and_covariance_do_not() -> None:
-    signs = torch.randint(0, 2, (1000, 2), generator=_generator()) * 2.0 - 1
-    found = maximum_mean_discrepancy(signs, _normal(1000, 2), permutations=50, generator=_generator())
+    signs = torch.randint(0, 2, (1000, 2), generator=seeded(0)) * 2.0 - 1
+    found = maximum_mean_discrepancy(signs, normal(1000, 2), permutations=50, generator=seeded(0))
     assert found["p_value"] == 1 / 51
     assert found["squared"] > 10 * found["null_deviation"]

@@ -1,14 +1,13 @@
 """Evaluation held against probabilistic PCA, where every number is known in closed form."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from oracles import ProbabilisticPCA
+from oracles import probabilistic_pca
 from vaeline import config
 from vaeline.core import estimators
 from vaeline.core.estimators import Proposal, per_image_noise, per_image_uniform
@@ -28,47 +27,27 @@ from vaeline.evaluation.split_metrics import (
 )
 from vaeline.training.build import build_model
 
-PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
-
-
 Result = tuple[dict[str, Any], list[tuple[int, float]]]
 
+PIXELS, LATENTS, SIGMA, SEED = 8, 3, 0.05, 5
+PCA = probabilistic_pca(PIXELS, (0.2, 0.1, 0.0), SIGMA, mean=0.5)  # the third dimension carries no information
+IMAGES = PCA.pixels(500, seed=1)
+OBSERVED = torch.from_numpy(  # the dequantised images that an evaluation with `SEED` scores: [N, 1, 1, D]
+    ((IMAGES + per_image_uniform(SEED, range(500), (1, 1, PIXELS)).numpy()) / 256).astype(np.float32).astype(np.float64)
+)
+EXACT = PCA.log_likelihood(OBSERVED).numpy()  # log p(x) of each image
+VARIANCE = PCA.posterior()[1].exp()
 
-@dataclass(frozen=True)
-class Truth:
-    """Probabilistic PCA on [0, 1], and images that it draws, rounded to 8 bits."""
 
-    model: ProbabilisticPCA
-    images: np.ndarray  # uint8 [N, 1, 1, D]
-
-    def observed(self) -> torch.Tensor:
-        """The dequantised images that an evaluation with `SEED` scores: [N, 1, 1, D]."""
-        noise = per_image_uniform(SEED, range(len(self.images)), (1, 1, PIXELS)).numpy()
-        return torch.from_numpy(((self.images + noise) / 256).astype(np.float32).astype(np.float64))
-
-    def log_likelihood(self) -> np.ndarray:
-        """Exact log p(x) of each image, [N]."""
-        return self.model.log_likelihood(self.observed()).numpy()
-
-    def vae(self, **errors: float) -> VAE:
-        """In float32, as trained models are; without errors its encoder is the true posterior."""
-        return self.model.vae(**errors).float().requires_grad_(False)
+def pca(**errors: float) -> VAE:
+    """In float32, as trained models are; without errors its encoder is the true posterior."""
+    return PCA.vae(**errors).float().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def truth() -> Truth:
-    generator = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(torch.randn(PIXELS, LATENTS, generator=generator, dtype=torch.float64))
-    weight = basis * torch.tensor([0.2, 0.1, 0.0], dtype=torch.float64)  # the third dimension carries no information
-    model = ProbabilisticPCA(weight, torch.full((PIXELS,), 0.5, dtype=torch.float64), SIGMA)
-    images = (256 * model.sample(500, generator)).floor().clamp(0, 255).numpy().astype(np.uint8)
-    return Truth(model, images)
-
-
-@pytest.fixture(scope="module")
-def result(truth: Truth) -> Result:
+def result() -> Result:
     """The evaluation of the model whose encoder is the true posterior."""
-    return scored(truth.vae(), truth.images)
+    return scored(pca(), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -92,30 +71,26 @@ GREY = np.random.default_rng(0).integers(0, 256, (40, 1, 6, 5), dtype=np.uint8)
 BLACK_AND_WHITE = 255 * (GREY > 127).astype(np.uint8)
 
 
-def test_the_nll_is_exact_and_the_bound_tight_at_the_true_posterior(truth: Truth, test: dict[str, Any]) -> None:
+def test_the_nll_is_exact_and_the_bound_tight_at_the_true_posterior(test: dict[str, Any]) -> None:
     """Mistake 6: the wrong sign."""
-    exact = truth.log_likelihood()
-    assert log_likelihood(truth.vae(), truth.images, 2, SEED)[0] == pytest.approx(exact, abs=2e-4)
-    assert test["nll"] == pytest.approx(-exact.mean(), abs=1e-5)
-    assert test["nll_se"] == pytest.approx(exact.std(ddof=1) / math.sqrt(len(exact)), rel=1e-4)
+    assert log_likelihood(pca(), IMAGES, 2, SEED)[0] == pytest.approx(EXACT, abs=2e-4)
+    assert test["nll"] == pytest.approx(-EXACT.mean(), abs=1e-5)
+    assert test["nll_se"] == pytest.approx(EXACT.std(ddof=1) / math.sqrt(len(EXACT)), rel=1e-4)
     assert abs(test["gap"]) <= 4 * test["gap_se"]
     assert test["gap_se"] < test["elbo_se"]
 
 
-def test_the_gap_is_the_divergence_from_the_true_posterior(truth: Truth) -> None:
+def test_the_gap_is_the_divergence_from_the_true_posterior() -> None:
     shift = 0.2  # of every posterior mean
-    variance = truth.model.posterior()[1].exp()
-    divergence = float((0.5 * shift**2 / variance).sum())
-    test = scored(truth.vae(mean_error=shift), truth.images, k=2000)[0]["test"]
-    assert test["gap"] == pytest.approx(divergence, abs=4 * test["gap_se"] + 0.01)
+    test = scored(pca(mean_error=shift), IMAGES, k=2000)[0]["test"]
+    assert test["gap"] == pytest.approx(float((0.5 * shift**2 / VARIANCE).sum()), abs=4 * test["gap_se"] + 0.01)
     assert test["gap"] > 4 * test["gap_se"]
     assert test["elbo"] + test["gap"] == pytest.approx(-test["nll"], abs=1e-9)
 
 
-def test_kl_is_the_closed_form_for_each_dimension(truth: Truth, result: Result, test: dict[str, Any]) -> None:
-    x, dimensions = truth.observed(), result[1]
-    to_mean, log_variance = truth.model.posterior()
-    mean = (x.flatten(1) - truth.model.bias) @ to_mean.T  # [N, Z]
+def test_kl_is_the_closed_form_for_each_dimension(result: Result, test: dict[str, Any]) -> None:
+    to_mean, log_variance = PCA.posterior()
+    mean, dimensions = (OBSERVED.flatten(1) - PCA.bias) @ to_mean.T, result[1]  # [N, Z]
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     assert [dimension for dimension, _ in dimensions] == [0, 1, 2]
     assert [value for _, value in dimensions] == pytest.approx(kl.mean(0).tolist(), rel=1e-4, abs=1e-5)
@@ -123,32 +98,31 @@ def test_kl_is_the_closed_form_for_each_dimension(truth: Truth, result: Result, 
     assert test["active_units"] == 2  # the third carries no information
 
 
-def test_the_elbo_is_taken_at_a_posterior_sample_not_at_the_mean(truth: Truth) -> None:
+def test_the_elbo_is_taken_at_a_posterior_sample_not_at_the_mean() -> None:
     """Mistake 9: at the mean, the reconstruction term lacks -tr(W'W V) / (2 sigma^2)."""
-    vae, x = truth.vae(), truth.observed().float()
+    vae, x = pca(), OBSERVED.float()
     at_mean = vae.likelihood.log_prob(x, vae.decode(vae.encode(x).mean)).double().numpy()
-    variance = truth.model.posterior()[1].exp()
-    price = float((truth.model.weight.square().sum(0) * variance).sum() / (2 * SIGMA**2))
-    difference = at_mean - bound(vae, truth.images, SEED).reconstruction
+    price = float((PCA.weight.square().sum(0) * VARIANCE).sum() / (2 * SIGMA**2))
+    difference = at_mean - bound(vae, IMAGES, SEED).reconstruction
     assert difference.mean() == pytest.approx(price, abs=4 * difference.std() / math.sqrt(len(difference)))
     assert price > 0.5
 
 
-def test_the_elbo_of_each_split_is_reconstruction_minus_kl_in_nats(truth: Truth, result: Result) -> None:
+def test_the_elbo_of_each_split_is_reconstruction_minus_kl_in_nats(result: Result) -> None:
     """Mistake 4: the KL reported negated."""
     report, _ = result
-    for split, images in (("validation", truth.images[:200]), ("test", truth.images)):
+    for split, images in (("validation", IMAGES[:200]), ("test", IMAGES)):
         part = report[split]
         assert part["elbo"] == pytest.approx(part["reconstruction"] - part["kl"], abs=1e-9)
         assert part["kl"] > 0
-        assert part["elbo"] == bound(truth.vae(), images, SEED).elbo.mean()
+        assert part["elbo"] == bound(pca(), images, SEED).elbo.mean()
     assert set(report["validation"]) < set(report["test"])
 
 
 @pytest.mark.parametrize("size", [1, 7, 36])
-def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_batches_change_nothing_but_the_rounding(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Mistakes 6, 8 and 11: 37 images in batches of 7 leave a short last one, which counts for what it holds."""
-    vae, images = truth.vae(mean_error=0.2), truth.images[:37]
+    vae, images = pca(mean_error=0.2), IMAGES[:37]
     whole, exact = bound(vae, images, SEED), log_likelihood(vae, images, 40, SEED)[0]
     by_dimension, (errors, means) = marginal_kl(vae, images, SEED), reconstruct(vae, images)
     monkeypatch.setattr(split_metrics, "BATCH", size)
@@ -164,21 +138,12 @@ def test_batches_change_nothing_but_the_rounding(truth: Truth, monkeypatch: pyte
     assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
 
 
-def test_an_image_scores_the_same_whatever_stands_after_it(truth: Truth) -> None:
-    """Mistake 6: an NLL that depends on the batch."""
-    few, many = (log_likelihood(truth.vae(), x, 30, 1)[0] for x in (truth.images[:5], truth.images))
-    assert few == pytest.approx(many[:5], abs=1e-4)
-    assert few.tolist() != pytest.approx(log_likelihood(truth.vae(), truth.images[:5], 30, 2)[0].tolist(), abs=1e-6)
-
-
-def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_misses(
-    truth: Truth, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_misses(caplog) -> None:
     """Mistake 23."""
-    vae, exact = truth.vae(mean_error=0.2, log_variance_error=-3), -truth.log_likelihood()[:50].mean()
+    vae, exact = pca(mean_error=0.2, log_variance_error=-3), -EXACT[:50].mean()
 
     def found(proposal: Proposal) -> dict[str, Any]:
-        images, options = truth.images[:50], {"active_units_threshold": 0.01, "seed": SEED}
+        images, options = IMAGES[:50], {"active_units_threshold": 0.01, "seed": SEED}
         return evaluate(vae, images, images, importance_samples=100, proposal=proposal, **options)[0]["test"]
 
     missed = found("posterior")
@@ -191,20 +156,14 @@ def test_few_effective_samples_are_reported_and_another_proposal_finds_what_q_mi
     assert not caplog.text
 
 
-def test_bits_per_dimension_count_the_dequantisation(truth: Truth, test: dict[str, Any]) -> None:
-    """Mistakes 6 and 7: a density of dequantised pixels costs 8 bits a dimension more than in units of grey levels."""
-    exact = truth.log_likelihood().mean()
+def test_the_elbo_is_a_whole_density_of_dequantised_pixels_whose_bits_count_the_dequantisation(test) -> None:
+    """Mistakes 6 and 7: the Gaussian's constant dropped or added twice; no dequantisation, or not its 8 bits."""
+    z = pca().encode(OBSERVED.float()).rsample(per_image_noise(SEED, range(len(IMAGES)), (LATENTS,))).double()
+    density = torch.distributions.Normal(z @ PCA.weight.T + PCA.bias, SIGMA)
+    expected = density.log_prob(OBSERVED.flatten(1)).sum(1).numpy()
+    assert bound(pca(), IMAGES, SEED).reconstruction == pytest.approx(expected, abs=1e-3)
     assert test["bits_per_dimension"] == pytest.approx(8 - test["elbo"] / (PIXELS * math.log(2)))
-    assert test["bits_per_dimension_nll"] == pytest.approx(8 - exact / (PIXELS * math.log(2)), abs=1e-5)
-
-
-def test_the_elbo_is_a_whole_density_of_dequantised_pixels(truth: Truth) -> None:
-    """Mistake 7: the Gaussian's constant dropped or added twice, or no dequantisation."""
-    noise = per_image_noise(SEED, range(len(truth.images)), (LATENTS,))
-    z = truth.vae().encode(truth.observed().float()).rsample(noise).double()
-    density = torch.distributions.Normal(z @ truth.model.weight.T + truth.model.bias, SIGMA)
-    expected = density.log_prob(truth.observed().flatten(1)).sum(1).numpy()
-    assert bound(truth.vae(), truth.images, SEED).reconstruction == pytest.approx(expected, abs=1e-3)
+    assert test["bits_per_dimension_nll"] == pytest.approx(8 - EXACT.mean() / (PIXELS * math.log(2)), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +176,7 @@ def test_the_elbo_is_a_whole_density_of_dequantised_pixels(truth: Truth) -> None
         ({"kind": "bernoulli"}, "binary pixels, drawn once", 0),
     ],
 )
-def test_bits_are_named_by_their_protocol_and_only_densities_have_an_offset(
-    likelihood: dict[str, Any], protocol: str, offset: int
-) -> None:
+def test_bits_are_named_by_their_protocol_and_only_densities_have_an_offset(likelihood, protocol, offset) -> None:
     """Mistake 7: bits per dimension that do not say of what, or an offset where nothing was dequantised."""
     report, _ = scored(built(likelihood), BLACK_AND_WHITE if likelihood["kind"] == "bernoulli" else GREY)
     test = report["test"]
@@ -228,14 +185,10 @@ def test_bits_are_named_by_their_protocol_and_only_densities_have_an_offset(
     assert test["bits_per_dimension"] == pytest.approx(offset - test["elbo"] / (30 * math.log(2)))
 
 
-def test_grey_pixels_under_bernoulli_are_refused() -> None:
-    """Mistake 10."""
+def test_a_bad_image_is_named_and_never_left_out_and_one_image_or_grey_ones_under_bernoulli_are_refused() -> None:
+    """Mistakes 10 and 11."""
     with pytest.raises(UserError, match="not finite"):
         scored(built({"kind": "bernoulli"}), GREY)
-
-
-def test_one_bad_image_is_named_and_never_left_out_and_a_split_of_one_image_is_refused() -> None:
-    """Mistake 11."""
     values = np.ones(10)
     values[[4, 7]] = np.nan, -np.inf
     with pytest.raises(UserError, match=r"test split: the elbo of image 4 is nan \(2 of 10 are not finite\)"):
@@ -244,10 +197,9 @@ def test_one_bad_image_is_named_and_never_left_out_and_a_split_of_one_image_is_r
         split_metrics._mean("test", "elbo", values[:1])
 
 
-def test_mse_and_psnr_are_those_of_the_posterior_means_reconstruction(truth: Truth, test: dict[str, Any]) -> None:
-    to_mean, _ = truth.model.posterior()
-    x = (truth.images.reshape(-1, PIXELS) + 0.5) / 256  # without noise: the midpoints
-    reconstruction = ((x - 0.5) @ to_mean.numpy().T) @ truth.model.weight.numpy().T + 0.5
+def test_mse_and_psnr_are_those_of_the_posterior_means_reconstruction(test: dict[str, Any]) -> None:
+    x = (IMAGES.reshape(-1, PIXELS) + 0.5) / 256  # without noise: the midpoints
+    reconstruction = ((x - 0.5) @ PCA.posterior()[0].numpy().T) @ PCA.weight.numpy().T + 0.5
     errors = np.square(x - reconstruction.clip(0, 1)).mean(1)
     assert test["mse"] == pytest.approx(errors.mean(), rel=1e-4)
     assert test["psnr"] == pytest.approx((-10 * np.log10(errors)).mean(), rel=1e-5)
@@ -275,10 +227,10 @@ def test_a_prior_that_does_not_factorise_has_a_kl_to_each_marginal_and_one_to_al
     assert test["gap"] > -4 * test["gap_se"]
 
 
-def test_the_gates_scores_are_those_of_the_evaluation(truth: Truth, test: dict[str, Any]) -> None:
-    scores = score(truth.vae(), truth.images, seed=SEED, active_units_threshold=0.01)
+def test_the_gates_scores_are_those_of_the_evaluation(test: dict[str, Any]) -> None:
+    scores = score(pca(), IMAGES, seed=SEED, active_units_threshold=0.01)
     assert (scores.elbo.mean(), scores.psnr, scores.active_units) == (test["elbo"], test["psnr"], test["active_units"])
-    assert scored(truth.vae(), truth.images)[0]["test"] == test
+    assert scored(pca(), IMAGES)[0]["test"] == test
     assert gain(scores, scores) == Measured(0.0, 0.0)
 
 

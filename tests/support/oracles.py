@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,15 @@ from vaeline.core.estimators import AnnealingPath, importance_log_likelihood
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.priors import StandardNormal
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,10 @@ class ProbabilisticPCA:
         z = torch.randn(count, self.weight.shape[1], generator=generator, dtype=torch.float64)
         noise = torch.randn(count, len(self.bias), generator=generator, dtype=torch.float64)
         return (z @ self.weight.T + self.bias + self.sigma * noise)[:, None, None, :]
+
+    def pixels(self, count: int, seed: int) -> np.ndarray:
+        """Its images on [0, 1], rounded to 8 bits: [count, 1, 1, D]."""
+        return (256 * self.sample(count, seeded(seed))).floor().clamp(0, 255).numpy().astype(np.uint8)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Exact log p(x): [B, 1, 1, D] -> [B]."""
@@ -66,12 +80,15 @@ class ProbabilisticPCA:
         )
 
 
-def probabilistic_pca(pixels: int = 6, scales: tuple[float, ...] = (1.5, 0.8), sigma: float = 0.5) -> ProbabilisticPCA:
-    """A fixed example with as many latent dimensions as scales."""
-    generator = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(torch.randn(pixels, len(scales), generator=generator, dtype=torch.float64))
-    weight = basis * torch.tensor(scales, dtype=torch.float64)
-    return ProbabilisticPCA(weight, torch.linspace(-1, 1, pixels, dtype=torch.float64), sigma)
+def probabilistic_pca(
+    pixels: int = 6, scales: tuple[float, ...] = (1.5, 0.8), sigma: float = 0.5, mean: float | None = None
+) -> ProbabilisticPCA:
+    """A fixed example with as many latent dimensions as scales; `mean`: of all pixels, else they differ."""
+    basis, _ = torch.linalg.qr(normal(pixels, len(scales)))
+    bias = torch.linspace(-1, 1, pixels, dtype=torch.float64)
+    return ProbabilisticPCA(
+        basis * torch.tensor(scales, dtype=torch.float64), bias if mean is None else bias.fill_(mean), sigma
+    )
 
 
 def integral(function: Callable[[Tensor], Tensor], low: float, high: float, points: int = 200_001) -> float:

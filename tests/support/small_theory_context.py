@@ -1,4 +1,4 @@
-"""A context small enough for a test: an untrained model on soft bumps."""
+"""A context small enough for a test: an untrained model on soft bumps, of a Bernoulli binarised dynamically."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,12 +28,10 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pca_context(options: config.Theory, mean_error: float = 0.0) -> tuple[ProbabilisticPCA, Context]:
     """A model with its true posterior, but for an error of its mean, on images that it drew, without labels."""
-    pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05)
-    pca.bias.fill_(0.5)
+    pca = probabilistic_pca(pixels=64, scales=(0.2, 0.1), sigma=0.05, mean=0.5)
     vae = pca.vae(mean_error=mean_error).float().requires_grad_(False)
     vae.shape = (1, 1, 64)
-    images = (256 * pca.sample(1000, torch.Generator().manual_seed(2))).floor().clamp(0, 255)
-    train, few = (Split(images[:count].numpy().astype(np.uint8)) for count in (1000, 60))
+    train, few = (Split(pca.pixels(1000, 2)[:count]) for count in (1000, 60))
     return pca, replace(small_context(options=options), model=vae, train=train, validation=few, test=few)
 
 
@@ -52,14 +50,14 @@ def small_context(
     splits = []
     for seed, count in enumerate((150, 40, 60)):
         pixels = bumps(count, seed)
-        pixels = np.where(pixels > 99, 255, 0).astype(np.uint8) if binary else pixels
+        pixels = np.where(pixels > 99, 255, 0).astype(np.uint8) if binary and splits else pixels
         splits.append(Split(pixels, np.arange(count) % 3 if labelled else None))
     vae = build_model(checked, (1, 8, 8), objective, seed=3).eval().requires_grad_(False)
     return Context(
         model=vae,
         section=checked,
         objective=objective,
-        binarise="static" if binary else "none",
+        binarise="dynamic" if binary else "none",
         train=splits[0],
         validation=splits[1],
         test=splits[2],

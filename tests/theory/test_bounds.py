@@ -45,11 +45,12 @@ def test_the_terms_agree_with_the_densities():
 def test_numbers_of_few_images_and_of_a_training_path_are_said_to_be_that(monkeypatch: pytest.MonkeyPatch):
     hurry(monkeypatch)
     here = small_context()
-    history = [replace(here.history[0], validation_kl=kl) for kl in (15.0, 32.1)]
+    history = [replace(here.history[0], validation_kl=kl, beta=1e-6) for kl in (15.0, 32.1)]
     terms, gap = bounds.terms(replace(here, history=history)), bounds.gap(here)
     for claim in (terms, gap):
         assert claim.words[0].startswith("12 random ones of 60 test images (not the whole split")
     assert "15.0 nats after the first epoch, 32.1 after the last" in terms.words[1]
+    assert "maximises reconstruction - β KL (β = 1e-06)" in terms.words[1]
     assert "is not a rate-distortion curve" in terms.words[1]
     assert "on the first 12 of them" in gap.words[2]
     everything = replace(here, options=config.Theory(images=60, importance_samples=2, seed=1))

@@ -55,9 +55,11 @@ def test_the_csv_gives_every_number_back_and_leaves_out_what_does_not_exist(tmp_
     )
     path.write_text(text)
     assert read_history(path) == [row]
-    path.write_text(text.replace("sigma", "colour"))
-    with pytest.raises(UserError, match=r"history\.csv: is not what the stage train writes"):
-        read_history(path)
+    header = text.splitlines()[0]
+    for wrong in (text.replace("sigma", "colour"), "", header, text + "1" * 200_000, text + "1,x"):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=r"history\.csv: is not what the stage train writes"):
+            read_history(path)
     path.unlink()
     with pytest.raises(UserError, match=r"history\.csv: cannot be read: .*; run the stage train"):
         read_history(path)

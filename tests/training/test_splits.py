@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from small_training import CPU, bumps, model, options, same_weights, train_small
 from vaeline import config
+from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
 from vaeline.core.objectives import elbo_terms
@@ -63,16 +64,21 @@ class Encoder(nn.Module):
         return torch.cat([5 + 3 * x.flatten(1), raw], dim=1)
 
 
+def two_pixels() -> VAE:
+    return VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
+
+
 def test_the_scale_gives_the_latents_mean_zero_and_variance_one() -> None:
     """Mistake 18: statistics of another split; the validation split here has none of the white pixels."""
-    checkers = np.repeat(np.arange(4000) % 2 * 255, 2).astype(np.uint8).reshape(4000, 1, 1, 2)  # two pixels an image
-    data = Splits(checkers, np.zeros_like(checkers[:200]), "none")
-    vae = VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
+    checkers = np.repeat(np.arange(4000) % 2 * 255, 2).astype(np.uint8).reshape(4000, 1, 1, 2)
+    data, vae = Splits(checkers, np.zeros_like(checkers[:200]), "none"), two_pixels()
     mean, factor = latent_scale(vae, data, 1, CPU)
     variance = 0.25 + 9 * (255 / 256) ** 2 / 4  # of the samples: that of the means, 9/4, is too small by 10 %
     assert factor**-2 == pytest.approx(variance, rel=0.05)
     assert mean == pytest.approx(5 + 3 * (255 / 2 + 0.5) / 256, rel=0.01)
     assert (mean, factor) == latent_scale(vae, data, 1, CPU)
+    vae.encode = lambda x: DiagonalGaussian(torch.full((len(x), 2), 9.1), torch.full((len(x), 2), -99.0))
+    assert latent_scale(vae, data, 1, CPU)[1] > 1e6, "of codes that are all one"
 
 
 def test_a_fitted_prior_has_the_means_and_covariances_of_the_training_codes() -> None:
@@ -81,9 +87,8 @@ def test_a_fitted_prior_has_the_means_and_covariances_of_the_training_codes() ->
     about = np.where(right[:, None], [200, 60], [60, 180])
     pixels = about + rng.multivariate_normal([0, 0], [[300, 200], [200, 300]], 6000)
     images = pixels.round().clip(0, 255).astype(np.uint8).reshape(6000, 1, 1, 2)
-    vae = VAE(Encoder(), nn.Identity(), Gaussian(0.1), StandardNormal(), shape=(1, 1, 2), latent_dim=2)
     data = Splits(images, np.zeros_like(images[:200]), "none")
-    prior, again = (fitted_prior(vae, 2, data, 1, CPU) for _ in range(2))
+    prior, again = (fitted_prior(two_pixels(), 2, data, 1, CPU) for _ in range(2))
     assert all(torch.equal(one, two) for one, two in zip(prior.parameters(), again.parameters(), strict=True))
     x = (images.reshape(-1, 2) + 0.5) / 256
     order = prior.means[:, 0].argsort(descending=True)

@@ -9,6 +9,8 @@ from torch import Tensor
 LOG_VARIANCE_BOUND = 20.0  # exp(-20): far inside float32, with room for squares and sums
 LARGEST_LOG_VARIANCE = 2.0  # exp(2): to be wider than the prior gains nothing, and an odd image would cost exp(20) nats
 
+Index = slice | Tensor | tuple[slice, slice]
+
 
 def soft_bound(raw: Tensor, bound: float) -> Tensor:
     """bound * tanh(raw / bound), elementwise: slope 1 at zero, always within [-bound, bound]; NaN stays NaN."""
@@ -27,8 +29,8 @@ class DiagonalGaussian:
     mean: Tensor  # [B, Z]
     log_variance: Tensor  # [B, Z]
 
-    def __getitem__(self, part: slice) -> "DiagonalGaussian":
-        """Those of some images."""
+    def __getitem__(self, part: Index) -> "DiagonalGaussian":
+        """Those of some images, or of some dimensions."""
         return DiagonalGaussian(self.mean[part], self.log_variance[part])
 
     def rsample(self, noise: Tensor) -> Tensor:

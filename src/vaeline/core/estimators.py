@@ -47,7 +47,7 @@ def posterior_samples(model: VAE, pixels: NDArray[np.uint8], seed: int) -> Itera
 
 def observe(model: VAE, batch: Tensor, indices: Sequence[int], seed: int, *, binarise: bool = False) -> Tensor:
     """Pixels [B, C, H, W] in data space, with noise by (seed, index); `binarise` draws a Bernoulli's grey pixels."""
-    if not (model.likelihood.uses_noise or binarise):
+    if not (model.likelihood.uses_noise or (binarise and model.likelihood.measure == "binary")):
         return model.likelihood.observe(batch, None)
     return model.likelihood.observe(batch, per_image_uniform(seed, indices, model.shape).to(batch.device))
 

@@ -15,6 +15,7 @@ MOST_LATENTS = 64  # a step costs as many decoded images as there are latent dim
 STEPS = 6  # of Gauss and Newton
 STEP_SIZES = (0.0, 0.25, 1.0)  # tried at each, the best taken
 DEGREES = 8  # of freedom of Student's t, whose tails keep the weights' variance finite
+OUTPUTS_AT_ONCE = 2**23  # derivatives of pixels by latents
 DEFENSIVE = 10  # one sample in so many is of q(z|x) (Hesterberg 1995)
 
 
@@ -99,6 +100,13 @@ def best_diagonal(
 
 def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64; `factor`: one so far."""
+    images = max(1, OUTPUTS_AT_ONCE // (z.shape[1] * x[0].numel()))
+    parts = zip(*(tensor.split(images) for tensor in (x, z, factor)), strict=True)
+    gradients, factors = zip(*(_expand_at_once(model, *part) for part in parts), strict=True)
+    return torch.cat(gradients), torch.cat(factors)
+
+
+def _expand_at_once(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)  # [Z, B, Z]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 loads its own deprecated torch.jit.script here

@@ -53,7 +53,10 @@ class Likelihood(nn.Module):
         return self.log_prob(x, output)
 
     def start(self, mean: Tensor) -> Tensor:
-        """The last bias, elementwise, of a decoder that is to begin at about these expected pixels."""
+        """The last bias, elementwise, of a decoder that is to begin at these pixels: the logit, cut at 0.01 and 0.99.
+
+        Of a truncated Gaussian and a continuous Bernoulli the expected pixels are then nearer to 1/2.
+        """
         return torch.logit(mean, eps=0.01)
 
 
@@ -94,10 +97,7 @@ class Gaussian(Likelihood):
         super().__init__()
         self.learned, self.truncated = sigma is None, truncated
         log_sigma = torch.tensor(math.log(START_SIGMA if sigma is None else sigma))
-        if self.learned:
-            self.log_sigma = nn.Parameter(log_sigma)
-        else:
-            self.register_buffer("log_sigma", log_sigma)
+        self.log_sigma = nn.Parameter(log_sigma) if self.learned else nn.Buffer(log_sigma)
 
     def _log_sigma(self) -> Tensor:
         return soft_bound(self.log_sigma, LOG_SIGMA_BOUND) if self.learned else self.log_sigma
@@ -138,10 +138,7 @@ class Laplace(Likelihood):
         super().__init__()
         self.learned = scale is None
         log_scale = torch.tensor(math.log(START_SIGMA / math.sqrt(2) if scale is None else scale))
-        if self.learned:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        self.log_scale = nn.Parameter(log_scale) if self.learned else nn.Buffer(log_scale)
 
     def _log_scale(self) -> Tensor:
         return soft_bound(self.log_scale, LOG_SIGMA_BOUND) if self.learned else self.log_scale

@@ -65,6 +65,8 @@ class StandardNormal(Prior):
 class Mixture(Prior):
     """p(z) = sum_k w_k N(z; m_k, diag(v_k)): what a mixture of K diagonal Gaussians needs to be one."""
 
+    logits: Tensor  # [K], where the weights are learned
+
     def components(self) -> DiagonalGaussian:
         """The K Gaussians, or of full ones the marginals: mean and log variance [K, Z]."""
         raise NotImplementedError
@@ -75,7 +77,7 @@ class Mixture(Prior):
 
     def log_weights(self) -> Tensor:
         """log w_k, whose exponentials sum to 1: [K]."""
-        raise NotImplementedError
+        return self.logits.log_softmax(0)
 
     def log_prob(self, z: Tensor) -> Tensor:
         return torch.logsumexp(self._log_joint(z), dim=-1)
@@ -87,12 +89,9 @@ class Mixture(Prior):
     def marginal_kl(self, posterior: DiagonalGaussian, z: Tensor) -> Tensor:
         gaussians, log_weights, found = self.components(), self.log_weights(), []
         for d in range(z.shape[-1]):
-            own, one = (
-                DiagonalGaussian(g.mean[:, d, None], g.log_variance[:, d, None]) for g in (posterior, gaussians)
-            )
-            at = z[:, d, None]
-            log_p = torch.logsumexp(log_weights + one.log_prob(at.unsqueeze(1)), dim=1)  # [B, K] -> [B]
-            found.append(own.log_prob(at) - log_p)
+            one = slice(None), slice(d, d + 1)
+            log_densities = gaussians[one].log_prob(z[one].unsqueeze(1))  # [B, K]
+            found.append(posterior[one].log_prob(z[one]) - torch.logsumexp(log_weights + log_densities, dim=1))
         return torch.stack(found, dim=1)
 
     def _log_joint(self, z: Tensor) -> Tensor:
@@ -126,8 +125,7 @@ class Mixture(Prior):
 
     def _sample_of(self, chosen: Tensor, noise: Tensor) -> Tensor:
         """Samples of these components [...] from noise [..., Z]."""
-        gaussians = self.components()
-        return DiagonalGaussian(gaussians.mean[chosen], gaussians.log_variance[chosen]).rsample(noise)
+        return self.components()[chosen].rsample(noise)
 
 
 class MixtureOfGaussians(Mixture):
@@ -141,9 +139,6 @@ class MixtureOfGaussians(Mixture):
 
     def components(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.means, bounded_log_variance(self.raw_log_variances))
-
-    def log_weights(self) -> Tensor:
-        return self.logits.log_softmax(0)
 
 
 class FullMixture(Mixture):
@@ -178,9 +173,6 @@ class FullMixture(Mixture):
         identity = torch.eye(factors.shape[1], dtype=factors.dtype, device=factors.device)
         roots: Tensor = torch.linalg.solve_triangular(factors.mT, identity, upper=False)
         return roots.to(self.means)
-
-    def log_weights(self) -> Tensor:
-        return self.logits.log_softmax(0)
 
     def precision(self, z: Tensor) -> Tensor:
         factors = self.factors()

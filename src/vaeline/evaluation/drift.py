@@ -56,10 +56,10 @@ def compare(reference: Values, batch: Values, level: float) -> Verdict:
 
     count, ordered = len(reference), np.sort(reference)
     rank = max(1, int((1 - COVERED) / 2 * (count + 1)))
-    outside = int(((batch < ordered[rank - 1]) | (batch > ordered[count - rank])).sum())
+    outside = int((~((batch >= ordered[rank - 1]) & (batch <= ordered[count - rank]))).sum())  # NaN is
     p_tails = float(stats.betabinom.sf(outside - 1, len(batch), 2 * rank, count + 1 - 2 * rank))
     p_shape = float(stats.ks_2samp(reference, batch).pvalue)
-    p_value = min(1.0, 2 * min(p_shape, p_tails))
+    p_value = min(1.0, 2 * float(np.fmin(p_shape, p_tails)))  # the shape's is NaN where an ELBO is
     shift = float(np.median(batch) - np.median(reference))
     return Verdict(p_value, p_shape, p_tails, shift, outside / len(batch), 2 * rank / (count + 1), level)
 

@@ -70,7 +70,7 @@ def aggregate_report(model: VAE, posterior: DiagonalGaussian, z: Tensor) -> Repo
     factorise has no "dimension_wise_kl". At most DENSITIES / Z of the N^2 pairs of images are looked at.
     """
     count = min(len(z), max(2, math.isqrt(DENSITIES // model.latent_dim)))
-    z, posterior = z[:count], DiagonalGaussian(posterior.mean[:count], posterior.log_variance[:count])
+    z, posterior = z[:count], posterior[:count]
     parts = decompose(posterior, z, model.prior.log_prob(z.to(model.device)).cpu())
     report = {
         "decomposed_images": count,

@@ -171,14 +171,15 @@ def terms(context: Context) -> Claim:
     by_densities = _weights(context, x, BOUND_DRAWS, "densities").mean(0)
     difference = Measured.of(found.elbo.double().cpu() - by_densities)
     elbo, reconstruction, rate = map(Measured.of, (found.elbo, found.reconstruction, found.kl))
-    first, last = context.history[0].validation_kl or 0.0, context.history[-1].validation_kl or 0.0
+    (first, last), beta = (context.history[i].validation_kl or 0.0 for i in (0, -1)), context.history[-1].beta
+    aim = "the bound IWAE-k (β = 1)" if context.objective == "iwae" else f"reconstruction - β KL (β = {beta:g})"
     words = (
         f"{_chosen(context, x)}: {reconstruction.text()} - {rate.text()} = {elbo.text()} nats per image. The rate, "
         f"{rate.value / math.log(2):.1f} bits, is the most that the latents can hold about an image on average.",
         f"KL of the validation images: {first:.1f} nats after the first epoch, {last:.1f} after the last. Training "
-        "does not minimise the KL, it maximises the difference (β = 1): the KL rises where a nat of it gains more than "
-        "a nat of reconstruction, and falls where less. The path of one training is not a rate-distortion curve: that "
-        "has, at each rate, the least distortion of all models, trained to the end.",
+        f"does not minimise the KL, it maximises {aim}: the KL rises where a nat of it gains more than β nats of "
+        "reconstruction, and falls where less. The path of one training is not a rate-distortion curve: that has, at "
+        "each rate, the least distortion of all models, trained to the end.",
         f"The same bound from the densities alone, with no KL in closed form, differs by {difference.text()} nats.",
     )
     numbers: dict[str, Any] = {"images": len(x)} | elbo.numbers("elbo") | reconstruction.numbers("reconstruction")

@@ -1,6 +1,7 @@
 """Claim: a VAE's codes come with a prior to sample from, roughly theirs; an autoencoder's lie anywhere."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
+from vaeline.evaluation.latent_space import PROBE_PIXELS
 from vaeline.io.npy import Pixels
 from vaeline.plotting.charts import INK, Picture, chart, charts, image_rows
 from vaeline.theory import equations
@@ -166,9 +168,9 @@ def _decoded(model: VAE, z: Tensor) -> Tensor:
     return torch.cat([decoded(model, part.to(model.device)).cpu() for part in torch.split(z, ROWS)])
 
 
-def _batches(context: Context, pixels: Pixels, stream: str, *, training: bool = False) -> list[Tensor]:
+def _batches(context: Context, pixels: Pixels, stream: str, *, training: bool = False) -> Iterator[Tensor]:
     starts = range(0, len(pixels), ROWS)
-    return [context.observed(pixels[s : s + ROWS], f"{stream} {s}", training=training) for s in starts]
+    return (context.observed(pixels[s : s + ROWS], f"{stream} {s}", training=training) for s in starts)
 
 
 def _expected(context: Context, pixels: Pixels) -> Tensor:
@@ -208,16 +210,17 @@ def kept(context: Context, data: Split, test: Split) -> dict[str, dict[int, floa
     model, expected = context.model, _expected(context, test.pixels).flatten(1)
     codes = torch.cat([model.encode(x).mean.cpu() for x in _batches(context, test.pixels, "sizes")])
     order = codes.var(0).argsort(descending=True)
-    training = _expected(context, data.pixels).flatten(1)
-    mean, axes = probes.principal_components(training, min(model.latent_dim, *training.shape))
+    some = context.taken(data, max(2, PROBE_PIXELS // math.prod(model.shape)))
+    training = [x.cpu().flatten(1) for x in _batches(context, some.pixels, "linear", training=True)]
+    mean, axes = probes.principal_components(torch.cat(training), model.latent_dim)
     found: dict[str, dict[int, float]] = {"this model": {}, "principal components": {}}
     for size in [*(n for n in SIZES if n < model.latent_dim), model.latent_dim]:
         part = codes.mean(0).repeat(len(codes), 1)
         part[:, order[:size]] = codes[:, order[:size]]
         found["this model"][size] = _psnr(_decoded(model, part).flatten(1) - expected)
         if size <= axes.shape[1]:
-            projection = axes[:, :size] @ axes[:, :size].T
-            found["principal components"][size] = _psnr(mean + (expected - mean) @ projection - expected)
+            linear = mean + (expected - mean) @ axes[:, :size] @ axes[:, :size].T
+            found["principal components"][size] = _psnr(linear - expected)
     return found
 
 

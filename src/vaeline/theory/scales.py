@@ -228,8 +228,8 @@ def latent_diffusion(context: Context) -> Claim:
     if isinstance(network, config.AutoencoderKl):
         model, shape = copy.deepcopy(context.model), context.model.shape
         latents = kl_sizes(network).latents(shape)
-        parts = (context.train.take(SCALED, context.options.seed + n, in_order=True).pixels for n in (0, 1))
-        splits = (Splits(part, part, context.binarise) for part in parts)
+        some = context.train.take(2 * SCALED, context.options.seed).pixels
+        splits = (Splits(part, part, context.binarise) for part in np.array_split(some, 2))
         (_, scale), (_, other) = (latent_scale(model, each, context.options.seed, context.device) for each in splits)
         spread = (scale / other) ** 2  # of other images' latents times the first ones' scale
         words.append(

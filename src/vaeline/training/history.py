@@ -83,15 +83,18 @@ def to_csv(rows: Sequence[Epoch]) -> str:
 
 
 def read_history(path: Path) -> list[Epoch]:
-    """The rows of reports/history.csv; raises UserError where the file is missing or has other columns."""
+    """The rows of reports/history.csv; raises UserError where the file is missing, or has other columns or no row."""
     kinds = {"epoch": int, "step": int}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
+            rows = [
                 Epoch(**{name: kinds.get(name, float)(text) if text else None for name, text in row.items()})  # type: ignore[arg-type]
                 for row in csv.DictReader(file)
             ]
+        if rows:
+            return rows
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; run the stage train") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: is not what the stage train writes; run it again") from None
+    except (ValueError, TypeError, csv.Error):
+        pass
+    raise UserError(f"{path}: is not what the stage train writes; run it again")

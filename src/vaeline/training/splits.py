@@ -109,7 +109,8 @@ def latent_scale(model: VAE, splits: Splits, seed: int, device: torch.device) ->
         z = codes.double()
         sums += torch.stack([z.sum(), z.square().sum(), torch.full_like(sums[0], z.numel())])
     total, squares, count = sums.tolist()
-    return total / count, float((squares / count - (total / count) ** 2) ** -0.5)
+    variance = max(squares / count - (total / count) ** 2, 1e-24)  # of codes that are all one: 0, but for rounding
+    return total / count, variance**-0.5
 
 
 def fitted_prior(model: VAE, components: int, splits: Splits, seed: int, device: torch.device) -> FullMixture:
