@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vaeline import config
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms
+from vaeline.core.objectives import elbo_terms, log_weights
 from vaeline.core.priors import FullMixture, Mixture, MixtureOfGaussians, Prior, StandardNormal, VampPrior
 from vaeline.training.build import build_model
 
@@ -48,15 +48,6 @@ PRIORS: dict[str, Callable[[int], Prior]] = {
     "full": _full,
     "vamp": _vamp,
 }
-
-
-@pytest.mark.parametrize("kind", PRIORS)
-@pytest.mark.parametrize("latent_dim", [1, 2])
-def test_a_density_integrates_to_one(kind: str, latent_dim: int) -> None:
-    line = torch.linspace(-30, 30, 60_001 if latent_dim == 1 else 1501)
-    grid = line[:, None] if latent_dim == 1 else torch.cartesian_prod(line, line)
-    mass = PRIORS[kind](latent_dim).log_prob(grid).double().exp().sum() * (line[1] - line[0]) ** latent_dim
-    assert mass.item() == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("prior", [_mixture(), _vamp()], ids=["mixture", "vamp"])
@@ -127,20 +118,6 @@ def test_samples_follow_the_density(kind: str) -> None:
         assert abs(inside - expected) < 5 * math.sqrt(max(expected, 1e-5) / count) + 0.01 * expected
 
 
-def test_the_estimated_kl_of_a_one_component_mixture_at_the_standard_normal_is_the_closed_form() -> None:
-    prior = MixtureOfGaussians(1, 3)
-    with torch.no_grad():
-        prior.means.zero_()
-    posterior = DiagonalGaussian(torch.tensor([[1.0, -0.5, 0.0]]), torch.tensor([[-1.0, 0.3, -3.0]]))
-    noise = torch.randn(50_000, 1, 3, generator=torch.Generator().manual_seed(5))
-    rates = torch.stack([prior.kl(posterior, z).squeeze() for z in posterior.rsample(noise[:200])])
-    exact = StandardNormal().kl(posterior).sum()
-    estimate = prior.kl(posterior, posterior.rsample(noise))
-    assert estimate.shape == (1, 1)
-    assert abs(estimate.item() - exact) < 3 * rates.std() / math.sqrt(len(noise))
-    assert rates.std() > 0.1
-
-
 def _built(kind: str) -> VAE:
     section = {"latent_dim": 2, "network": {"kind": "mlp", "hidden": [8]}, "likelihood": {"kind": "bernoulli"}}
     model = config.Model.model_validate(section | {"prior": {"kind": kind, "components": 3}})
@@ -164,10 +141,9 @@ def test_a_gradient_reaches_the_encoder_through_the_vamp_prior_which_owns_nothin
 @pytest.mark.parametrize("kind", ["vamp", "mixture"])
 def test_a_mixtures_elbo_is_the_mean_log_weight(kind: str) -> None:
     """Mistake 4: a sampled KL negated."""
-    vae = _built(kind)
-    x, noise = (torch.rand(4, *SHAPE) < 0.5).float(), torch.randn(4, 2)
-    terms, posterior = elbo_terms(vae, x, noise), vae.encode(x)
-    z = posterior.rsample(noise)
-    weight = vae.likelihood.log_prob(x, vae.decode(z)) + vae.prior.log_prob(z) - posterior.log_prob(z)
-    assert terms.kl_per_dimension.shape == (4, 1)
-    torch.testing.assert_close(terms.elbo, weight)
+    vae, x, noise = _built(kind), (torch.rand(4, *SHAPE) < 0.5).float(), torch.randn(3, 4, 2)
+    weights = log_weights(vae, x, noise)
+    for samples, expected in ((noise, weights.mean(0)), (noise[0], weights[0])):
+        terms = elbo_terms(vae, x, samples)
+        assert terms.kl_per_dimension.shape == (4, 1)
+        torch.testing.assert_close(terms.elbo, expected)

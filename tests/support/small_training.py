@@ -89,15 +89,12 @@ def same_weights(a: Result, b: Result) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Recorder:
+class Recorder(Tracker):
     """A tracker that remembers."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.images: list[tuple[str, int, np.ndarray]] = []
-
-    def flush(self) -> None:
-        pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.points.append((step, dict(values)))

@@ -7,15 +7,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from small_training import CPU, Recorder, batch, bumps, model, options, same_weights, step_config, train_small
+from small_training import Recorder, batch, model, options, same_weights, step_config, train_small
 from vaeline import config
 from vaeline.core.objectives import Bound, Estimator, log_weights
-from vaeline.data.batches import Resident
-from vaeline.training import splits
 from vaeline.training.build import build_model
 from vaeline.training.history import score
-from vaeline.training.randomness import Noise
-from vaeline.training.splits import validate
 from vaeline.training.step import Batch, State, losses, step
 
 SHAPE = (1, 8, 8)
@@ -102,17 +98,3 @@ def test_under_iwae_the_reported_bound_is_the_one_trained_and_its_terms_are_the_
     assert all(elbo[step] > value - kl[step] for step, value in recorder.values("train/reconstruction").items())
     assert recorder.values("validation/elbo") == {row.step: row.validation_elbo for row in result.history}
     assert score(result.best, 1.0) == result.best.validation_elbo == max(r.validation_elbo for r in result.history)
-
-
-def test_iwae_is_validated_on_every_image_with_as_many_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(splits, "VALIDATION_BATCH", 12)  # 4 images, 3 samples each; 11 images
-    vae, noise, pixels = build_model(model(), SHAPE, "iwae", 1), Noise(1, CPU), bumps(11, seed=1)
-    truth = []
-    for number, part in enumerate(torch.from_numpy(pixels).split(4)):
-        noise.restart("validation", number)
-        normal, uniform = noise.normal(3, len(part), 3), noise.uniform(part.shape)
-        with torch.no_grad():
-            truth.append(log_weights(vae, vae.likelihood.observe(part.float(), uniform), normal).exp().mean(0).log())
-    found = validate(vae, Resident(pixels, CPU), noise, "iwae", 3)
-    assert found.bound == pytest.approx(torch.cat(truth).double().mean().item(), rel=1e-5)
-    assert found.gain > 0

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from vaeline import config
 from vaeline.core.distributions import DiagonalGaussian
 from vaeline.core.likelihoods import Gaussian
 from vaeline.core.model import VAE
-from vaeline.core.objectives import elbo_terms
+from vaeline.core.objectives import Bound, elbo_terms, log_weights
 from vaeline.core.priors import StandardNormal
 from vaeline.data.batches import Resident
 from vaeline.errors import UserError
@@ -20,23 +21,30 @@ from vaeline.training.randomness import Noise
 from vaeline.training.splits import Splits, fitted_prior, latent_scale, validate
 
 
-def test_mistake_8_every_image_counts_once_and_as_much_as_any_other(monkeypatch: pytest.MonkeyPatch):
-    """Eleven images in batches of 4, 4 and 3, the last batch unlike the others.
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+def test_mistake_8_every_image_counts_once_and_as_much_as_any_other(monkeypatch: pytest.MonkeyPatch, bound: Bound):
+    """Eleven images in batches of 4, 4 and 3, the last batch unlike the others; under IWAE 3 samples of each image.
 
     Mistakes 2, 4, 7 and 11 as well: the KL's weight and sign, the noise of dequantisation, a short batch dropped.
     """
-    monkeypatch.setattr(splits, "VALIDATION_BATCH", 4)
+    k = 3 if bound == "iwae" else 1
+    monkeypatch.setattr(splits, "VALIDATION_BATCH", 4 * k)
     pixels = np.concatenate([bumps(8, seed=1), np.zeros((3, 1, 8, 8), np.uint8)])
-    vae, noise = build_model(model(), (1, 8, 8), "elbo", 1), Noise(1, CPU)
-    each = []
+    vae, noise = build_model(model(), (1, 8, 8), bound, 1), Noise(1, CPU)
+    each, values = [], []
     for number, part in enumerate(torch.from_numpy(pixels).split(4)):
         noise.restart("validation", number)
-        normal, uniform = noise.normal(len(part), 3), noise.uniform(part.shape)
-        for image, z, u in zip(part, normal, uniform, strict=True):
-            each.append(elbo_terms(vae, vae.likelihood.observe(image[None], u[None]), z[None]))
-    found = validate(vae, Resident(pixels, CPU), noise)
+        normal = noise.normal(*([k] if k > 1 else []), len(part), 3).view(k, len(part), 3)
+        x = vae.likelihood.observe(part, noise.uniform(part.shape))
+        for i in range(len(part)):
+            each.append(elbo_terms(vae, x[i : i + 1], normal[:, i : i + 1]))
+            values.append(log_weights(vae, x[i : i + 1], normal[:, i : i + 1]).logsumexp(0).item() - math.log(k))
+    found = validate(vae, Resident(pixels, CPU), noise, bound, k)
     assert found.reconstruction == pytest.approx(np.mean([terms.reconstruction.item() for terms in each]), rel=1e-6)
-    assert found.kl == pytest.approx(np.mean([terms.kl.item() for terms in each]), rel=1e-6)
+    if bound == "elbo":
+        assert found.kl == pytest.approx(np.mean([terms.kl.item() for terms in each]), rel=1e-6)
+    else:
+        assert found.bound == pytest.approx(np.mean(values), rel=1e-5) and found.gain > 0
     batch_means = [np.mean([t.reconstruction.item() for t in each[i : i + 4]]) for i in (0, 4, 8)]
     assert found.reconstruction != pytest.approx(np.mean(batch_means), rel=1e-3)
 
