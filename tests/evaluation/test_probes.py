@@ -94,7 +94,7 @@ def test_the_classifier_takes_any_shape_is_a_function_of_its_seed_and_leaves_the
         x = shrink(images)
         assert x.shape[2:] == smaller
         before = torch.get_rng_state()
-        first, second, other = (classifier_features(train_classifier(x, labels, seed), x) for seed in (1, 1, 2))
+        first, second, other = (classifier_features(train_classifier(x, labels, seed), [x]) for seed in (1, 1, 2))
         assert torch.equal(torch.get_rng_state(), before)
         assert first.shape == (4, CLASSIFIER_FEATURES)
         assert torch.equal(first, second)

@@ -5,7 +5,8 @@ posterior is q(z) = (1/N) sum_n q(z|x_n).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,10 +221,7 @@ def frechet_report(model: VAE, train: Split, validation: Split, test: Split, see
     count = min(len(test), len(validation))
     images = torch.cat([probes.shrink(x.cpu()) for x in _observed(model, train.pixels, seed)])
     classifier = probes.train_classifier(images, torch.from_numpy(train.labels), seed)
-
-    def features(batches: Iterable[Tensor]) -> Tensor:
-        return torch.cat([classifier[:-1](probes.shrink(x.cpu())) for x in batches])
-
+    features = partial(probes.classifier_features, classifier)
     real = features(_observed(model, test.pixels[:count], seed))
     means = encode(model, test.pixels[:count], seed).mean
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed))

@@ -1,5 +1,7 @@
 """Probes of codes, on the CPU: nearest neighbours, a linear probe, PCA, a Frechet distance, MIG and DCI."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -101,9 +103,9 @@ def train_classifier(images: Tensor, labels: Tensor, seed: int) -> nn.Sequential
 
 
 @torch.no_grad()
-def classifier_features(classifier: nn.Sequential, images: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, CLASSIFIER_FEATURES]."""
-    return torch.cat([classifier[:-1](batch) for batch in torch.split(images, 500)])
+def classifier_features(classifier: nn.Sequential, batches: Iterable[Tensor]) -> Tensor:
+    """Batches of images of any size, [B, C, H, W] each -> [N, CLASSIFIER_FEATURES]."""
+    return torch.cat([classifier[:-1](shrink(batch.cpu())) for batch in batches])
 
 
 def mutual_information_gap(codes: Values, factors: Values) -> float:
