@@ -50,16 +50,16 @@ def compare(reference: Values, batch: Values, level: float) -> Verdict:
     Kolmogorov-Smirnov test sees a change in the bulk, the other one a few images that are far off, outside the range
     from the r-th smallest to the r-th largest of the reference. A new image of the same distribution lies there with a
     probability that is itself Beta(2r, N + 1 - 2r) (Wilks 1941), so that of M images the number outside is
-    beta-binomial, whatever the distribution.
+    beta-binomial, whatever the distribution. An ELBO that is NaN counts as -inf.
     """
     from scipy import stats  # type: ignore[import-untyped]
 
-    count, ordered = len(reference), np.sort(reference)
+    count, ordered, batch = len(reference), np.sort(reference), np.where(np.isnan(batch), -np.inf, batch)
     rank = max(1, int((1 - COVERED) / 2 * (count + 1)))
-    outside = int((~((batch >= ordered[rank - 1]) & (batch <= ordered[count - rank]))).sum())  # NaN is
+    outside = int(((batch < ordered[rank - 1]) | (batch > ordered[count - rank])).sum())
     p_tails = float(stats.betabinom.sf(outside - 1, len(batch), 2 * rank, count + 1 - 2 * rank))
     p_shape = float(stats.ks_2samp(reference, batch).pvalue)
-    p_value = min(1.0, 2 * float(np.fmin(p_shape, p_tails)))  # the shape's is NaN where an ELBO is
+    p_value = min(1.0, 2 * min(p_shape, p_tails))
     shift = float(np.median(batch) - np.median(reference))
     return Verdict(p_value, p_shape, p_tails, shift, outside / len(batch), 2 * rank / (count + 1), level)
 
