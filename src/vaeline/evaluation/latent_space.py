@@ -29,7 +29,6 @@ CODES = 2**26  # numbers in the posterior means held
 KERNEL_POINTS, PERMUTATIONS = 1000, 200  # of the MMD
 FEWEST_FOR_FACTORS = 2 * probes.BINS
 TRAINING_IMAGES = 10_000  # that probes learn from
-PROBE_PIXELS = 2**24  # that they hold as numbers
 DENSITIES_AT_ONCE = 2**17  # a megabyte of float64: stays in the cache
 KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -192,7 +191,7 @@ def maximum_mean_discrepancy(
 
 def probe_report(model: VAE, train: Split, test: Split, test_means: Tensor, seed: int) -> Report:
     """Accuracies of k-NN and a linear probe on posterior means (test_means [N, Z]), pixels and principal components."""
-    most = max(2, PROBE_PIXELS // math.prod(model.shape))
+    most = max(2, probes.PIXELS // math.prod(model.shape))
     train, test = train[:most], test[:most]
     pixels, test_pixels = (
         torch.cat([x.cpu().flatten(1) for x in _observed(model, split.pixels, seed)]) for split in (train, test)

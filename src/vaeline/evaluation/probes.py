@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+PIXELS = 2**24  # that a probe of images holds as numbers
 NEIGHBOURS = 5
 RIDGE = 1e-3  # of the linear probe: nats per unit of squared weight
 CLASSIFIER_SIDE = 28  # pixels; larger images are averaged down to it

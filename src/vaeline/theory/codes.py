@@ -13,7 +13,6 @@ from torch import Tensor
 from vaeline.core.model import VAE, decoded, interpolate
 from vaeline.data.sources.dataset import Split
 from vaeline.evaluation import probes
-from vaeline.evaluation.latent_space import PROBE_PIXELS
 from vaeline.io.npy import Pixels
 from vaeline.plotting.charts import INK, Picture, chart, charts, image_rows
 from vaeline.theory import equations
@@ -212,7 +211,7 @@ def kept(context: Context, data: Split, test: Split) -> dict[str, dict[int, floa
     model, expected = context.model, _expected(context, test.pixels).flatten(1)
     codes = torch.cat([model.encode(x).mean.cpu() for x in _batches(context, test.pixels, "sizes")])
     order = codes.var(0).argsort(descending=True)
-    some = context.taken(data, max(2, PROBE_PIXELS // math.prod(model.shape)))
+    some = context.taken(data, max(2, probes.PIXELS // math.prod(model.shape)))
     training = [x.cpu().flatten(1) for x in _batches(context, some.pixels, "linear", training=True)]
     mean, axes = probes.principal_components(torch.cat(training), model.latent_dim)
     found: dict[str, dict[int, float]] = {"this model": {}, "principal components": {}}
