@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oracles import (
     normal,
+    on_a_grid,
     probabilistic_pca,
     reverse_annealed_log_likelihood,
     seeded,
@@ -176,11 +177,7 @@ def test_annealing_agrees_with_importance_sampling_and_a_grid_on_a_crooked_decod
         for parameter in model.encoder.parameters():
             parameter.zero_()  # q(z|x) = p(z)
     x = PCA.sample(4, seeded(1))
-    axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
-    z = torch.cartesian_prod(axis, axis)
-    output, log_cell = model.decode(z), model.prior.log_prob(z) + 2 * math.log(16 / 400)
-    joint = torch.stack([model.likelihood.log_prob(image.expand_as(output), output) + log_cell for image in x.split(1)])
-    truth = joint.logsumexp(1).detach()
+    truth = on_a_grid(model, x, 8.0, 401)
     annealed, annealed_error, _ = annealed_log_likelihood(model, x, sigmoidal_temperatures(100), seeded(7), chains=200)
     sampled, error = importance_log_likelihood(log_weights(model, x, normal(20_000, 4, 2, seed=8)).detach())
     assert ((annealed - truth) / annealed_error).abs().max() < 4

@@ -1,13 +1,12 @@
 """The Laplace proposal against exact posteriors and integrals, and against what the encoder's posterior misses."""
 
-import math
 from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from oracles import probabilistic_pca
+from oracles import on_a_grid, probabilistic_pca
 from vaeline import config
 from vaeline.config import Conv, Gated, Model
 from vaeline.core import laplace
@@ -43,17 +42,6 @@ def bent(likelihood: Likelihood, prior: Prior) -> VAE:
     return VAE(encoder, decoder, likelihood, prior, shape=(1, 3, 3), latent_dim=2).requires_grad_(False)
 
 
-def on_a_grid(model: VAE, x: Tensor, reach: float = 6.0, points: int = 501) -> Tensor:
-    """Log of the integral of p(z) p(x|z) over [-reach, reach]^2: [B]."""
-    axis = torch.linspace(-reach, reach, points)
-    z = torch.cartesian_prod(axis, axis)
-    output, log_prior = model.decode(z), model.prior.log_prob(z)
-    joint = torch.stack(
-        [model.likelihood.log_prob(image.expand_as(output), output) + log_prior for image in x.split(1)]
-    )
-    return joint.double().logsumexp(1) + 2 * math.log(2 * reach / (points - 1))
-
-
 def test_a_linear_gaussian_models_proposal_has_the_posteriors_mode_and_precision() -> None:
     """Mistake 23."""
     pca = probabilistic_pca()
@@ -75,7 +63,7 @@ def test_log_p_is_the_integral_where_the_encoders_posterior_misses_it(likelihood
     if likelihood == "bernoulli":
         pixels = 255 * (pixels > 127).to(torch.uint8)
     model.likelihood.observe = lambda x, _, observe=model.likelihood.observe: observe(x, None)  # type: ignore[method-assign]
-    truth = on_a_grid(model, model.likelihood.observe(pixels, None))
+    truth = on_a_grid(model, model.likelihood.observe(pixels, None), 6.0, 501)
     found, error = log_likelihood(model, pixels, range(6), k=4000, seed=1, chunk=500, proposal="laplace")
     assert ((found - truth).abs() <= 4 * error + 1e-3).all()
     assert (error < 0.1).all()  # at least 100 effective samples

@@ -100,6 +100,16 @@ def integral(function: Callable[[Tensor], Tensor], low: float, high: float, poin
     return float((function(x) * weights).sum() * (high - low) / (points - 1) / 3)
 
 
+@torch.no_grad()
+def on_a_grid(model: VAE, x: Tensor, reach: float, points: int) -> Tensor:
+    """Log of the integral of p(z) p(x|z) over [-reach, reach]^2: [B]."""
+    axis = torch.linspace(-reach, reach, points, dtype=x.dtype)
+    z = torch.cartesian_prod(axis, axis)
+    output, log_prior = model.decode(z), model.prior.log_prob(z)
+    joint = torch.stack([model.likelihood.log_prob(image.expand_as(output), output) + log_prior for image in x])
+    return joint.double().logsumexp(1) + 2 * math.log(2 * reach / (points - 1))
+
+
 def kl_by_quadrature(mean: float, log_variance: float) -> float:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) by numerical integration of q (log q - log p)."""
     q = torch.distributions.Normal(*torch.tensor([mean, math.exp(0.5 * log_variance)], dtype=torch.float64))
