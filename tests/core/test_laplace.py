@@ -73,12 +73,13 @@ def test_batches_and_chunks_change_only_the_rounding(monkeypatch: pytest.MonkeyP
     """Mistake 6: NLL that depends on the batch size."""
     model = bent(Gaussian(0.1), StandardNormal())
     pixels = torch.randint(0, 256, (5, 1, 3, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    whole, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
-    monkeypatch.setattr(laplace, "OUTPUTS_AT_ONCE", 2 * 9 * 2)  # derivatives of two images
-    chunked, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
-    assert torch.allclose(whole, chunked, atol=1e-3)
+    whole, error = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
     parts = [log_likelihood(model, pixels[i : i + 1], [i], k=50, seed=1, chunk=7, proposal="laplace") for i in range(5)]
     assert torch.allclose(whole, torch.cat([part for part, _ in parts]), atol=1e-3)
+    for at_once in (2 * 9 * 2, 1):  # derivatives of two images, and of one in one latent
+        monkeypatch.setattr(laplace, "DERIVATIVES_AT_ONCE", at_once)
+        few, _ = log_likelihood(model, pixels, range(5), k=50, seed=1, chunk=50, proposal="laplace")
+        assert ((whole - few).abs() < error / 10).all(), "a step to the mode may fall otherwise by rounding"
 
 
 @pytest.mark.parametrize("network", [Gated(kind="gated", hidden=[8]), Conv(kind="conv", channels=[4], hidden=8)])

@@ -15,7 +15,7 @@ MOST_LATENTS = 64  # a step costs as many decoded images as there are latent dim
 STEPS = 6  # of Gauss and Newton
 STEP_SIZES = (0.0, 0.25, 1.0)  # tried at each, the best taken
 DEGREES = 8  # of freedom of Student's t, whose tails keep the weights' variance finite
-OUTPUTS_AT_ONCE = 2**23  # derivatives of pixels by latents
+DERIVATIVES_AT_ONCE = 2**21  # of pixels in latents: up to two GB
 DEFENSIVE = 10  # one sample in so many is of q(z|x) (Hesterberg 1995)
 
 
@@ -100,7 +100,7 @@ def best_diagonal(
 
 def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64; `factor`: one so far."""
-    images = max(1, OUTPUTS_AT_ONCE // (z.shape[1] * x[0].numel()))
+    images = max(1, DERIVATIVES_AT_ONCE // (z.shape[1] * x[0].numel()))
     parts = zip(*(tensor.split(images) for tensor in (x, z, factor)), strict=True)
     gradients, factors = zip(*(_expand_at_once(model, *part) for part in parts), strict=True)
     return torch.cat(gradients), torch.cat(factors)
@@ -111,7 +111,9 @@ def _expand_at_once(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[T
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 loads its own deprecated torch.jit.script here
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of gated layers, one by one
-        jacobian = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1])(basis)  # [Z, B, C, H, W]
+        some = max(1, DERIVATIVES_AT_ONCE // x.numel())
+        columns = torch.func.vmap(lambda v: torch.func.jvp(model.decode, (z,), (v,))[1], chunk_size=some)
+        jacobian = columns(basis)  # [Z, B, C, H, W]
     jacobian = jacobian.flatten(2).transpose(0, 1)  # [B, Z, D]
 
     def spread() -> Tensor:  # of the output
