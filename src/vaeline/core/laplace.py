@@ -101,7 +101,7 @@ def best_diagonal(
 def _expand(model: VAE, x: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of log p(x, z) in z [B, Z], and the Cholesky factor of H [B, Z, Z], float64; `factor`: one so far."""
     images = max(1, DERIVATIVES_AT_ONCE // (z.shape[1] * x[0].numel()))
-    parts = zip(*(tensor.split(images) for tensor in (x, z, factor)), strict=True)
+    parts = zip(*(torch.split(tensor, images) for tensor in (x, z, factor)), strict=True)
     gradients, factors = zip(*(_expand_at_once(model, *part) for part in parts), strict=True)
     return torch.cat(gradients), torch.cat(factors)
 

@@ -191,7 +191,7 @@ def _features(context: Context, data: Split) -> tuple[Callable[[Tensor], Tensor]
     if data.labels is not None:
         classifier = probes.train_classifier(images, torch.from_numpy(data.labels), context.options.seed)
         features = partial(probes.classifier_features, classifier)
-        return lambda x: features(small(x).split(ROWS)), "of a small classifier trained here"
+        return lambda x: features(torch.split(small(x), ROWS)), "of a small classifier trained here"
     mean, axes = probes.principal_components(images.flatten(1), COMPONENTS)
     return lambda x: (small(x).flatten(1) - mean) @ axes, f"{axes.shape[1]} principal components of the pixels"
 
