@@ -15,6 +15,7 @@ from prefect import Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TagsContext
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -121,7 +122,8 @@ def _bring_up_to_date(
     for name, description in stages.items() if stale else ():
         asked = name in stale or any(outcome != "cached" for outcome in outcomes.values())
         task = run_stage.with_options(description=description)
-        state: State[Any] = task(name, asked, name in forced, environment, return_state=True)
+        with TagsContext(current_tags=set()):  # of the flow run; for a task Prefect would ask for each tag's limit
+            state: State[Any] = task(name, asked, name in forced, environment, return_state=True)
         if not state.is_completed():
             waiting = ", ".join([*stages][len(outcomes) + 1 :])
             return Failed(message=f"{state.message}{f' (not run: {waiting})' if waiting else ''}")

@@ -1,10 +1,13 @@
 import pytest
 import torch
 
-from small_training import CPU
+from small_training import CPU, model
+from vaeline import config
 from vaeline.errors import UserError
+from vaeline.training.build import build_model
 from vaeline.training.device import (
     Settings,
+    few_threads,
     identity,
     keep_freed_memory,
     number,
@@ -57,6 +60,20 @@ def test_threads_are_set_and_part_of_the_identity(monkeypatch: pytest.MonkeyPatc
         assert identity(pick_device())["threads"] == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "images", "wanted"), [(400, 128, 1), (1024, 128, 1), (1024, 512, 4), (1024, 16384, 64)]
+)
+def test_a_step_takes_no_more_threads_than_it_has_work_for(
+    monkeypatch: pytest.MonkeyPatch, hidden: int, images: int, wanted: int
+):
+    set_to, section = list[int](), model(network=config.Mlp(kind="mlp", hidden=[hidden]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    with few_threads(build_model(section, (1, 28, 28), "elbo", seed=1), images):
+        pass
+    assert set_to == [wanted, 64]
 
 
 def test_the_precision_is_what_the_device_computes_faster_and_a_slower_one_is_refused(monkeypatch: pytest.MonkeyPatch):

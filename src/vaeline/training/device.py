@@ -9,10 +9,13 @@ from typing import TypeVar
 
 import torch
 from torch.utils import deterministic
+from torch.utils.flop_counter import FlopCounterMode
 
+from vaeline.core.model import VAE
 from vaeline.errors import UserError
 
 N = TypeVar("N", int, float)
+WORK = 2**30  # floating-point operations; 784-400-400-20 on batches of 128 takes 0.7 of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -55,6 +58,20 @@ def pick_device() -> torch.device:
     if wanted == "cuda" and not present:
         raise UserError("VAELINE_DEVICE: is 'cuda', but PyTorch finds no usable CUDA device; allowed here: cpu, auto")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if present else torch.device("cpu")
+
+
+@contextmanager
+def few_threads(model: VAE, images: int) -> Iterator[None]:
+    """At most a CPU thread for each `WORK` of a step on so many images: more would wait for each other, not work."""
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model.decode(model.encode(torch.zeros(1, *model.shape)).mean)
+    work = 3 * images * forward.get_total_flops()  # the backward pass takes twice the forward's
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, work // WORK)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:

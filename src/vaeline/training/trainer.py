@@ -23,7 +23,7 @@ from vaeline.errors import UserError
 from vaeline.io.progress import Progress
 from vaeline.training import checkpoint, history
 from vaeline.training.build import build_model
-from vaeline.training.device import Settings, keep_freed_memory, pick_precision, reproducible
+from vaeline.training.device import Settings, few_threads, keep_freed_memory, pick_precision, reproducible
 from vaeline.training.history import Epoch, Tracker
 from vaeline.training.initial import load_initial, load_perceptual
 from vaeline.training.process_group import SINGLE, ProcessGroup
@@ -96,7 +96,8 @@ def train(
         for part in (vae.encoder, vae.prior):
             part.requires_grad_(False)
     keep_freed_memory()
-    with reproducible(device):
+    at_once = options.batch_size * options.samples // (options.accumulate * group.size)
+    with reproducible(device), few_threads(vae, at_once):
         training = _Training(vae.to(device), options, splits, group, checkpoints)
         training.settings = settings or Settings.from_environment()
         training.tracker = tracker if tracker and group.is_rank_zero else Tracker()
