@@ -41,12 +41,12 @@ def test_runs_are_named_reports_link_to_mlflow_and_web_hooks_get_failures_and_ch
     for _ in range(2):  # the second replaces the first
         execute(sys.executable, notify, address, cwd=toy, env={"PREFECT_API_URL": prefect_api})
     assert len(ask(prefect_api, "/automations/filter", {})) == 2
-    stages = (toy / "dvc.yaml").read_text()
+    dvc_yaml = (toy / "dvc.yaml").read_text()
     (toy / "registration.txt").write_text(
         json.dumps({"decision": "promoted", "reasons": ["no <b>[c](javascript:c)"], "name": "toys", "digest": "d"})
     )
     register = "mkdir -p reports && cp registration.txt reports/registration.json"
-    (toy / "dvc.yaml").write_text(f"{stages}  register: {{cmd: '{register}', deps: [model.txt, registration.txt]}}\n")
+    (toy / "dvc.yaml").write_text(f"{dvc_yaml}  register: {{cmd: '{register}', deps: [model.txt, registration.txt]}}\n")
     vaeline("run", cwd=toy, PREFECT_API_URL=prefect_api)
     until(lambda: texts, 60)
     assert texts == ["vaeline.model.toys has a new champion: no <b>[c](javascript:c)"]
@@ -57,6 +57,8 @@ def test_runs_are_named_reports_link_to_mlflow_and_web_hooks_get_failures_and_ch
     assert texts[1].startswith(f"{name} ended Failed: stage 'train' failed: a.png: truncated")
     runs = ask(prefect_api, "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
     assert [run["tags"] for run in runs] == [["vaeline-fashion-mnist"]] * 2
+    stages = ask(prefect_api, "/task_runs/filter", {})
+    assert stages and not any(stage["tags"] for stage in stages), "for each, Prefect would ask for its limit first"
     (report,) = ask(prefect_api, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["vaeline-report"]}}})
     assert "no &lt;b&gt;&#91;c](javascript:c)" in report["data"], "text, not a page of whoever named it"
     assert "(http://127.0.0.1:5000/#/experiments?workflowType=machine_learning)" in report["data"]
