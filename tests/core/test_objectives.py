@@ -203,7 +203,7 @@ def test_the_autoencoder_has_no_kl_and_no_noise() -> None:
 
 
 def test_surrogate_weighs_the_kl_by_beta_and_the_reported_bound_does_not() -> None:
-    """Mistake 12: a reported bound that includes regularisers or the annealed beta."""
+    """Mistakes 1 and 12: a mean over dimensions; a reported bound that includes regularisers or the annealed beta."""
     terms = Terms(torch.tensor([-10.0, -20.0]), torch.tensor([[1.0, 2.0], [3.0, 0.5]]))
     assert terms.kl.tolist() == [3.0, 3.5]
     assert torch.equal(surrogate(terms, 1.0, 0.0), terms.elbo)
