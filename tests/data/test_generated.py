@@ -135,6 +135,7 @@ def check(seed: int, root: Path) -> bool:
     workspace = Workspace(root, root)
     try:
         fetch(data.source, workspace)
+        assert all(str(path).encode() for path in workspace.raw.rglob("*")), "DVC keeps no name that is not UTF-8"
         prepare(data, workspace.raw, workspace.prepared, workspace.reports / "data")
     except UserError as error:
         assert expected is None, f"seed {seed}: {error}"

@@ -35,10 +35,10 @@ def fetch(source: Source, workspace: Workspace) -> None:
                 origin = _local(source.path, workspace)
                 classes, files = scan(origin)
                 for name in classes or ():
-                    (folder / name).mkdir()
+                    (folder / _utf8(name)).mkdir()
                 with Progress("copying", len(files), "images") as reporter:
                     for number, (path, _) in enumerate(files, 1):
-                        _copy_users(path, folder / path.relative_to(origin))
+                        _copy_users(path, folder / _utf8(path.relative_to(origin)))
                         reporter.update(number)
                 log.info("folder: copied %d images from %s", len(files), named(origin))
             case Npz():
@@ -72,6 +72,11 @@ def fetch_init(init: Random | Diffusers, perceptual: Perceptual | None, workspac
             raise UserError(f"train.init.path: {found}; allowed: {INIT_WEIGHTS}")
         _copy(origin / INIT_WEIGHTS, folder / INIT_WEIGHTS)
         log.info("init: copied an AutoencoderKL from %s", named(origin))
+
+
+def _utf8(name: str | Path) -> str:
+    r"""The name with each byte that is not UTF-8, for which DVC has no place, as \xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _copy(origin: Path, target: Path, advice: str = "") -> None:
