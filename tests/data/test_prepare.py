@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_files import idx_bytes, pin
 from vaeline.config.data import Crop, Data, Download, Npz, Shapes
 from vaeline.data.fetch import fetch
 from vaeline.data.prepare import binarise, moments, prepare
@@ -78,17 +79,13 @@ def test_training_images_in_the_official_test_split_are_dropped(
     tmp_path: Path, section: Section, tiny_set: dict[str, bytes], monkeypatch
 ) -> None:
     """Mistake 11."""
-    from data_files import idx_bytes, item_of
-    from vaeline.data.sources.catalogue import PUBLIC_SETS, PublicSet
-
     images = distinct_images(40)
     images[3] = images[31]
     files = tiny_set | {
         "train-images-idx3-ubyte": idx_bytes(images[:30]),
         "t10k-images-idx3-ubyte": idx_bytes(images[30:]),
     }
-    items = tuple(item_of(name, content) for name, content in files.items())
-    monkeypatch.setitem(PUBLIC_SETS, "mnist", PublicSet(items, tuple("abcdefghij")))
+    pin(monkeypatch, "mnist", files)
     (tmp_path / "data/raw").mkdir(parents=True)
     for name, content in files.items():
         (tmp_path / "data/raw" / name).write_bytes(content)

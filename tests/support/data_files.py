@@ -30,8 +30,10 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
-def item_of(name: str, content: bytes) -> Item:
-    return Item(name, len(content), hashlib.sha256(content).hexdigest())
+def pin(monkeypatch: pytest.MonkeyPatch, kind: str, files: dict[str, bytes]) -> None:
+    """Make these the files of a public data set, in the order of the catalogue."""
+    items = (Item(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items())
+    monkeypatch.setitem(public.PUBLIC_SETS, kind, PublicSet(tuple(items), tuple("abcdefghij")))
 
 
 def packed(content: bytes) -> bytes:
@@ -91,6 +93,5 @@ def tiny_set(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         "t10k-labels-idx1-ubyte": rng.integers(0, 10, 10),
     }
     files = {name: idx_bytes(array) for name, array in arrays.items()}
-    items = tuple(item_of(name, content) for name, content in files.items())
-    monkeypatch.setitem(public.PUBLIC_SETS, "fashion-mnist", PublicSet(items, tuple("abcdefghij")))
+    pin(monkeypatch, "fashion-mnist", files)
     return files

@@ -3,11 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_files import idx_bytes, item_of, tar_gz
+from data_files import packed, pin, tar_gz, write_packed
 from vaeline.config.data import Download, Folder, Npz, Shapes
 from vaeline.data.fetch import fetch
-from vaeline.data.sources import public
-from vaeline.data.sources.catalogue import PublicSet
 from vaeline.data.sources.images import scan
 from vaeline.data.sources.readers import read_cifar10, read_source, read_svhn
 from vaeline.errors import UserError
@@ -67,19 +65,12 @@ def test_a_public_set_keeps_its_own_test_split_and_raw_bytes_that_changed_are_re
         read_source(Download(kind="digits"), tmp_path / "no")
 
 
-def test_a_packed_public_set_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gzip
-
-    arrays = (RNG.integers(0, 256, (3, 2, 2)), np.arange(3), RNG.integers(0, 256, (2, 2, 2)), np.arange(2))
-    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    files = {f"{n}.gz": gzip.compress(idx_bytes(a)) for n, a in zip(names, arrays, strict=True)}
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    items = tuple(item_of(name, content) for name, content in files.items())
-    monkeypatch.setitem(public.PUBLIC_SETS, "kmnist", PublicSet(items, ("o", "ki", "su")))
+def test_a_packed_public_set_is_read_too(tmp_path: Path, tiny_set: dict[str, bytes], monkeypatch) -> None:
+    pin(monkeypatch, "kmnist", {f"{name}.gz": packed(content) for name, content in tiny_set.items()})
+    write_packed(tmp_path, tiny_set)
     dataset = read_source(Download(kind="kmnist"), tmp_path)
-    np.testing.assert_array_equal(dataset.pool.pixels[:, 0], arrays[0])
-    assert dataset.classes == ("o", "ki", "su")
+    assert dataset.pool.pixels.tobytes() == tiny_set["train-images-idx3-ubyte"][16:]
+    assert dataset.classes == tuple("abcdefghij")
 
 
 def test_digits_are_scikit_learn_s(tmp_path: Path) -> None:
