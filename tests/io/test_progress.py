@@ -38,6 +38,9 @@ def test_bytes_are_shown_in_megabytes_and_quick_or_quiet_tasks_not_at_all(
         reporter.update(1_000_000)
         clock[0] += 3
         reporter.update(4_000_000)
+    with Progress("training", 2**63, "steps") as reporter:
+        clock[0] += 1
+        assert reporter._status(1, "").endswith(" left")
     with caplog.at_level(logging.INFO), Progress("images.gz", 10, "bytes", quiet=True) as reporter:
         clock[0] += 100
         reporter.update(4)

@@ -88,5 +88,6 @@ class Progress(ExitStack):
             parts.append(detail)
         if done > self._done_before:
             per_unit = (time.monotonic() - self._started) / (done - self._done_before)
-            parts.append(f"{timedelta(seconds=round(per_unit * max(self.total - done, 0)))} left")
+            left = min(per_unit * max(self.total - done, 0), 1e12)  # seconds; of endless tasks, what Python can show
+            parts.append(f"{timedelta(seconds=round(left))} left")
         return ", ".join(parts)
