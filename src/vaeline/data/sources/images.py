@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
-SHARE = 4  # images that each thread decodes at least before all of them are waited for
+SHARE = 8  # images that a thread decodes at a time
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks; others describe
 # how an image becomes upright, by its orientation in Exif, as Pillow numbers what it does: ROTATE_180 is 3
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -77,18 +77,24 @@ def read_folder(
     classes, files = scan(folder)
     first = read_image(files[0][0], **changes)
     pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
-    read, paths = partial(read_image, **changes), [path for path, _ in files]
-    cores = len(os.sched_getaffinity(0))
+    paths, cores = [path for path, _ in files], len(os.sched_getaffinity(0))
+
+    def decode(start: int, stop: int) -> None:
+        for index in range(start, min(start + SHARE, stop)):
+            image = read_image(paths[index], **changes)
+            if image.shape != first.shape:
+                raise UserError(
+                    f"{named(paths[index])}: is {image.shape} (C, H, W), but {named(paths[0])} is {first.shape}; "
+                    "allowed: images all alike, or data.source.size and data.source.mode to make them so"
+                )
+            pixels[index] = image
+
     with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
         for block in blocks(pixels, max(BLOCK, SHARE * cores * first.nbytes)):
-            for index, image in enumerate(threads.map(read, paths[block]), block.start):
-                if image.shape != first.shape:
-                    raise UserError(
-                        f"{named(paths[index])}: is {image.shape} (C, H, W), but {named(paths[0])} is {first.shape}; "
-                        "allowed: images all alike, or data.source.size and data.source.mode to make them so"
-                    )
-                pixels[index] = image
-                reporter.update(index + 1)
+            stop = min(block.stop, len(files))
+            for _ in threads.map(decode, range(block.start, stop, SHARE), repeat(stop)):
+                pass
+            reporter.update(stop)
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 
