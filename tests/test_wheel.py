@@ -11,10 +11,8 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from model_sections import SHAPE, described, section
+from model_sections import SHAPE, saved, section
 from packages import make_package
-from vaeline.serving.model_files import save_model
-from vaeline.training.build import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*type hint")  # MLflow, at its import
 ROOT = Path(__file__).parents[1]
@@ -71,10 +69,11 @@ def test_a_command_of_the_repository_is_one_line_and_exit_code_two(installed: Pa
     assert done.stderr.count("\n") == 1
 
 
-def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(installed: Path, tmp_path: Path):
+def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Mistake 21: a missing library that is a traceback."""
-    vae = build_model(section(), SHAPE, "elbo", 0)
-    save_model(tmp_path / "model", vae, described(section()))
+    saved(tmp_path / "model", section())
     make_package(tmp_path / "package", tmp_path / "model")
     np.savez(tmp_path / "images.npz", images=np.full((3, *SHAPE[1:]), 200, np.uint8))
     (tmp_path / "pictures").mkdir()
@@ -88,6 +87,7 @@ def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(instal
         ["verify", "models:/digits@champion"],
     ]
     (tmp_path / "store.db").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     done = run(installed, tmp_path, "-c", DRIVER, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     codes, (version, verified, scored, *missing) = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
@@ -98,4 +98,5 @@ def test_models_are_verified_and_scored_and_a_missing_library_is_one_line(instal
     assert (tmp_path / "scores.csv").read_text().count("\n") == 4
     assert missing[0] == "error: PIL: is not installed; pip install 'vaeline[pipeline]'\n"
     assert "pip install 'vaeline[onnx]'" in missing[1]
+    assert "models:/digits@champion: needs mlflow: pip install mlflow; a folder can be loaded without" in missing[2]
     assert [text.count("\n") for text in missing] == [1, 1, 1]

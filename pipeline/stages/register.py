@@ -102,6 +102,9 @@ def gate_evaluator(workspace: Workspace, pixels: Pixels | None = None) -> GateEv
     test, scoring = load_split(workspace.prepared, "test") if pixels is None else pixels, params.evaluate
 
     def measure(loaded: LoadedModel) -> Scores:
+        if loaded.config.shape != test.shape[1:]:
+            found, wanted = (" x ".join(map(str, shape)) for shape in (loaded.config.shape, test.shape[1:]))
+            raise UserError(f"model {loaded.digest[:12]}: is of {found} images, the test split's are {wanted}")
         model = copy.deepcopy(loaded.vae).to(device)
         with reproducible(device):
             found = score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)

@@ -45,6 +45,7 @@ def test_any_bytes_are_json_or_refused_in_one_line(content: bytes):
         (b'{"b": {"a": 1, "\\u0061": 1}}', "key 'a' given twice"),
         (b"[NaN]", "is not JSON"),
         (b"[-Infinity]", "is not JSON"),
+        (b"[1e999]", "is not JSON"),
         (b"1" * 10_000, "is not JSON"),
         (b'"\xff"', "is not JSON"),
         ('{"a": 1}'.encode("utf-16"), "is not JSON"),

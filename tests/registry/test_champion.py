@@ -2,30 +2,23 @@
 
 import itertools
 import logging
-from collections.abc import Callable
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
+from interrupted_client import InterruptedClient
+from model_sections import saved, section
 from registry_fixture import NAME, FilledRegistry
 from vaeline.errors import TransientError, UserError
-from vaeline.registry.champion import promote
+from vaeline.io.locks import acquire
+from vaeline.registry.champion import promote, registry_lock
 
-
-class InterruptedClient:
-    """A client that does something else before its n-th write, counted from 0."""
-
-    def __init__(self, client: Any, at: int, interrupt: Callable[[], object]) -> None:
-        self.client, self.at, self.interrupt, self.writes = client, at, interrupt, 0
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(("set_", "delete_")):
-            self.writes += 1
-            if self.writes == self.at + 1:
-                self.interrupt()
-        return getattr(self.client, name)
+WRITES = ("set_", "delete_")
 
 
 def kill() -> None:
@@ -36,25 +29,25 @@ def kill() -> None:
 def test_a_crash_between_any_two_steps_keeps_a_champion_and_a_repetition_finishes(filled: FilledRegistry, better: bool):
     """Before each write in turn; once the alias has moved only the confirmation is left."""
     number = 3 if better else 1
-    for at in itertools.count():
+    for at in itertools.count(1):
         database = Path(".vaeline/mlflow.db").read_bytes()
         filled.run_gate(2)
         before = filled.history()
-        client = InterruptedClient(filled.client, at, kill)
+        client = InterruptedClient(filled.client, at, kill, counted=WRITES)
         try:
             filled.run_gate(number, client)
         except KeyboardInterrupt:
-            moved = better and client.at == 5
+            moved = better and at == 6
             assert filled.aliases()["champion"] == ("3" if moved else "2")
             if not moved:
                 filled.run_gate(number)
         assert filled.aliases() == ({"champion": "3"} if better else {"champion": "2", "challenger": "1"})
         assert filled.history() == [*before, ("promote", "3", "2") if better else ("reject", "1", "2")]
         assert filled.tags(number)["vaeline.decision"] == ("promoted" if better else "rejected")
-        if client.writes <= at:
+        if client.calls < at:
             break
         Path(".vaeline/mlflow.db").write_bytes(database)
-    assert at == (6 if better else 5)
+    assert at == (7 if better else 6)
 
 
 def test_a_champion_that_another_machine_changed_during_the_gate_ends_the_promotion(filled: FilledRegistry):
@@ -77,20 +70,24 @@ def test_a_champion_that_another_machine_changed_during_the_gate_ends_the_promot
     assert filled.aliases() == {"champion": "4", "challenger": "3"}
 
 
-def test_an_alias_that_another_machine_moves_at_the_same_time_is_reported(
-    filled: FilledRegistry, caplog: pytest.LogCaptureFixture
-):
+def test_an_alias_that_another_machine_moves_too_is_reported(filled: FilledRegistry, caplog: pytest.LogCaptureFixture):
     filled.run_gate(1)
-    # the last write, which confirms the entry
-    client = InterruptedClient(
-        filled.client, 5, lambda: filled.client.set_registered_model_alias(NAME, "champion", "2")
-    )
-    with caplog.at_level(logging.WARNING):
-        filled.run_gate(3, client)
+    move = partial(filled.client.set_registered_model_alias, NAME, "champion", "2")
+    with caplog.at_level(logging.WARNING):  # before the last write, which confirms the entry
+        filled.run_gate(3, InterruptedClient(filled.client, 6, move, counted=WRITES))
     assert "version 3 became champion, but another machine set version 2 at the same time" in caplog.text
     assert filled.aliases()["champion"] == "2"
     assert filled.history()[-1] == ("promote", "3", "1")
     assert filled.rollback() == ("2", "3")
+
+
+def test_another_registration_at_work_is_waited_for_and_reported(
+    filled: FilledRegistry, caplog: pytest.LogCaptureFixture
+):
+    held = acquire(Path(".vaeline/registry.lock"))
+    Timer(0.2, os.close, [held]).start()
+    with registry_lock(filled.client, filled.workspace):
+        assert caplog.messages == ["waiting for another registration to end"]
 
 
 def test_rollback_goes_further_back_each_time_and_skips_deleted_versions(filled: FilledRegistry):
@@ -130,6 +127,13 @@ def test_a_damaged_champion_is_reported_with_the_way_out_which_works(filled: Fil
             filled.rollback()
     finally:
         weights.write_bytes(whole)
+
+
+def test_a_champion_of_other_images_under_the_same_data_s_digest_is_refused(filled: FilledRegistry, tmp_path: Path):
+    loaded = saved(tmp_path / "other", section())
+    data = loaded.config.data.model_copy(update={"digest": filled.evaluator.data_digest})
+    with pytest.raises(UserError, match="is of 1 x 9 x 7 images, the test split's are 1 x 5 x 4"):
+        filled.evaluator.candidate(replace(loaded, config=loaded.config.model_copy(update={"data": data})))
 
 
 def test_a_champion_set_by_hand_is_compared_by_its_stored_model_if_it_can_be_verified(filled: FilledRegistry):

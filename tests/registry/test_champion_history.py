@@ -49,9 +49,7 @@ BACK: Step = ("rollback", "2", "3")
         ([("promote", "2", "1"), ("promote", "3", "1")], "3", ["1", "3"]),  # by two machines at once
     ],
 )
-def test_the_champions_before_are_those_that_a_rollback_walks_back(
-    steps: list[Step], current: str | None, expected: list[str]
-):
+def test_a_rollback_walks_back_the_champions_before(steps: list[Step], current: str | None, expected: list[str]):
     assert champions(entries(*steps), current) == expected
 
 

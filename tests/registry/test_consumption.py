@@ -111,7 +111,7 @@ def test_export_writes_what_the_champion_is(registered: Path, tmp_path: Path, ca
     assert json.loads((tmp_path / "onnx" / ABOUT).read_text())["model_digest"] == digest
 
 
-def test_the_example_finds_the_images_that_are_unlike_the_others(
+def test_the_example_finds_images_unlike_the_others(
     registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     pixels = noise(50, 1)

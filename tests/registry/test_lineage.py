@@ -61,7 +61,7 @@ def client(store: Path, package: Path) -> "MlflowClient":
     run_id = upload_now(run.outbox, found, current_workspace())
     found.create_registered_model("m")
     decided = {"vaeline.decision": "promoted", "vaeline.reasons": '["better"]', "vaeline.gate": '{"gain": 1.5}'}
-    found.create_model_version("m", package.as_uri(), run_id, decided, description="How to use it.")
+    found.create_model_version("m", package.as_uri(), run_id, decided | {"vaeline.likelihood": "a lie"})
     found.set_registered_model_alias("m", "champion", "1")
     sealed_as(found, package, "1", TrainingCode(commit=COMMIT, diff=hashlib.sha256(DIFF).hexdigest()))
     return found
@@ -79,7 +79,7 @@ def test_everything_that_made_a_model_is_found(client: "MlflowClient"):
     content = json.loads(json.dumps(found.content))
     assert content == json.loads(json.dumps(lineage.trace(client, "models:/m/1").content))
     assert content["model"]["uri"] == found.uri == "models:/m/1"
-    assert content["model"]["aliases"] == ["champion"]
+    assert (content["model"]["aliases"], content["model"]["likelihood"]) == (["champion"], "gaussian")
     assert content["decision"] == {"decision": "promoted", "reasons": ["better"], "gate": {"gain": 1.5}}
     diff = {"bytes": len(DIFF), "cut": False, "files": ["params.yaml", "näher.py"]}
     assert content["code"] == {"commit": COMMIT, "dirty": True, "diff": diff, "untracked": ["new.py"]}
@@ -124,7 +124,7 @@ def test_the_manifest_says_which_code_it_was_and_a_trusted_key_that_it_was_so(
 def test_what_is_damaged_or_gone_in_the_store_leaves_little_lineage(client: "MlflowClient", package: Path):
     run_id = client.get_model_version("m", "1").run_id
     artifacts = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
-    for content in (b"[" * 100_000, b"\xff", b"[]", b""):
+    for content in (b"[" * 100_000, b"\xff", b"[]", b"", b'{"gain": 1e999}'):
         (artifacts / "reports/metrics.json").write_bytes(content)
         for tag in ("gate", "reasons", "versions", "git_untracked"):
             client.set_model_version_tag("m", "1", f"vaeline.{tag}", content[:4000].decode("latin-1"))

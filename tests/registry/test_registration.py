@@ -12,14 +12,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from command_line import vaeline
-from packages import EXAMPLE
+from packages import EXAMPLE, WEIGHTS_AT
 from pipeline.stages import register as stage
 from registry_fixture import NAME
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.registry import load
 from vaeline.registry.registration import UNFINISHED_TAG, training_code
-from vaeline.registry.smoke import predict, smoke_test
+from vaeline.registry.smoke import predict, reconstructions, smoke_test
 from vaeline.registry.versions import find_versions
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.model_files import load_model
@@ -54,14 +54,12 @@ def test_the_first_model_becomes_champion_once_however_often_it_is_registered(re
     assert versions(client) == [version]
     assert aliases(client) == {"champion": str(version.version)}
     digest = load_model(Path("models")).digest
-    decided = {"decision": "promoted", "reasons": ["no champion before it"]}
-    assert registration() == {
-        "digest": digest,
-        "name": NAME,
-        **decided,
-        "gate": json.loads(version.tags["vaeline.gate"]),
-    }
-    assert registration()["gate"].keys() == {"active_units", "images", "elbo", "psnr"}
+    gate, decided = (
+        json.loads(version.tags["vaeline.gate"]),
+        {"decision": "promoted", "reasons": ["no champion before it"]},
+    )
+    assert registration() == {"digest": digest, "name": NAME, **decided, "gate": gate}
+    assert gate.keys() == {"active_units", "images", "elbo", "psnr"}
     run = client.get_run(version.run_id)
     assert run.data.tags["vaeline.model_digest"] == version.tags["vaeline.model_digest"] == digest
     assert run.data.tags["vaeline.decision"] == version.tags["vaeline.decision"] == "promoted"
@@ -137,6 +135,7 @@ def test_a_rejected_model_is_decided_on_again_with_new_thresholds_and_numbers(ev
 
 
 def test_a_model_whose_numbers_are_not_finite_is_rejected(evaluated: Path):
+    (evaluated / "dvc.yaml").write_text("stages: {}")
     weights = Path("models/model.safetensors")
     save_file({name: value * 1e20 for name, value in load_file(weights).items()}, weights)
     for _ in range(2):  # by the metrics of another model; then found by its digest
@@ -175,8 +174,19 @@ def test_a_package_that_does_not_load_back_leaves_no_version(evaluated: Path, mo
     assert aliases(client) == {"champion": str(version.version)}
 
 
+def test_a_wrong_signing_key_ends_a_registration_before_it_has_a_number(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for key in ("", "nowhere.pem"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"^VAELINE_SIGNING_KEY: "):
+            patch.setenv("VAELINE_SIGNING_KEY", key)
+            stage.main()
+    stage.main()
+    assert [int(version.version) for version in versions(connect(current_workspace()))] == [1]
+
+
 @pytest.mark.parametrize("ended", [KeyboardInterrupt, SystemExit(143)])
-def test_a_registration_that_a_signal_ends_goes_on_under_its_number(
+def test_a_registration_ended_by_a_signal_keeps_its_number(
     evaluated: Path, monkeypatch: pytest.MonkeyPatch, ended: Any
 ):
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -191,21 +201,44 @@ def test_a_registration_that_a_signal_ends_goes_on_under_its_number(
     assert load.verify(f"models:/{NAME}/1")["version"] == 1
 
 
+def test_a_version_that_was_brought_from_another_store_is_recognised(registered: Path):
+    """Its package lies in a folder, and has no page in this store."""
+    client, before = connect(current_workspace()), registration()
+    (version,) = versions(client)
+    address = client.get_model_version_download_uri(NAME, version.version)
+    client.delete_registered_model(NAME)
+    client.create_registered_model(NAME)
+    client.create_model_version(NAME, address, tags=version.tags)
+    stage.main()
+    assert (registration(), len(versions(client))) == (before, 1)
+
+
 def test_a_package_must_load_and_predict_in_a_fresh_process_before_it_is_uploaded(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Mistake 17: the caller's PYTHONPATH in that process. A model whose own code is broken passes every number."""
     (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(7)\n")  # run by a Python that has it in its path
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    expected = TrainedModel(load_model(package / "artifacts/model")).reconstruct(EXAMPLE)
+    expected = reconstructions(TrainedModel(load_model(package / "artifacts/model")), EXAMPLE)
     smoke_test(package, EXAMPLE, expected)
-    with pytest.raises(ValueError, match="reconstructs other images than the model that was trained"):
-        predict(package, EXAMPLE, expected + 0.002)
     with pytest.raises(UserError, match="no answer within 1 s"):
         smoke_test(package, EXAMPLE, expected, seconds=1)
     (package / "code/vaeline/serving/model_files.py").write_text("raise RuntimeError('no such thing')\n")
     with pytest.raises(UserError, match=r"does not load and predict in a fresh process: .*no such thing"):
         smoke_test(package, EXAMPLE, expected)
+
+
+def test_a_slightly_damaged_weight_fails_the_smoke_test_and_rounding_does_not(package: Path):
+    """Rounding moves a large network's pixels by more than a weight that is off by 1e-4 does; not in float64."""
+    weights = package / WEIGHTS_AT
+    single, double = reconstructions(TrainedModel(load_model(weights.parent)), EXAMPLE)
+    predict(package, EXAMPLE, [single + np.float32(2e-4), double])
+    with pytest.raises(ValueError, match="reconstructs other images than the model that was trained"):
+        predict(package, EXAMPLE, [single + np.float32(2e-3), double])
+    tensors = load_file(weights)
+    save_file(tensors | {"decoder.0.weight": tensors["decoder.0.weight"] * (1 + 1e-4)}, weights)
+    with pytest.raises(ValueError, match="reconstructs other images than the model that was trained"):
+        predict(package, EXAMPLE, [single, double])
 
 
 def test_the_code_that_trained_a_model_is_sealed_with_it(evaluated: Path):

@@ -96,9 +96,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("server")
-def test_four_clones_at_one_server_use_no_more_numbers_than_there_are_registrations(
-    tmp_path: Path, outputs: Callable[..., Path]
-):
+def test_four_clones_at_one_server_use_no_more_numbers_than_registrations(tmp_path: Path, outputs: Callable[..., Path]):
     """Twice the same model, and two others, in each round."""
     rounds, registered, used = 5, set[str](), 0
     for number in range(rounds):

@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from model_sections import AUTOENCODER_KL, CONV, FITTED, GATED, LIKELIHOODS, MIXTURE, MLP, described
-from vaeline import config
+from model_sections import FITTED, LIKELIHOODS, MIXTURE, NETWORKS, SHAPE, saved, section
 from vaeline.core.model import decoded
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.serving import onnx_export
-from vaeline.serving.model_files import LoadedModel, load_model, save_model
+from vaeline.serving.model_files import LoadedModel
 from vaeline.serving.onnx_export import ABOUT, DECODER, ENCODER, PRIOR, TOLERANCE, export_onnx
-from vaeline.training.build import build_model
 
-NETWORKS: dict[str, dict[str, Any]] = {"mlp": MLP, "conv": CONV, "gated": GATED, "kl": AUTOENCODER_KL}
 OBJECTIVES = ("elbo", "autoencoder")
 COUNTS = (1, 2, 7, 33)
 CONSUMER = """
@@ -39,17 +36,13 @@ assert not {"torch", "vaeline"} & set(sys.modules)
 """
 
 
-def saved(folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo", **other: Any) -> LoadedModel:
-    """A tiny model; its weights are three times as large as drawn, so that saturated units are met too."""
-    shape, latent_dim = ((3, 8, 6), 12) if network == "kl" else ((1, 9, 7), 3)
-    content = {"latent_dim": latent_dim, "network": NETWORKS[network], "likelihood": likelihood} | other
-    section = config.Model.model_validate(content)
-    vae = build_model(section, shape, objective, seed=1)
-    with torch.no_grad():
-        for parameter in (*vae.encoder.parameters(), *vae.decoder.parameters()):
-            parameter.mul_(3)
-    save_model(folder, vae, described(section, objective))
-    return load_model(folder)
+def trained(
+    folder: Path, network: str, likelihood: dict[str, Any], objective: str = "elbo", **more: Any
+) -> LoadedModel:
+    """A tiny model whose large weights saturate units."""
+    shape, latent_dim = ((3, 8, 6), 12) if network == "kl" else (SHAPE, 3)
+    model = section(NETWORKS[network], likelihood, latent_dim=latent_dim, **more)
+    return saved(folder, model, shape, objective, gain=3)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,7 +88,7 @@ def check(loaded: LoadedModel, folder: Path, tolerance: float) -> None:
 def test_every_network_and_likelihood_comes_out_as_torch_has_it(
     tmp_path: Path, network: str, likelihood: dict[str, Any], objective: str, capfd: pytest.CaptureFixture[str]
 ):
-    loaded = saved(tmp_path / "model", network, likelihood, objective)
+    loaded = trained(tmp_path / "model", network, likelihood, objective)
     tolerance = 1e-4 if network == "kl" else TOLERANCE  # its attention makes that of float32's rounding
     assert max(export_onnx(loaded, tmp_path / "onnx")) <= tolerance
     assert capfd.readouterr() == ("", ""), "the exporter's messages are suppressed"
@@ -104,7 +97,7 @@ def test_every_network_and_likelihood_comes_out_as_torch_has_it(
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return saved(tmp_path_factory.mktemp("model"), "mlp", LIKELIHOODS[2])
+    return trained(tmp_path_factory.mktemp("model"), "mlp", LIKELIHOODS[2])
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +115,13 @@ def test_a_consumer_with_onnxruntime_and_numpy_needs_nothing_else(loaded: Loaded
     np.testing.assert_allclose(answers["images"], decoded(loaded.vae, posterior.mean), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("prior", [{"kind": "standard-normal"}, MIXTURE, FITTED], ids=lambda prior: prior["kind"])
-def test_the_prior_is_there_as_a_mixture_of_gaussians_to_draw_from(tmp_path: Path, prior: dict[str, Any]):
-    loaded = saved(tmp_path / "model", "mlp", LIKELIHOODS[0], prior=prior)
+@pytest.mark.parametrize(
+    ("prior", "objective"),
+    [({"kind": "standard-normal"}, "elbo"), (MIXTURE, "elbo"), (FITTED, "elbo"), (FITTED, "autoencoder")],
+    ids=str,
+)
+def test_the_prior_is_a_mixture_of_gaussians_to_draw_from(tmp_path: Path, prior: dict[str, Any], objective: str):
+    loaded = trained(tmp_path / "model", "mlp", LIKELIHOODS[0], objective, prior=prior)
     export_onnx(loaded, tmp_path)
     about, found = json.loads((tmp_path / ABOUT).read_text())["prior"], np.load(tmp_path / PRIOR)
     assert (about["file"], about["sha256"]) == (PRIOR, file_digest(tmp_path / PRIOR))
@@ -135,6 +132,13 @@ def test_the_prior_is_there_as_a_mixture_of_gaussians_to_draw_from(tmp_path: Pat
     drawn = loaded.vae.prior.sample(torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))).numpy()
     assert z.mean(0) == pytest.approx(drawn.mean(0), abs=0.1)
     assert np.cov(z.T) == pytest.approx(np.cov(drawn.T), abs=0.2)
+
+
+def test_a_plain_autoencoder_has_no_prior_and_that_of_an_earlier_export_goes(tmp_path: Path):
+    (tmp_path / PRIOR).write_text("of an earlier export")
+    export_onnx(trained(tmp_path / "model", "mlp", LIKELIHOODS[1], "autoencoder"), tmp_path)
+    assert json.loads((tmp_path / ABOUT).read_text())["prior"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ENCODER, DECODER, ABOUT}
 
 
 def test_the_files_name_the_model_and_each_other_and_no_path_of_this_machine(loaded: LoadedModel, exported: Path):
@@ -161,13 +165,11 @@ def test_the_files_name_the_model_and_each_other_and_no_path_of_this_machine(loa
 def test_the_same_model_gives_the_same_bytes_and_other_files_stay(exported: Path, tmp_path: Path):
     (tmp_path / ENCODER).write_text("of an older export")
     (tmp_path / "holiday.jpg").write_text("x")
-    export_onnx(saved(tmp_path.parent / f"{tmp_path.name}-model", "mlp", LIKELIHOODS[2]), tmp_path)
+    export_onnx(trained(tmp_path.parent / f"{tmp_path.name}-model", "mlp", LIKELIHOODS[2]), tmp_path)
     assert contents(tmp_path) == contents(exported) | {"holiday.jpg": b"x"}
 
 
-def test_a_graph_that_differs_from_torch_is_not_written(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_graph_unlike_torch_is_not_written(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ENCODER).write_text("old")
     monkeypatch.setattr(onnx_export, "MOST", -1.0)
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)

@@ -4,8 +4,10 @@ import pickle
 import random
 import resource
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,8 +28,9 @@ from package_damage import (
     remove,
 )
 from package_damage import replace as put_in_place
-from packages import CONFIG_AT, WEIGHTS_AT, reseal
+from packages import CONFIG_AT, WEIGHTS_AT, make_package, reseal
 from vaeline.errors import UserError
+from vaeline.serving import mlflow_package
 from vaeline.serving.model_files import load_model
 from vaeline.serving.package import LEFT_BY_MLFLOW, MANIFEST, SIGNATURE, seal
 
@@ -87,7 +90,30 @@ def test_hostile_files_and_manifests_are_refused_though_the_digests_fit(package:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
-def test_a_manifest_that_someone_else_signed_is_refused(
+def test_folders_in_each_other_by_the_thousand_are_refused(package: Path):
+    deep = package
+    for _ in range(1500):
+        (deep := deep / "d").mkdir()
+    try:
+        assert str(package) in refusal(package)
+    finally:
+        subprocess.run(["rm", "-rf", str(package)], check=True)  # pytest's clean-up recurses
+
+
+def test_a_package_has_the_library_s_code_alone(tmp_path: Path, outputs: Callable[..., Path], monkeypatch):
+    """Not what an editor, a person or another branch left beside it."""
+    library = shutil.copytree(Path(vaeline.__file__).parent, tmp_path / "vaeline")
+    for name in ("notes.md", "my copy.py", ".#lock.py", "old_branch/__pycache__/a.cpython-311.pyc"):
+        put(name, b"")(library)
+    monkeypatch.setattr(mlflow_package, "vaeline", SimpleNamespace(__file__=str(library / "__init__.py")))
+    make_package(tmp_path / "package", outputs() / "models")
+    assert vaeline.load(tmp_path / "package")
+    files = {path.relative_to(library) for path in library.rglob("*.py") if "__pycache__" not in path.parts}
+    code = tmp_path / "package/code/vaeline"
+    assert {path.relative_to(code) for path in code.rglob("*.py")} == files - {Path("my copy.py"), Path(".#lock.py")}
+
+
+def test_a_manifest_of_another_signer_is_refused(
     package: Path, sealed: Path, trusted_key: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("VAELINE_SIGNING_KEY", str(sealed / "stranger.pem"))

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from model_sections import described, section
+from model_sections import saved, section
 from vaeline.serving.inference import TrainedModel
-from vaeline.serving.model_files import load_model, save_model
-from vaeline.training.build import build_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns of its own type hints when imported
@@ -22,10 +20,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
 
 
 def served(folder: Path, **likelihood: Any) -> Served:
-    model = section(likelihood=likelihood)
-    save_model(folder, build_model(model, SHAPE, "elbo", seed=1), described(model))
     answering = Served()
-    answering.model = TrainedModel(load_model(folder))
+    answering.model = TrainedModel(saved(folder, section(likelihood=likelihood), SHAPE))
     return answering
 
 

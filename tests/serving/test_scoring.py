@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_sections import described, section
+from model_sections import saved, section
 from vaeline.data.sources.images import read_folder
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED, Verdict
 from vaeline.serving.inference import TrainedModel
-from vaeline.serving.model_files import load_model, save_model
 from vaeline.serving.scoring import score_images
-from vaeline.training.build import build_model
 
 SHAPE = (1, 8, 6)  # C, H, W
 
@@ -29,9 +27,7 @@ def trained(
     folder: Path, likelihood: str = "gaussian", objective: str = "elbo", shape: tuple[int, int, int] = SHAPE
 ) -> TrainedModel:
     """A model to which noise is familiar."""
-    model = section(likelihood={"kind": likelihood})
-    save_model(folder, build_model(model, shape, objective, seed=1), described(model, objective))
-    loaded = TrainedModel(load_model(folder))
+    loaded = TrainedModel(saved(folder, section(likelihood={"kind": likelihood}), shape, objective))
     if objective == "autoencoder" or likelihood == "bernoulli":
         return replace(loaded, reference=np.arange(10.0))
     return replace(loaded, reference=loaded.score(noise(300, seed=1, shape=shape), REFERENCE_SEED).astype(np.float64))
@@ -97,9 +93,7 @@ def test_fit_resizes_and_converts_class_folders_as_preparing_the_data_does(tmp_p
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 8), (3, 8, 6)])
-def test_images_of_another_kind_are_reported_in_one_line(
-    model: TrainedModel, tmp_path: Path, shape: tuple[int, int, int]
-):
+def test_images_of_another_kind_are_one_line(model: TrainedModel, tmp_path: Path, shape: tuple[int, int, int]):
     pixels, kind = noise(2, 1, shape), {1: "8 x 6 pixels in L", 3: "6 x 8 pixels in RGB"}[shape[0]]
     line = rf"its images are {kind}; the model's: 6 x 8 pixels in L"
     with pytest.raises(UserError, match=rf"{line} \(--fit crop makes them so\)$"):
@@ -122,12 +116,7 @@ def test_what_cannot_be_scored_is_reported_in_one_line(model: TrainedModel, tmp_
     grey, plain = write_images(tmp_path / "grey", black_white), trained(tmp_path / "plain", objective="autoencoder")
     for scored, images, fit, line in (
         (model, tmp_path / "rgba", "", r"RGBA with transparency; allowed: L or RGB, or --fit crop to convert"),
-        (
-            model,
-            write_images(tmp_path / "levels", black_white // 9),
-            "",
-            "levels: the largest value of all images is 28",
-        ),
+        (model, write_images(tmp_path / "dim", black_white // 9), "", "dim: the largest value of all images is 28"),
         (model, tmp_path / "nowhere", "", "nowhere: does not exist; allowed: a folder of PNG or JPEG images, or an"),
         (binary, grey, "", "image 002.png has grey pixels; the model takes black and white"),
         (plain, fine, "", "models:/m@champion: is a plain autoencoder"),

@@ -228,9 +228,10 @@ RESEALED: dict[str, Damage] = {  # the attacker made the manifest fit, and no si
     "a hundred layers": edit_json(CONFIG_AT, lambda c: c["model"]["network"].update(hidden=[1] * 100)),
     "config of gigabytes": edit_json(CONFIG_AT, lambda c: c["model"].update(latent_dim=65536)),
     "config of a terabyte": edit_json(CONFIG_AT, lambda c: c["model"]["network"].update(hidden=[65536] * 90)),
-    "config beyond 64 bits": edit_json(
+    "larger images than any data": edit_json(CONFIG_AT, lambda c: c.update(shape=[1, 65536, 65536])),
+    "largest config": edit_json(
         CONFIG_AT,
-        lambda c: (c.update(shape=[65536] * 3), c["model"].update(prior={"kind": "vamp", "components": 65536})),
+        lambda c: (c.update(shape=[4, 4096, 4096]), c["model"].update(prior={"kind": "vamp", "components": 65536})),
     ),
     "config of another objective": edit_json(CONFIG_AT, lambda c: c.update(objective="autoencoder")),
 }

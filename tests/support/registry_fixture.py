@@ -102,11 +102,6 @@ class FilledRegistry:
 
 
 @pytest.fixture
-def start() -> RunStart:
-    return START
-
-
-@pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty repository as the working directory; no uploader is started in it."""
     monkeypatch.chdir(tmp_path)

@@ -11,10 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from registry_fixture import START
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace, current_workspace
 from vaeline.tracking.connection import connect
 from vaeline.tracking.outbox import Event, Outbox, RunOutbox
+from vaeline.tracking.provenance import RunStart
+from vaeline.tracking.runs import RunTracker, open_model_run, open_training_run
+
+DIGEST = "m" * 64  # of a model
+
+
+def train(key: str = "key", start: RunStart = START, **options: bool) -> RunTracker:
+    """The run of a training."""
+    return open_training_run(current_workspace(), key, start, **options)
+
+
+def later_stage(**options: bool) -> RunTracker:
+    """The run of the model DIGEST, for a stage after training."""
+    return open_model_run(current_workspace(), DIGEST, START, **options)
 
 
 def outbox_runs(folder: Path) -> list[RunOutbox]:

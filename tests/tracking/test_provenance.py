@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from vaeline.config import read_params
+from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
 from vaeline.io.git import git, git_bytes
 from vaeline.io.workspace import RunContext, current_workspace
+from vaeline.tracking import provenance
 from vaeline.tracking.provenance import (
     MAXIMUM_DIFF,
     RunStart,
@@ -39,19 +41,11 @@ def test_params_and_metrics_are_flattened_by_key_path_and_mlflow_shows_those_tha
     assert (flat["train.beta"], flat["data.source.kind"]) == ("1.0", "fashion-mnist")
     assert flat["register.name"] == PARAMS.register_.name
     assert json.loads(flat["model.network.hidden"]) == list(PARAMS.model.network.hidden)
-    test = {
-        "elbo": -3,
-        "elbo_se": 0.1,
-        "importance_samples": 9,
-        "active_units": 2,
-        "note": "x",
-        "nll": None,
-        "ok": True,
-    }
+    test = {"elbo": -3, "elbo_se": 0.1, "importance_samples": 9, "active_units": 2, "n": "", "nll": None, "ok": True}
     latent = {"mutual_information": 1.5, "rate": 2.0, "mmd": {"squared": 0.1, "points": 5}}
     numbers = flatten_metrics({"test": test, "latent": latent, "k": 100})
     assert numbers.items() >= {"test/elbo": -3.0, "latent/mmd/squared": 0.1, "k": 100.0}.items()
-    assert not numbers.keys() & {"test/note", "test/nll", "test/ok"}
+    assert not numbers.keys() & {"test/n", "test/nll", "test/ok"}
     assert headline_metrics({"validation": {"elbo": -2.0, "kl": 1.0}, "test": test, "latent": latent}) == {
         "test/elbo": -3.0,
         "test/active_units": 2.0,
@@ -83,6 +77,19 @@ def test_a_repository_that_git_does_not_trust_is_reported_with_the_command_that_
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     assert "vaeline.git_commit" not in begin().tags
     assert [m.endswith(f"git config --global --add safe.directory {checkout}") for m in caplog.messages] == [True]
+
+
+def test_a_commit_whose_uncommitted_changes_git_does_not_find_in_time_is_left_out_with_a_warning(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def slow(root: Path, command: str, *words: str, **options: object) -> bytes:
+        if command == "ls-files":
+            raise UserError("git: timed out")
+        return git_bytes(root, command, *words, **options)
+
+    monkeypatch.setattr(provenance, "git_bytes", slow)
+    assert "vaeline.git_commit" not in begin().tags
+    assert [message.endswith("git: timed out") for message in caplog.messages] == [True]
 
 
 def test_untracked_files_are_recorded_by_name_for_no_diff_holds_them(checkout: Path):

@@ -57,7 +57,7 @@ def test_a_copy_beside_the_original_reads_its_own_models(
     assert caplog.text.count(MOVED) == 1, "once is enough"
 
 
-def test_what_a_moved_repository_had_not_sent_goes_once_into_its_own_store(
+def test_what_a_moved_repository_had_not_sent_goes_into_its_store(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     old, new = tmp_path / "old", tmp_path / "new"
@@ -96,7 +96,7 @@ def test_another_name_of_the_folder_and_a_store_elsewhere_change_nothing(
 
 
 @pytest.mark.parametrize("fault", ["left behind", "read only"])
-def test_a_copy_whose_artifacts_cannot_be_its_own_is_refused(
+def test_a_copy_without_artifacts_is_refused(
     fault: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     copy = shutil.copytree(published, tmp_path / "copy")

@@ -7,25 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uploads import outbox_runs
+from uploads import DIGEST, later_stage, outbox_runs, train
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.outbox import Event, RunOutbox
-from vaeline.tracking.provenance import RunStart
-from vaeline.tracking.runs import RunTracker, latest_artifact, open_model_run, open_training_run
-
-DIGEST = "m" * 64
+from vaeline.tracking.runs import RunTracker, latest_artifact
 
 
 def events(run: RunTracker, *kinds: str) -> list[Event]:
     return [event for _, event in run.outbox.read() if event["kind"] in kinds]
-
-
-def train(key: str, start: RunStart, **options: bool) -> RunTracker:
-    return open_training_run(current_workspace(), key, start, **options)
-
-
-def later_stage(start: RunStart, **options: bool) -> RunTracker:
-    return open_model_run(current_workspace(), DIGEST, start, **options)
 
 
 def grey(value: int) -> np.ndarray:
@@ -33,8 +22,8 @@ def grey(value: int) -> np.ndarray:
 
 
 @pytest.fixture
-def run(repository: Path, start: RunStart) -> RunTracker:
-    return train("key", start)
+def run(repository: Path) -> RunTracker:
+    return train()
 
 
 @pytest.fixture
@@ -71,10 +60,10 @@ def test_a_training_reports_metrics_pictures_files_and_its_end(run: RunTracker, 
     assert (tags["values"], end["status"]) == ({"vaeline.model_digest": DIGEST}, "FINISHED")
 
 
-def test_a_resumed_training_goes_on_without_repeating_a_point(run: RunTracker, start: RunStart):
+def test_a_resumed_training_goes_on_without_repeating_a_point(run: RunTracker):
     """Mistake 16: the first value of a step stays."""
     for status, steps, speed in (("KILLED", (1, 2, 3), 100.0), ("FINISHED", (2, 3, 4), 200.0)):
-        tracker = run if status == "KILLED" else train("key", start)
+        tracker = run if status == "KILLED" else train()
         assert tracker.outbox == run.outbox
         for step in steps:
             tracker.metrics({"train/elbo": float(step), "train/images_per_second": speed + step}, step)
@@ -87,10 +76,10 @@ def test_a_resumed_training_goes_on_without_repeating_a_point(run: RunTracker, s
     assert run.outbox.status() == "FINISHED"
 
 
-def test_a_finished_training_repeated_is_a_new_run_unless_it_resumes(finished: RunTracker, start: RunStart):
-    with train("key", start, resume=True) as resumed:
+def test_a_finished_training_repeated_is_a_new_run_unless_it_resumes(finished: RunTracker):
+    with train(resume=True) as resumed:
         assert resumed.outbox == finished.outbox
-    with train("key", start) as repeated:
+    with train() as repeated:
         assert repeated.outbox.name == "key-2"
 
 
@@ -108,13 +97,11 @@ def test_how_the_block_ends_is_how_the_run_ends(run: RunTracker, error: BaseExce
     assert [event["status"] for event in events(run, "end")] == [status]
 
 
-def test_a_later_stage_corrects_values_of_the_latest_run_of_its_model_and_leaves_its_status_alone(
-    finished: RunTracker, start: RunStart
-):
-    with train("other", start) as other:
+def test_a_later_stage_corrects_values_of_the_latest_run_of_its_model_and_leaves_its_status_alone(finished: RunTracker):
+    with train("other") as other:
         other.finish_training(DIGEST)
     for nll in (99.0, 99.0, 98.0):
-        with pytest.raises(ValueError, match="stage"), later_stage(start) as later:
+        with pytest.raises(ValueError, match="stage"), later_stage() as later:
             later.metrics({"test/nll": nll})
             later.image("samples/prior", grey(int(nll)), 0)
             raise ValueError("stage")
@@ -125,7 +112,7 @@ def test_a_later_stage_corrects_values_of_the_latest_run_of_its_model_and_leaves
 
 
 def test_without_a_local_run_one_is_made_from_the_outputs_whole_or_not_at_all(
-    repository: Path, start: RunStart, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    repository: Path, outputs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
     outputs(folder=repository)
     append = RunOutbox.append
@@ -138,9 +125,9 @@ def test_without_a_local_run_one_is_made_from_the_outputs_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(RunOutbox, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            later_stage(start)
+            later_stage()
     assert outbox_runs(repository) == []
-    with later_stage(start) as first, later_stage(start) as second:
+    with later_stage() as first, later_stage() as second:
         pass
     assert first.outbox == second.outbox
     begin, *points, image = (event for _, event in first.outbox.read())
@@ -155,21 +142,19 @@ def test_without_a_local_run_one_is_made_from_the_outputs_whole_or_not_at_all(
     assert {event["when"] for event in (*points, image)} == {"created"}
 
 
-def test_broken_outputs_do_not_stop_a_later_stage(repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture):
+def test_broken_outputs_do_not_stop_a_later_stage(repository: Path, caplog: pytest.LogCaptureFixture):
     (repository / "reports").mkdir()
     (repository / "reports" / "history.csv").write_text("epoch,step,train_elbo\n1,ten,x\n")
-    with later_stage(start):
+    with later_stage():
         pass
     assert "not all of it taken" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["full disk", "no folder"])
-def test_a_fault_of_the_disk_costs_one_warning_and_no_training(
-    repository: Path, start: RunStart, caplog: pytest.LogCaptureFixture, fault: str
-):
+def test_a_fault_of_the_disk_costs_no_training(repository: Path, caplog: pytest.LogCaptureFixture, fault: str):
     if fault == "no folder":
         (repository / ".vaeline").write_text("not a folder")
-    with caplog.at_level(logging.WARNING), train("key", start) as run:
+    with caplog.at_level(logging.WARNING), train() as run:
         if fault == "full disk":
             run.outbox.outbox.execute("PRAGMA max_page_count = 1")
         run.metrics({"train/elbo": 1.0}, 1)
@@ -180,4 +165,4 @@ def test_a_fault_of_the_disk_costs_one_warning_and_no_training(
     assert ("[Errno 28] No space left on device" in message) == (fault == "full disk")
     if fault == "no folder":
         with pytest.raises(OSError, match="directory"):
-            later_stage(start, upload=False)
+            later_stage(upload=False)

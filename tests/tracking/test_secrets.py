@@ -36,10 +36,7 @@ CANARY = "p@c4n4ry"
             "http://h:5000/#/runs/1 and http://h/#t0ken of http://[::1]:80",
             "http://h:5000/#/runs/1 and http://h/#*** of http://[::1]:80",
         ),
-        (
-            "http://user:passw0rd has no host; http://h:80, http://h: away",
-            "http:// has no host; http://h:80, http://h: away",
-        ),
+        ("http://user:passw0rd has no host; http://h:80, http://h:", "http:// has no host; http://h:80, http://h:"),
         ("PWD=p4ss; Token: abc; cannot start any token", "PWD=*** Token: *** cannot start any token"),
         ("store http:/user:one slash@h or mysql//u:n0 colon@h", "store http:/user:***@h or mysql//u:***@h"),
     ],

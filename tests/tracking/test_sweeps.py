@@ -1,8 +1,5 @@
 from pathlib import Path
 
-import pytest
-
-from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking.connection import connect
 from vaeline.tracking.provenance import RunStart
@@ -34,9 +31,3 @@ def test_the_parent_is_made_once_and_holds_the_outcome_and_runs_without_a_parent
     runs = client.search_runs([run.info.experiment_id])
     parents = {r.info.run_name: r.data.tags.get("mlflow.parentRunId") for r in runs}
     assert parents == {"orphan": parent, "elsewhere": "another", "unrelated": None, "first": None, "second": None}
-
-
-def test_a_store_that_is_away_is_one_clear_line(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"the tracking store http://127\.0\.0\.1:9 cannot be used"):
-        open_parent(current_workspace(), "experiment", "first", {})

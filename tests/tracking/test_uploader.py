@@ -1,8 +1,6 @@
 """The uploader as a process of its own, beside trainings that end well, are killed, or have no server."""
 
 import itertools
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from uploads import answers, is_free, mlflow_server, outbox_runs, until
+from uploads import is_free, outbox_runs, train, until
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.tracking import uploader
 from vaeline.tracking.connection import connect
-from vaeline.tracking.provenance import RunStart
-from vaeline.tracking.runs import RunTracker, open_training_run
 from vaeline.tracking.uploader import sync_all
 
 TRAINING = """
@@ -55,10 +51,6 @@ def uploading(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     until(lambda: all(map(is_free, outbox_runs(store.parents[1]))))
 
 
-def train(start: RunStart) -> RunTracker:
-    return open_training_run(current_workspace(), "key", start)
-
-
 def stored() -> tuple[str, dict[str, float]]:
     """Status and latest metrics of the store's only run; nothing where there is none."""
     client = connect(current_workspace())
@@ -67,8 +59,8 @@ def stored() -> tuple[str, dict[str, float]]:
     return (runs[0].info.status, dict(runs[0].data.metrics)) if runs else ("", {})
 
 
-def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(uploading: Path, start: RunStart):
-    with train(start) as run:
+def test_a_training_is_seen_while_it_runs_and_when_it_has_ended(uploading: Path):
+    with train() as run:
         run.metrics({"train/elbo": -1.0}, 1)
         until(lambda: "train/elbo" in stored()[1])
         assert stored()[0] == "RUNNING"
@@ -92,8 +84,8 @@ def test_a_killed_training_is_shown_as_killed(uploading: Path):
 
 
 @pytest.mark.parametrize("server", ["absent", "hung"])
-def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
-    uploading: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch, server: str
+def test_without_a_server_all_is_kept_and_sent_later_once(
+    uploading: Path, monkeypatch: pytest.MonkeyPatch, server: str
 ):
     """A training does not feel it; nothing is lost, and the password is written nowhere."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -104,7 +96,7 @@ def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
             silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cr3t@127.0.0.1:{silent.getsockname()[1]}")
         begin = time.monotonic()
-        with train(start) as run:
+        with train() as run:
             for step in range(100):
                 run.metrics({"train/elbo": float(step)}, step)
         assert time.monotonic() - begin < 5
@@ -123,10 +115,10 @@ def test_without_a_server_that_answers_all_is_kept_and_sent_later_once(
 
 
 def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_once_more_at_the_end(
-    repository: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch
+    repository: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Mistake 16: a server that is away is not asked every two seconds."""
-    run, clock, tries = train(start), [0.0], []
+    run, clock, tries = train(), [0.0], []
 
     def sleep(seconds: float) -> None:
         clock[0] += seconds
@@ -149,30 +141,3 @@ def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_o
 def test_eight_processes_may_start_on_a_new_store_at_once(repository: Path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", MANY], check=True)
     assert len(connect(current_workspace()).search_experiments(filter_string="name = 'experiment'")) == 1
-
-
-@pytest.mark.slow
-def test_a_server_that_is_stopped_and_goes_on_gets_everything_once(
-    uploading: Path, start: RunStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    with mlflow_server(tmp_path) as (address, server):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        until(answers)
-        with train(start) as run:
-            run.metrics({"train/elbo": 1.0}, 1)
-            until(lambda: stored()[1].get("train/elbo") == 1.0)
-            os.killpg(server.pid, signal.SIGSTOP)
-            begin = time.monotonic()
-            for step in range(2, 100):
-                run.metrics({"train/elbo": float(step)}, step)
-        assert time.monotonic() - begin < 5
-        until(lambda: is_free(run.outbox))
-        assert not run.outbox.is_sent()
-        os.killpg(server.pid, signal.SIGCONT)
-        until(answers)
-        sync_all(current_workspace())
-        client = connect(current_workspace())
-        (sent,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        points = client.get_metric_history(sent.info.run_id, "train/elbo")
-        assert sorted(point.step for point in points) == list(range(1, 100))
-        assert sent.info.status == "FINISHED"

@@ -103,9 +103,9 @@ def export(
 ) -> None:
     """Write a model for another library, compared with it first.
 
-    onnx: encoder.onnx, decoder.onnx, prior.npz, and model.json, their description; for use without torch. diffusers:
-    config.json and safetensors, for AutoencoderKL.from_pretrained. Needs the extra: pip install 'vaeline[onnx]', or
-    [diffusion].
+    onnx: encoder.onnx, decoder.onnx, prior.npz where there is a prior, and model.json, their description; for use
+    without torch. diffusers: config.json and safetensors, for AutoencoderKL.from_pretrained. Needs the extra: pip
+    install 'vaeline[onnx]', or [diffusion].
     """
     if kind == "onnx":
         from vaeline.serving.onnx_export import export_onnx as write

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -66,7 +67,10 @@ def readable() -> Iterator[None]:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no key twice in an object, no NaN, not deeper than any of ours. Raises UserError."""
+    """Strict JSON: UTF-8, no key twice in an object, all numbers finite, not deeper than any of ours.
+
+    Raises UserError.
+    """
     depth = 0
     for token in TOKENS.finditer(content):
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
@@ -79,11 +83,14 @@ def parse_json(content: bytes, where: str) -> Any:
                 raise UserError(f"{where}: key {shown(key)!r} given twice")
         return dict(pairs)
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(constant)
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(text)
+        return number
 
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        text = content.decode("utf-8")
+        return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except ValueError:
         raise UserError(f"{where}: is not JSON") from None
 

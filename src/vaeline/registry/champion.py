@@ -102,7 +102,7 @@ def registry_lock(client: "MlflowClient", workspace: Workspace) -> Iterator[None
     uri = client.tracking_uri
     folder = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else workspace.state
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "registry.lock"):
+    with locked(folder / "registry.lock", lambda: log.warning("waiting for another registration to end")):
         yield
 
 

@@ -50,7 +50,7 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
     name, number = str(version.name), str(version.version)
     uri = f"models:/{name}/{number}"
     package = verified(uri)
-    run, code = None, package.manifest.code
+    run, code, model = None, package.manifest.code, package.loaded.config
     with tolerated(*UNKNOWN):
         run = client.get_run(version.run_id or "none")
     if run is None:
@@ -74,7 +74,9 @@ def trace(client: "MlflowClient", uri: str) -> Lineage:
             "version": number,
             "aliases": sorted(alias for alias, target in aliases.items() if str(target) == number),
             "model_digest": package.manifest.model_digest,
-            **{key: tags[key] for key in ("likelihood", "objective", "manifest")},
+            "likelihood": model.model.likelihood.kind,
+            "objective": model.objective,
+            "manifest": tags["manifest"],
         },
         "code": {
             "commit": code.commit if code else tags["git_commit"],

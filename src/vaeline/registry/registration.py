@@ -17,8 +17,8 @@ import numpy as np
 from vaeline.io.workspace import Workspace
 from vaeline.registry.champion import ChampionChangedError, GateEvaluator, load_version, registry_lock, run_gate
 from vaeline.registry.gate import Evidence
-from vaeline.registry.load import verified
-from vaeline.registry.smoke import smoke_test
+from vaeline.registry.load import LOGGED, verified
+from vaeline.registry.smoke import reconstructions, smoke_test
 from vaeline.registry.versions import (
     CHAMPION,
     DATA_TAG,
@@ -31,6 +31,7 @@ from vaeline.registry.versions import (
 )
 from vaeline.serving.inference import TrainedModel
 from vaeline.serving.package import MANIFEST, SIGNATURE, RegisteredAs, TrainingCode, seal
+from vaeline.serving.signatures import signing_key
 from vaeline.tracking.connection import SQLITE, tolerated
 from vaeline.tracking.outbox import RunOutbox
 
@@ -108,15 +109,18 @@ def evidence_tags(evidence: Evidence) -> dict[str, str]:
 def describe_stored(client: "MlflowClient", version: "ModelVersion", run_id: str) -> None:
     """Show on the page of a version's stored model its test metrics, from a run, its data set and the version.
 
-    The metrics keep the times that they have in the run, so that a repetition adds nothing.
+    The metrics keep the times that they have in the run, so that a repetition adds nothing. A version that was brought
+    from another store has no such page.
     """
     from mlflow.entities import Metric
 
-    run, model, points = client.get_run(run_id), str(version.source).removeprefix("models:/"), []
+    if not (address := LOGGED.fullmatch(version.source or "")):
+        return
+    run, model, points = client.get_run(run_id), address[1], []
     used = run.inputs.dataset_inputs if run.inputs else []
     data = {"dataset_name": used[0].dataset.name, "dataset_digest": used[0].dataset.digest} if used else {}
     for key in [key for key in run.data.metrics if key.startswith("test/")]:
-        last = client.get_metric_history(run_id, key)[-1]
+        last = max(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
         points.append(Metric(key, last.value, last.timestamp, last.step, model, run_id=run_id, **data))
     client.log_batch(run_id, metrics=points)
     registered = json.dumps([{"name": version.name, "version": str(version.version)}])
@@ -146,6 +150,7 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
 
     if theirs := _published(client, model):
         return theirs
+    signing_key()  # a wrong one ends here, not after the upload
     run, name, digest = client.get_run(model.run_id), model.name, model.evidence.digest
     with tolerated("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name, description=_usage(name))
@@ -159,7 +164,7 @@ def publish(client: "MlflowClient", model: NewModel) -> "ModelVersion":
             folder, place, id_ = Path(temporary) / "model", stored.artifact_location, stored.model_id
             content = Model(artifact_path=place, run_id=model.run_id, model_uuid=id_, model_id=id_)
             write_package(folder, model.folder, model.loaded, model.example, content, model.reference)
-            smoke_test(folder, model.example, TrainedModel(model.loaded).reconstruct(model.example))
+            smoke_test(folder, model.example, reconstructions(TrainedModel(model.loaded), model.example))
             client.log_model_artifacts(stored.model_id, str(folder))
             if theirs := _published(client, model):
                 return theirs

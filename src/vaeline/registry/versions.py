@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaeline.errors import UserError
 from vaeline.io.safe_read import parse_json
-from vaeline.tracking.connection import tolerated
+from vaeline.tracking.connection import all_pages, tolerated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,9 +22,7 @@ T = TypeVar("T", list[Any], dict[str, Any])
 
 def find_models(client: "MlflowClient", name: str | None = None) -> "list[RegisteredModel]":
     """Registered models, or the one of that name. Raises UserError where it does not exist."""
-    found = list(client.search_registered_models())
-    while found and (token := getattr(found, "token", None)):
-        found += client.search_registered_models(page_token=token)
+    found = all_pages(client.search_registered_models)
     if name is None:
         return found
     chosen = [model for model in found if model.name == name]
@@ -37,7 +35,7 @@ def find_models(client: "MlflowClient", name: str | None = None) -> "list[Regist
 def find_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
     """Versions of a registered model, the newest first."""
     quote = '"' if "'" in name else "'"
-    found = client.search_model_versions(f"name = {quote}{name}{quote}")
+    found = all_pages(client.search_model_versions, f"name = {quote}{name}{quote}")
     return sorted(found, key=lambda version: int(version.version), reverse=True)
 
 
@@ -77,7 +75,7 @@ def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
 def parsed(text: str | bytes, kind: type[T]) -> T:
     """JSON that anyone may have written into a tag or a file; empty where it is something else."""
     try:
-        value = parse_json(text if isinstance(text, bytes) else text.encode(), "")
+        value = parse_json(text if isinstance(text, bytes) else text.encode(errors="replace"), "")
     except UserError:
         return kind()
     return value if isinstance(value, kind) else kind()

@@ -36,8 +36,7 @@ class TrainedModel:
 
     def encode(self, pixels: Values) -> Values:
         """Posterior means, the mean of q(z|x): [N, C, H, W] -> [N, Z]."""
-        vae = self.loaded.vae
-        return self._batched(pixels, self._pixels, lambda u8, _: vae.encode(vae.likelihood.observe(u8, None)).mean)
+        return self._batched(pixels, self._pixels, lambda u8, _: self._means(u8))
 
     def decode(self, latents: Values) -> Values:
         """Expected pixels of p(x|z) on [0, 1]: [N, Z] -> [N, C, H, W]."""
@@ -45,12 +44,7 @@ class TrainedModel:
 
     def reconstruct(self, pixels: Values) -> Values:
         """Expected pixels on [0, 1] at the posterior means: [N, C, H, W] -> [N, C, H, W]."""
-        vae = self.loaded.vae
-
-        def reconstructed(u8: Tensor, _: range) -> Tensor:
-            return decoded(vae, vae.encode(vae.likelihood.observe(u8, None)).mean)
-
-        return self._batched(pixels, self._pixels, reconstructed)
+        return self._batched(pixels, self._pixels, lambda u8, _: decoded(self.loaded.vae, self._means(u8)))
 
     def score(self, pixels: Values, seed: int = 0) -> Values:
         """The ELBO in nats per image, with one posterior sample: [N, C, H, W] -> [N].
@@ -91,6 +85,9 @@ class TrainedModel:
         latents = torch.stack([torch.lerp(start, end, fraction) for fraction in torch.linspace(0, 1, steps).to(start)])
         return self.decode(latents if isinstance(means, Tensor) else latents.numpy())
 
+    def _means(self, u8: Tensor) -> Tensor:
+        return self.loaded.vae.encode(self.loaded.vae.likelihood.observe(u8, None)).mean
+
     def _batched(
         self, given: Values, read: Callable[[Tensor], Tensor], function: Callable[[Tensor, range], Tensor]
     ) -> Values:
@@ -101,8 +98,8 @@ class TrainedModel:
             rows, real = given.detach(), given.layout == torch.strided and not odd
         else:
             try:
-                rows = np.asarray(given)  # JSON requests arrive as lists or with dtype object
-                rows = rows.astype(np.float64) if rows.dtype == object else rows
+                rows = np.asarray(given)  # JSON requests arrive as lists or with dtype object: true or "1" is no number
+                rows = np.asarray(rows.tolist()) if rows.dtype == object else rows
                 real = rows.dtype.kind in "uif" and not isinstance(given, np.ma.MaskedArray)  # a mask is not 0 and 255
             except (TypeError, ValueError):
                 real = False

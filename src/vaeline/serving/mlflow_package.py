@@ -16,7 +16,7 @@ from vaeline.config import AutoencoderKl
 from vaeline.evaluation.drift import REFERENCE, reference_bytes
 from vaeline.serving import pyfunc
 from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel
-from vaeline.serving.package import MODEL
+from vaeline.serving.package import MODEL, NAME
 
 REQUIRED = ("torch", "numpy", "pydantic", "ruamel.yaml", "safetensors")  # by the model's code
 TYPES = {str: DataType.string, int: DataType.long}
@@ -55,6 +55,12 @@ def write_package(
         staged.mkdir()
         for file in (WEIGHTS, CONFIG):
             shutil.copyfile(model / file, staged / file)
+        library, code = Path(vaeline.__file__).parent, Path(temporary) / "vaeline"
+        for file in library.rglob("*"):  # but not an editor's copies, nor folders that another branch left empty
+            copy = code / (path := file.relative_to(library))
+            if file.suffix in (".py", ".typed") and all(map(NAME.fullmatch, path.parts)):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
         if reference is not None:
             (staged / REFERENCE).write_bytes(reference_bytes(reference))
         mlflow.pyfunc.save_model(
@@ -62,7 +68,7 @@ def write_package(
             mlflow_model=mlflow_model,
             python_model=pyfunc.__file__,
             artifacts={"model": str(staged)},
-            code_paths=[str(Path(vaeline.__file__).parent)],
+            code_paths=[str(code)],
             pip_requirements=required(loaded),
             signature=signature,
             input_example=(example, pyfunc.PARAMS),
@@ -74,5 +80,5 @@ def write_package(
         )
     # MLflow imports the code where it lies, and Python would leave bytecode in __pycache__, which no manifest can
     # list and which would later run in the code's place: an empty file of that name prevents it
-    for code in {path.parent for path in folder.rglob("*.py")}:
-        (code / "__pycache__").write_bytes(b"")
+    for path in folder.rglob("*.py"):
+        (path.parent / "__pycache__").touch()

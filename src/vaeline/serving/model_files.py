@@ -15,6 +15,7 @@ from vaeline import config
 from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.data.prepared import manifest_digest, read_manifest
+from vaeline.data.sources.images import LARGEST_SIDE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
@@ -25,7 +26,7 @@ from vaeline.training.build import build_model
 from vaeline.training.initial import CONFIG_BYTES, HEADER_BYTES, check_tensors, parse_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-Side = Annotated[int, Field(ge=1, le=65536)]
+Channels, Side = Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
 class DataIdentity(Section):
@@ -40,7 +41,7 @@ class Description(Section):
     """The content of a model's config.json."""
 
     format: Literal[1]
-    shape: Annotated[tuple[Side, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
+    shape: Annotated[tuple[Channels, Side, Side], Field(strict=False)]  # C, H, W; JSON has no tuples
     model: config.Model
     objective: Literal["elbo", "iwae", "autoencoder"]
     precision: Literal["float32", "bfloat16"] = "float32"  # of training's matrix products
@@ -89,8 +90,6 @@ def load_model(
             vae = build_model(description.model, description.shape, description.objective)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (RuntimeError, TypeError, OverflowError):  # more elements than 64 bits count
-        raise UserError(f"{path}: describes a model larger than any memory") from None
     size = sum(tensor.nbytes for tensor in vae.state_dict().values())
     weights = read(folder / WEIGHTS, size + HEADER_BYTES)
     tensors = parse_tensors(weights, folder / WEIGHTS)

@@ -3,7 +3,7 @@
     encoder.onnx   pixels uint8 [N, C, H, W]   -> mean, log_variance of q(z|x), float32 [N, Z]
     decoder.onnx   z float32 [N, Z]            -> pixels float32 [N, C, H, W], expected, on [0, 1]
     prior.npz      weights [K], mean [K, Z] and root, [K, Z] or [K, Z, Z], of the Gaussians that p(z) is a mixture of
-    model.json     digests, shapes, opset, preprocessing
+    model.json     digests, shapes, opset, preprocessing; "prior" is null for a plain autoencoder, which has none
 
 N is free. What a uint8 pixel becomes before the network sees it is part of the encoder's graph, so that no consumer
 can get it wrong. The same model and the same torch give the same bytes.
@@ -60,7 +60,7 @@ class Graph(nn.Module):
 
 
 def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
-    """Write the four files of a model on the CPU; those of an earlier export are replaced together.
+    """Write the files of a model on the CPU; those of an earlier export are replaced together.
 
     Returns the largest difference of encoder and decoder between ONNX Runtime and torch, in parts of max(1, |value|).
     Raises UserError, before anything is written, where one is above the tolerance or the model too large for a file.
@@ -84,8 +84,11 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
     decoder_bytes, decoder_error = _checked_graph(
         loaded, lambda vae, z: (decoded(vae, z),), DECODER, {"z": latents}, ["pixels"]
     )
-    prior_bytes = _gaussians(vae)
-    sigma = vae.likelihood.sigma
+    contents, sigma = {ENCODER: encoder_bytes, DECODER: decoder_bytes}, vae.likelihood.sigma
+    if vae.has_prior:
+        contents[PRIOR] = _gaussians(vae)
+    named = {file: {"file": file, "sha256": hashlib.sha256(content).hexdigest()} for file, content in contents.items()}
+    draw = {"formula": "k by weights; z = mean[k] + root[k] * standard normal noise, or root[k] @ noise"}
     pixel_shape, latent_shape = ["N", *vae.shape], ["N", vae.latent_dim]
     about = {
         "format": 1,
@@ -93,29 +96,24 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> tuple[float, float]:
         "data_digest": config.data.digest,
         "opset": OPSET,
         "encoder": {
-            "file": ENCODER,
-            "sha256": hashlib.sha256(encoder_bytes).hexdigest(),
+            **named[ENCODER],
             "inputs": {"pixels": {"dtype": "uint8", "shape": pixel_shape, "values": "0 to 255"}},
             "outputs": {name: {"dtype": "float32", "shape": latent_shape} for name in names},
         },
         "decoder": {
-            "file": DECODER,
-            "sha256": hashlib.sha256(decoder_bytes).hexdigest(),
+            **named[DECODER],
             "inputs": {"z": {"dtype": "float32", "shape": latent_shape}},
             "outputs": {"pixels": {"dtype": "float32", "shape": pixel_shape, "values": "0 to 1, expected"}},
         },
         "preprocessing": {"where": f"inside {ENCODER}", "formula": OBSERVED[config.model.likelihood.kind]},
         "posterior": "z = mean + exp(log_variance / 2) * standard normal noise",
-        "prior": {
-            "file": PRIOR,
-            "sha256": hashlib.sha256(prior_bytes).hexdigest(),
-            "formula": "k by weights; z = mean[k] + root[k] * standard normal noise, or root[k] @ noise",
-        },
+        "prior": named[PRIOR] | draw if vae.has_prior else None,
         "likelihood": {"kind": config.model.likelihood.kind, "sigma": None if sigma is None else float(sigma)},
     }
-    text = json.dumps(about, indent=2) + "\n"
-    contents = {ENCODER: encoder_bytes, DECODER: decoder_bytes, PRIOR: prior_bytes, ABOUT: text.encode()}
+    contents[ABOUT] = (json.dumps(about, indent=2) + "\n").encode()
     write_files({folder / name: content for name, content in contents.items()})
+    if not vae.has_prior:
+        (folder / PRIOR).unlink(missing_ok=True)  # of an earlier export
     return encoder_error, decoder_error
 
 

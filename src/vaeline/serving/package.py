@@ -24,7 +24,7 @@ from vaeline.errors import UserError
 from vaeline.evaluation.drift import LARGEST_FILE, REFERENCE, Values, parse_reference
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest
-from vaeline.io.safe_read import checked_digest, parse_json, read_bounded, shown
+from vaeline.io.safe_read import checked_digest, parse_json, read_bounded, readable, shown
 from vaeline.io.yaml_config import Section, validate
 from vaeline.serving import signatures
 from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel, load_model
@@ -32,7 +32,7 @@ from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel, load_model
 MANIFEST, SIGNATURE = "MANIFEST.json", "MANIFEST.sig"
 MODEL = "artifacts/model"  # of a package: the folder with model.safetensors and config.json
 LEFT_BY_MLFLOW = "registered_model_meta"  # MLflow writes it into each folder that it hands out; it is never read
-MANIFEST_BYTES, LEFT_BYTES, MOST_FILES = 1 << 20, 1000, 5000
+MANIFEST_BYTES, LEFT_BYTES, MOST_FILES, DEEPEST = 1 << 20, 1000, 5000, 16
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 KINDS = re.compile(r".+\.(py|typed|json|yaml|txt|safetensors)|MLmodel|__pycache__")  # none of which is a pickle
 
@@ -155,7 +155,9 @@ def load_plain(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
     """
     if signatures.trusted_signers() is not None:
         raise UserError(f"{folder}: has no {MANIFEST} and is signed by no key of {signatures.TRUSTED}")
-    if extra := sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG}):
+    with readable():
+        names = {path.name for path in folder.iterdir()}
+    if extra := sorted(names - {WEIGHTS, CONFIG}):
         raise UserError(f"{folder}: found also {extra[0]!r}, allowed: {WEIGHTS} and {CONFIG} alone, or a package")
     return load_model(folder, device)
 
@@ -191,15 +193,18 @@ def _check_files(folder: Path, manifest: PackageManifest) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Every file in a folder. Raises UserError for links, for what is neither file nor folder, and for odd names."""
-    files: set[Path] = set()
-    folders = {folder}
-    for path in folder.rglob("*"):
-        if not NAME.fullmatch(path.name) or len(files) + len(folders) > MOST_FILES:
-            raise UserError(f"{path.parent}: {path.name!r}: is no file that a package may have")
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UserError(f"{path}: is a link or a special file; a package has neither")
-        (folders if path.is_dir() else files).add(path)
-    if empty := folders - {path.parent for path in files | folders}:
-        raise UserError(f"{min(empty)}: is an empty folder; a package has none")
-    return {path.relative_to(folder).as_posix() for path in files}
+    """Every file in a folder. Raises UserError for links, what is neither file nor folder, odd names, and depths."""
+    files, folders = set[str](), [folder]
+    for parent in folders:  # its subfolders are added: recursion ends before the depth that a file system allows
+        with readable():
+            entries = list(parent.iterdir())
+        for path in entries:
+            parts = path.relative_to(folder).parts
+            if not NAME.fullmatch(path.name) or len(files) + len(folders) > MOST_FILES or len(parts) > DEEPEST:
+                raise UserError(f"{parent}: {path.name!r}: is no file that a package may have")
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path}: is a link or a special file; a package has neither")
+            folders.append(path) if path.is_dir() else files.add("/".join(parts))
+        if not entries:
+            raise UserError(f"{parent}: is an empty folder; a package has none")
+    return files

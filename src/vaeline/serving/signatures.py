@@ -21,7 +21,11 @@ PEM_BYTES = 64 << 10
 
 def signing_key() -> "Ed25519PrivateKey | None":
     """Private key of VAELINE_SIGNING_KEY; None where it is not set. Raises UserError for anything else."""
-    return _read_key(SIGNING, path, private=True) if (path := os.environ.get(SIGNING)) else None
+    if (path := os.environ.get(SIGNING)) is None:
+        return None
+    if not path.strip():
+        raise UserError(f"{SIGNING}: is empty, which signs nothing; allowed: a private key (PEM file), or not set")
+    return _read_key(SIGNING, path, private=True)
 
 
 def signer(key: "Ed25519PrivateKey") -> str:

@@ -6,12 +6,12 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -25,12 +25,13 @@ from vaeline.tracking.relocation import lock_of, relocate
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
+VARIABLE, SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 SERVERS = ("http://", "https://")
 FORMS = (
     "allowed: http(s)://HOST, sqlite:///FILE, postgresql://..., mysql://..., mssql://..., or unset: a file in .vaeline"
 )
 AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}  # MLflow's own codes
+LASTING = re.compile("disk is full|database schema")  # under the same codes
 ENVIRONMENT = {  # read by MLflow when it is imported; a user's own settings win
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,7 +54,7 @@ def tracking_uri(workspace: Workspace) -> str:
 
     DVC runs experiments in temporary copies, which share the repository's store.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace.state / 'mlflow.db'}"
+    uri = os.environ.get(VARIABLE) or f"{SQLITE}{workspace.state / 'mlflow.db'}"
     here = workspace.repository.absolute()
     return f"{SQLITE}{here / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
@@ -95,8 +96,8 @@ def check_store(workspace: Workspace) -> None:
 
 
 def _refuse(uri: str, fault: str) -> None:
-    if fault and "MLFLOW_TRACKING_URI" in os.environ:
-        raise UserError(f"MLFLOW_TRACKING_URI: found {redact(uri)}, which {fault}; {FORMS}")
+    if fault and os.environ.get(VARIABLE):
+        raise UserError(f"{VARIABLE}: found {redact(uri)}, which {fault}; {FORMS}")
     if fault:
         raise UserError(f"{uri} {fault}; restore it from a backup, or move it away: a new, empty one is made")
 
@@ -105,6 +106,8 @@ def _form_fault(uri: str) -> str:
     """Why there can be no store at an address, seen without opening it; empty where there can."""
     if uri.startswith(SQLITE):
         path = Path(uri.removeprefix(SQLITE))
+        if "?" in uri:
+            return "holds a question mark, where the path in such an address ends"
         return "is no file" if path.exists() and not path.is_file() else ""  # a pipe would be waited for
     if not uri.startswith(SERVERS):
         return _driver_fault(uri)
@@ -180,7 +183,10 @@ def connect(workspace: Workspace) -> "MlflowClient":
         raise UserError(f"environment: a variable of MLflow's: {error}") from None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised below
-    mlflow.set_tracking_uri(uri)
+    named = {name: value for name, value in os.environ.items() if name == VARIABLE}
+    mlflow.set_tracking_uri(uri)  # which sets the variable too, where the next call may be from another repository
+    os.environ.pop(VARIABLE, None)
+    os.environ.update(named)
     with ExitStack() as stack:
         stack.enter_context(one_line_errors())
         if uri.startswith(SQLITE):  # the first request creates the schema, and many processes may start at once
@@ -210,9 +216,9 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2].partition(" (Background on this")[0]
-        final = "disk is full" in reason or (isinstance(error, MlflowException) and error.error_code not in AWAY)
+        final = LASTING.search(reason) or (isinstance(error, MlflowException) and error.error_code not in AWAY)
         kind = UserError if final else TransientError
-        store = f"MLFLOW_TRACKING_URI: the tracking store {get_tracking_uri()}"
+        store = f"{VARIABLE}: the tracking store {get_tracking_uri()}"
         raise kind(f"{store} cannot be used: {reason[:300]}") from None
 
 
@@ -226,6 +232,16 @@ def tolerated(*codes: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in codes:
             raise
+
+
+def all_pages(search: Callable[..., Any], *given: object) -> list[Any]:
+    """What one of MLflow's searches finds, on all of its pages."""
+    page = search(*given)
+    found = list(page)
+    while page.token:
+        page = search(*given, page_token=page.token)
+        found += page
+    return found
 
 
 def experiment_id(client: "MlflowClient", name: str, workspace: Workspace) -> str:

@@ -144,6 +144,7 @@ def _git_state(root: Path) -> tuple[dict[str, str], bytes]:
     form = ("--no-relative", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/")
     paths = ("--dst-prefix=b/", "--", ":/", ":(top,exclude)dvc.lock")
     others = ("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
+    commit = ""
     try:
         commit = git_bytes(root, "rev-parse", "HEAD", timeout=30).decode().strip()
         diff = git_bytes(root, "-c", "core.quotePath=false", "diff", "HEAD", *form, *paths, timeout=30)
@@ -152,6 +153,8 @@ def _git_state(root: Path) -> tuple[dict[str, str], bytes]:
         if DUBIOUS_OWNERSHIP in str(error):
             wanted = f"{TRUST_COMMAND} {root.absolute()}"
             log.warning("the commit is not recorded: this folder is another user's; to trust it: %s", wanted)
+        elif commit:  # a file too large for git, a slow disk
+            log.warning("the commit is not recorded: its uncommitted changes are not known: %s", error)
         return {}, b""
     tags = {"vaeline.git_commit": commit, "mlflow.source.git.commit": commit}
     tags["vaeline.git_dirty"] = str(bool(diff)).lower()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import connect, experiment_id, one_line_errors
+from vaeline.tracking.connection import all_pages, connect, experiment_id, one_line_errors
 
 LONGEST = 6000  # characters of a parameter, MLflow's limit
 PARENT, SWEEP, ROLE, DIGEST = "mlflow.parentRunId", "vaeline.sweep", "vaeline.sweep_role", "vaeline.model_digest"
@@ -51,7 +51,7 @@ def close_parent(
         for key, text in tags.items():
             client.set_tag(run_id, key, text)
         client.log_artifacts(run_id, str(folder))
-        experiments = [found.experiment_id for found in client.search_experiments()]
+        experiments = [found.experiment_id for found in all_pages(client.search_experiments)]
         for digest in set(filter(None, digests)):
             for run in client.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}'", max_results=10):
                 if not run.data.tags.keys() & {PARENT, ROLE}:  # made while the store was away, or before this sweep

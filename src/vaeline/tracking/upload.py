@@ -17,7 +17,7 @@ from PIL import Image
 
 from vaeline.errors import redact
 from vaeline.io.workspace import Workspace
-from vaeline.tracking.connection import experiment_id, tolerated
+from vaeline.tracking.connection import all_pages, experiment_id, tolerated
 from vaeline.tracking.mlflow_internals import MLFLOW_LOGGED_IMAGES, compress_image_size
 from vaeline.tracking.outbox import Event, RunOutbox
 from vaeline.tracking.provenance import user
@@ -96,7 +96,7 @@ class Upload:
         """Drop what MLflow will never take; pass on what may work later."""
         if error.error_code not in REFUSED:
             raise error
-        log.warning("refused: %s", redact(str(error)).splitlines()[0])
+        log.warning("refused: %s", redact(str(error)).partition("\n")[0])
 
     def _send_event(self, event: Event) -> None:
         match event["kind"]:
@@ -118,7 +118,7 @@ class Upload:
         experiment = experiment_id(client, event["experiment"], self._workspace)
         run_id, self._created = self._find("vaeline.outbox", event["token"], [experiment]), True
         if not run_id and event["model"]:
-            everywhere = [e.experiment_id for e in client.search_experiments()]
+            everywhere = [e.experiment_id for e in all_pages(client.search_experiments)]
             run_id = self._find("vaeline.model_digest", event["model"], everywhere)
             self._created = not run_id
         if not run_id:
