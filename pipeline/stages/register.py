@@ -103,8 +103,8 @@ def gate_evaluator(workspace: Workspace, pixels: Pixels | None = None) -> GateEv
 
     def measure(loaded: LoadedModel) -> Scores:
         if loaded.config.shape != test.shape[1:]:
-            found, wanted = (" x ".join(map(str, shape)) for shape in (loaded.config.shape, test.shape[1:]))
-            raise UserError(f"model {loaded.digest[:12]}: is of {found} images, the test split's are {wanted}")
+            own, wanted = (" x ".join(map(str, shape)) for shape in (loaded.config.shape, test.shape[1:]))
+            raise UserError(f"model {loaded.digest[:12]}: is of {own} images, the test split's are {wanted}")
         model = copy.deepcopy(loaded.vae).to(device)
         with reproducible(device):
             found = score(model, test, seed=scoring.seed, active_units_threshold=scoring.active_units_threshold)

@@ -56,11 +56,11 @@ def write_package(
         for file in (WEIGHTS, CONFIG):
             shutil.copyfile(model / file, staged / file)
         library, code = Path(vaeline.__file__).parent, Path(temporary) / "vaeline"
-        for file in library.rglob("*"):  # but not an editor's copies, nor folders that another branch left empty
-            copy = code / (path := file.relative_to(library))
-            if file.suffix in (".py", ".typed") and all(map(NAME.fullmatch, path.parts)):
+        for path in library.rglob("*"):  # but not an editor's copies, nor folders that another branch left empty
+            copy = code / (part := path.relative_to(library))
+            if path.suffix in (".py", ".typed") and all(map(NAME.fullmatch, part.parts)):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+                shutil.copyfile(path, copy)
         if reference is not None:
             (staged / REFERENCE).write_bytes(reference_bytes(reference))
         mlflow.pyfunc.save_model(

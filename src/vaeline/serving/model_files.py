@@ -15,7 +15,6 @@ from vaeline import config
 from vaeline.config.data import Binarise
 from vaeline.core.model import VAE
 from vaeline.data.prepared import manifest_digest, read_manifest
-from vaeline.data.sources.images import LARGEST_SIDE
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
@@ -26,7 +25,8 @@ from vaeline.training.build import build_model
 from vaeline.training.initial import CONFIG_BYTES, HEADER_BYTES, check_tensors, parse_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-Channels, Side = Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Channels = Annotated[int, Field(ge=1, le=4)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # as LARGEST_SIDE of images
 
 
 class DataIdentity(Section):

@@ -25,7 +25,8 @@ def signing_key() -> "Ed25519PrivateKey | None":
         return None
     if not path.strip():
         raise UserError(f"{SIGNING}: is empty, which signs nothing; allowed: a private key (PEM file), or not set")
-    return _read_key(SIGNING, path, private=True)
+    key: Ed25519PrivateKey = _read_key(SIGNING, path, private=True)
+    return key
 
 
 def signer(key: "Ed25519PrivateKey") -> str:
