@@ -15,7 +15,7 @@ from vaeline.command.main import Json, app, print_json
 from vaeline.command.program import run_program
 from vaeline.config import read_params
 from vaeline.errors import UserError, redact
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import Workspace, expanded
 
 app.add_typer(registry.app)
 
@@ -71,10 +71,11 @@ def init(
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="PNG or JPEG files; subfolders are classes.")],
 ) -> None:
     """Write the sections `data` and `register` of params.yaml for your images, and say what was chosen and why."""
+    folder = expanded(str(images), "--images").absolute()  # from where the user is
     workspace = enter_workspace()
     from pipeline.commands.init import write_params
 
-    typer.echo("\n".join(write_params(workspace.params, images.expanduser())))
+    typer.echo("\n".join(write_params(workspace.params, folder)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -152,6 +153,7 @@ def explore(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
 ) -> None:
     """Explore a model's latent space in the browser, on loopback: samples, mixtures, dimensions, your own images."""
+    uri = str(Path(uri).absolute()) if uri and Path(uri).exists() else uri  # a folder, from where the user is
     prepare_tools(workspace := enter_workspace())
     from pipeline.commands.explore import serve
 

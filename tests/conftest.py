@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     code = os.pathsep.join(str(config.rootpath / folder) for folder in ("src", "."))  # of processes started by tests
     fonts = config.rootpath / ".pytest_cache" / "matplotlib"  # kept: looking for fonts takes seconds
     os.environ |= {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # this interpreter's tools
         "HOME": str(home),
         "PYTHONPATH": code,
         "SHELL": "/bin/sh",  # as under cron and systemd: dash stays between DVC and a stage where bash makes way

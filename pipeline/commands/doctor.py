@@ -17,7 +17,7 @@ from vaeline.config import read_params
 from vaeline.errors import UserError, redact
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import Workspace, expanded
 
 GIGABYTE = 1e9
 ENOUGH, LEAST = 5 * GIGABYTE, 1 * GIGABYTE  # free disk space
@@ -26,11 +26,11 @@ Finding = tuple[Literal["ok", "warn", "fail"], str]  # what was found, "; fix: "
 
 
 def examine(workspace: Workspace) -> Iterator[tuple[str, str, str]]:
-    """Level, name and finding of each check, as soon as it is known; a check that raises UserError has failed."""
+    """Level, name and finding of each check, as soon as it is known; a check that raises has failed."""
     for check in (python, git, dvc, params, data, tracking, prefect, device, disk):
         try:
             level, found = check(workspace)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a path that is too long, or that this user may not read
             level, found = "fail", str(error).replace("\n", "; ")
         yield level, check.__name__, found
 
@@ -91,7 +91,7 @@ def data(workspace: Workspace) -> Finding:
         named, fix = os.environ.get(FOLDER_VARIABLE), f"correct or unset {FOLDER_VARIABLE}"
     if not named:
         return "ok", f"{kind}: {'the stage fetch brings it' if kind in PUBLIC_SETS else 'needs no file'}"
-    path = Path(named).expanduser()
+    path = expanded(named, kind)
     found = path.is_file() if kind == "npz" else path.is_dir()
     return ("ok", f"{kind}: {path}") if found else ("fail", f"{kind}: {path} is missing; fix: {fix}")
 

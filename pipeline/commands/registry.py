@@ -56,7 +56,7 @@ def history(name: Name, as_json: Json = False) -> None:
 @app.command()
 def promote(
     name: Name,
-    version: Annotated[int, typer.Argument(help="Its version.", show_default=False, min=1)],
+    version: Annotated[int, typer.Argument(help="Its version.", show_default=False, min=1, max=999_999_999)],
     force: Annotated[bool, typer.Option("--force", help="Whatever the gate decides; needs --reason.")] = False,
     reason: Reason = "",
 ) -> None:

@@ -235,10 +235,12 @@ def make_clone(root: Path, folder: Path, commit: str, *, stash: str = "", cache:
         raise UserError(f"commit {commit} has no {prefix}dvc.yaml")
     if cache and (root / "dvc.lock").exists():
         shutil.copy(root / "dvc.lock", project / "dvc.lock")
-    local, settings = configparser.ConfigParser(interpolation=None), configparser.ConfigParser(interpolation=None)
-    local.read(root / ".dvc" / "config.local", encoding="utf-8")
-    links = dict(local["cache"]) if cache and local.has_section("cache") else {}  # how this machine links files
-    settings["cache"] = {**links, "dir": str(cache or project / ".dvc" / "cache")}
-    with (project / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
-        settings.write(file)
+    local = configparser.ConfigParser(interpolation=None)
+    if cache:
+        local.read(root / ".dvc" / "config.local", encoding="utf-8")
+    links = dict(local["cache"]) if "cache" in local else {}  # how this machine links files
+    place = str(cache or project / ".dvc" / "cache")
+    links["dir"] = f"'{place}'" if '"' in place else f'"{place}"'  # bare, a comma makes a list of it, # a comment
+    lines = ["[cache]", *(f"{key} = {value}" for key, value in links.items()), ""]
+    (project / ".dvc" / "config.local").write_text("\n".join(lines), encoding="utf-8")
     return project

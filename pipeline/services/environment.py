@@ -6,10 +6,11 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vaeline.errors import UserError, redact
 from vaeline.io.git import HOOK_VARIABLES
-from vaeline.io.workspace import Workspace, current_workspace
+from vaeline.io.workspace import Workspace, current_workspace, expanded
 
 PROFILES: dict[str, dict[str, str]] = {  # that Prefect itself brings
     "ephemeral": {},
@@ -79,16 +80,23 @@ def prepare_prefect(workspace: Workspace) -> None:
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     if api := os.environ.get("PREFECT_API_URL"):
-        if not API.fullmatch(api):
+        if not _is_api(api):
             wanted = "the address of a server's API, such as http://127.0.0.1:4200/api"
             raise UserError(f"PREFECT_API_URL: found {api!r}, allowed: {wanted}")
-        os.environ.setdefault("PREFECT_UI_URL", redact(api).removesuffix("/api"))  # of the links that Prefect logs
+        os.environ.setdefault("PREFECT_UI_URL", redact(api).rstrip("/").removesuffix("/api"))  # of its links
+
+
+def _is_api(address: str) -> bool:
+    try:
+        return API.fullmatch(address) is not None and urlsplit(address).port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 def _prefect_profile() -> dict[str, str]:
     """The settings of Prefect's active profile. Raises UserError for an unknown one, or a file that cannot be read."""
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect"))
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    path = expanded(os.environ.get("PREFECT_PROFILES_PATH", str(home / "profiles.toml")), "PREFECT_PROFILES_PATH")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         profiles = PROFILES | content.get("profiles", {})

@@ -72,7 +72,7 @@ def run_experiment(
 
 
 def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
-    """Run what is missing, rank, and report; returns whether no trial failed."""
+    """Run what is missing, rank, and report; returns whether no trial and no stage of the best failed."""
     again = f"vaeline sweep --name {sweep.name}"
 
     def summary() -> str:
@@ -87,8 +87,7 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
             log(f"the sweep goes on without MLflow: {away}")
         try:
             run_trials_here(sweep, jobs, log)
-            if register:
-                complete_best(sweep, log)
+            decided = not register or complete_best(sweep, log)
         except BaseException:
             log(f"stopped: {summary()}; go on with: {again}")
             raise
@@ -101,7 +100,7 @@ def run_sweep(sweep: Sweep, jobs: int, register: bool, log: Log) -> bool:
         log(f"the best's gate:  {gate_verdict(sweep) or 'not asked'}")
         log(f"take one over:    dvc exp apply {chosen.user_attrs['name']}")
         log("                  (but for the best, stages after evaluate have not run: dvc repro runs them)")
-    return sweep.count(TrialState.COMPLETE) == sweep.total
+    return decided and sweep.count(TrialState.COMPLETE) == sweep.total
 
 
 def run_trials(sweep: Sweep, start: Callable[[FrozenTrial, int], Job], jobs: int, log: Log) -> None:
@@ -165,19 +164,20 @@ def run_trials_here(sweep: Sweep, jobs: int, log: Log) -> None:
     run_trials(sweep, start, jobs, log)
 
 
-def complete_best(sweep: Sweep, log: Log) -> None:
-    """Run the best trial's remaining stages: samples, theory, and the registry's gate.
+def complete_best(sweep: Sweep, log: Log) -> bool:
+    """Run the best trial's remaining stages: samples, theory, and the registry's gate; whether none failed.
 
     Its trained model and scores come out of DVC's cache. The other trials register nothing.
     """
     chosen = best(sweep)
     name = chosen.user_attrs["name"] if chosen else ""
     if chosen is None or sweep.study.user_attrs.get("completed") == name:
-        return
+        return True
     log(f"the best, {name}: its remaining stages, and the registry's gate")
     ended = ExperimentProcess(sweep.origin, name, sweep.changes(chosen.user_attrs["values"]), slots(1)[0]).wait()
     if why := ended.get("reason"):
         log(f"not registered: {why}; try again with: vaeline sweep --name {sweep.name}")
-    else:
-        sweep.study.set_user_attr("completed", name)
-        sweep.study.set_user_attr("verdict", ended.get("verdict", ""))
+        return False
+    sweep.study.set_user_attr("completed", name)
+    sweep.study.set_user_attr("verdict", ended.get("verdict", ""))
+    return True

@@ -6,6 +6,7 @@ kept as JSON text, which tells 1, 1.0 and true apart and which every storage of 
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from vaeline.io.yaml_config import parse_yaml
 
 Space = dict[str, BaseDistribution]  # by key path
 
+MOST_TRIALS = 10_000  # of a grid: each is checked before the first one runs
 FORM = "allowed: KEY=VALUE,VALUE,... or KEY=[log:]LOW..HIGH"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
@@ -55,12 +57,15 @@ def _parse_values(key: str, text: str, params: Any) -> BaseDistribution:
         for part in key.split("."):
             params = params.get(part) if isinstance(params, dict) else None
         if not isinstance(params, float) and not re.search(r"[.eE]", match[2] + match[3]):
-            return IntDistribution(int(low), int(high), log=log)
+            return IntDistribution(int(match[2]), int(match[3]), log=log)
         return FloatDistribution(low, high, log=log)
     values: list[Any] = parse_yaml(f"[{text}]", f"{key}: {text!r}")
     if not values or any(isinstance(value, str) and RANGE.fullmatch(value) for value in values):
         raise UserError(f"{key}: found {text!r}, no values or a range among them; {FORM}")
-    return CategoricalDistribution(tuple(dict.fromkeys(map(json.dumps, values))))
+    try:
+        return CategoricalDistribution(tuple(dict.fromkeys(map(json.dumps, values))))
+    except TypeError:  # a date, bytes, a set
+        raise UserError(f"{key}: found {text!r}, allowed: numbers, true, false, null, or text in quotes") from None
 
 
 def to_values(params: Mapping[str, Any]) -> Values:
@@ -80,9 +85,13 @@ def varied(space: Space) -> list[str]:
 
 
 def grid(space: Space) -> list[Values]:
-    """Every combination, the last key changing fastest. Raises UserError for a range."""
-    if ranges := [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]:
+    """Every combination, the last key changing fastest. Raises UserError for a range, and for more than MOST_TRIALS."""
+    choices = [values.choices for values in space.values() if isinstance(values, CategoricalDistribution)]
+    if len(choices) < len(space):
+        ranges = [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]
         raise UserError(f"{', '.join(ranges)}: a range has no grid; give values, or --search random or bayesian")
+    if (count := math.prod(map(len, choices))) > MOST_TRIALS:
+        raise UserError(f"found a grid of {count:,} trials, allowed: {MOST_TRIALS:,}; --search random draws some")
     return list(corners(space))
 
 

@@ -52,7 +52,7 @@ class Request:
 def parse_metric(text: str) -> tuple[str, bool]:
     """The metric of `[max:|min:]METRIC`, and whether more is better. Raises UserError where that is not known."""
     prefix, colon, metric = text.rpartition(":")
-    if colon and prefix in ("max", "min"):
+    if metric and prefix in ("max", "min"):
         return metric, prefix == "max"
     for pattern in (UPWARDS, DOWNWARDS):
         if not colon and any(map(pattern.fullmatch, text.split("."))):
@@ -181,7 +181,7 @@ class Sweep:
         for key in varied(self.space):
             value = values[key]
             kind = str(value["kind"] if isinstance(value, dict) and "kind" in value else show(value))
-            slug = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9.+-]+", "_", kind))[:24].strip("._")
+            slug = re.sub(r"[^A-Za-z0-9.+-]+|\.(?!\d)", "_", kind)[:24].strip("._")  # no reference ends in .lock
             text += f"-{key.rpartition('.')[2]}{slug}"
         return f"{self.name}-{number + 1:02d}" + text[:100].rstrip(".-_")
 

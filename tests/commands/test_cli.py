@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -15,7 +14,7 @@ from command_line import vaeline
 from pipeline.cli import app
 from pipeline.services.servers import free_port
 from vaeline.errors import UserError
-from workspaces import execute
+from workspaces import begin, execute
 
 
 def test_help_lists_the_commands_and_the_version_is_the_packages():
@@ -79,8 +78,7 @@ def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
 @pytest.mark.slow
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
     execute("git", "init", "-q", cwd=toy)
-    command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(wanted := free_port(0))]
-    with subprocess.Popen(command, cwd=toy, stdout=subprocess.PIPE, text=True) as ui:
+    with begin("ui", "--port", str(wanted := free_port(0)), cwd=toy) as ui:
         try:
             assert ui.stdout is not None
             lines = [ui.stdout.readline() for _ in range(2)]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from command_line import vaeline
+from data_files import refusal
 from pipeline.commands.init import propose, write_params
 from vaeline.config import read_params
 from vaeline.data.sources.images import read_folder
@@ -84,3 +86,11 @@ def test_a_mistake_is_one_line_and_leaves_params_as_they_were(tmp_path: Path) ->
     with pytest.raises(UserError):
         write_params(params, draw(tmp_path / "ok", ("a.png", 28, 28, GREY)))
     assert params.read_text() == flow
+
+
+def test_a_folder_is_named_from_where_the_user_is(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = draw(toy / "below" / "pictures", ("a.png", 28, 28, GREY))
+    monkeypatch.chdir(toy / "below")
+    vaeline("init", "--images", "pictures")
+    assert read_params(toy / "params.yaml").data.source.path == str(pictures)
+    assert refusal(vaeline, "init", "--images", "~nobody/a").startswith("--images: ~nobody/a: there is no such user")

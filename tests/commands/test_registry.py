@@ -112,11 +112,18 @@ def test_a_version_of_other_data_is_not_decided_and_the_way_out_is_told(decided:
         vaeline("promote", NAME, "4")
 
 
-@pytest.mark.parametrize("arguments", [("--force",), ("--reason", "why"), ("--force", "--reason", " ")])
-def test_force_and_reason_go_together(arguments: tuple[str, ...]):
-    done = CliRunner().invoke(app, ["promote", NAME, "1", *arguments])
-    assert done.exit_code == 2
-    assert "go together" in done.output
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("1", "--force"), "go together"),
+        (("1", "--reason", "why"), "go together"),
+        (("1", "--force", "--reason", " "), "go together"),
+        (("9" * 30,), "not in the range"),
+    ],
+)
+def test_force_and_reason_go_together_and_a_version_has_a_number(arguments: tuple[str, ...], words: str):
+    done = CliRunner().invoke(app, ["promote", NAME, *arguments])
+    assert (done.exit_code, words in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,7 @@ def test_force_and_reason_go_together(arguments: tuple[str, ...]):
         (("models", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
         (("history", "o'brien"), rf"no model is registered as \"o'brien\" in sqlite:.*; registered: {NAME}"),
         (("rollback", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
+        (("compare", "0" * 32, "x"), f"{'0' * 32}: its run is not in sqlite:.*"),
         (("promote", NAME, "9"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("promote", NAME, "9", "--force", "--reason", "x"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("rollback", NAME), f"{NAME}: no version is champion and no previous champion is left: nothing to go back to"),

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ from uploads import until
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.uploader import sync_all
-from workspaces import RUNS, alive, execute, lines_with, read_lock, runs, vaeline, words_of
+from workspaces import RUNS, alive, begin, execute, lines_with, read_lock, runs, vaeline, words_of
 
 pytestmark = pytest.mark.usefixtures("own_code")
 CHAMPION = "models:/digits@champion"
@@ -95,12 +94,9 @@ def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
     params.write_text(text.replace("  epochs: 3", "  epochs: 40"))
     execute("dvc", "repro", "train", cwd=clone)
     whole = read_lock(clone)["train"]
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "VAELINE_CHECKPOINT_SECONDS": "0.1"}
-    with subprocess.Popen(
-        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as repro:
+    command, both = ["dvc", "repro", "--force", "--single-item", "train"], subprocess.STDOUT
+    env = os.environ | {"VAELINE_CHECKPOINT_SECONDS": "0.1"}
+    with subprocess.Popen(command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=both, text=True) as repro:
         assert repro.stdout is not None
         assert next(line for line in repro.stdout if line.startswith("epoch 5/"))
         stages = psutil.Process(repro.pid).children(recursive=True)
@@ -185,13 +181,9 @@ def test_on_another_machine_it_says_what_differs_and_by_how_much(clone: Path):
 
 @pytest.mark.slow
 def test_an_interrupted_reproduction_leaves_nothing_behind(clone: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "pipeline.cli", "reproduce", CHAMPION]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stderr is not None
-        assert next(line for line in run.stderr if line.startswith("Running stage 'train'"))
+    with begin("reproduce", CHAMPION, cwd=clone, TMPDIR=str(tmp_path)) as run:
+        assert run.stdout is not None
+        assert next(line for line in run.stdout if line.startswith("Running stage 'train'"))
         family = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=120)

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import command_line
 from pipeline.report.summary import markdown
 from pipeline.services.child_processes import ProcessRecord
+from uploads import until
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
@@ -114,10 +114,7 @@ def test_a_run_that_is_stopped_or_killed_leaves_neither_stage_nor_server(toy: Pa
         else:
             run.send_signal(number)
         assert run.wait(240) == code
-    deadline = time.monotonic() + 120
-    while left := [command for process, command in known.items() if process.lives]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until(lambda: not [command for process, command in known.items() if process.lives], 120)
 
 
 def test_the_report_shows_metrics_and_pictures_inline(toy: Path):
@@ -144,10 +141,7 @@ def test_the_server_plans_the_nightly_runs(prefect_api: str):
     flow = ask(prefect_api, "/flows/", {"name": "planned"})["id"]
     body = {"name": "nightly", "flow_id": flow, "schedules": [{"schedule": schedule, "active": True}]}
     deployment = ask(prefect_api, "/deployments/", body)["id"]
-    deadline = time.monotonic() + 120
     wanted = {"deployments": {"id": {"any_": [deployment]}}}
-    while not (runs := ask(prefect_api, "/flow_runs/filter", wanted)):
-        assert time.monotonic() < deadline, "nothing is planned"
-        time.sleep(0.5)
+    runs = until(lambda: ask(prefect_api, "/flow_runs/filter", wanted), 120)
     assert all(run["auto_scheduled"] for run in runs)
     assert {run["expected_start_time"][11:16] for run in runs} == {"03:00"}

@@ -1,9 +1,6 @@
 """Two or three commands at once in a clone that has nothing yet: each does its work or finds it done."""
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 from pipeline.services.servers import free_port, prefect_server, started, temporary_prefect_server, wait_until_ready
 from uploads import until
 from vaeline.io.workspace import Workspace
-from workspaces import alive, lines_with, tiny_clone, vaeline
+from workspaces import alive, begin, lines_with, tiny_clone, vaeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -41,15 +38,11 @@ def test_two_servers_may_start_on_one_new_database(toy: Path, monkeypatch: pytes
 def test_two_ups_start_one_of_each_and_a_down_meanwhile_stops_what_they_started(tmp_path: Path, own_code: None):
     clone = tiny_clone(tmp_path)
 
-    def begin(command: str) -> "subprocess.Popen[str]":
-        arguments = [sys.executable, "-m", "pipeline.cli", command]
-        return subprocess.Popen(arguments, cwd=clone, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-
-    ups = [begin("up"), begin("up")]
+    ups = [begin("up", cwd=clone) for _ in range(2)]
     services = ("mlflow-server", "prefect-server", "worker")
     try:
         until((clone / ".vaeline" / "prefect-server.json").exists, 300)
-        down = begin("down")
+        down = begin("down", cwd=clone)
         outputs = [process.communicate(timeout=900)[0] for process in (*ups, down)]
         assert [process.returncode for process in (*ups, down)] == [0, 0, 0], outputs
         waited = "another `vaeline up` or `vaeline down` is at work here: waiting for its end\n"

@@ -27,13 +27,15 @@ def test_a_clone_that_shares_the_cache_has_dvc_lock_the_changes_and_the_way_of_l
     toy: Path, commit: str, tmp_path: Path, shared: bool
 ):
     """Mistake 20."""
-    given = {"stash": git(toy, "stash", "create"), "cache": Path("/shared/cache")} if shared else {}
+    given = {"stash": git(toy, "stash", "create"), "cache": Path("/shared/cache, C#")} if shared else {}
     clone = make_clone(toy, tmp_path / "work" / "clone", commit, **given)
     assert clone == tmp_path / "work" / "clone"
     assert (clone / "dvc.lock").exists() == shared
     assert (clone / "seed.txt").read_text() == ("changed" if shared else "seed")
-    settings = "type = hardlink\ndir = /shared/cache" if shared else f"dir = {clone / '.dvc' / 'cache'}"
-    assert (clone / ".dvc" / "config.local").read_text() == f"[cache]\n{settings}\n\n"
+    written = (clone / ".dvc" / "config.local").read_text()
+    assert ("type = hardlink" in written, "remote" in written) == (shared, False)
+    place = execute("dvc", "cache", "dir", cwd=clone).stdout.strip()
+    assert place == ("/shared/cache, C#" if shared else f"{clone}/.dvc/cache"), "DVC reads it as it is"
     assert not list((clone / ".git" / "objects").glob("[0-9a-f][0-9a-f]")), "objects are shared"
 
 

@@ -76,6 +76,7 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
         ("[profiles", "", "/p.toml: no profiles of Prefect's: "),
         ('profiles = "a"', "", "/p.toml: no profiles of Prefect's: "),
         ("[profiles.a]\nPREFECT_API_URL = 'http://a:1'", "a", "PREFECT_API_URL: found 'http://a:1', allowed: "),
+        ("[profiles.a]\nPREFECT_API_URL = 'http://a:4O/api'", "a", "PREFECT_API_URL: found 'http://a:4O/api', allowed"),
         ("[profiles.a]\nPREFECT_API_URL = 'a:1/api'", "a", "PREFECT_API_URL: found 'a:1/api', allowed: "),
     ],
 )

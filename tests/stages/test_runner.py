@@ -1,7 +1,6 @@
 """Recorded code is the code that ran: in experiments, worktrees and copies, whatever is installed or edited."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -56,7 +55,6 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("EDITED", str(folder))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(folder)
     return folder
 

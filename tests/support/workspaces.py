@@ -57,11 +57,9 @@ stages:
 def execute(
     *command: str, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a repository, its own interpreter first in PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PATH": path, **(env or {})}, capture_output=True, text=True, check=False
-    )
+    """Run a command in a repository."""
+    both = os.environ | dict(env or {})
+    done = subprocess.run(command, cwd=cwd, env=both, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
@@ -70,6 +68,12 @@ def execute(
 def vaeline(*arguments: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     return execute(sys.executable, "-m", "pipeline.cli", *arguments, cwd=cwd, env=env, check=check)
+
+
+def begin(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+    """The command line at work, what it prints on a pipe, its errors too."""
+    command, pipe = [sys.executable, "-m", "pipeline.cli", *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=os.environ | env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def lines_with(text: str, *parts: str) -> list[str]:
@@ -184,7 +188,6 @@ OWN_CODE = {"PYTHONPATH": "src", "VAELINE_DEVICE": "cpu"}
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny repository, as working folder."""
     monkeypatch.chdir(make_toy(tmp_path))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
 

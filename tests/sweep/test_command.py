@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,9 +13,10 @@ from typer.testing import CliRunner
 import command_line
 from pipeline.cli import app
 from pipeline.sweep.study import load_sweep
+from uploads import until
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
-from workspaces import execute, lines_with, runs, tiny_clone, vaeline
+from workspaces import alive, begin, execute, lines_with, runs, tiny_clone, vaeline
 
 STATUS = ("git", "status", "--porcelain")
 
@@ -76,32 +75,31 @@ def test_a_mistake_is_reported_before_anything_runs(repository: Path):
     assert not (repository / ".vaeline" / "sweeps").exists()
 
 
-@pytest.mark.slow
-def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing(repository: Path):
+def hanging(repository: Path, name: str, *betas: int, **env: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A sweep whose two trials are at work for ever, and their processes."""
     (repository / "hang").touch()
-    command = [sys.executable, "-m", "pipeline.cli", "sweep", "train.beta=2,4", "--jobs", "2", "--name", "s"]
-    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    logs = [sweep_state(repository, "s-01-beta2.log"), sweep_state(repository, "s-02-beta4.log")]
-    env = os.environ | away
-    with subprocess.Popen(command, cwd=repository, env=env, stdout=subprocess.PIPE, text=True) as sweep:
-        deadline = time.monotonic() + 300
-        while not all(log.exists() and "waiting" in log.read_text() for log in logs):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        family = psutil.Process(sweep.pid).children(recursive=True)
-        family += [psutil.Process(int(lines_with(log.read_text(), "waiting ")[0].split()[1])) for log in logs]
-        sweep.send_signal(signal.SIGTERM)
-        assert sweep.stdout is not None
-        printed = sweep.stdout.read()
-        assert sweep.wait(60) == 143
-    assert lines_with(printed, "the sweep goes on without MLflow: ", "127.0.0.1:9")
-    assert lines_with(printed, "stopped: 0 of 2 trials done; go on with: vaeline sweep --name s")
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    assert not list(sweep_state(repository, "work").glob("*"))
-
+    sweep = begin("sweep", f"train.beta={betas[0]},{betas[1]}", "--jobs", "2", "--name", name, cwd=repository, **env)
+    folder = repository / ".vaeline/sweeps" / name
+    logs = [folder / f"{name}-0{number}-beta{beta}.log" for number, beta in enumerate(betas, 1)]
+    until(lambda: all(log.exists() and "waiting" in log.read_text() for log in logs))
     (repository / "hang").unlink()
     (repository / "trained").unlink()
+    return sweep, [psutil.Process(int(lines_with(log.read_text(), "waiting ")[0].split()[1])) for log in logs]
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing(repository: Path):
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    sweep, family = hanging(repository, "s", 2, 4, **away)
+    family += psutil.Process(sweep.pid).children(recursive=True)
+    sweep.send_signal(signal.SIGTERM)
+    printed = sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 143
+    assert lines_with(printed, "the sweep goes on without MLflow: ", "127.0.0.1:9")
+    assert lines_with(printed, "stopped: 0 of 2 trials done; go on with: vaeline sweep --name s")
+    until(lambda: not alive(family), 20)
+    assert not list(sweep_state(repository, "work").glob("*"))
+
     resumed = vaeline("sweep", "--name", "s", "--no-register", cwd=repository)
     assert trained(repository) == ["2", "4"]
     assert not lines_with(resumed.stdout, "MLflow")
@@ -114,34 +112,25 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on_with_what_is_missing
 
 @pytest.mark.slow
 def test_sweeps_at_once_disturb_neither_each_other_nor_what_a_killed_one_left(repository: Path):
-    def start(name: str, *betas: int) -> subprocess.Popen[str]:
-        asked = [f"train.beta={','.join(map(str, betas))}", "--jobs", "2", "--name", name, "--no-register"]
-        command = [sys.executable, "-m", "pipeline.cli", "sweep", *asked]
-        return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, text=True)
-
-    (repository / "hang").touch()
-    sweeps = repository / ".vaeline" / "sweeps"
-    logs = [sweeps / "killed" / f"killed-0{number}-beta{beta}.log" for number, beta in enumerate((2, 8), 1)]
-    killed = start("killed", 2, 8)
-    while not all(log.exists() and "waiting" in log.read_text() for log in logs):
-        assert killed.poll() is None
-        time.sleep(0.1)
+    killed, trials = hanging(repository, "killed", 2, 8)
     again = vaeline("sweep", "--name", "killed", cwd=repository, check=False)
     assert (again.returncode, again.stderr) == (1, "error: sweep killed: another process is running it\n")
-    killed.kill()
-    killed.wait()
-    for log in logs:
-        os.kill(int(lines_with(log.read_text(), "waiting ")[0].split()[1]), signal.SIGKILL)
-    (repository / "hang").unlink()
-    (repository / "trained").unlink()
-    left = sorted(path.name for path in (sweeps / "killed" / "work").iterdir())
-    assert left == [log.stem for log in logs]
-    both = [start("b", 4, 5), start("c", 6, 7)]
-    assert [sweep.wait(600) for sweep in both] == [0, 0]
-    assert sorted(path.name for path in (sweeps / "killed" / "work").iterdir()) == left
-    assert start("killed", 2, 8).wait(600) == 0
+    for process in (killed, *trials):
+        process.kill()
+    killed.communicate()
+    work = repository / ".vaeline/sweeps/killed/work"
+    left = sorted(path.name for path in work.iterdir())
+    assert left == ["killed-01-beta2", "killed-02-beta8"]
+    options = ("--jobs", "2", "--no-register", "--name")
+    both = [
+        begin("sweep", f"train.beta={betas}", *options, name, cwd=repository)
+        for name, betas in (("b", "4,5"), ("c", "6,7"))
+    ]
+    assert [(sweep.communicate(timeout=600), sweep.returncode)[1] for sweep in both] == [0, 0]
+    assert sorted(path.name for path in work.iterdir()) == left
+    vaeline("sweep", "train.beta=2,8", *options, "killed", cwd=repository)
     assert trained(repository) == ["2", "4", "5", "6", "7", "8"]
-    assert list((sweeps / "killed" / "work").iterdir()) == []
+    assert list(work.iterdir()) == []
     for name, best in {"b": "b-01-beta4", "c": "c-01-beta6", "killed": "killed-01-beta2"}.items():
         ranking = (repository / "reports" / "sweeps" / name / "ranking.csv").read_text().splitlines()
         assert ranking[1].startswith(f"1,{best},")

@@ -104,8 +104,7 @@ def test_only_the_best_is_completed_and_only_once(tmp_path: Path, monkeypatch: p
     run.complete_best(sweep, lines.append)
     assert not completed, "nothing has a score yet"
     run.run_trials(sweep, start, 1, lambda _: None)
-    for _ in range(3):
-        run.complete_best(sweep, lines.append)
+    assert [run.complete_best(sweep, lines.append) for _ in range(3)] == [False, True, True]
     assert completed == ["s-02-beta1", "s-02-beta1"], "again after a failure, then not"
     assert "not registered: the gate is away; try again with: vaeline sweep --name s" in lines
 

@@ -38,11 +38,13 @@ def test_choices_are_yaml_each_once_and_of_its_own_type(assignment: str, values:
 
 def test_a_range_is_of_whole_numbers_where_the_parameter_is():
     space = ["model.latent_dim=2..16", "train.beta=1..4", "train.learning_rate=log:1e-4..1e-2", "train.seed=log:1..9"]
+    space.append("sample.seed=1..9007199254740993")  # which no float is
     assert parse_space(space, PARAMS) == {
         "model.latent_dim": IntDistribution(2, 16),
         "train.beta": FloatDistribution(1.0, 4.0),
         "train.learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
         "train.seed": IntDistribution(1, 9, log=True),
+        "sample.seed": IntDistribution(1, 9007199254740993),
     }
 
 
@@ -54,6 +56,11 @@ def test_the_grid_is_every_combination_once_and_a_range_has_only_ends():
     space = parse_space(["train.beta=0.5..4", "train.epochs=1,2"], PARAMS)
     with pytest.raises(UserError, match=r"train\.beta: a range has no grid"):
         grid(space)
+    tens = ",".join(map(str, range(1, 11)))
+    keys = ("train.seed", "sample.seed", "theory.seed", "data.seed", "evaluate.seed", "train.epochs")
+    assert "found a grid of 1,000,000 trials, allowed: 10,000" in refusal(
+        grid, parse_space([f"{key}={tens}" for key in keys], PARAMS)
+    )
     assert [tuple(values.values()) for values in corners(space)] == [(0.5, 1), (0.5, 2), (4.0, 1), (4.0, 2)]
 
 
@@ -73,6 +80,7 @@ def test_a_section_with_a_kind_is_replaced_and_keys_of_one_section_come_together
         ("train.beta=[1", "train.beta: '[1': is not valid YAML"),
         ("train.beta=3..1", "train.beta: found '3..1', allowed: LOW below HIGH"),
         ("train.beta=log:0..1", "train.beta: found 'log:0..1', allowed: LOW below HIGH, both above 0"),
+        ("data.source.path=2026-01-01", "found '2026-01-01', allowed: numbers, true, false, null, or text in quotes"),
         ("train.beta=1..2,5", "train.beta: found '1..2,5', no values or a range among them; allowed: KEY"),
     ],
 )

@@ -53,7 +53,8 @@ def test_any_value_makes_a_name_that_git_and_a_file_system_take(tmp_path: Path):
     names = [trial.user_attrs["name"] for trial in sweep.trials()]
     assert len(set(names)) == 32
     assert not [name for name in names if "/" in name or len(name) >= 160]
-    for name in names[::8]:
+    odd = begun(tmp_path / "odd", Request(["data.source.path=a.lock,b..c"]))
+    for name in [*names[::8], *(trial.user_attrs["name"] for trial in odd.trials())]:
         subprocess.run(["git", "check-ref-format", f"refs/exps/cc/cc/{name}"], check=True)
 
 

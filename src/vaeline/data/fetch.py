@@ -15,7 +15,7 @@ from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, opened, readable, shown
-from vaeline.io.workspace import Workspace
+from vaeline.io.workspace import Workspace, expanded
 
 log = logging.getLogger(__name__)
 _copy_users = readable()(shutil.copyfile)  # a file of the user's, who may have removed it by now
@@ -92,12 +92,11 @@ def _copy(origin: Path, target: Path, advice: str = "") -> None:
 def _local(path: str, workspace: Workspace, key: str = "data.source.path") -> Path:
     """A path in params: relative to the workspace or, in DVC's copies of the repository, to the original."""
     try:
-        found = workspace.root / Path(path).expanduser()
+        found = workspace.root / (given := expanded(path, key))
         if not found.exists():
-            found = workspace.repository / Path(path).expanduser()
-    except (OSError, RuntimeError) as error:  # too long, no such user
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}: {shown(path)}: {reason}; allowed: a file or folder") from None
+            found = workspace.repository / given
+    except OSError as error:  # too long
+        raise UserError(f"{key}: {shown(path)}: {error.strerror}; allowed: a file or folder") from None
     for written in (workspace.raw, workspace.init):
         here, there = (Path(os.path.realpath(place)) for place in (found, written))  # a link may be a loop
         if here.is_relative_to(there) or there.is_relative_to(here):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import parse_json
+from vaeline.io.safe_read import parse_json, shown
 
 VARIABLE = "VAELINE_RUN_CONTEXT"
 
@@ -73,6 +73,14 @@ class Workspace:
         except FileExistsError:
             raise UserError(f"{self.state}: must be a folder, found a file or a link to what is not there") from None
         return self.state
+
+
+def expanded(path: str, named: str) -> Path:
+    """The path with the user's home for ~. Raises UserError, which begins with `named`, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{named}: {shown(path)}: there is no such user; allowed: a file or folder") from None
 
 
 def current_folder() -> Path:
