@@ -1,22 +1,19 @@
 """The whole pipeline on scikit-learn's digits: real DVC, sqlite MLflow, and Prefect without a server."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 import command_line
-from uploads import until
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.uploader import sync_all
-from workspaces import RUNS, alive, begin, execute, lines_with, read_lock, runs, vaeline, words_of
+from workspaces import RUNS, alive, begin, execute, lines_with, read_lock, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
 CHAMPION = "models:/digits@champion"
@@ -81,34 +78,6 @@ def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path)
     tables = {"history.csv", "kl_per_dimension.csv", "metrics.json", "theory.json"}
     assert set(run["files"]) == tables | {"index.html", "explorer.html", "theory"}
     assert "models:/digits@champion" in (clone / "reports" / "index.html").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("clone", RUNS, indirect=True)
-def test_training_again_and_training_killed_give_the_same_lock(clone: Path):
-    before = read_lock(clone)
-    execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
-    assert read_lock(clone) == before
-    params = clone / "params.yaml"
-    text = params.read_text()
-    params.write_text(text.replace("  epochs: 3", "  epochs: 40"))
-    execute("dvc", "repro", "train", cwd=clone)
-    whole = read_lock(clone)["train"]
-    command, both = ["dvc", "repro", "--force", "--single-item", "train"], subprocess.STDOUT
-    env = os.environ | {"VAELINE_CHECKPOINT_SECONDS": "0.1"}
-    with subprocess.Popen(command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=both, text=True) as repro:
-        assert repro.stdout is not None
-        assert next(line for line in repro.stdout if line.startswith("epoch 5/"))
-        stages = psutil.Process(repro.pid).children(recursive=True)
-        repro.kill()
-    assert stages
-    until(lambda: not any("runner.py train" in words_of(stage) for stage in stages), 20)  # not without DVC
-    done = execute("dvc", "repro", "--force", "--single-item", "train", cwd=clone)
-    assert lines_with(done.stdout + done.stderr, "resuming at step ")
-    assert read_lock(clone)["train"] == whole
-    params.write_text(text)
-    execute("dvc", "repro", cwd=clone)
-    assert read_lock(clone) == before
 
 
 @pytest.mark.slow

@@ -4,9 +4,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -14,50 +12,18 @@ from typing import Any
 
 import yaml
 
+from pipeline.services.dvc_command import outputs, read_stages
+from preloaded_process import PROCESSES, work
+from vaeline.io.workspace import Workspace
+
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
-STAGES = ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register", "report")
-OUTPUTS = {  # of each stage, as DVC removes them before it runs it
-    "fetch": ("data/init", "data/raw"),
-    "prepare": ("data/prepared", "reports/data"),
-    "train": ("models", "reports/history.csv"),
-    "evaluate": ("reports/metrics.json", "reports/kl_per_dimension.csv"),
-    "sample": ("reports/samples", "reports/explorer.html"),
-    "theory": ("reports/theory", "reports/theory.json"),
-    "register": ("reports/registration.json",),
-    "report": ("reports/index.html",),
-}
+OUTPUTS = {name: outputs(stage) for name, stage in read_stages(Workspace(ROOT)).items()}  # DVC removes them first
+STAGES = tuple(OUTPUTS)
 TRACKED = STAGES[2:]
 # a kill between two of these finds on the disk what a kill at one of them finds
 CHANGES = re.compile(r"create|half write|replace|after|rename|unlink|rmdir|open|half copy")
 ALIKE = re.compile(r"(open|half copy|after mkdir) .vaeline/artifacts/(.*/)?models/")  # hundreds of files of one upload
 EACH = 15
-
-
-class PreloadedProcess:
-    """The process that forks for each job."""
-
-    def __init__(self) -> None:
-        path = os.pathsep.join(map(str, (HERE, ROOT / "src", ROOT)))
-        env = os.environ | {"PYTHONPATH": path, "VAELINE_DEVICE": "cpu", "PYTHONWARNINGS": "ignore"}
-        command, pipe = [sys.executable, str(HERE / "preloaded_process.py")], subprocess.PIPE
-        self.process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True)
-        assert self._answer() == "ready"
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def do(self, job: Mapping[str, Any]) -> int:
-        """Run a job; its exit code, negative for a signal."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return int(self._answer())
-
-    def close(self) -> None:
-        """End it."""
-        self.process.communicate()
 
 
 @dataclass(frozen=True)
@@ -74,21 +40,27 @@ class CrashWorkspace:
     """A folder with params.yaml and what some stages left."""
 
     folder: Path
-    preloaded: PreloadedProcess
     env: dict[str, str] = field(default_factory=dict)
 
     def run(
         self, what: str, action: str = "none", at: int = -1, within: str = "", after: float | None = None, **env: str
     ) -> Outcome:
         """A stage, sync or inspect; something happens at a point of those within a subfolder, or a kill in time."""
-        points = self.folder / ".points.json"
+        points, here = self.folder / ".points.json", str(self.folder)
         points.unlink(missing_ok=True)
+        own = {"DVC_ROOT": here, "VAELINE_UPLOADER": "off", "VAELINE_DEVICE": "cpu"} | self.env | env
         with NamedTemporaryFile("r") as log:  # not on a disk that is full
-            job = {"what": what, "cwd": str(self.folder), "log": log.name, "env": self.env | env, "points": str(points)}
-            job["root"] = str(self.folder / within) if within else f"{self.folder}/"
-            code = self.preloaded.do(job | {"action": action, "at": at, "after": after})
+            job = {"what": what, "cwd": here, "log": log.name, "env": os.environ | own, "points": str(points)}
+            job["root"] = str(self.folder / within) if within else f"{here}/"
+            process = PROCESSES.Process(target=work, args=(job | {"action": action, "at": at},))
+            process.start()
+            process.join(after)
+            if process.is_alive():
+                process.kill()
+                process.join()
             said = Path(log.name).read_text()
-        return Outcome(code, said, json.loads(points.read_text() or "[]") if points.exists() else [])
+        assert process.exitcode is not None
+        return Outcome(process.exitcode, said, json.loads(points.read_text() or "[]") if points.exists() else [])
 
     def run_ok(self, what: str, **env: str) -> Outcome:
         """Run, expecting success."""
@@ -124,7 +96,7 @@ class CrashWorkspace:
     def copy(self, folder: Path) -> "CrashWorkspace":
         """The same state elsewhere."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return CrashWorkspace(folder, self.preloaded, self.env)
+        return CrashWorkspace(folder, self.env)
 
 
 @dataclass
@@ -132,7 +104,6 @@ class StageStates:
     """For each stage the state before it, and what it comes to when nothing happens."""
 
     root: Path
-    preloaded: PreloadedProcess
     before: dict[str, CrashWorkspace] = field(default_factory=dict)
     outputs: dict[str, dict[str, bytes]] = field(default_factory=dict)
     points: dict[str, list[str]] = field(default_factory=dict)
@@ -144,7 +115,8 @@ class StageStates:
         if set(stages) <= set(self.outputs):
             return
         shutil.rmtree(self.root)
-        last = CrashWorkspace(self.root / "seed", self.preloaded, {"CACHED_RESULTS": str(self.root)})
+        each = {"VAELINE_CHECKPOINT_SECONDS": "0", "VAELINE_LOG_EVERY": "2"}  # a checkpoint and a point each step
+        last = CrashWorkspace(self.root / "seed", each | {"CACHED_RESULTS": str(self.root)})
         last.folder.mkdir(parents=True)
         (last.folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
         last.run_ok("inspect")  # makes the store, which takes seconds
@@ -163,7 +135,7 @@ class StageStates:
 
 
 def tiny_params() -> dict[str, Any]:
-    """Seconds for the whole pipeline, on drawn shapes; a checkpoint each step (the caller's environment)."""
+    """Seconds for the whole pipeline, on drawn shapes."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["source"] = {"kind": "shapes", "count": 150, "size": 8, "seed": 1}
     params["data"] |= {"validation": 30, "test": 30}

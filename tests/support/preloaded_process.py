@@ -1,14 +1,11 @@
-"""A process that has imported everything and forks for each job: a stage costs its own work, not its imports.
-
-Jobs come as JSON lines on standard input; for each, one line with the exit code and the points goes out.
-"""
+"""Jobs in processes that are forked from one which has imported everything: a stage costs its own work alone."""
 
 import json
+import multiprocessing
 import os
 import pickle
-import signal
 import sys
-import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,53 +15,24 @@ from vaeline.io.workspace import current_workspace
 
 end_process = os._exit
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
-
-
-def main() -> None:
-    """Import, then fork for each line; a job is killed `after` so many seconds."""
-    preload()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            work(job)
-        if job["after"] is not None:
-            deadline = time.monotonic() + job["after"]
-            while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                if time.monotonic() > deadline:
-                    os.kill(child, signal.SIGKILL)
-                    break
-                time.sleep(0.002)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def preload() -> None:
-    """Import what stages, uploaders and the command line do."""
-    from vaeline.tracking.connection import ENVIRONMENT
-
-    os.environ |= ENVIRONMENT
-    import matplotlib.pyplot  # noqa: F401
-    import mlflow.pyfunc
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    import sklearn.linear_model
-    import sklearn.neighbors  # noqa: F401
-    import torch
-    import torch._dynamo  # the training's first step imports it
-
-    from pipeline.stages import evaluate, fetch, prepare, register, sample, theory, train  # noqa: F401
-
-    torch.set_num_threads(1)
+PROCESSES = multiprocessing.get_context("forkserver")  # one for all tests of this process
+PROCESSES.set_forkserver_preload(
+    [f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register")]
+    + ["matplotlib.pyplot", "sklearn.linear_model", "sklearn.neighbors", "mlflow.pyfunc"]
+    + [f"mlflow.store.{store}.sqlalchemy_store" for store in ("model_registry", "tracking")]
+    + ["torch._dynamo"]  # which the training's first step imports
+)
 
 
 def work(job: Job) -> None:
-    """One job, in the child; never returns."""
+    """One job; never returns."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    warnings.simplefilter("ignore")
     os.chdir(job["cwd"])
-    os.environ.update({"DVC_ROOT": job["cwd"], "VAELINE_UPLOADER": "off"} | job["env"])
+    os.environ.clear()
+    os.environ.update(job["env"])
     sabotage = Sabotage(job["root"], job["action"], job["at"])
     os._exit = sys.exit  # of the program: what it passed is still to be written
     code: Any = 70
@@ -144,7 +112,3 @@ def smoke_by_fork(sabotage: Sabotage) -> None:
             end_process(code)
 
     registration.smoke_test = forked
-
-
-if __name__ == "__main__":
-    main()

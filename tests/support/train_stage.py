@@ -1,6 +1,5 @@
 """The stage train as a process of its own, in a folder with prepared data of bumps."""
 
-import multiprocessing
 import os
 import sys
 from multiprocessing.process import BaseProcess
@@ -12,14 +11,13 @@ import pytest
 import yaml
 
 from pipeline.stages import runner
+from preloaded_process import PROCESSES
 from small_training import bumps
 from vaeline.data.prepared import DataManifest, SplitSummary
 from vaeline.io.digests import file_digest
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(REPOSITORY / "pipeline" / "stages" / "runner.py"), "train"]
-PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
-PROCESSES.set_forkserver_preload(["pipeline.stages.train"])
 OUTPUTS = ("models/model.safetensors", "models/config.json", "reports/history.csv")
 
 

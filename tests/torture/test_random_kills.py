@@ -15,8 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from crash_workspaces import OUTPUTS, ROOT, STAGES, CrashWorkspace, PreloadedProcess, tiny_params
-from pipeline.services.dvc_command import outputs
+from crash_workspaces import ROOT, STAGES, CrashWorkspace, tiny_params
 from pipeline.services.servers import free_port, prefect_server, started, wait_until_ready
 from vaeline.io import workspace
 
@@ -113,14 +112,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     folder = tmp_path_factory.mktemp("repository") / "clone"
     clone(folder)
     server_folder = tmp_path_factory.mktemp("prefect-server")
-    preloaded = PreloadedProcess()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{server_folder}/prefect.db")
         server = prefect_server(workspace.Workspace(server_folder, server_folder), free_port(0))
         with started(server) as process:
             wait_until_ready(server, process)
-            yield first_run(Repository(CrashWorkspace(folder, preloaded), environment(folder, f"{server.address}/api")))
-    preloaded.close()
+            yield first_run(Repository(CrashWorkspace(folder), environment(folder, f"{server.address}/api")))
 
 
 def environment(folder: Path, api: str) -> dict[str, str]:
@@ -236,9 +233,3 @@ def store_differences(one: Any, other: Any, at: str = "") -> list[str]:
         pairs = enumerate(zip(one, other, strict=True))
         return [line for number, (a, b) in pairs for line in store_differences(a, b, f"{at}/{number}")]
     return [] if one == other else [f"{at}: {str(one)[:200]}, alone {str(other)[:200]}"]
-
-
-def test_the_outputs_here_are_those_of_dvc():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    found = {name: set(outputs(stage)) for name, stage in stages.items()}
-    assert found == {name: set(paths) for name, paths in OUTPUTS.items()}
