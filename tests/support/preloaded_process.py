@@ -1,6 +1,7 @@
 """Jobs in processes that are forked from one which has imported everything: a stage costs its own work alone."""
 
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -30,6 +31,7 @@ def work(job: Job) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     warnings.simplefilter("ignore")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # as a program asks for before it imports it
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
