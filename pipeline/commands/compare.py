@@ -20,9 +20,9 @@ from vaeline.evaluation.split_metrics import gain
 from vaeline.io.git import git
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import parse_yaml
-from vaeline.registry.versions import ADDRESS, DIGEST_TAG, UNKNOWN, find_version_at
+from vaeline.registry.versions import ADDRESS, DIGEST_TAG, find_version_at
 from vaeline.serving.model_files import LoadedModel
-from vaeline.tracking.connection import connect, one_line_errors, tolerated
+from vaeline.tracking.connection import connect, one_line_errors
 from vaeline.tracking.provenance import flatten_params
 
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -66,11 +66,7 @@ def find(workspace: Workspace, name: str) -> Compared:
     if RUN.fullmatch(name) or ADDRESS.fullmatch(name):
         client = connect(workspace)
         with one_line_errors():
-            run = None
-            with tolerated(*UNKNOWN):
-                run = client.get_run(name if RUN.fullmatch(name) else find_version_at(client, name).run_id or "")
-            if run is None:
-                raise UserError(f"{name}: its run is not in {client.tracking_uri}")
+            run = client.get_run(name if RUN.fullmatch(name) else find_version_at(client, name).run_id or "")
             digest, experiment = (run.data.tags.get(tag, "") for tag in (DIGEST_TAG, "vaeline.dvc_experiment"))
             versions = client.search_model_versions(f"tags.`{DIGEST_TAG}` = '{digest}'") if RUN.fullmatch(name) else []
         address = f"models:/{versions[0].name}/{versions[0].version}" if versions else name

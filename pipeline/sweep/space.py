@@ -86,11 +86,9 @@ def varied(space: Space) -> list[str]:
 
 def grid(space: Space) -> list[Values]:
     """Every combination, the last key changing fastest. Raises UserError for a range, and for more than MOST_TRIALS."""
-    choices = [values.choices for values in space.values() if isinstance(values, CategoricalDistribution)]
-    if len(choices) < len(space):
-        ranges = [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]
+    if ranges := [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]:
         raise UserError(f"{', '.join(ranges)}: a range has no grid; give values, or --search random or bayesian")
-    if (count := math.prod(map(len, choices))) > MOST_TRIALS:
+    if (count := math.prod(len(values.choices) for values in space.values())) > MOST_TRIALS:  # type: ignore[attr-defined]
         raise UserError(f"found a grid of {count:,} trials, allowed: {MOST_TRIALS:,}; --search random draws some")
     return list(corners(space))
 

@@ -132,7 +132,7 @@ def test_force_and_reason_go_together_and_a_version_has_a_number(arguments: tupl
         (("models", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
         (("history", "o'brien"), rf"no model is registered as \"o'brien\" in sqlite:.*; registered: {NAME}"),
         (("rollback", "digits"), rf"no model is registered as 'digits' in sqlite:.*; registered: {NAME}"),
-        (("compare", "0" * 32, "x"), f"{'0' * 32}: its run is not in sqlite:.*"),
+        (("compare", "0" * 32, "x"), "MLFLOW_TRACKING_URI: .*mlflow.db answers: Run .* not found"),
         (("promote", NAME, "9"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("promote", NAME, "9", "--force", "--reason", "x"), f"{NAME} has no version 9; it has: 1, 2, 3, 4"),
         (("rollback", NAME), f"{NAME}: no version is champion and no previous champion is left: nothing to go back to"),

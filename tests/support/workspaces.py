@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -138,19 +137,13 @@ def make_toy(folder: Path) -> Path:
 
 def answer(api: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
     """Status and content of a GET, or a POST of `body`; a server too busy (503) is asked again, as Prefect does."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{api}{path}", data, {"Content-Type": "application/json", **headers})
+    method = "GET" if body is None else "POST"
     for delay in (1, 2, 4, 8, 16, 0):
-        try:
-            response = urllib.request.urlopen(request, timeout=60)
-        except urllib.error.HTTPError as error:
-            response = error
-        with response:
-            status, content = response.status, response.read()
-        if status != 503:
+        found = httpx.request(method, f"{api}{path}", json=body, headers=headers, timeout=60)
+        if found.status_code != 503:
             break
         time.sleep(delay)
-    return status, content
+    return found.status_code, found.content
 
 
 def ask(api: str, path: str, body: object = None) -> Any:

@@ -218,8 +218,8 @@ def one_line_errors() -> Iterator[None]:
         reason = " ".join(redact(str(error)).split()).rpartition("Caused by ")[2].partition(" (Background on this")[0]
         final = LASTING.search(reason) or (isinstance(error, MlflowException) and error.error_code not in AWAY)
         kind = UserError if final else TransientError
-        store = f"{VARIABLE}: the tracking store {get_tracking_uri()}"
-        raise kind(f"{store} cannot be used: {reason[:300]}") from None
+        how = "answers" if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else "cannot be used"
+        raise kind(f"{VARIABLE}: the tracking store {get_tracking_uri()} {how}: {reason[:300]}") from None
 
 
 @contextmanager
