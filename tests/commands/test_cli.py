@@ -77,7 +77,6 @@ def test_servers_of_the_environment_are_named_and_not_started(toy: Path):
 
 @pytest.mark.slow
 def test_both_interfaces_answer_on_this_machine_only_and_stop_together(toy: Path):
-    execute("git", "init", "-q", cwd=toy)
     with begin("ui", "--port", str(wanted := free_port(0)), cwd=toy) as ui:
         try:
             assert ui.stdout is not None

@@ -20,7 +20,7 @@ from vaeline.registry.lineage import Lineage
 from vaeline.registry.load import verified
 from vaeline.tracking.outbox import Outbox
 from vaeline.tracking.provenance import CUT
-from workspaces import ROOT, execute
+from workspaces import ROOT, commit, execute
 
 
 def lineage(diff: bytes | None = None, signed: bool = False, package: Any = None, **changes: Any) -> Lineage:
@@ -42,9 +42,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("")
     (root / "src").symlink_to(ROOT / "src")
-    execute("git", "init", "-q", cwd=root)
-    execute("git", "add", "-A", cwd=root)
-    execute("git", "commit", "-q", "-m", "Start", cwd=root)
+    commit(root)
     monkeypatch.chdir(root)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return root

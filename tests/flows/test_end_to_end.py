@@ -13,7 +13,7 @@ import command_line
 from vaeline.io.digests import model_digest
 from vaeline.io.workspace import Workspace
 from vaeline.tracking.uploader import sync_all
-from workspaces import RUNS, alive, begin, execute, lines_with, read_lock, runs, vaeline
+from workspaces import RUNS, alive, begin, commit, execute, lines_with, read_lock, runs, vaeline
 
 pytestmark = pytest.mark.usefixtures("own_code")
 CHAMPION = "models:/digits@champion"
@@ -82,8 +82,7 @@ def test_the_run_is_in_mlflow_with_its_curve_its_model_and_its_page(clone: Path)
 
 @pytest.mark.slow
 def test_experiments_stand_side_by_side_in_one_store(clone: Path):
-    execute("git", "add", "-A", cwd=clone)
-    execute("git", "commit", "-q", "-m", "Run", cwd=clone)
+    commit(clone)
     execute("dvc", "exp", "run", "--temp", "-S", "train.beta=4", cwd=clone)
     execute("dvc", "exp", "run", "--queue", "-S", "train.beta=8", cwd=clone)
     execute("dvc", "exp", "run", "--run-all", cwd=clone)
@@ -93,8 +92,7 @@ def test_experiments_stand_side_by_side_in_one_store(clone: Path):
 
 @pytest.mark.slow
 def test_a_pulled_model_is_registered_elsewhere_with_its_history(clone: Path, tmp_path: Path):
-    execute("git", "add", "-A", cwd=clone)
-    execute("git", "commit", "-q", "--allow-empty", "-m", "Run", cwd=clone)
+    commit(clone)
     execute("dvc", "remote", "add", "--force", "--local", "-d", "shared", str(tmp_path / "remote"), cwd=clone)
     execute("dvc", "push", cwd=clone)
     other = tmp_path / "other"

@@ -7,6 +7,7 @@ import pytest
 from pipeline.services.dvc_command import make_clone
 from vaeline.errors import UserError
 from vaeline.io.git import git
+from workspaces import commit as commit_all
 from workspaces import execute
 
 
@@ -14,8 +15,7 @@ from workspaces import execute
 def commit(toy: Path) -> str:
     """The first commit of the toy repository; after it come an uncommitted change and an untracked dvc.lock."""
     (toy / ".gitignore").write_text("/dvc.lock\n")
-    git(toy, "add", "-A")
-    git(toy, "commit", "-qm", "start")
+    commit_all(toy)
     (toy / "seed.txt").write_text("changed")
     (toy / "dvc.lock").write_text("schema: '2.0'\n")
     (toy / ".dvc" / "config.local").write_text("[cache]\ntype = hardlink\n['remote \"a\"']\nurl = /x\n")
@@ -60,6 +60,5 @@ def test_a_project_in_a_subfolder_is_found_and_a_commit_without_one_is_refused(t
     (project / ".dvc" / "config").write_text("")
     with pytest.raises(UserError, match=rf"^commit {commit} has no inner/dvc\.yaml$"):
         make_clone(project, tmp_path / "clone", commit)
-    git(toy, "add", "-A")
-    git(toy, "commit", "-qm", "inner")
+    commit_all(toy)
     assert make_clone(project, tmp_path / "clone", git(toy, "rev-parse", "HEAD")) == tmp_path / "clone" / "inner"

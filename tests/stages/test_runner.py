@@ -10,7 +10,7 @@ import pytest
 from pipeline.services.dvc_command import make_clone
 from pipeline.sweep.process import ExperimentProcess, Origin, read_baseline
 from vaeline.io.workspace import Workspace
-from workspaces import ROOT, execute
+from workspaces import ROOT, commit, execute
 
 LIBRARY = Path("src/vaeline/errors.py")
 PROBE = '''
@@ -49,9 +49,7 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("")
     (folder / ".gitignore").write_text("__pycache__/\n/edited.txt\n.vaeline/\n/.dvc/tmp\n/.dvc/cache\n")
-    execute("git", "init", "-q", cwd=folder)
-    execute("git", "add", "-A", cwd=folder)
-    execute("git", "commit", "-qm", "Start", cwd=folder)
+    commit(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("EDITED", str(folder))

@@ -9,7 +9,7 @@ from pipeline.sweep.process import Baseline
 from pipeline.sweep.study import Request, Sweep
 from vaeline.io.workspace import Workspace
 from vaeline.io.yaml_config import read_yaml
-from workspaces import ROOT, execute, make_toy
+from workspaces import ROOT, commit, make_toy
 
 PARAMS: Any = read_yaml(ROOT / "params.yaml")
 GRID = Request(["train.beta=0.5,1", "model.latent_dim=2,8"])
@@ -72,7 +72,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts |= {".gitignore": IGNORED.replace(" ", "\n") + "\n", ".dvcignore": ".vaeline/\n"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    execute("git", "add", "-A", cwd=tmp_path)
-    execute("git", "commit", "-qm", "Start", cwd=tmp_path)
+    commit(tmp_path)
     (tmp_path / "seed.txt").write_text("another seed, uncommitted")
     return tmp_path

@@ -69,6 +69,12 @@ def vaeline(*arguments: str, cwd: Path, check: bool = True, **env: str) -> subpr
     return execute(sys.executable, "-m", "pipeline.cli", *arguments, cwd=cwd, env=env, check=check)
 
 
+def commit(folder: Path) -> None:
+    """Commit everything, in a new repository where there is none yet."""
+    for command in ("init -q -b main", "add -A", "commit -q --allow-empty -m Start"):
+        execute("git", *command.split(), cwd=folder)
+
+
 def begin(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
     """The command line at work, what it prints on a pipe, its errors too."""
     command, pipe = [sys.executable, "-m", "pipeline.cli", *arguments], subprocess.PIPE
@@ -116,9 +122,7 @@ def tiny_clone(folder: Path, changes: Mapping[str, str] = {}) -> Path:
         text, count = re.subn(pattern, value, text)
         assert count, f"params.yaml has no {pattern}"
     (folder / "params.yaml").write_text(text)
-    execute("git", "init", "-q", "-b", "main", cwd=folder)
-    execute("git", "add", "-A", cwd=folder)
-    execute("git", "commit", "-q", "-m", "Start", cwd=folder)
+    commit(folder)
     return folder
 
 

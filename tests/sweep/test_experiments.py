@@ -7,7 +7,7 @@ from data_files import refusal
 from pipeline.sweep.experiments import experiment_overrides, override_arguments, parse_overrides, read_experiments
 from vaeline.config import read_params
 from vaeline.io.yaml_config import read_yaml
-from workspaces import ROOT, execute, vaeline
+from workspaces import ROOT, commit, vaeline
 
 EXPERIMENTS = read_experiments(ROOT / "experiments.yaml")
 
@@ -86,8 +86,7 @@ def test_an_experiment_runs_by_its_name_and_further_options_are_dvcs(toy: Path) 
         "small: {about: the least, params: {sample: {rows: 2}, model: {network: {kind: gated, hidden: [7, 8]}}, "
         "train: {learning_rate: 1.0e-6}, register: {name: small}}}"
     )
-    execute("git", "add", "-A", cwd=toy)
-    execute("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "start", cwd=toy)
+    commit(toy)
     assert vaeline("experiment", cwd=toy).stdout == "small\n    the least\n"
     vaeline("experiment", "small", "-S", "sample.columns=3", cwd=toy)
     params = read_params(toy / "params.yaml")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from pipeline.cli import app
 from pipeline.services import dvc_command
 from vaeline.errors import UserError
-from workspaces import execute, lines_with, runs, tiny_clone, vaeline
+from workspaces import commit, execute, lines_with, runs, tiny_clone, vaeline
 
 
 def run(*arguments: str) -> Result:
@@ -49,9 +49,7 @@ def test_a_project_in_a_subfolder_whose_name_has_other_letters_and_spaces(toy: P
     top = toy / "pl\u00e4n b"
     shutil.copytree(toy, top / "inner", ignore=shutil.ignore_patterns(".git", top.name))
     monkeypatch.chdir(top / "inner")
-    execute("git", "init", "-q", cwd=top)
-    execute("git", "add", "-A", cwd=top)
-    execute("git", "commit", "-qm", "start", cwd=top)
+    commit(top)
     done = run("-S", "train.beta=4", "--name", "b4", "--only", "fetch")
     assert "\nexperiment b4: " in done.output, done
     assert "WARNING" not in done.output
@@ -84,8 +82,7 @@ def test_ten_experiments_three_of_them_failing_are_in_one_mlflow_experiment_and_
 ):
     clone = tiny_clone(tmp_path)
     execute("dvc", "repro", "prepare", cwd=clone)
-    execute("git", "add", "-A", cwd=clone)
-    execute("git", "commit", "-qm", "Prepare", cwd=clone)
+    commit(clone)
     before = state(clone)
     assert before[0] == ""
     codes, last = [], ("evaluate", "register")
