@@ -93,4 +93,4 @@ def test_a_folder_is_named_from_where_the_user_is(toy: Path, monkeypatch: pytest
     monkeypatch.chdir(toy / "below")
     vaeline("init", "--images", "pictures")
     assert read_params(toy / "params.yaml").data.source.path == str(pictures)
-    assert refusal(vaeline, "init", "--images", "~nobody/a").startswith("--images: ~nobody/a: there is no such user")
+    assert refusal(vaeline, "init", "--images", "~unknown/a").startswith("--images: ~unknown/a: there is no such user")

@@ -9,11 +9,13 @@ from types import ModuleType
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+from prefect.settings.models.tasks import TasksSettings
+from pydantic import ValidationError
 
 from command_line import vaeline
 from pipeline.services.environment import prepare_environment
 from pipeline.services.servers import mlflow_server
-from vaeline.command.program import set_process_defaults
+from vaeline.command.program import explain, set_process_defaults
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 
@@ -53,6 +55,13 @@ def test_prefect_itself_removes_flow_runs_of_long_ago_with_their_logs_and_events
     assert ServerServicesDBVacuumSettings().enabled_vacuum_types >= {"flow_runs", "events"}
 
 
+def test_a_value_that_prefect_refuses_is_one_line():
+    with pytest.raises(ValidationError) as raised:
+        TasksSettings.model_validate({"default_retries": "many"})
+    (line,) = explain(raised.value) or []
+    assert line.startswith("PREFECT_...: TasksSettings.default_retries: Input should be a valid integer")
+
+
 def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch, toy: Path):
     def unknown() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
@@ -76,7 +85,7 @@ def test_a_user_whom_the_machine_does_not_know_gets_a_name_and_a_home(monkeypatc
         ("[profiles", "", "/p.toml: no profiles of Prefect's: "),
         ('profiles = "a"', "", "/p.toml: no profiles of Prefect's: "),
         ("[profiles.a]\nPREFECT_API_URL = 'http://a:1'", "a", "PREFECT_API_URL: found 'http://a:1', allowed: "),
-        ("[profiles.a]\nPREFECT_API_URL = 'http://a:4O/api'", "a", "PREFECT_API_URL: found 'http://a:4O/api', allowed"),
+        ("[profiles.a]\nPREFECT_API_URL = 'http://a:4O/api'", "a", "allowed: the address of a server's API"),
         ("[profiles.a]\nPREFECT_API_URL = 'a:1/api'", "a", "PREFECT_API_URL: found 'a:1/api', allowed: "),
     ],
 )

@@ -135,4 +135,10 @@ def explain(error: BaseException) -> list[str] | None:
         return [f"{library}: is not installed; pip install 'vaeline[pipeline]'"] if library in OF_PIPELINE else None
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
+    if kind == "ValidationError" and (section := str(getattr(error, "title", ""))).endswith("Settings"):
+        mistakes = error.errors(include_url=False)  # type: ignore[attr-defined]
+        keys = (
+            f"PREFECT_...: {section}.{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in mistakes
+        )
+        return [f"{key}; correct Prefect's variables or profile" for key in keys]
     return None
