@@ -88,7 +88,8 @@ def grid(space: Space) -> list[Values]:
     """Every combination, the last key changing fastest. Raises UserError for a range, and for more than MOST_TRIALS."""
     if ranges := [key for key, values in space.items() if not isinstance(values, CategoricalDistribution)]:
         raise UserError(f"{', '.join(ranges)}: a range has no grid; give values, or --search random or bayesian")
-    if (count := math.prod(len(values.choices) for values in space.values())) > MOST_TRIALS:  # type: ignore[attr-defined]
+    sizes: list[int] = [len(values.choices) for values in space.values()]  # type: ignore[attr-defined]
+    if (count := math.prod(sizes)) > MOST_TRIALS:
         raise UserError(f"found a grid of {count:,} trials, allowed: {MOST_TRIALS:,}; --search random draws some")
     return list(corners(space))
 

@@ -136,9 +136,6 @@ def explain(error: BaseException) -> list[str] | None:
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return ["out of memory; lower train.batch_size or model's widths, or use a machine with more"]
     if kind == "ValidationError" and (section := str(getattr(error, "title", ""))).endswith("Settings"):
-        mistakes = error.errors(include_url=False)  # type: ignore[attr-defined]
-        keys = (
-            f"PREFECT_...: {section}.{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in mistakes
-        )
-        return [f"{key}; correct Prefect's variables or profile" for key in keys]
+        found = error.errors(include_url=False)  # type: ignore[attr-defined]
+        return [f"PREFECT_...: {section}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found]
     return None
