@@ -12,7 +12,6 @@ from pathlib import Path
 
 from vaeline.data.sources.catalogue import BLOCK, PUBLIC_SETS, UnavailableError, store
 from vaeline.errors import TransientError
-from vaeline.io.workspace import expanded
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +57,9 @@ def fetch_public(kind: str, folder: Path, before: Path) -> None:
 def _user_folder(kind: str, folder: Path) -> str:
     if not (named := os.environ.get(FOLDER_VARIABLE)):
         raise UnavailableError(f"{FOLDER_VARIABLE} is not set")
-<<<<<<< HEAD
     origin = Path(named)
     with suppress(RuntimeError):  # ~NAME of nobody: no such folder
         origin = origin.expanduser()
-=======
-    origin = expanded(named, FOLDER_VARIABLE)
->>>>>>> e8d7faf (Folders named from where the user is, grids and values that no sweep can have, an address with a port that is none)
     return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
 
 
