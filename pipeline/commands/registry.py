@@ -158,6 +158,6 @@ def _registry() -> Iterator[tuple[Any, Workspace]]:
     workspace = prepare_environment()
     from vaeline.tracking.connection import connect, one_line_errors
 
-    client = connect(workspace)
+    client = connect(workspace, tables=False)
     with one_line_errors():
         yield client, workspace

@@ -35,7 +35,7 @@ def registered_version(workspace: Workspace, again: bool = False) -> str | None:
     from vaeline.tracking.connection import connect, one_line_errors
 
     with suppress(UserError):
-        client = connect(workspace)
+        client = connect(workspace, tables=False)
         with one_line_errors():
             version = find_by_digest(client, wanted["name"], wanted["digest"])
         if version:

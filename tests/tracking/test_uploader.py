@@ -125,7 +125,7 @@ def test_after_each_failure_the_uploader_waits_longer_up_to_a_minute_and_tries_o
         if clock[0] > 300:
             run.close()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **_options: object) -> None:
         tries.append(clock[0])
         raise UserError("away")
 

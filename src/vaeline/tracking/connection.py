@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPException
@@ -168,10 +169,15 @@ def _driver_fault(uri: str) -> str:
     return ""
 
 
-def connect(workspace: Workspace) -> "MlflowClient":
-    """A client of the tracking store, reached and its schema in place. Raises UserError where it is away."""
+def connect(workspace: Workspace, *, tables: bool = True) -> "MlflowClient":
+    """A client of the tracking store, reached and its schema in place. Raises UserError where it is away.
+
+    A process that needs none of MLflow's `tables` may import it as mlflow-skinny is, without pandas: 0.4 CPU-seconds.
+    """
     uri = usable_uri(workspace)
     os.environ.update(ENVIRONMENT | os.environ)
+    absent = () if tables or "pandas" in sys.modules else ("pandas",)
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # to import what is None is an ImportError
     try:
         import mlflow
         from mlflow import environment_variables
@@ -181,6 +187,9 @@ def connect(workspace: Workspace) -> "MlflowClient":
                 getattr(environment_variables, name).get()
     except ValueError as error:
         raise UserError(f"environment: a variable of MLflow's: {error}") from None
+    finally:
+        for name in absent:
+            del sys.modules[name]
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised below
     named = {name: value for name, value in os.environ.items() if name == VARIABLE}

@@ -55,7 +55,7 @@ def follow(run: RunOutbox, workspace: Workspace) -> bool:
         if last or time.monotonic() >= next_try:
             try:
                 if upload is None:
-                    client = connect(workspace)
+                    client = connect(workspace, tables=False)
                     from vaeline.tracking.upload import Upload
 
                     upload = Upload(run, client, workspace)
@@ -75,7 +75,7 @@ def sync_all(workspace: Workspace) -> str:
     runs = [(run, run.has_writer()) for run in Outbox(workspace).runs()]
     unsent, sent = [(run, written) for run, written in runs if not run.is_sent()], []
     if unsent:
-        client = connect(workspace)
+        client = connect(workspace, tables=False)
         with one_line_errors():
             sent = [None if written else _upload_if_free(run, client, workspace) for run, written in unsent]
     counts, busy = list(filter(None, sent)), sent.count(None)
