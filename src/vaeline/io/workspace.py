@@ -76,7 +76,9 @@ class Workspace:
 
 
 def expanded(path: str, named: str) -> Path:
-    """The path with the user's home for ~. Raises UserError, which begins with `named`, where there is no such user."""
+    """The path with the user's home for ~. Raises UserError, which begins with `named`, where none can be so."""
+    if "\0" in path:
+        raise UserError(f"{named}: {shown(path)}: holds a null character; allowed: a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:
