@@ -126,15 +126,16 @@ def gain(challenger: Scores, champion: Scores) -> Measured:
 @torch.no_grad()
 def bound(model: VAE, pixels: Pixels, seed: int) -> Bound:
     """The ELBO's terms with one posterior sample an image (none for an autoencoder: its code is the mean)."""
-    reconstruction, kl = [], []
+    # filled in place: small results kept between large ones that are freed would leave holes that nothing fits into
+    reconstruction, kl = torch.empty(2, len(pixels), dtype=torch.float64)
     for indices, batch in pixel_batches(model, pixels):
         noise = None
         if not model.deterministic:
             noise = estimators.per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device)
         terms = elbo_terms(model, observe(model, batch, indices, seed), noise)
-        reconstruction.append(terms.reconstruction.double().cpu())
-        kl.append(terms.kl_per_dimension.double().cpu().sum(1))
-    return Bound(torch.cat(reconstruction).numpy(), torch.cat(kl).numpy())
+        reconstruction[indices.start : indices.stop] = terms.reconstruction
+        kl[indices.start : indices.stop] = terms.kl_per_dimension.double().cpu().sum(1)
+    return Bound(reconstruction.numpy(), kl.numpy())
 
 
 @torch.no_grad()
@@ -153,13 +154,13 @@ def marginal_kl(model: VAE, pixels: Pixels, seed: int) -> Values:
 @torch.no_grad()
 def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
     """The mean squared error of each image's reconstruction, without noise, [N], and the posterior means, [N, Z]."""
-    errors, means = [], []
-    for _, batch in pixel_batches(model, pixels):
+    errors, means = torch.empty(len(pixels), dtype=torch.float64), torch.empty(len(pixels), model.latent_dim)
+    for indices, batch in pixel_batches(model, pixels):
         x = model.likelihood.observe(batch, None)
         mean = model.encode(x).mean
-        errors.append((x - decoded(model, mean)).square().flatten(1).mean(1).double().cpu())
-        means.append(mean.cpu())
-    return torch.cat(errors).numpy(), torch.cat(means)
+        errors[indices.start : indices.stop] = (x - decoded(model, mean)).square().flatten(1).mean(1)
+        means[indices.start : indices.stop] = mean
+    return errors.numpy(), means
 
 
 def log_likelihood(
