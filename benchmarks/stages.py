@@ -44,7 +44,7 @@ TINY = {
 }
 # runs a stage, whole or with an empty `main`, and writes the libraries that it imported, in their order
 RUNNING = """
-import atexit, os, sys
+import os, sys
 from importlib import import_module
 from pipeline.stages import runner
 listing, stage, part = sys.argv[1:]
@@ -52,7 +52,8 @@ def write():
     ours = ("vaeline", "pipeline", "__main__")
     names = [n for n in sys.modules if n.partition(".")[0] not in (*ours, *sys.stdlib_module_names)]
     open(listing, "w").write("\\n".join(names))
-atexit.register(write)
+end = os._exit  # how a program ends, without the interpreter's own clearing up
+os._exit = lambda code: (write(), end(code))
 if part == "start":
     import_module(f"pipeline.stages.{stage}").main = lambda: None
 runner.main(stage)
