@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import shown
+from vaeline.io.safe_read import FULL_DISK, shown
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 FAILED_WRITES = {errno.EIO, errno.EFBIG, errno.EPIPE, errno.ESTALE}  # which may not name their file
 MOST_LINES = 20

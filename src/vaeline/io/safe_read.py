@@ -17,6 +17,7 @@ from typing import Any
 from vaeline.errors import UserError
 
 DEEPEST = 32  # lists and objects in each other; no JSON of ours has ten
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 TOKENS = re.compile(rb'(?s)"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]')  # strings and brackets
 
 
@@ -52,7 +53,7 @@ def opened(path: Path, follow: bool = True) -> Iterator[tuple[BufferedReader, in
                 raise UserError(f"{named(path)}: is not a regular file")
             yield file, status.st_size
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what the block writes
+        if error.errno in FULL_DISK:  # of what the block writes
             raise
         raise UserError(f"{named(path)}: cannot be read: {error.strerror or error}") from None
 

@@ -27,13 +27,19 @@ TOLERANCES = (1e-3, 1e-6)
 
 def reconstructions(model: "TrainedModel", pixels: np.ndarray) -> list[np.ndarray]:
     """Of uint8 images [N, C, H, W], in float32, as consumers get them, and in float64."""
+    return [model.reconstruct(pixels), _exact(model, pixels)]
+
+
+def _exact(model: "TrainedModel", pixels: np.ndarray) -> np.ndarray:
     import torch
+
+    from vaeline.core.model import decoded
 
     vae = deepcopy(model.loaded.vae).double()
     with torch.no_grad():
         x = vae.likelihood.observe(torch.from_numpy(pixels).double(), None)
-        exact = vae.likelihood.mean(vae.decode(vae.encode(x).mean))
-    return [model.reconstruct(pixels), exact.numpy()]
+        exact: np.ndarray = decoded(vae, vae.encode(x).mean).numpy()
+    return exact
 
 
 def predict(package: Path, example: np.ndarray, expected: list[np.ndarray]) -> None:
@@ -41,7 +47,7 @@ def predict(package: Path, example: np.ndarray, expected: list[np.ndarray]) -> N
     import mlflow.pyfunc
 
     served = mlflow.pyfunc.load_model(str(package))
-    _, exact = reconstructions(served.unwrap_python_model().model, example)
+    exact = _exact(served.unwrap_python_model().model, example)
     answer = np.asarray(served.predict(example, params={"method": "reconstruct"}))
     for found, wanted, most in zip((answer, exact), expected, TOLERANCES, strict=True):
         if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=0, atol=most, equal_nan=True):

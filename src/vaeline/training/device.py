@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch.utils import deterministic
-from torch.utils.flop_counter import FlopCounterMode
 
 from vaeline.core.model import VAE
 from vaeline.errors import UserError
@@ -63,6 +62,8 @@ def pick_device() -> torch.device:
 @contextmanager
 def few_threads(model: VAE, images: int) -> Iterator[None]:
     """At most a CPU thread for each `WORK` of a step on so many images: more would wait for each other, not work."""
+    from torch.utils.flop_counter import FlopCounterMode  # which most programs that pick a device do not need
+
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model.decode(model.encode(torch.zeros(1, *model.shape)).mean)
     work = 3 * images * forward.get_total_flops()  # the backward pass takes twice the forward's

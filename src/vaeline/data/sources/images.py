@@ -6,7 +6,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +78,8 @@ def read_folder(
     pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
     paths, cores = [path for path, _ in files], len(os.sched_getaffinity(0))
 
-    def decode(start: int, stop: int) -> None:
-        for index in range(start, min(start + SHARE, stop)):
+    def decode(indices: range) -> None:
+        for index in indices:
             image = read_image(paths[index], **changes)
             if image.shape != first.shape:
                 raise UserError(
@@ -91,10 +90,10 @@ def read_folder(
 
     with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
         for block in blocks(pixels, max(BLOCK, SHARE * cores * first.nbytes)):
-            stop = min(block.stop, len(files))
-            for _ in threads.map(decode, range(block.start, stop, SHARE), repeat(stop)):
+            indices = range(len(files))[block]
+            for _ in threads.map(decode, [indices[i : i + SHARE] for i in range(0, len(indices), SHARE)]):
                 pass
-            reporter.update(stop)
+            reporter.update(indices.stop)
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 

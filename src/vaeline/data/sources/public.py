@@ -58,7 +58,7 @@ def _user_folder(kind: str, folder: Path) -> str:
     if not (named := os.environ.get(FOLDER_VARIABLE)):
         raise UnavailableError(f"{FOLDER_VARIABLE} is not set")
     origin = Path(named)
-    with suppress(RuntimeError):  # ~NAME of nobody: no such folder
+    with suppress(RuntimeError):  # ~NAME where there is no such user: no such folder
         origin = origin.expanduser()
     return _copy(kind, origin / kind if (origin / kind).is_dir() else origin, FOLDER_VARIABLE, folder)
 
