@@ -127,12 +127,14 @@ def _write_split(
     path: Path, images: Split, indices: Indices, shape: Shape, change: Callable[[Pixels], Pixels]
 ) -> tuple[SplitSummary, NDArray[np.int64]]:
     """Write the arrays of a split; returns its summary and the counts of each channel's values, [C, 256]."""
+    from PIL import Image
+
     histograms = np.zeros((shape[0], 256), np.int64)
     with npy_file(path, (len(indices), *shape), np.uint8) as write:
         for part in blocks(images.pixels[: len(indices)], BLOCK):
             block = change(taken(images.pixels, indices[part]))
             for channel in range(shape[0]):
-                histograms[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
+                histograms[channel] += Image.fromarray(block[:, channel].reshape(1, -1)).histogram()
             write(block)
     found: dict[str, Any] = {"labels": images.labels is not None, "factors": images.factors is not None}
     for kind, rows in (("labels", images.labels), ("factors", images.factors)):

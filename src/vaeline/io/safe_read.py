@@ -96,9 +96,9 @@ def parse_json(content: bytes, where: str) -> Any:
         raise UserError(f"{where}: is not JSON") from None
 
 
-def named(path: Path) -> str:
+def named(path: os.PathLike[str]) -> str:
     """A path as it may stand in a message, whatever bytes it has."""
-    return shown(path, most=300)
+    return shown(os.fspath(path), most=300)
 
 
 def shown(text: object, most: int = 120) -> str:
