@@ -24,7 +24,7 @@ from pipeline.services.dvc_command import Log
 from pipeline.services.guarded_app import LOOPBACK, guard
 from pipeline.services.servers import HOST, free_port
 from pipeline.stages.sample import ON_THE_MAP, latent_axes
-from vaeline.data.prepared import open_split, read_manifest
+from vaeline.data.prepared import centre, open_split, read_manifest
 from vaeline.data.sources.images import read_image
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import compare, quantiles
@@ -112,12 +112,11 @@ def examine(model: TrainedModel, content: bytes, fit: str) -> dict[str, Any]:
     """
     if fit not in FITS:
         raise ValueError(f"fit: found {fit!r}, allowed: {', '.join(FITS)}")
-    channels, height, width = model.loaded.vae.shape
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            pixels = read_image(path, (width, height), "L" if channels == 1 else "RGB", fit)[None]
+            pixels = centre(read_image(path, **model.loaded.fitted, fit=fit)[None], model.loaded.vae.shape)
         except UserError as error:
             raise UserError(str(error).replace(f"{path}: ", "")) from None
     found = {"pixels": (pixels / 255).ravel().tolist(), "code": model.encode(pixels)[0].tolist()}

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -51,7 +52,13 @@ def _train(workspace: Workspace, group: ProcessGroup, device: torch.device) -> N
     params, manifest, prepared = read_params(workspace.params), read_manifest(workspace.prepared), workspace.prepared
     whole, validation = load_whole(prepared, "train"), load_split(prepared, "validation")
     splits = Splits(centre(whole, manifest.shape), validation, manifest.binarise, whole)
-    data = {"digest": manifest_digest(prepared), "source": manifest.source, "binarise": manifest.binarise}
+    data: dict[str, Any] = {
+        "digest": manifest_digest(prepared),
+        "source": manifest.source,
+        "binarise": manifest.binarise,
+    }
+    if params.data.crop and (uncropped := params.data.whole_shape()):
+        data["uncropped"] = uncropped[1:]
     options, initial = params.train, dict[str, str]()
     if isinstance(options.init, Diffusers):  # what stage fetch has copied
         options = options.model_copy(update={"init": Diffusers(kind="diffusers", path=str(workspace.init))})

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.services.servers import free_port
 from vaeline.errors import UserError
 from vaeline.io.workspace import current_workspace
 from vaeline.serving.inference import TrainedModel
+from vaeline.serving.model_files import DataIdentity, LoadedModel
 
 OWN = """
 steps["own image"] = async () => {
@@ -44,8 +46,8 @@ const wait ="""
 def trained(name: str, reference: np.ndarray | None = None) -> tuple[TrainedModel, tuple[Any, ...]]:
     """A model in memory, as it is loaded, and the parts of its page."""
     model, *parts = make(name)
-    loaded: Any = type("Loaded", (), {"vae": model, "digest": ""})()
-    return TrainedModel(loaded, reference), (model, *parts)
+    config: Any = SimpleNamespace(data=DataIdentity(digest="", source="", binarise="none"))
+    return TrainedModel(LoadedModel(model, config, ""), reference), (model, *parts)
 
 
 def png(pixels: np.ndarray) -> bytes:

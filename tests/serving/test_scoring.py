@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from model_sections import saved, section
+from vaeline.data.prepared import centre
 from vaeline.data.sources.images import read_folder
 from vaeline.errors import UserError
 from vaeline.evaluation.drift import REFERENCE_SEED, Verdict
@@ -90,6 +91,15 @@ def test_fit_resizes_and_converts_class_folders_as_preparing_the_data_does(tmp_p
         assert column(tmp_path, "image") == ["a/000.png", "a/001.png", "b/000.png", "b/001.png"]
         prepared = read_folder(folder, size=8, mode="L", background=background)[0].pixels
         np.testing.assert_allclose(np.float64(column(tmp_path, "elbo")), model.score(prepared, 0), rtol=1e-5)
+
+
+def test_fit_crops_what_preparing_the_data_cropped(model: TrainedModel, tmp_path: Path):
+    data = model.loaded.config.data.model_copy(update={"uncropped": (16, 16)})
+    loaded = replace(model.loaded, config=model.loaded.config.model_copy(update={"data": data}))
+    folder = write_images(tmp_path / "new", noise(2, 1, (3, 20, 30)))
+    score(replace(model, loaded=loaded), folder, fit="crop")
+    prepared = centre(read_folder(folder, size=16, mode="L")[0].pixels, SHAPE)
+    np.testing.assert_allclose(np.float64(column(tmp_path, "elbo")), model.score(prepared, 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 8), (3, 8, 6)])

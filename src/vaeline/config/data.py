@@ -76,13 +76,18 @@ class Data(Section):
 
         Raises ValueError as `cropped`.
         """
+        shape = self.whole_shape()
+        return shape and self.cropped(shape)
+
+    def whole_shape(self) -> Shape | None:
+        """The same before `crop`."""
         match self.source:
             case Shapes(size=size):
-                return self.cropped((3, size, size))
+                return (3, size, size)
             case Folder(size=int(size), mode=mode):
-                return self.cropped((3 if mode == "RGB" else 1, size, size))
+                return (3 if mode == "RGB" else 1, size, size)
             case Download(kind=kind):
-                return self.cropped(SHAPES[kind])
+                return SHAPES[kind]
         return None
 
     def cropped(self, shape: Shape) -> Shape:

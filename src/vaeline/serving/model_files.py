@@ -35,6 +35,7 @@ class DataIdentity(Section):
     digest: str
     source: str
     binarise: Binarise
+    uncropped: Annotated[tuple[Side, Side], Field(strict=False)] | None = None  # H, W that data.crop was taken from
 
 
 class Description(Section):
@@ -58,6 +59,13 @@ class LoadedModel:
     vae: VAE
     config: Description
     digest: str  # SHA-256 over both files
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What `read_image` makes of any image for this model, before a crop from the centre: W x H and mode."""
+        channels, *sides = self.vae.shape
+        height, width = self.config.data.uncropped or sides
+        return {"size": (width, height), "mode": "L" if channels == 1 else "RGB"}
 
 
 def save_model(folder: Path, vae: VAE, description: dict[str, Any]) -> None:

@@ -5,12 +5,12 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeline.core.model import VAE
+from vaeline.data.prepared import centre
 from vaeline.data.sources.dataset import check_brightness
 from vaeline.data.sources.images import read_folder, scan
 from vaeline.data.sources.npz import read_npz
@@ -18,6 +18,7 @@ from vaeline.errors import UserError
 from vaeline.evaluation.drift import Verdict, compare, quantiles
 from vaeline.io.atomic_write import write_file
 from vaeline.io.safe_read import shown
+from vaeline.serving.model_files import LoadedModel
 
 if TYPE_CHECKING:
     from vaeline.serving.inference import TrainedModel
@@ -42,7 +43,7 @@ def score_images(
     vae, reference = model.loaded.vae, model.reference
     if vae.deterministic:
         raise UserError(f"{uri}: is a plain autoencoder, which has no ELBO; allowed: a VAE")
-    names, pixels = _read_images(images, vae, fit)
+    names, pixels = _read_images(images, model.loaded, fit)
     elbo = model.score(pixels, seed).astype(np.float64)
     if not np.isfinite(elbo).all():
         first = int(np.argmin(np.isfinite(elbo)))
@@ -68,16 +69,13 @@ def score_images(
     return verdict
 
 
-def _read_images(path: Path, vae: VAE, fit: Mapping[str, str]) -> tuple[list[str], NDArray[np.uint8]]:
+def _read_images(path: Path, loaded: LoadedModel, fit: Mapping[str, str]) -> tuple[list[str], NDArray[np.uint8]]:
     """Names (a file's path within its folder, or an index) and pixels [N, C, H, W]."""
-    channels, height, width = vae.shape
-    wanted = _described(vae.shape)
+    vae, wanted = loaded.vae, _described(loaded.vae.shape)
     if path.is_dir():
         try:
-            changes: dict[str, Any] = (
-                {"size": (width, height), "mode": "L" if channels == 1 else "RGB", **fit} if fit else {}
-            )
-            pixels = read_folder(path, **changes)[0].pixels
+            pixels = read_folder(path, **({**loaded.fitted, **fit} if fit else {}))[0].pixels
+            pixels = centre(pixels, vae.shape) if fit else pixels
         except UserError as error:
             keys = r"data\.source\.size and data\.source\.mode|data\.source\.mode"
             raise UserError(re.sub(keys, "--fit crop", str(error))) from None
