@@ -51,9 +51,7 @@ def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as raised:
         vaeline.load(folder)
     message = str(raised.value)
-    first, *more = message.splitlines()  # a line a mistake, each naming its file, with nothing that a terminal obeys
-    assert first.isprintable(), message
-    assert all(line.isprintable() and line.startswith(str(folder)) for line in more), message
+    assert message.isprintable(), message  # one line, with nothing that a terminal obeys
     return message
 
 

@@ -13,6 +13,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
+import torch.utils.flop_counter
 from small_training import CPU, model, options, train_small
 from vaeline.data.batches import _numbers
 from vaeline.evaluation.split_metrics import bound

@@ -11,8 +11,8 @@ from vaeline.config.data import Shape
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
 from vaeline.io.digests import file_digest
-from vaeline.io.safe_read import parse_json, read_bounded
-from vaeline.io.yaml_config import Section, validate
+from vaeline.io.safe_read import read_bounded
+from vaeline.io.yaml_config import Section, validate_json
 
 MANIFEST, MOST_BYTES = "manifest.json", 1_000_000
 SPLITS = ("train", "validation", "test")
@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> DataManifest:
     """Read `manifest.json`; raises UserError where it is missing, damaged or incomplete."""
     path = folder / MANIFEST
     try:
-        return validate(DataManifest, parse_json(read_bounded(path, MOST_BYTES), str(path)), str(path))
+        return validate_json(DataManifest, read_bounded(path, MOST_BYTES), path)
     except UserError as error:
         raise UserError(f"{error}; run the stage prepare") from None
 

@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from vaeline.errors import UserError
-from vaeline.io.safe_read import DEEPEST, read_bounded, shown
+from vaeline.io.safe_read import DEEPEST, parse_json, read_bounded, shown
 
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # read within a second
 AMBIGUOUS = re.compile(
@@ -118,6 +118,14 @@ def validate(section: type[S], content: Any, where: str) -> S:
             way_out = f" (to remove it: -S '~{key}')" if overridable else ""  # for `dvc exp run`
             lines.append(f"{where}: {key and key + ': '}{_mistake(details)}{way_out}")
         raise UserError("\n".join(lines)) from None
+
+
+def validate_json(section: type[S], content: bytes, path: Path) -> S:
+    """Parse and check a JSON file that no one writes by hand; raises UserError, in one line, for the first mistake."""
+    try:
+        return validate(section, parse_json(content, str(path)), str(path))
+    except UserError as error:
+        raise UserError(str(error).splitlines()[0]) from None
 
 
 def _key_path(content: Any, details: ErrorDetails) -> str:

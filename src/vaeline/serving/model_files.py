@@ -18,9 +18,9 @@ from vaeline.data.prepared import manifest_digest, read_manifest
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import write_files
 from vaeline.io.digests import value_digest
-from vaeline.io.safe_read import parse_json, read_bounded
+from vaeline.io.safe_read import read_bounded
 from vaeline.io.workspace import Workspace
-from vaeline.io.yaml_config import Positive, Section, validate
+from vaeline.io.yaml_config import Positive, Section, validate, validate_json
 from vaeline.training.build import build_model
 from vaeline.training.initial import CONFIG_BYTES, HEADER_BYTES, check_tensors, parse_tensors
 
@@ -92,7 +92,7 @@ def load_model(
     """
     path = folder / CONFIG
     described = read(path, CONFIG_BYTES)
-    description = validate(Description, parse_json(described, str(path)), str(path))
+    description = validate_json(Description, described, path)
     try:
         with torch.device("meta"):  # shapes and dtypes alone, however large
             vae = build_model(description.model, description.shape, description.objective)

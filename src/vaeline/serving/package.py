@@ -24,8 +24,8 @@ from vaeline.errors import UserError
 from vaeline.evaluation.drift import LARGEST_FILE, REFERENCE, Values, parse_reference
 from vaeline.io.atomic_write import write_file
 from vaeline.io.digests import file_digest
-from vaeline.io.safe_read import checked_digest, parse_json, read_bounded, readable, shown
-from vaeline.io.yaml_config import Section, validate
+from vaeline.io.safe_read import checked_digest, read_bounded, readable, shown
+from vaeline.io.yaml_config import Section, validate_json
 from vaeline.serving import signatures
 from vaeline.serving.model_files import CONFIG, WEIGHTS, LoadedModel, load_model
 
@@ -111,7 +111,7 @@ def load_package(folder: Path, device: str | torch.device = "cpu", registered: R
     where, content = folder / MANIFEST, read_bounded(folder / MANIFEST, MANIFEST_BYTES)
     tags = registered.tags if registered else {}
     _refuse_tag(tags, "vaeline.manifest", hashlib.sha256(content).hexdigest())
-    manifest = validate(PackageManifest, parse_json(content, str(where)), str(where))
+    manifest = validate_json(PackageManifest, content, where)
     trusted, by = signatures.trusted_signers(), manifest.signer
     if trusted is not None and by not in trusted:
         found = f"is signed by {by[:12]}, which is no key" if by else "is not signed by any key"
