@@ -36,6 +36,7 @@ def go(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_copy_beside_the_original_reads_its_own_models(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    """Mistake 16: the artifacts of a copy are its own."""
     before = addresses(published)
     copy = shutil.copytree(published, tmp_path / "a copy #1")
     go(copy, monkeypatch)
