@@ -67,6 +67,7 @@ def test_a_density_of_real_pixels_is_the_whole_one_of_an_image(kind, density, ra
 
 
 def test_a_laplace_likelihood_is_smoothed_over_normal_outputs() -> None:
+    """Mistake 23."""
     likelihood = Laplace(0.2).double()
     e = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).view(-1, 1, 1, 1)
     for output, spread in ((0.1, 0.3), (0.4, 0.05), (0.9, 1e-4)):

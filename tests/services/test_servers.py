@@ -55,6 +55,7 @@ def test_a_service_is_found_by_a_later_process_and_ended_with_its_children(toy: 
 
 
 def test_a_copy_leaves_the_services_of_the_original_alone_and_a_moved_folder_stops_its_own(toy: Path):
+    """Mistake 22: another folder's services."""
     code = "from pipeline.services.servers import *; from vaeline.io.workspace import Workspace"
     start = f"{code}; keep_running(Workspace(), 'd', ['sleep', '300'], {{}}, 'a')"
     subprocess.run([sys.executable, "-c", start], check=True)
