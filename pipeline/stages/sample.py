@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pipeline.report.explorer import LatentAxes, explorer
 from vaeline.config import Sample, read_params
-from vaeline.core.estimators import batch_ranges, pixel_batches
+from vaeline.core.distributions import DiagonalGaussian
+from vaeline.core.estimators import batch_ranges, encoded, pixel_batches
 from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
 from vaeline.data.prepared import open_split, read_manifest
@@ -36,7 +37,7 @@ def main() -> None:
         axes = latent_axes(trained.vae, test.pixels)
         sheets = draw(trained.vae, test.pixels, axes, params.sample)
         some = test.take(ON_THE_MAP, params.sample.seed)
-        codes = _codes(trained.vae, some.pixels).cpu().numpy()
+        codes = _posterior(trained.vae, some.pixels).mean.numpy()
         html = explorer(trained.vae, some, codes, read_manifest(workspace.prepared).classes, axes)
     drawn = {name: render(sheet) for name, sheet in sheets.items()}
     write_folder(workspace.reports / "samples", {f"{name}.png": png(pixels) for name, pixels in drawn.items()})
@@ -54,7 +55,7 @@ def draw(model: VAE, test: Pixels, axes: LatentAxes, section: Sample) -> dict[st
     columns, steps, pairs = section.columns, section.steps, max(1, section.rows // 2)
     order = np.random.default_rng(section.seed).permutation(len(test))
     images: Pixels = np.asarray(test[np.resize(order, max(pairs * columns, 2 * section.rows, 3))])
-    codes = _codes(model, images)
+    codes = _posterior(model, images).mean.to(model.device)
     code = "code" if model.deterministic else "posterior mean"
 
     noise = torch.randn(section.rows * columns, len(codes[0]), generator=torch.Generator().manual_seed(section.seed))
@@ -96,18 +97,17 @@ def latent_axes(model: VAE, test: Pixels) -> LatentAxes:
     Under another prior, and of an autoencoder, N(0, I) is no scale: there by the codes' variance, in units of the
     posterior's, and about the codes' own centre in units of their own spread.
     """
-    posteriors = [model.encode(model.likelihood.observe(batch, None)) for _, batch in pixel_batches(model, test)]
+    posterior = _posterior(model, test)
     if isinstance(model.prior, StandardNormal) and not model.deterministic:
-        kl = torch.cat([posterior.kl_to_standard_normal() for posterior in posteriors]).double().mean(0)
+        kl = posterior.kl_to_standard_normal().double().mean(0)
         centre, spread, rank = torch.zeros_like(kl), torch.ones_like(kl), kl
         labels = [f"KL {mean:.1f} nats" for mean in kl.tolist()]
     else:
-        codes = torch.cat([posterior.mean for posterior in posteriors]).double()  # [N, Z]
-        variance = torch.cat([posterior.log_variance for posterior in posteriors]).double().exp().mean(0)
+        codes, variance = posterior.mean.double(), posterior.log_variance.double().exp().mean(0)  # [N, Z], [Z]
         centre, spread = codes.mean(0), codes.std(0, correction=0)
         rank, labels = spread.square() / variance, [f"spread {deviation:.2f}" for deviation in spread.tolist()]
     order = rank.argsort(descending=True, stable=True).tolist()
-    return LatentAxes(order, labels, centre.cpu().numpy(), spread.cpu().numpy())
+    return LatentAxes(order, labels, centre.numpy(), spread.numpy())
 
 
 def _traversals(model: VAE, code: Tensor, axes: LatentAxes, section: Sample) -> Sheet:
@@ -125,9 +125,8 @@ def _traversals(model: VAE, code: Tensor, axes: LatentAxes, section: Sample) -> 
     return Sheet(title, rows, [f"{value:.1f}" for value in across.tolist()])
 
 
-def _codes(model: VAE, images: Pixels) -> Tensor:
-    """Posterior means: [N, Z]."""
-    return torch.cat([model.encode(model.likelihood.observe(x, None)).mean for _, x in pixel_batches(model, images)])
+def _posterior(model: VAE, images: Pixels) -> DiagonalGaussian:
+    return encoded(model, (model.likelihood.observe(x, None) for _, x in pixel_batches(model, images)), len(images))
 
 
 def _pixels(model: VAE, z: Tensor) -> Pixels:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch.utils.flop_counter
 from small_training import CPU, model, options, train_small
+from pipeline.stages.sample import latent_axes
 from vaeline.data.batches import _numbers
 from vaeline.evaluation.split_metrics import bound
 from vaeline.training.splits import Splits
@@ -23,6 +24,8 @@ most = (_numbers(Path("/proc/self/status"))["VmData"] << 10) + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 result = train_small(Path(sys.argv[1]).parent / "c", options(epochs=1, batch_size=500), Splits(pixels, pixels, "none"))
 assert np.isfinite(bound(result.model, pixels, 1).elbo).all()
+with torch.no_grad():
+    assert np.isfinite(latent_axes(result.model, pixels).spread).all()
 try:
     np.ones(pixels.nbytes, np.uint8)
 except MemoryError:

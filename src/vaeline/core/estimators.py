@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,26 @@ def pixel_batches(model: VAE, pixels: NDArray[np.uint8], size: int = BATCH) -> I
     for indices in batch_ranges(model, len(pixels), size):
         batch = np.array(pixels[indices.start : indices.stop])  # a copy: the split is a read-only memory map
         yield indices, torch.from_numpy(batch).to(model.device)
+
+
+def gathered(parts: Iterable[Tensor], count: int) -> Tensor:
+    """All `count` rows of tensors [B, ...], on the CPU, each put into its place as it comes.
+
+    Small results kept between large ones that are freed would leave holes in the heap that nothing fits into.
+    """
+    found, start = torch.empty(0), 0
+    for part in parts:
+        found = found if start else part.new_empty(count, *part.shape[1:], device="cpu")
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
+
+
+def encoded(model: VAE, images: Iterable[Tensor], count: int) -> DiagonalGaussian:
+    """q(z|x) of `count` images in data space, which come in batches [B, C, H, W]; on the CPU."""
+    posteriors = map(model.encode, images)
+    both = gathered((torch.stack([q.mean, q.log_variance], 1) for q in posteriors), count)
+    return DiagonalGaussian(*both.transpose(0, 1).contiguous())
 
 
 def posterior_samples(model: VAE, pixels: NDArray[np.uint8], seed: int) -> Iterator[tuple[DiagonalGaussian, Tensor]]:

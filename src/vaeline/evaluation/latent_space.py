@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeline.core.distributions import DiagonalGaussian
-from vaeline.core.estimators import batch_ranges, observe, per_image_noise, per_image_uniform, pixel_batches
+from vaeline.core.estimators import batch_ranges, encoded, observe, per_image_noise, per_image_uniform, pixel_batches
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.priors import StandardNormal
@@ -241,9 +241,7 @@ def frechet_report(model: VAE, train: Split, validation: Split, test: Split, see
 @torch.no_grad()
 def encode(model: VAE, pixels: Pixels, seed: int) -> DiagonalGaussian:
     """q(z|x) of every image, on the CPU: mean and log variance [N, Z]."""
-    parts = [model.encode(x) for x in _observed(model, pixels, seed)]
-    means, log_variances = [part.mean.cpu() for part in parts], [part.log_variance.cpu() for part in parts]
-    return DiagonalGaussian(torch.cat(means), torch.cat(log_variances))
+    return encoded(model, _observed(model, pixels, seed), len(pixels))
 
 
 def _observed(model: VAE, pixels: Pixels, seed: int) -> Iterator[Tensor]:

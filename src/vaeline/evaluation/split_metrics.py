@@ -6,6 +6,7 @@ so that a batch's size changes only the rounding and two models see the same deq
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vaeline.core import estimators
-from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, observe, pixel_batches
+from vaeline.core.estimators import BATCH, PIXELS_AT_ONCE, Proposal, gathered, observe, pixel_batches
 from vaeline.core.likelihoods import Gaussian, Laplace, Measure
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
@@ -126,16 +127,16 @@ def gain(challenger: Scores, champion: Scores) -> Measured:
 @torch.no_grad()
 def bound(model: VAE, pixels: Pixels, seed: int) -> Bound:
     """The ELBO's terms with one posterior sample an image (none for an autoencoder: its code is the mean)."""
-    # filled in place: small results kept between large ones that are freed would leave holes that nothing fits into
-    reconstruction, kl = torch.empty(2, len(pixels), dtype=torch.float64)
-    for indices, batch in pixel_batches(model, pixels):
+
+    def terms(indices: range, batch: Tensor) -> Tensor:
         noise = None
         if not model.deterministic:
             noise = estimators.per_image_noise(seed, indices, (model.latent_dim,)).to(batch.device)
-        terms = elbo_terms(model, observe(model, batch, indices, seed), noise)
-        reconstruction[indices.start : indices.stop] = terms.reconstruction
-        kl[indices.start : indices.stop] = terms.kl_per_dimension.double().cpu().sum(1)
-    return Bound(reconstruction.numpy(), kl.numpy())
+        found = elbo_terms(model, observe(model, batch, indices, seed), noise)
+        return torch.stack([found.reconstruction.double(), found.kl_per_dimension.double().sum(1)], 1)
+
+    found = gathered((terms(*part) for part in pixel_batches(model, pixels)), len(pixels))
+    return Bound(*found.T.contiguous().numpy())
 
 
 @torch.no_grad()
@@ -154,13 +155,14 @@ def marginal_kl(model: VAE, pixels: Pixels, seed: int) -> Values:
 @torch.no_grad()
 def reconstruct(model: VAE, pixels: Pixels) -> tuple[Values, Tensor]:
     """The mean squared error of each image's reconstruction, without noise, [N], and the posterior means, [N, Z]."""
-    errors, means = torch.empty(len(pixels), dtype=torch.float64), torch.empty(len(pixels), model.latent_dim)
-    for indices, batch in pixel_batches(model, pixels):
-        x = model.likelihood.observe(batch, None)
+
+    def errors_and_means(x: Tensor) -> Tensor:
         mean = model.encode(x).mean
-        errors[indices.start : indices.stop] = (x - decoded(model, mean)).square().flatten(1).mean(1)
-        means[indices.start : indices.stop] = mean
-    return errors.numpy(), means
+        return torch.cat([(x - decoded(model, mean)).square().flatten(1).mean(1, keepdim=True), mean], 1)
+
+    images = (model.likelihood.observe(batch, None) for _, batch in pixel_batches(model, pixels))
+    found = gathered(map(errors_and_means, images), len(pixels))
+    return found[:, 0].double().numpy(), found[:, 1:].contiguous()
 
 
 def log_likelihood(
@@ -173,16 +175,17 @@ def log_likelihood(
     dimensions = math.prod(model.shape)
     copies = max(min(k, 16), model.latent_dim if proposal == "laplace" else 1)
     images = max(1, min(BATCH, PIXELS_AT_ONCE // (dimensions * copies)))
-    results = []
-    with Progress(f"log p(x) with {k} samples", len(pixels), "images") as reporter:
+
+    def estimates(reporter: Progress) -> Iterator[Tensor]:
         for indices, batch in pixel_batches(model, pixels, images):
             chunk = max(1, PIXELS_AT_ONCE // (dimensions * len(batch)))
-            results.append(
-                estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk, proposal=proposal)
-            )
+            found = estimators.log_likelihood(model, batch, indices, k=k, seed=seed, chunk=chunk, proposal=proposal)
+            yield torch.stack(found, 1)
             reporter.update(indices.stop)
-    estimates, errors = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
-    return estimates.numpy(), (k / (1 + (k - 1) * errors.square())).numpy()
+
+    with Progress(f"log p(x) with {k} samples", len(pixels), "images") as reporter:
+        estimate, error = gathered(estimates(reporter), len(pixels)).T.contiguous()
+    return estimate.numpy(), (k / (1 + (k - 1) * error.square())).numpy()
 
 
 def _bound_report(model: VAE, split: str, terms: Bound) -> dict[str, Any]:

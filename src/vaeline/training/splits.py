@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeline.config.data import Binarise
+from vaeline.core.estimators import gathered
 from vaeline.core.model import VAE
 from vaeline.core.objectives import Bound, elbo_terms, estimate
 from vaeline.core.priors import FullMixture
@@ -123,7 +124,7 @@ def fitted_prior(model: VAE, components: int, splits: Splits, seed: int, device:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    z = torch.cat([codes.cpu() for codes in training_codes(model, splits, seed, device)])
+    z = gathered(training_codes(model, splits, seed, device), len(splits.train))
     z = z[permutation(seed, -1, len(z))[:FIT_IMAGES]].double()
     centre, spread = z.mean(0), z.std(0).clamp(min=1e-4)
     mixture = GaussianMixture(components, init_params="k-means++", max_iter=FIT_STEPS, random_state=seed % 2**32)
