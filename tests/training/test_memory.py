@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-IMAGES, SPARE = 100_000, 192 << 20  # 307 MB of images; bytes beyond what imports take
+IMAGES, SPARE = 150_000, 288 << 20  # 461 MB of images; bytes beyond what imports take
 SCRIPT = """
 import resource, sys
 from pathlib import Path
