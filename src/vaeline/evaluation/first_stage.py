@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vaeline.core.estimators import pixel_batches, posterior_samples
+from vaeline.core.estimators import gathered, pixel_batches, posterior_samples
 from vaeline.core.metrics import Measured
 from vaeline.core.model import VAE, decoded
 from vaeline.core.networks import Shape
@@ -19,11 +19,9 @@ STABILISERS = (0.01**2, 0.03**2)  # of means and of variances, for pixels on [0,
 @torch.no_grad()
 def mean_similarity(model: VAE, pixels: Pixels, compare: Callable[[Tensor, Tensor], Tensor] | None = None) -> Measured:
     """SSIM, or what else compares pairs of images, of pixels [N, C, H, W] and expected images at posterior means."""
-    similar, compare = [], compare or structural_similarity
-    for _, batch in pixel_batches(model, pixels):
-        x = model.likelihood.observe(batch, None)
-        similar.append(compare(x, decoded(model, model.encode(x).mean)))
-    return Measured.of(torch.cat(similar))
+    compare = compare or structural_similarity
+    images = (model.likelihood.observe(batch, None) for _, batch in pixel_batches(model, pixels))
+    return Measured.of(gathered((compare(x, decoded(model, model.encode(x).mean)) for x in images), len(pixels)))
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def scan(folder: Path) -> tuple[tuple[str, ...] | None, list[tuple[Path, int]]]:
     return tuple(entry.name for entry in classes) or None, files
 
 
-def _visible(folder: str | os.PathLike[str]) -> "list[os.DirEntry[str]]":
+def _visible(folder: os.PathLike[str]) -> "list[os.DirEntry[str]]":
     with os.scandir(folder) as entries:  # which knows kinds without asking for each
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
@@ -92,7 +92,7 @@ def read_folder(
             pixels[index] = image
 
     with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
-        for block in blocks(pixels, 4 * max(BLOCK, SHARE * cores * first.nbytes)):
+        for block in blocks(pixels, max(BLOCK, SHARE * cores * first.nbytes)):
             indices = range(len(files))[block]
             for _ in threads.map(decode, [indices[i : i + SHARE] for i in range(0, len(indices), SHARE)]):
                 pass
