@@ -247,9 +247,12 @@ def test_images_in_a_scratch_file_are_those_in_memory_and_nothing_is_left_of_it(
     assert isinstance(images.pixels, np.memmap) and not list(folder.iterdir())
 
 
-def test_of_two_bad_files_the_first_is_named_whichever_thread_is_sooner(tmp_path: Path) -> None:
+def test_of_two_bad_files_the_first_is_named_whichever_core_is_sooner(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     for number in range(20):
-        saved(tmp_path / f"{number:02}.png", grey())
-    for number in (5, 6):
-        (tmp_path / f"{number:02}.png").write_bytes(b"")
-    assert refusal(read_folder, tmp_path).startswith(f"{tmp_path / '05.png'}: cannot be decoded")
+        saved(folder / f"{number:02}.png", grey())
+    for number in (18, 6, 5):
+        (folder / f"{number:02}.png").write_bytes(b"")
+        for scratch in (None, tmp_path):
+            message = refusal(read_folder, folder, scratch_folder=scratch)
+            assert message.startswith(f"{folder / f'{number:02}.png'}: cannot be decoded")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
-from vaeline.io.npy import BLOCK, blocks, scratch
+from vaeline.io.npy import blocks, scratch
+from vaeline.io.processes import share_among_processes
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded, readable
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE, LARGEST_FILE = 4096, 1 << 28  # pixels, bytes
-SHARE = 8  # images that a thread decodes at a time
+PART = 32 << 20  # bytes of pixels that a core decodes at a time
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks; others describe
 # how an image becomes upright, by its orientation in Exif, as Pillow numbers what it does: ROTATE_180 is 3
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -71,8 +72,8 @@ def read_folder(
 ) -> tuple[Split, tuple[str, ...] | None]:
     """Decode every image of `folder`, with the changes that `read_image` makes; the class names as `scan` has them.
 
-    By a thread a core: Pillow decodes and resizes outside of Python's lock. The pixels lie in memory, or in a nameless
-    file of `scratch_folder`.
+    The pixels lie in memory, decoded by a thread a core, or in a nameless file of `scratch_folder`, by a process a
+    core: that is faster, but not for a service, whose threads and memory are not to be forked.
 
     Raises UserError naming the file that cannot be decoded, is too large, or is unlike the first image.
     """
@@ -81,22 +82,23 @@ def read_folder(
     pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
     paths, cores = [path for path, _ in files], len(os.sched_getaffinity(0))
 
-    def decode(indices: range) -> None:
-        for index in indices:
-            image = read_image(paths[index], **changes)
-            if image.shape != first.shape:
-                raise UserError(
-                    f"{named(paths[index])}: is {image.shape} (C, H, W), but {named(paths[0])} is {first.shape}; "
-                    "allowed: images all alike, or data.source.size and data.source.mode to make them so"
-                )
-            pixels[index] = image
+    def decode(index: int) -> None:
+        image = read_image(paths[index], **changes)
+        if image.shape != first.shape:
+            raise UserError(
+                f"{named(paths[index])}: is {image.shape} (C, H, W), but {named(paths[0])} is {first.shape}; "
+                "allowed: images all alike, or data.source.size and data.source.mode to make them so"
+            )
+        pixels[index] = image
 
     with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
-        for block in blocks(pixels, max(BLOCK, SHARE * cores * first.nbytes)):
+        for block in blocks(pixels, cores * max(PART, first.nbytes)):
             indices = range(len(files))[block]
-            for _ in threads.map(decode, [indices[i : i + SHARE] for i in range(0, len(indices), SHARE)]):
-                pass
-            reporter.update(indices.stop)
+            if scratch_folder:
+                share_among_processes(decode, indices, cores, reporter.update)
+            else:
+                for index, _ in zip(indices, threads.map(decode, indices), strict=True):
+                    reporter.update(index + 1)
     labels = np.array([label for _, label in files], np.int64) if classes else None
     return Split(pixels, labels), classes
 
