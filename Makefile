@@ -31,7 +31,7 @@ lint: setup
 	@$(BIN)/mypy
 
 torture: setup
-	@$(BIN)/python -m pytest -m torture -v
+	@$(BIN)/python -m pytest -m torture -v -n 2 --dist worksteal
 
 ui: setup
 	@$(BIN)/vaeline ui

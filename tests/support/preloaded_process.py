@@ -18,10 +18,11 @@ end_process = os._exit
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
 PROCESSES = multiprocessing.get_context("forkserver")  # one for all tests of this process
 PROCESSES.set_forkserver_preload(
-    [f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory", "register")]
+    [f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory")]
+    + ["pipeline.stages.register", "pipeline.stages.report", "pipeline.report.page", "pipeline.report.summary"]
     + ["matplotlib.pyplot", "sklearn.linear_model", "sklearn.neighbors", "mlflow.pyfunc"]
     + [f"mlflow.store.{store}.sqlalchemy_store" for store in ("model_registry", "tracking")]
-    + ["torch._dynamo"]  # which the training's first step imports
+    + ["torch._dynamo", "tests.support.preloaded"]  # the former is imported by the training's first step
 )
 
 
