@@ -16,7 +16,7 @@ from vaeline.io.workspace import current_workspace
 
 end_process = os._exit
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
-PROCESSES = multiprocessing.get_context("forkserver")  # one for all tests of this process
+PROCESSES = multiprocessing.get_context("forkserver")  # Python keeps one server, and one list, for all that ask
 PROCESSES.set_forkserver_preload(
     [f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory")]
     + ["pipeline.stages.register", "pipeline.stages.report", "pipeline.report.page", "pipeline.report.summary"]

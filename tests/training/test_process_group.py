@@ -1,6 +1,5 @@
 """Two real processes over gloo against one: the same steps, but for rounding."""
 
-import multiprocessing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from preloaded_process import PROCESSES
 from small_training import CPU, Recorder, bumps, model, options, splits
 from vaeline import config
 from vaeline.data.batches import open_images
@@ -22,8 +22,6 @@ from vaeline.training.randomness import Noise
 from vaeline.training.splits import Splits, validate
 from vaeline.training.trainer import Result, train
 
-PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
-PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 TOLERANCE = 2e-4  # relative: float32 sums in another order, over some tens of steps
 
 

@@ -1,6 +1,5 @@
 """Killed with SIGKILL, several times, in the middle of epochs: the result is the same to the last bit."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -9,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from model_sections import described
+from preloaded_process import PROCESSES
 from small_training import Recorder, bumps, model, options, train_small
 from vaeline.serving.model_files import save_model
 from vaeline.training.device import Settings
 from vaeline.training.history import to_csv
 from vaeline.training.splits import Splits
 
-PROCESSES = multiprocessing.get_context("forkserver")  # real processes, that need not import torch again each
-PROCESSES.set_forkserver_preload(["vaeline.training.trainer"])
 SECTION = options(epochs=30, patience=3, ema=0.7, precision="auto")  # bfloat16 where the processor has it
 
 
