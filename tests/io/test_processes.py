@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,13 @@ import pytest
 
 from vaeline.io.npy import scratch
 from vaeline.io.processes import share_among_processes
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    before = psutil.Process().children()  # servers of other tests
+    yield
+    assert psutil.Process().children() == before
 
 
 def nothing(_: int) -> None:
@@ -30,7 +37,6 @@ def test_each_index_is_worked_on_once_by_as_many_processes(tmp_path: Path, count
     assert done[:, 0].tolist() == [1] * count
     assert len(np.unique(done[:, 1:], axis=0)) == used
     assert reports == sorted(reports) and reports[-1] == 100 + count
-    assert not psutil.Process().children()
 
 
 def test_the_error_of_the_lowest_index_is_raised_and_all_processes_have_ended(capfd: pytest.CaptureFixture[str]):
@@ -43,7 +49,6 @@ def test_the_error_of_the_lowest_index_is_raised_and_all_processes_have_ended(ca
 
         with pytest.raises(ValueError, match=str(min(bad))):
             share_among_processes(work, range(10), 3, nothing)
-        assert not psutil.Process().children()
     assert capfd.readouterr() == ("", "")
 
 
