@@ -1,6 +1,5 @@
 """One task shared among processes, for work in which threads wait for Python's lock."""
 
-import gc
 import os
 import signal
 import warnings
@@ -20,10 +19,9 @@ def share_among_processes(
     the call. `report` gets the end of what is done by now, more or less. Not for programs with threads that hold locks
     which `work` needs.
     """
-    step = max(1, -(-len(indices) // processes))
+    step = -(-len(indices) // processes)
     own, *others = [indices[start : start + step] for start in range(0, len(indices), step)]
     running: dict[int, range] = {}
-    gc.freeze()  # a collection would go through, and in the others copy, all that lies in memory already
     try:
         for part in others:
             running[_forked(work, part)] = part
@@ -36,7 +34,6 @@ def share_among_processes(
             for index in part if failed else ():
                 work(index)
     finally:
-        gc.unfreeze()
         for pid in running:
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
