@@ -1,6 +1,5 @@
-"""Imported by the process that forks for each trial: what every trial would do again, each for a second."""
+"""Imported by the process that forks for each trial: what every trial would import, or do again, for seconds."""
 
-import gc
 import warnings
 from importlib import import_module
 
@@ -8,7 +7,13 @@ from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
-    import_module("torch._decomp.decompositions_for_jvp")  # of the mode of p(z|x)
+    for module in (
+        *(f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory")),
+        *("pipeline.stages.register", "pipeline.stages.report"),
+        *("matplotlib.pyplot", "sklearn.linear_model", "sklearn.neighbors", "mlflow.pyfunc"),
+        *(f"mlflow.store.{store}.sqlalchemy_store" for store in ("model_registry", "tracking")),
+        "torch._dynamo",  # by the training's first step
+        "torch._decomp.decompositions_for_jvp",  # by the mode of p(z|x)
+    ):
+        import_module(module)
 warn_dependency_requirement_mismatches(["torch"])  # reads which files belong to which package, and keeps it
-gc.collect()
-gc.freeze()  # no collection in a fork goes through, and so copies, what lies in memory

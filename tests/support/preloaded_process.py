@@ -17,17 +17,12 @@ from vaeline.io.workspace import current_workspace
 end_process = os._exit
 Job = dict[str, Any]  # what: a stage | sync | inspect; cwd, log, env, action, at, root, points
 PROCESSES = multiprocessing.get_context("forkserver")  # Python keeps one server, and one list, for all that ask
-PROCESSES.set_forkserver_preload(
-    [f"pipeline.stages.{stage}" for stage in ("fetch", "prepare", "train", "evaluate", "sample", "theory")]
-    + ["pipeline.stages.register", "pipeline.stages.report", "pipeline.report.page", "pipeline.report.summary"]
-    + ["matplotlib.pyplot", "sklearn.linear_model", "sklearn.neighbors", "mlflow.pyfunc"]
-    + [f"mlflow.store.{store}.sqlalchemy_store" for store in ("model_registry", "tracking")]
-    + ["torch._dynamo", "tests.support.preloaded"]  # the former is imported by the training's first step
-)
+PROCESSES.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def work(job: Job) -> None:
     """One job; never returns."""
+    assert "tests.support.preloaded" in sys.modules, "Python does not say what it could not import, or was asked anew"
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
