@@ -15,6 +15,7 @@ from vaeline.config import parse_params, read_params
 from vaeline.errors import UserError
 from vaeline.io.workspace import Workspace
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # else it hides what failed
 PARAMS = (Path(__file__).parents[1] / "params.yaml").read_bytes()
 LINES = PARAMS.splitlines()
 SPITEFUL = st.sampled_from(
@@ -72,7 +73,7 @@ def check(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "params.yaml")
         path.write_bytes(content)
-        start = time.monotonic()
+        start = time.process_time()  # other programs may run beside
         try:
             params = read_params(path)
         except UserError as error:
@@ -85,7 +86,7 @@ def check(content: bytes) -> None:
             assert always_stale(Workspace(Path(folder))) in (set(), {"fetch"})
         except UserError as error:
             assert str(error).isprintable() and len(str(error)) <= 400
-        assert time.monotonic() - start < 2
+        assert time.process_time() - start < 2
 
 
 @given(generated())

@@ -92,12 +92,12 @@ def test_digests_of_dvc_lock_are_text_whatever_they_begin_with():
     ],
 )
 def test_text_that_is_not_yaml_or_meant_to_hurt_is_one_line_at_once(text: str, words: str):
-    start = time.monotonic()
+    start = time.process_time()
     message = refusal(parse_yaml, text, "x.yaml")
     assert message.startswith("x.yaml: ")
     assert words in message
     assert len(message) < 250
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path):

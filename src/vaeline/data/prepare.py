@@ -1,5 +1,6 @@
 """Stage prepare: from `data/raw` to validated, split, memory-mappable arrays, their manifest and a summary."""
 
+import hashlib
 import io
 import json
 import logging
@@ -18,7 +19,6 @@ from vaeline.data.sources.readers import read_source
 from vaeline.data.splits import Indices, distinct, fingerprints, split
 from vaeline.errors import UserError
 from vaeline.io.atomic_write import new_file, new_folder, write_folder
-from vaeline.io.digests import file_digest
 from vaeline.io.npy import Pixels, blocks, npy_file, taken
 from vaeline.io.safe_read import shown
 
@@ -129,8 +129,8 @@ def _write_split(
     """Write the arrays of a split; returns its summary and the counts of each channel's values, [C, 256]."""
     from PIL import Image
 
-    histograms = np.zeros((shape[0], 256), np.int64)
-    with npy_file(path, (len(indices), *shape), np.uint8) as write:
+    histograms, digest = np.zeros((shape[0], 256), np.int64), hashlib.sha256()
+    with npy_file(path, (len(indices), *shape), np.uint8, digest) as write:
         for part in blocks(images.pixels[: len(indices)], BLOCK):
             block = change(taken(images.pixels, indices[part]))
             for channel in range(shape[0]):
@@ -139,12 +139,12 @@ def _write_split(
     found: dict[str, Any] = {"labels": images.labels is not None, "factors": images.factors is not None}
     for kind, rows in (("labels", images.labels), ("factors", images.factors)):
         if rows is not None:
-            beside = path.with_name(f"{path.stem}_{kind}.npy")
-            with npy_file(beside, (len(indices), *rows.shape[1:]), rows.dtype) as write:
+            beside, of_rows = path.with_name(f"{path.stem}_{kind}.npy"), hashlib.sha256()
+            with npy_file(beside, (len(indices), *rows.shape[1:]), rows.dtype, of_rows) as write:
                 write(rows[indices])
-            found[f"{kind}_sha256"] = file_digest(beside)
+            found[f"{kind}_sha256"] = of_rows.hexdigest()
     mean, std = moments(histograms.sum(0))
-    return SplitSummary(count=len(indices), sha256=file_digest(path), mean=mean, std=std, **found), histograms
+    return SplitSummary(count=len(indices), sha256=digest.hexdigest(), mean=mean, std=std, **found), histograms
 
 
 def binarise(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,9 +1,11 @@
 """Arrays written in order, and arrays larger than memory."""
 
+import io
 import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,33 @@ BLOCK, MAPPED = 4 << 20, 16  # bytes handled at once, and rows from anywhere in 
 
 
 @contextmanager
-def npy_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[NDArray[Any]], object]]:
-    """Writer of an .npy file of a known shape, block after block along its first axis.
+def npy_file(
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike, digest: Any = None
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Writer of an .npy file of a known shape, block after block along its first axis; `digest`, of hashlib, gets it.
 
-    Not through a memory map: on a full disk that is a SIGBUS, here it is an OSError.
+    A block is written while its caller makes the next one, so it is not to be changed any more. Not through a memory
+    map: on a full disk that is a SIGBUS, here it is an OSError.
     """
-    kind = np.dtype(dtype)
-    with new_file(path) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda block: file.write(np.ascontiguousarray(block, dtype=kind).tobytes())
+    kind, header = np.dtype(dtype), io.BytesIO()
+    content = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    with new_file(path) as file, ThreadPoolExecutor(max_workers=1) as thread:
+
+        def append(part: Any) -> None:
+            file.write(part)
+            if digest is not None:
+                digest.update(part)
+
+        last = thread.submit(append, header.getvalue())
+
+        def write(block: NDArray[Any]) -> None:
+            nonlocal last
+            last.result()
+            last = thread.submit(append, np.ascontiguousarray(block, dtype=kind).data)
+
+        yield write
+        last.result()
 
 
 def scratch(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.uint8]:
