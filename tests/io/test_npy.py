@@ -1,11 +1,12 @@
 """Arrays larger than memory."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vaeline.io.npy import blocks, scratch, taken
+from vaeline.io.npy import blocks, npy_file, scratch, taken
 
 
 def resident_bytes() -> int:
@@ -40,3 +41,20 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path) -> N
     with pytest.raises(OSError):
         scratch((1 << 50,), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_are_written_in_order_and_digested_as_the_file_is(tmp_path: Path):
+    rows, digest = np.arange(60, dtype=np.int32).reshape(20, 3), hashlib.sha256()
+    with npy_file(tmp_path / "rows.npy", rows.shape, np.int64, digest) as write:
+        for start in range(0, 20, 7):
+            write(rows[start : start + 7])
+    assert np.load(tmp_path / "rows.npy").tolist() == rows.tolist()
+    assert digest.hexdigest() == hashlib.sha256((tmp_path / "rows.npy").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [1, 5], ids=["the last block", "one before"])
+def test_a_block_that_cannot_be_written_is_an_error(count: int):
+    block = np.zeros((1 << 16,), np.uint8)
+    with pytest.raises(OSError, match="No space left"), npy_file(Path("/dev/full"), block.shape, np.uint8) as write:
+        for _ in range(count):
+            write(block)
