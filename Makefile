@@ -12,7 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # what is installed is right while these stay: the pins, this package's metadata, the folder (a venv cannot be moved)
-KEY = $$(cat requirements.lock pyproject.toml | sha256sum | cut -c 1-64) $(CURDIR)
+KEY = $$(cat requirements.lock pyproject.toml | cksum) $(CURDIR)
 
 .PHONY: setup install checks run test test-slow torture lint ui docs bench lock
 

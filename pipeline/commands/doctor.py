@@ -17,6 +17,7 @@ from vaeline.config import read_params
 from vaeline.errors import UserError, redact
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
+from vaeline.io.processes import cores
 from vaeline.io.workspace import Workspace, expanded
 
 GIGABYTE = 1e9
@@ -146,7 +147,7 @@ def device(workspace: Workspace) -> Finding:
     from vaeline.training.device import pick_device
 
     chosen, setting = pick_device(), os.environ.get("VAELINE_DEVICE", "auto")
-    kind = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{os.cpu_count()} cores"
+    kind = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{cores()} cores"
     return "ok", f"{chosen} (VAELINE_DEVICE={setting}), torch {torch.__version__}, {kind}"
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 from pipeline.stages.runner import ROOT
 from vaeline.errors import UserError
+from vaeline.io.processes import cores
 from vaeline.io.workspace import Workspace
 from vaeline.training.process_group import STORE
 
@@ -30,7 +31,7 @@ def launch(size: int, workspace: Workspace, stage: str = "train") -> None:
     logs, processes = workspace.state.absolute() / "train-processes", []
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
-    defaults = {"VAELINE_THREADS": str(max(1, (os.cpu_count() or 1) // size)), "GLOO_SOCKET_IFNAME": "lo"}
+    defaults = {"VAELINE_THREADS": str(max(1, cores() // size)), "GLOO_SOCKET_IFNAME": "lo"}
     shared = defaults | os.environ | {STORE: (logs / "store").as_uri(), "WORLD_SIZE": str(size)}
     with ExitStack() as files:
         try:

@@ -24,6 +24,7 @@ from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest, value_digest
 from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
+from vaeline.io.processes import cores
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import RunContext, Workspace
 from vaeline.io.yaml_config import read_yaml
@@ -211,7 +212,7 @@ def slots(jobs: int) -> list[dict[str, str]]:
     """
     if accelerators := _accelerators():
         return [{"CUDA_VISIBLE_DEVICES": accelerators[slot % len(accelerators)]} for slot in range(jobs)]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    threads = str(max(1, cores() // jobs))
     return [{name: threads for name in ("VAELINE_THREADS", "OMP_NUM_THREADS") if name not in os.environ}] * jobs
 
 

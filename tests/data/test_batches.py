@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -47,6 +48,11 @@ def test_what_does_not_fit_stays_in_its_file(mapped: np.ndarray, monkeypatch: py
     assert isinstance(open_images(mapped, CPU), Resident)
     monkeypatch.setattr(batches, "_free_bytes", lambda device: 2 * mapped.nbytes - 1)
     assert isinstance(open_images(mapped, CPU), Streamed)
+
+
+def test_where_linux_does_not_say_what_is_free_half_the_memory_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(batches, "PROC", tmp_path / "none")  # as on macOS
+    assert batches._free_bytes(CPU) == pytest.approx(psutil.virtual_memory().total / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA])

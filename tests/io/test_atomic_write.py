@@ -74,12 +74,12 @@ def test_mistake_15_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
-    mine = f".file.{threading.get_native_id()}.part"
-    for name in (f".file.{DEAD}.part", f".other.{DEAD}.part", ".a.part", "part", "a.part", f".b.{os.getppid()}.part"):
+    mine, other = f".file.{os.getpid()}-{threading.get_native_id()}.part", f".b.{os.getppid()}-1.part"
+    for name in (f".file.{DEAD}-{DEAD}.part", f".other.{DEAD}-{DEAD}.part", ".a.part", "part", "a.part", other):
         (tmp_path / name).write_bytes(b"half of something much longer than the new content")
     (tmp_path / mine).write_bytes(b"half of something much longer than the new content")
     write_file(tmp_path / "file", b"content")
-    assert sorted(contents(tmp_path)) == sorted([".a.part", f".b.{os.getppid()}.part", "a.part", "file", "part"])
+    assert sorted(contents(tmp_path)) == sorted([".a.part", other, "a.part", "file", "part"])
     assert (tmp_path / "file").read_bytes() == b"content"
 
 

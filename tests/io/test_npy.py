@@ -1,6 +1,7 @@
 """Arrays larger than memory."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path) -> N
     with pytest.raises(OSError):
         scratch((1 << 50,), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_room_is_there_also_where_none_can_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    scratch((100, 64), tmp_path)[99] = 1
 
 
 def test_blocks_are_written_in_order_and_digested_as_the_file_is(tmp_path: Path):

@@ -71,10 +71,10 @@ def test_what_a_crash_or_a_full_disk_left_half_written_does_not_count(tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / ".step.4999999.part").write_bytes(b"half")
+    (tmp_path / ".step.4999999-4999999.part").write_bytes(b"half")
     assert newest(tmp_path) == 1
     checkpoint.write(tmp_path, 2, numbered(2))
-    assert not (tmp_path / ".step.4999999.part").exists()
+    assert not (tmp_path / ".step.4999999-4999999.part").exists()
 
 
 def test_a_repository_that_was_moved_meanwhile_is_not_begun_anew_where_it_was(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Batches of uint8 images on a device: from memory where the data set fits, else read ahead from its file."""
 
+import os
 import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,8 @@ def _free_bytes(device: torch.device) -> int:
     """What may still be allocated: by the machine, this process's limits (`ulimit`) and its control group's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if not PROC.exists():  # macOS
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     process = _numbers(PROC / "self/status")
     free = [_numbers(PROC / "meminfo")["MemAvailable"] << 10]
     for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-PART = re.compile(r"\..+\.(\d+)\.part")  # the number: of the thread that writes it
+PART = re.compile(r"\..+\.(\d{1,9})-\d+\.part")  # the numbers: of the process and the thread that write it
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -27,13 +27,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         if path.exists() and not path.is_file():
             kind = "directory" if path.is_dir() else "device"
             raise OSError(errno.EISDIR if path.is_dir() else errno.ENODEV, f"Is a {kind}", str(path))
-    parts = {path: path.with_name(f".{path.name}.{threading.get_native_id()}.part") for path in files}
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part") for path in files}
     try:
         for path, content in files.items():
             with _naming(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 for part in path.parent.glob(".*.part"):
-                    if (match := PART.fullmatch(part.name)) and not Path("/proc", match[1]).exists():
+                    if (match := PART.fullmatch(part.name)) and not _runs(int(match[1])):
                         part.unlink(missing_ok=True)  # its writer was killed
                 with new_file(parts[path]) as file:
                     file.write(content)
@@ -102,6 +102,16 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _restore(old: Path, folder: Path) -> None:

@@ -55,7 +55,8 @@ def scratch(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.uint8]:
     if folder is None:
         return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk is an OSError now, no SIGBUS later
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk is an OSError now, no SIGBUS later
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 

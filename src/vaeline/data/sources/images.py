@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
 from vaeline.io.npy import blocks, scratch
-from vaeline.io.processes import share_among_processes
+from vaeline.io.processes import cores, share_among_processes
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded, readable
 
@@ -80,7 +80,7 @@ def read_folder(
     classes, files = scan(folder)
     first = read_image(files[0][0], **changes)
     pixels = scratch((len(files), *first.shape), scratch_folder)  # N x C x H x W
-    paths, cores = [path for path, _ in files], len(os.sched_getaffinity(0))
+    paths, workers = [path for path, _ in files], cores()
 
     def decode(index: int) -> None:
         image = read_image(paths[index], **changes)
@@ -91,11 +91,11 @@ def read_folder(
             )
         pixels[index] = image
 
-    with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(cores) as threads:
-        for block in blocks(pixels, cores * max(PART, first.nbytes)):
+    with Progress("decoding", len(files), "images") as reporter, ThreadPoolExecutor(workers) as threads:
+        for block in blocks(pixels, workers * max(PART, first.nbytes)):
             indices = range(len(files))[block]
             if scratch_folder:
-                share_among_processes(decode, indices, cores, reporter.update)
+                share_among_processes(decode, indices, workers, reporter.update)
             else:
                 for index, _ in zip(indices, threads.map(decode, indices), strict=True):
                     reporter.update(index + 1)
