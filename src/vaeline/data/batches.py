@@ -70,7 +70,7 @@ def _free_bytes(device: torch.device) -> int:
     """What may still be allocated: by the machine, this process's limits (`ulimit`) and its control group's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if not PROC.exists():  # macOS
+    if not (PROC / "meminfo").exists():  # macOS
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     process = _numbers(PROC / "self/status")
     free = [_numbers(PROC / "meminfo")["MemAvailable"] << 10]
