@@ -1,7 +1,8 @@
 """`python -m benchmarks.folder [IMAGES]`: what `prepare` takes of a folder of JPEGs: both speeds by turns, and memory.
 
-Pictures of 178 x 218 pixels, resized to 64 x 64. Seconds on one core over seconds on all; and the peak's slope between
-a quarter of the images and all of them.
+Pictures of 178 x 218 pixels, resized to 64 x 64. Seconds on one core over seconds on all; what as many runs at once, a
+core each, that share nothing gain (a virtual core may be half of one); and the peak's slope between a quarter of the
+images and all of them.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +36,18 @@ def rows(images: int = 20_000) -> Iterator[Row]:
         for path in sorted((folder / "all").iterdir())[: images // 4]:
             os.link(path, folder / "some" / path.name)
         _, some = measured(folder / "some", cores)
-        found = [(measured(folder / "all", cores[:1]), measured(folder / "all", cores)) for _ in range(REPEATS)]
-    one, every = (min(pair[i][0] for pair in found) for i in (0, 1))
-    peak = max(pair[1][1] for pair in found)
+        found = [
+            (measured(folder / "all", cores[:1]), measured(folder / "all", cores), at_once(folder / "all", cores))
+            for _ in range(REPEATS)
+        ]
+    one, every, apart = (min(turn[i][0] for turn in found) for i in (0, 1, 2))
+    peak = max(turn[1][1] for turn in found)
     slope = (peak - some) / (images - images // 4)
     whole = peak + slope * (CELEBA - images)
     name = f"prepare, {images:,} JPEGs: 1 core over {len(cores)}"
     yield Row(name, f"{one:.1f} / {every:.1f} s", one / every, f">= {LEAST}", one / every >= LEAST)
+    most = len(cores) * one / apart
+    yield Row(f"{len(cores)} such runs at once, a core each", f"{apart:.1f} s", most, "for comparison", True)
     yield Row("its memory, a further image", f"{slope:.0f} B", None, f"<= {MOST} B", slope <= MOST)
     yield Row(f"its peak at {CELEBA:,}, by that", f"{whole / 2**20:.0f} MiB", None, "<= 1 GiB", whole <= LIMIT)
 
@@ -62,6 +69,14 @@ def measured(folder: Path, cores: list[int]) -> tuple[float, int]:
         command = (sys.executable, "-m", "benchmarks.folder", str(folder), f"{prepared}/prepared")
         used = run_command("taskset", "-c", ",".join(map(str, cores)), *command, cwd=ROOT)
         return time.perf_counter() - begun, used.ru_maxrss << 10
+
+
+def at_once(folder: Path, cores: list[int]) -> tuple[float, int]:
+    """Seconds that a run on each core takes while the others run, and the largest peak of them."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(len(cores)) as threads:
+        peaks = [peak for _, peak in threads.map(lambda core: measured(folder, [core]), cores)]
+    return time.perf_counter() - begun, max(peaks)
 
 
 if __name__ == "__main__":
