@@ -17,7 +17,7 @@ from vaeline.config import read_params
 from vaeline.errors import UserError, redact
 from vaeline.io.git import DUBIOUS_OWNERSHIP, TRUST_COMMAND
 from vaeline.io.git import git as run_git
-from vaeline.io.processes import cores
+from vaeline.io.machine import cores
 from vaeline.io.workspace import Workspace, expanded
 
 GIGABYTE = 1e9

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from pipeline.stages.runner import ROOT
 from vaeline.errors import UserError
-from vaeline.io.processes import cores
+from vaeline.io.machine import cores
 from vaeline.io.workspace import Workspace
 from vaeline.training.process_group import STORE
 

@@ -24,7 +24,7 @@ from vaeline.evaluation.metrics_file import read_metrics
 from vaeline.io.digests import model_digest, value_digest
 from vaeline.io.git import git, try_git
 from vaeline.io.locks import acquire, locked
-from vaeline.io.processes import cores
+from vaeline.io.machine import cores
 from vaeline.io.safe_read import shown
 from vaeline.io.workspace import RunContext, Workspace
 from vaeline.io.yaml_config import read_yaml

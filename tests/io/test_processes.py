@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from vaeline.io.npy import scratch
-from vaeline.io.processes import cores, share_among_processes
+from vaeline.io.processes import share_among_processes
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,6 @@ def no_process_is_left() -> Iterator[None]:
 
 def nothing(_: int) -> None:
     """What was reported is not looked at."""
-
-
-def test_only_the_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
-    assert cores() == len(psutil.Process().cpu_affinity())
-    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-    assert cores() == 1000
 
 
 @pytest.mark.parametrize(("count", "processes", "used"), [(10, 3, 3), (2, 5, 2), (7, 1, 1), (5, 4, 3)])

@@ -1,7 +1,6 @@
 """`params.yaml` as frozen, strict values: one class a section; variants form a union tagged by `kind`."""
 
 import math
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,6 +9,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from vaeline.config.data import Data, Shape
 from vaeline.config.train import PERCEPTUAL_SIDE, Diffusers, Train
+from vaeline.io.machine import memory
 from vaeline.io.yaml_config import BY_KIND, Count, NonNegative, Positive, Section, Seed, read_yaml, validate
 
 Activation = Literal["relu", "tanh", "silu"]
@@ -167,9 +167,9 @@ class Model(Section):
                     weights += components * math.prod(shape)
                 case Fitted(components=components) | Mixture(components=components, covariance="full"):
                     weights += components * latents**2
-        if 4 * weights > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        if 4 * weights > memory():
             found = f"weights of {4 * weights / 1e9:,.0f} GB for {size}"
-            raise ValueError(f"model: {found}; allowed: the {memory / 1e9:,.0f} GB of this machine's memory")
+            raise ValueError(f"model: {found}; allowed: the {memory() / 1e9:,.0f} GB of this machine's memory")
 
 
 class Evaluate(Section):

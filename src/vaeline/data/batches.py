@@ -1,6 +1,5 @@
 """Batches of uint8 images on a device: from memory where the data set fits, else read ahead from its file."""
 
-import os
 import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaeline.config.data import Shape
+from vaeline.io.machine import memory
 from vaeline.io.npy import Pixels, blocks, taken
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -71,7 +71,7 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not (PROC / "meminfo").exists():  # macOS
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return memory() // 2
     process = _numbers(PROC / "self/status")
     free = [_numbers(PROC / "meminfo")["MemAvailable"] << 10]
     for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):

@@ -9,11 +9,6 @@ from contextlib import suppress
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-
-
 def share_among_processes(
     work: Callable[[int], object], indices: range, processes: int, report: Callable[[int], object]
 ) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from vaeline.data.sources.dataset import Split
 from vaeline.errors import UserError
+from vaeline.io.machine import cores
 from vaeline.io.npy import blocks, scratch
-from vaeline.io.processes import cores, share_among_processes
+from vaeline.io.processes import share_among_processes
 from vaeline.io.progress import Progress
 from vaeline.io.safe_read import named, read_bounded, readable
 

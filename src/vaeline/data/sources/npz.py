@@ -1,7 +1,6 @@
 """A user's .npz file: nothing is unpickled, every value is checked."""
 
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from vaeline.data.sources.dataset import Dataset, Split
 from vaeline.data.sources.images import LARGEST_SIDE
 from vaeline.errors import UserError
+from vaeline.io.machine import memory
 from vaeline.io.safe_read import shown
 
 IMAGES = "8-bit pixels (uint8, 0 to 255), N x H x W, or N x H x W x C with 1 or 3 channels"
@@ -103,8 +103,7 @@ def _value_fix(images: NDArray[Any]) -> str:
 
 def _check_sizes(path: Path) -> None:
     """Refuse, before any memory is taken, an archive that unpacks to too much or a header of more than its file."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = min(memory // 2, max(2**30, 100 * path.stat().st_size))
+    most = min(memory() // 2, max(2**30, 100 * path.stat().st_size))
     with zipfile.ZipFile(path) as archive:
         if (size := sum(member.file_size for member in archive.infolist())) > most:
             raise UserError(f"would unpack to {size:,} bytes; allowed: at most {most:,}")
